@@ -1,0 +1,6 @@
+"""Images, text and audio in one Matryoshka space, and a Qwen that sees.
+
+Nothing but the name stands here yet: the system is built on `clip_common` in a later release.
+"""
+
+__version__ = "0.1.0"
