@@ -1,0 +1,154 @@
+"""Scenes to English and back: five different captions a scene from a small grammar, and a reader of that grammar.
+
+    caption    = things, background? | background ", " things
+    things     = thing {", " thing} " and " thing
+    thing      = article size? texture? colour? kind place?
+
+Each caption leaves out some of what it could say, as people do; the reader turns what is left into claims, from which
+`oracle.py` computes the ceiling.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, SIZES, TEXTURES, Scene, Thing, generator
+
+WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "size": {"small": ("small", "little"), "medium": ("medium-sized",), "large": ("large", "big")},
+    "texture": {name: (name,) for name in TEXTURES},
+    "colour": {name: (name,) for name in COLOURS},
+    "kind": {name: (name,) for name in KINDS},
+    "place": {
+        "top left": ("at the top left", "in the upper left corner"),
+        "top": ("at the top",),
+        "top right": ("at the top right", "in the upper right corner"),
+        "left": ("on the left",),
+        "centre": ("in the centre", "in the middle"),
+        "right": ("on the right",),
+        "bottom left": ("at the bottom left", "in the lower left corner"),
+        "bottom": ("at the bottom",),
+        "bottom right": ("at the bottom right", "in the lower right corner"),
+    },
+}
+"""How each value of each attribute of a thing is said; a phrase means one value."""
+
+BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
+    "grass": ("on green grass", "on a lawn"),
+    "sand": ("on sand", "on a sandy beach"),
+    "bricks": ("in front of a brick wall",),
+    "wood": ("on wooden boards", "on a wooden table"),
+    "water": ("on water",),
+    "snow": ("in the snow",),
+}
+
+ADJECTIVES = ("size", "texture", "colour")
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a caption says: for each thing the attributes it names, and the background if it names one."""
+
+    things: tuple[dict[str, str], ...]
+    background: str | None
+
+
+def captions(scene: Scene, count: int = 5) -> list[str]:
+    """`count` different captions of a scene, always the same for the same scene.
+
+    Raises:
+        ValueError: `count` is not 1 to 10: beyond that a scene of one thing has not enough to say.
+    """
+    if not 1 <= count <= 10:
+        raise ValueError(f"a scene has 1 to 10 different captions: got count={count}")
+    random = generator("captions", seed=scene.seed, index=scene.index)
+    texts: list[str] = []
+    while len(texts) < count:
+        text = _caption(scene, random)
+        if text not in texts:
+            texts.append(text)
+    return texts
+
+
+def read_caption(text: str) -> Claims:
+    """The claims of a caption of this grammar.
+
+    Raises:
+        ValueError: No thing of the world is named.
+    """
+    found = sorted(_occurrences(text.lower()), key=lambda occurrence: occurrence[0])
+    things: list[dict[str, str]] = []
+    waiting: dict[str, str] = {}
+    background = None
+    for _, attribute, value in found:
+        if attribute == "background":
+            background = value
+        elif attribute == "kind":
+            things.append(waiting | {"kind": value})
+            waiting = {}
+        elif attribute == "place" and things:  # a place follows its thing, adjectives come before theirs
+            things[-1]["place"] = value
+        else:
+            waiting[attribute] = value
+    if not things:
+        raise ValueError(f"no thing of the procedural world is named in {text!r}; things are {', '.join(KINDS)}")
+    return Claims(things=tuple(things), background=background)
+
+
+def _occurrences(text: str) -> list[tuple[int, str, str]]:
+    """(position, attribute, value) of every phrase in the text; where phrases overlap, the longest."""
+    taken = np.zeros(len(text) + 1, dtype=bool)
+    found = []
+    for phrase, attribute, value in _PHRASES:
+        start = text.find(phrase)
+        while start >= 0:
+            end = start + len(phrase)
+            whole_words = (start == 0 or not text[start - 1].isalpha()) and not text[end : end + 1].isalpha()
+            if whole_words and not taken[start:end].any():
+                taken[start:end] = True
+                found.append((start, attribute, value))
+            start = text.find(phrase, start + 1)
+    return found
+
+
+_PHRASES = sorted(
+    [
+        (phrase, attribute, value)
+        for attribute, values in {**WORDS, "background": BACKGROUND_WORDS}.items()
+        for value, phrases in values.items()
+        for phrase in phrases
+    ],
+    key=lambda entry: -len(entry[0]),
+)
+
+
+def _caption(scene: Scene, random: np.random.Generator) -> str:
+    order = random.permutation(len(scene.things))
+    said = len(order) if len(order) <= 2 or random.random() < 0.6 else len(order) - 1
+    phrases = [_thing(scene.things[i], alone=said == 1, random=random) for i in order[:said]]
+    listed = phrases[0] if said == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    if random.random() < (0.9 if said == 1 else 0.5):
+        ground = _one_of(BACKGROUND_WORDS[scene.background], random)
+        return f"{listed} {ground}" if random.random() < 0.7 else f"{ground}, {listed}"
+    return listed
+
+
+def _thing(thing: Thing, *, alone: bool, random: np.random.Generator) -> str:
+    """A noun phrase. What stands alone is described more fully, so that it tells scenes apart too."""
+    adjectives = [
+        _one_of(WORDS[name][getattr(thing, name)], random)
+        for name in ADJECTIVES
+        if random.random() < (0.95 if alone or name == "colour" else 0.65)
+    ]
+    place = random.random() < (0.95 if alone else 0.6)
+    words = [*adjectives, thing.kind, *([_one_of(WORDS["place"][thing.place], random)] if place else [])]
+    article = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join([article, *words])
+
+
+def _one_of(phrases: tuple[str, ...], random: np.random.Generator) -> str:
+    return phrases[random.integers(len(phrases))]
+
+
+assert set(WORDS["size"]) == set(SIZES)
+assert set(WORDS["place"]) == set(PLACES)

@@ -1,0 +1,137 @@
+"""Scenes to pictures: drawn at about four times the size with PIL, then scaled down, so that 64 pixels are enough."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from clip_common.synthetic.backgrounds import background_crop
+from clip_common.synthetic.scenes import SIDE, Scene, Thing, centre, generator
+from clip_common.synthetic.shapes import BODY, DARK, LIGHT, drawing
+
+Rgb = tuple[int, int, int]
+
+PALETTE: dict[str, Rgb] = {
+    "red": (218, 40, 44),
+    "orange": (245, 135, 25),
+    "yellow": (252, 214, 40),
+    "green": (38, 158, 62),
+    "blue": (36, 92, 214),
+    "purple": (132, 58, 184),
+    "pink": (250, 132, 186),
+    "black": (48, 48, 54),
+}
+"""The colour that fills most of a thing of that name."""
+
+# What stripes, dots and checks are painted in: light on a deep colour, deep on a light one.
+_INK: dict[str, Rgb] = {
+    "red": (255, 226, 214),
+    "orange": (255, 240, 214),
+    "yellow": (206, 128, 12),
+    "green": (222, 250, 214),
+    "blue": (206, 226, 255),
+    "purple": (236, 212, 255),
+    "pink": (190, 40, 112),
+    "black": (226, 226, 230),
+}
+_LIGHT_DETAIL: Rgb = (252, 248, 238)
+_CANVAS = 256  # pixels of the drawing before it is scaled down, at least
+_SHADOW = [value * 70 // 255 for value in range(256)]  # how much of it falls through each value of alpha
+
+
+def render(scene: Scene, size: int = 64) -> Image.Image:
+    """The picture of a scene: RGB, `size` × `size` pixels, always the same for the same scene and size.
+
+    Raises:
+        ValueError: `size` is below 16, where nothing can be read any more.
+    """
+    if size < 16:
+        raise ValueError(f"a scene needs at least 16 pixels a side: got size={size}")
+    side = size * max(2, -(-_CANVAS // size))
+    random = generator("render", seed=scene.seed, index=scene.index)
+    canvas = background_crop(scene.background, side, random)
+    for thing in scene.things:
+        _place(canvas, thing, random)
+    return canvas.resize((size, size), Image.Resampling.BOX)
+
+
+def _place(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> None:
+    side = canvas.width
+    extent = round(SIDE[thing.size] * side * random.uniform(0.95, 1.05))
+    x, y = (round((position + random.uniform(-0.02, 0.02)) * side - extent / 2) for position in centre(thing.place))
+    x, y = (min(max(0, corner), side - extent) for corner in (x, y))
+    picture = _picture(thing, resolution=128 if extent <= 128 else 256 if extent <= 256 else 512, random=random)
+    if random.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture = picture.rotate(random.uniform(-9, 9), resample=Image.Resampling.BILINEAR)
+    picture = picture.resize((extent, extent), Image.Resampling.BILINEAR)
+    alpha = picture.getchannel("A")
+    shift = max(1, round(0.03 * extent))
+    canvas.paste((40, 34, 28), (x + shift, y + shift), alpha.point(_SHADOW))
+    canvas.paste(picture, (x, y), alpha)
+
+
+def _picture(thing: Thing, *, resolution: int, random: np.random.Generator) -> Image.Image:
+    """The thing alone, RGBA: outline, coloured and textured body, details."""
+    outline, body, light, dark = _masks(thing.kind, resolution)
+    shade = random.uniform(0.94, 1.04)
+    colour = _scaled(PALETTE[thing.colour], shade)
+    deep = _scaled(PALETTE[thing.colour], 0.38)
+    picture = Image.new("RGBA", (resolution, resolution), (*deep, 0))
+    picture.putalpha(outline)
+    filled = Image.new("RGB", (resolution, resolution), colour)
+    if thing.texture != "plain":
+        filled.paste(_scaled(_INK[thing.colour], shade), None, _pattern(thing.texture, resolution))
+    picture.paste(filled, None, body)
+    picture.paste(_LIGHT_DETAIL, None, light)
+    picture.paste(deep, None, dark)
+    return picture
+
+
+def _scaled(colour: Rgb, factor: float) -> Rgb:
+    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
+    return red, green, blue
+
+
+@lru_cache(maxsize=256)
+def _masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
+    """Where the outline (all that is painted and a rim), the body, light and dark details are: four "L" masks."""
+    painted = drawing(kind, resolution)
+    whole = painted.point(lambda role: 255 if role else 0)
+    outline = whole.filter(ImageFilter.MaxFilter(2 * round(0.022 * resolution) + 1))
+    body, light, dark = (
+        painted.point(lambda role, wanted=wanted: 255 if role == wanted else 0) for wanted in (BODY, LIGHT, DARK)
+    )
+    return outline, body, light, dark
+
+
+@lru_cache(maxsize=16)
+def _pattern(texture: str, resolution: int) -> Image.Image:
+    """Where the ink of a texture goes: an "L" mask."""
+    mask = Image.new("L", (resolution, resolution), 0)
+    draw = ImageDraw.Draw(mask)
+    if texture == "striped":
+        period, width = 0.29 * resolution, 0.12 * resolution
+        for i in range(-5, 5):
+            start = i * period
+            draw.polygon(
+                [
+                    (start, 0),
+                    (start + width, 0),
+                    (start + width + resolution, resolution),
+                    (start + resolution, resolution),
+                ],
+                255,
+            )
+    elif texture == "dotted":
+        period, radius = 0.25 * resolution, 0.074 * resolution
+        for row in range(6):
+            for column in range(-1, 6):
+                x, y = (column + 0.5 * (row % 2)) * period + 0.06 * resolution, row * period * 0.87
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), 255)
+    else:
+        cell = resolution / 5.5
+        for row in range(6):
+            for column in range(row % 2, 6, 2):
+                draw.rectangle((column * cell, row * cell, (column + 1) * cell - 1, (row + 1) * cell - 1), 255)
+    return mask

@@ -1,0 +1,87 @@
+"""The ceiling: what a reader who sees every attribute of every scene, and reads every caption, retrieves.
+
+C captions, N scenes, S slots for things (at most four), V attribute values.
+"""
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_common.synthetic.captions import WORDS, Claims, read_caption
+from clip_common.synthetic.scenes import Scene
+
+_VALUES = {
+    (attribute, value): column
+    for column, (attribute, value) in enumerate((name, value) for name, values in WORDS.items() for value in values)
+}
+_SLOTS = 4
+_VIOLATION = 20.0  # a false claim outweighs any number of true ones
+_CHUNK = 512  # captions at a time
+
+Floats = NDArray[np.float32]
+
+
+def oracle_scores(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
+    """(C, N) score of each caption for each scene: claims that hold, minus twenty for each that does not.
+
+    A caption's things are matched one to one with the scene's, in the way that makes most claims hold.
+
+    Raises:
+        ValueError: A caption that names no thing of the world.
+    """
+    seen = np.zeros((len(scenes), _SLOTS, len(_VALUES)), dtype=np.float32)
+    for row, scene in enumerate(scenes):
+        for slot, thing in enumerate(scene.things):
+            for attribute in WORDS:
+                seen[row, slot, _VALUES[attribute, getattr(thing, attribute)]] = 1
+    grounds = np.array([scene.background for scene in scenes])
+    claims = [read_caption(text) for text in captions]
+    parts = [_chunk_scores(claims[start : start + _CHUNK], seen, grounds) for start in range(0, len(claims), _CHUNK)]
+    return np.concatenate(parts)
+
+
+def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray[np.str_]) -> Floats:
+    said = np.zeros((len(claims), _SLOTS, len(_VALUES)), dtype=np.float32)
+    for row, claim in enumerate(claims):
+        for slot, thing in enumerate(claim.things):
+            for attribute, value in thing.items():
+                said[row, slot, _VALUES[attribute, value]] = 1
+    held = np.tensordot(said, seen_NSV, axes=(2, 2))  # (C, S, N, S): claims of a slot that hold of a slot
+    slots = np.arange(_SLOTS)
+    best = np.max([held[:, slots, :, list(order)].sum(axis=0) for order in permutations(range(_SLOTS))], axis=0)
+    total = said.sum(axis=(1, 2))
+    for row, claim in enumerate(claims):
+        if claim.background is not None:
+            best[row] += grounds_N == claim.background
+            total[row] += 1
+    return np.asarray(best - _VIOLATION * (total[:, None] - best), dtype=np.float32)
+
+
+def attribute_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Retrieval by `oracle_scores`: R@1, R@5, R@10 both ways as fractions, and rsum (0 to 600).
+
+    Ties count as the mean of the ranks they span: an oracle that cannot tell two scenes apart gains nothing by it.
+
+    Args:
+        scenes: N scenes.
+        captions: The captions of each.
+    """
+    scores_CN = oracle_scores(scenes, [text for texts in captions for text in texts])
+    owner_C = np.repeat(np.arange(len(scenes)), [len(texts) for texts in captions])
+    own_C = scores_CN[np.arange(len(owner_C)), owner_C]
+    text_rank = _mean_rank(scores_CN, own_C[:, None], axis=1)
+    best_N = np.full(len(scenes), -np.inf, dtype=np.float32)
+    np.maximum.at(best_N, owner_C, own_C)
+    # other captions of the same image are no rivals of its best one
+    rivals_CN = np.where(owner_C[:, None] == np.arange(len(scenes)), -np.inf, scores_CN)
+    image_rank = 1 + (rivals_CN > best_N).sum(axis=0) + (rivals_CN == best_N).sum(axis=0) / 2
+    metrics = {f"i2t/R@{k}": float((image_rank <= k).mean()) for k in (1, 5, 10)}
+    metrics |= {f"t2i/R@{k}": float((text_rank <= k).mean()) for k in (1, 5, 10)}
+    return metrics | {"rsum": 100 * sum(metrics.values())}
+
+
+def _mean_rank(scores: Floats, own: Floats, *, axis: int) -> NDArray[np.float64]:
+    ahead, level = (scores > own).sum(axis=axis), (scores == own).sum(axis=axis) - 1
+    return np.asarray(1 + ahead + level / 2)

@@ -1,0 +1,108 @@
+"""The Flickr8k folder and the ceiling of the attribute oracle."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_common.synthetic import (
+    Scene,
+    Thing,
+    attribute_oracle,
+    captions,
+    oracle_of_folder,
+    oracle_scores,
+    sample_scene,
+    write_flickr8k,
+)
+
+
+def scene(*things: tuple[str, str, str, str, str], background: str = "sand") -> Scene:
+    return Scene(seed=0, index=0, things=tuple(Thing(*words) for words in things), background=background)
+
+
+def test_the_oracle_scores_by_hand():
+    one = scene(("mug", "red", "plain", "large", "left"), ("key", "blue", "dotted", "small", "right"))
+    two = scene(("mug", "blue", "plain", "large", "left"), background="snow")
+    texts = ["a red mug and a blue key", "a big mug in the snow", "a blue mug"]
+    scores = oracle_scores([one, two], texts)
+    # one: all four claims hold. two: mug holds, red, blue and key do not.
+    assert scores[0].tolist() == [4.0, 1 - 20 * 3]
+    # one: big and mug hold, snow does not. two: all three hold.
+    assert scores[1].tolist() == [2 - 20, 3.0]
+    # one: mug, and blue of the key, but not both of one thing. two: both.
+    assert scores[2].tolist() == [1 - 20, 2.0]
+
+
+def test_ties_count_as_the_mean_of_their_ranks():
+    twins = [scene(("mug", "red", "plain", "large", "left"))] * 2
+    metrics = attribute_oracle(twins, [["a red mug"], ["a red mug"]])
+    assert metrics["t2i/R@1"] == 0.0  # rank 1.5 each
+    assert metrics["t2i/R@5"] == 1.0
+    assert metrics["i2t/R@1"] == 0.0
+    assert metrics["rsum"] == 400.0
+
+
+def test_the_ceiling_of_a_thousand_scenes_is_at_least_seven_tenths():
+    scenes = [sample_scene(0, index) for index in range(1000)]
+    metrics = attribute_oracle(scenes, [captions(one) for one in scenes])
+    assert metrics["t2i/R@1"] >= 0.7
+    assert metrics["i2t/R@1"] >= 0.7
+
+
+def test_the_folder_is_laid_out_as_flickr8k(tmp_path):
+    said = []
+    folder = write_flickr8k(
+        tmp_path / "ünïcode scenes", train=4, val=2, test=3, size=32, progress=lambda *at: said.append(at)
+    )
+    names = sorted(path.name for path in (folder / "Images").iterdir())
+    assert len(names) == 9
+    assert Image.open(folder / "Images" / names[0]).size == (32, 32)
+    with (folder / "captions.txt").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["image", "caption"]
+    assert len(rows) == 1 + 9 * 5
+    lists = [
+        (folder / f"Flickr_8k.{word}Images.txt").read_text(encoding="utf-8").split()
+        for word in ("train", "dev", "test")
+    ]
+    assert [len(part) for part in lists] == [4, 2, 3]
+    assert sorted(name for part in lists for name in part) == names
+    assert said[-1] == (9, 9)
+    texts = [[row[1] for row in rows if row[0] == name] for name in names]
+    assert oracle_of_folder(folder, names, texts)["t2i/R@1"] > 0.8
+
+
+def test_the_same_seed_writes_the_same_set_and_another_seed_another(tmp_path):
+    one, two, other = (
+        write_flickr8k(tmp_path / name, train=2, val=0, test=0, seed=seed, size=32)
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    assert (one / "captions.txt").read_text() == (two / "captions.txt").read_text()
+    assert (one / "captions.txt").read_text() != (other / "captions.txt").read_text()
+    first, second = (np.asarray(Image.open(next((folder / "Images").iterdir()))) for folder in (one, two))
+    assert np.array_equal(first, second)
+
+
+def test_an_existing_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "work.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists"):
+        write_flickr8k(tmp_path / "mine", train=1, val=0, test=0)
+    assert (tmp_path / "mine" / "work.txt").read_text() == "mine"
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write_flickr8k(tmp_path / "scenes", train=1, val=0, test=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_draw_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        write_flickr8k(tmp_path / "scenes", train=0, val=0, test=0)
