@@ -1,7 +1,7 @@
-"""How every benchmark here measures: alternated pairs for time, a process of its own for memory, a table and a JSON file.
+"""How every benchmark measures: alternated pairs for time, a process of its own for memory, a table and a JSON file.
 
-The machines are shared and noisy, so a figure is a ratio of medians over alternated pairs, never one absolute time, and a peak is
-read in a fresh process, above what was resident once inputs were made and the code was warm.
+The machines are shared and noisy, so a figure is a ratio of medians over alternated pairs, never one absolute time,
+and a peak is read in a fresh process, above what was resident once inputs were made and the code was warm.
 """
 
 import gc
@@ -26,7 +26,7 @@ RESULTS = Path("results/benchmarks")
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians of alternated pairs, in seconds; `ratio` is the median of ours / theirs pair by pair (below 1: ours is faster)."""
+    """Medians of alternated pairs, in seconds; `ratio` is the median of ours / theirs, pair by pair."""
 
     ours_s: float
     theirs_s: float
@@ -53,9 +53,9 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], *, pairs
 
 
 class PeakMemory:
-    """Peak resident memory of a block above what was resident when it began, in MiB (Linux); on CUDA torch's own counter.
+    """Peak resident memory of a block above what was resident as it began, in MiB (Linux); on CUDA torch's counter.
 
-    Run each arm in a process of its own (`arm_in_own_process`): memory that an earlier arm freed is not always given back.
+    Run each arm in its own process (`arm_in_own_process`): memory that an earlier arm freed is not always given back.
     """
 
     mib: float = 0.0

@@ -1,3 +1,57 @@
-"""CLIP training for image-text retrieval with similarity-aware negative weighting."""
+"""CLIP training for image-text retrieval with similarity-aware negative weighting.
+
+    from clipse import Retriever
+    Retriever.from_pretrained("runs/clipse/first").index("photos/").search("a dog in the snow", k=10)
+
+Names load when they are first used, so that `import clipse` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clipse.config import Config
+    from clipse.data import CLIPCollator, Flickr8kDataset, load_captions
+    from clipse.evaluation import evaluate
+    from clipse.experiment import read_records, train
+    from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
+    from clipse.model import RetrievalModel
+    from clipse.retriever import Retriever
+
+_HOMES = {
+    "CLIPCollator": "clipse.data",
+    "Config": "clipse.config",
+    "Flickr8kDataset": "clipse.data",
+    "RetrievalLoss": "clipse.losses",
+    "RetrievalModel": "clipse.model",
+    "Retriever": "clipse.retriever",
+    "SANWBandpass": "clipse.losses",
+    "SANWDebias": "clipse.losses",
+    "evaluate": "clipse.evaluation",
+    "load_captions": "clipse.data",
+    "read_records": "clipse.experiment",
+    "train": "clipse.experiment",
+}
+
+__all__ = [
+    "CLIPCollator",
+    "Config",
+    "Flickr8kDataset",
+    "RetrievalLoss",
+    "RetrievalModel",
+    "Retriever",
+    "SANWBandpass",
+    "SANWDebias",
+    "evaluate",
+    "load_captions",
+    "read_records",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'clipse' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

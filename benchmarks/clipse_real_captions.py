@@ -1,0 +1,111 @@
+"""Real captions, real towers: clipse's trained heads beside a ridge map from image features to text features.
+
+    uv run python benchmarks/clipse_real_captions.py            # CLIP loss and both SANW losses
+    uv run python benchmarks/clipse_real_captions.py --seeds 3 --quick
+
+Both see the same 600 training images of the Karpathy set and are selected on 100 of them (the ridge by its penalty,
+clipse by its epoch); the 201 test images are scored once. Nothing is tuned on them.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from _measure import report
+from sklearn.linear_model import Ridge
+
+from clip_common.backbones import load_dual
+from clip_common.config import load_config
+from clip_common.features import FeatureCache
+from clip_common.metrics import ImageTextResult, image_text_retrieval
+from clipse import Config, read_records, train
+from clipse.config import DataConfig
+from clipse.data import ImageRecord
+from clipse.embedding import owners
+from clipse.experiment import evaluate_source
+
+ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
+CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / "captions"
+HOLD_OUT = 100
+KEYS = ("t2i/R@1", "t2i/R@5", "t2i/R@10", "i2t/R@1", "i2t/R@5", "i2t/R@10", "rsum")
+
+
+def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dict[str, Path]) -> ImageTextResult:
+    """Ridge regression from unit image features to the mean of an image's unit text features; penalty chosen on val."""
+    bundle = load_dual(vision=towers["vision"], text=towers["text"])
+
+    def features(records: list[ImageRecord]) -> tuple[np.ndarray, np.ndarray]:
+        image = cache.image_features(bundle, [record.path for record in records])
+        text = cache.text_features(bundle, [caption for record in records for caption in record.captions])
+        unit = torch.nn.functional.normalize
+        return unit(image.float(), dim=-1).numpy(), unit(text.float(), dim=-1).numpy()
+
+    def fit(names: list[str], penalty: float) -> Ridge:
+        records = [record for name in names for record in splits[name]]
+        image, text = features(records)
+        owner = owners(records).numpy()
+        mean = np.stack([text[owner == row].mean(axis=0) for row in range(len(image))])
+        return Ridge(alpha=penalty).fit(image, mean)
+
+    def score(model: Ridge, name: str) -> ImageTextResult:
+        image, text = features(splits[name])
+        mapped = model.predict(image) - model.intercept_  # compare directions about the mean caption
+        centred = text - model.intercept_
+        return image_text_retrieval(
+            torch.from_numpy(mapped).float(), torch.from_numpy(centred).float(), owners(splits[name])
+        )
+
+    penalties = [10.0**power for power in range(-3, 4)]
+    best = max(penalties, key=lambda penalty: score(fit(["train"], penalty), "val").metrics["rsum"])
+    print(f"ridge penalty chosen on the {HOLD_OUT} held-out training images: {best:g}")
+    return score(fit(["train", "val"], best), "test")
+
+
+def row(method: str, seed: int | str, result: ImageTextResult) -> dict[str, object]:
+    low, high = result.intervals["rsum"]
+    values = {key: round(result.metrics[key], 3 if key != "rsum" else 1) for key in KEYS}
+    return {"method": method, "seed": seed} | values | {"rsum 95 %": f"{low:.1f}-{high:.1f}"}
+
+
+def trained(loss: str, seed: int, options: argparse.Namespace, towers: dict[str, Path]) -> ImageTextResult:
+    """One clipse run on the same split, and its score on the test images."""
+    name = f"{loss}-{seed}"
+    overrides = [
+        *(f"model.{tower}={path}" for tower, path in towers.items()),
+        f"data.root={options.captions}",
+        f"data.hold_out={HOLD_OUT}",
+        f"loss.name={loss}",
+        "loss.references=frozen",
+        f"trainer.seed={seed}",
+        f"runs={options.runs}",
+        f"results={options.runs / 'results'}",
+        f"name={name}",
+        *(["trainer.max_epochs=10"] if options.quick else []),
+    ]
+    shutil.rmtree(options.runs / "clipse" / name, ignore_errors=True)
+    run = train(load_config(Config, config="dual", overrides=overrides, package="clipse")).run
+    return evaluate_source(str(run.path))[1].result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=Path, default=CAPTIONS)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "real-captions")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="10 epochs and one seed: does it run")
+    options = parser.parse_args()
+    towers = {"vision": ASSETS / "dinov2", "text": ASSETS / "minilm"}
+    for part in (*towers.values(), options.captions):
+        if not part.exists():
+            parser.error(f"{part} is absent: this benchmark needs real weights and images, see CONTRIBUTING.md")
+    config = DataConfig(root=str(options.captions), hold_out=HOLD_OUT)
+    rows = [
+        row("ridge", "", ridge(FeatureCache(options.runs / "cache" / "features"), read_records(config).splits, towers))
+    ]
+    for loss in ("clip", "sanw_debias", "sanw_bandpass"):
+        for seed in range(1 if options.quick else options.seeds):
+            rows.append(row(loss, seed, trained(loss, seed, options, towers)))
+    report("clipse_real_captions", rows, note="test: 201 images, 1005 captions; recalls as fractions, rsum of 600")

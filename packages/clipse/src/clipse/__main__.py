@@ -1,0 +1,5 @@
+"""`python -m clipse`."""
+
+from clipse.cli import main
+
+main()

@@ -1,0 +1,210 @@
+"""`clipse`: the verbs. It parses, calls and prints; what is done is elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clip_common import cli
+from clip_common.cli import ConfigName, Overrides
+
+if TYPE_CHECKING:
+    from clipse.evaluation import Evaluation
+
+app = cli.application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
+data = cli.application("data", help="Look at a set of captioned images, or make one.")
+app.add_typer(data, name="data")
+console = Console()
+
+Root = Annotated[Path, typer.Argument(help="Folder of images and captions.", show_default=False)]
+Format = Annotated[str, typer.Option(help="Caption format; auto looks for the known files.")]
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
+) -> None:
+    """Train, select on the validation split, and leave a run folder.
+
+    Examples:
+
+        clipse train --config scenes data.root=scenes/
+
+        clipse train data.root=flickr8k/ model.pretrained=laion2b_s34b_b79k loss.name=sanw_bandpass
+
+        clipse train --config dual data.root=captions/ model.vision=dinov2/ model.text=minilm/ data.hold_out=100
+
+        clipse train --resume runs/clipse/first
+    """
+    from clipse.experiment import resolve
+    from clipse.experiment import train as run_training
+
+    settings = resolve(config=config, overrides=overrides or [], resume=resume)
+    trained = run_training(settings, resume=resume is not None, reporter=cli.progress)
+    if trained.validation is None:  # another rank reports
+        return
+    show(trained.validation, title=f"{trained.run.name}: validation split")
+    console.print(f"run    {trained.run.path}", soft_wrap=True)
+    for plot in trained.plots:
+        console.print(f"plot   {plot}", soft_wrap=True)
+    console.print(f"\nScore it:  clipse eval {trained.run.path} data.root={settings.data.root}", soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, model name or weights file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Score retrieval both ways, with 95 % intervals, and append to results/run_registry.csv.
+
+    Examples:
+
+        clipse eval runs/clipse/first data.root=scenes/
+
+        clipse eval ViT-B-32 model.pretrained=laion2b_s34b_b79k data.root=flickr8k/ split=test
+
+        clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
+    """
+    from clipse.experiment import evaluate_source
+
+    settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
+    show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
+    for file in written:
+        console.print(f"written to {file}", soft_wrap=True)
+
+
+@app.command()
+def prefetch(
+    name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")],
+    pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = None,
+) -> None:
+    """Download weights once, verify them, and say where they lie; afterwards no network is needed.
+
+    Example:
+
+        clipse prefetch ViT-B-32 laion2b_s34b_b79k
+    """
+    from clip_common.backbones import prefetch as fetch
+
+    console.print(str(fetch(name, pretrained=pretrained)), soft_wrap=True)
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
+    """Print the full configuration as YAML: every knob with its value.
+
+    Example:
+
+        clipse config --config scenes loss.name=sanw_debias > my.yaml
+    """
+    from clip_common.config import load_config, to_yaml
+    from clipse.config import Config
+
+    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="clipse")))
+
+
+@data.command()
+def check(root: Root, format: Format = "auto") -> None:
+    """Read every caption and decode every image; list what is wrong and exit with 2 if anything is.
+
+    Example:
+
+        clipse data check flickr8k/
+    """
+    from clipse.data import check as check_data
+
+    with cli.progress("decoding images") as progress:
+        report = check_data(root, format=format, progress=progress)
+    table = Table("split", "images", "captions", title=f"{root}: {report.format}")
+    for split, images in report.images.items():
+        table.add_row(split, f"{images:,}", f"{report.captions[split]:,}")
+    console.print(table)
+    if report.unlisted:
+        console.print(f"{report.unlisted} captioned images are in no split list and are not used")
+    for problem in report.problems:
+        console.print(problem, soft_wrap=True, highlight=False)
+    if not report.ok:
+        raise ValueError(
+            f"{root}: {len(report.problems)} problem(s), listed above; data.on_error=skip trains without them"
+        )
+    console.print("every image decodes, every caption has words")
+
+
+@data.command()
+def stats(root: Root, format: Format = "auto") -> None:
+    """Count images, captions, words and sizes.
+
+    Example:
+
+        clipse data stats flickr8k/
+    """
+    from clipse.data import stats as data_stats
+
+    figures = data_stats(root, format=format)
+    table = Table(*(name.replace("_", " ") for name in figures.rows[0]), title=f"{root}: {figures.format}")
+    for row in figures.rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+    console.print(
+        f"{figures.vocabulary:,} different words; {figures.repeated_captions:,} captions that another image carries too"
+    )
+
+
+@data.command()
+def synthetic(
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    train: Annotated[int, typer.Option(help="Training images.")] = 3000,
+    val: Annotated[int, typer.Option(help="Validation images.")] = 200,
+    test: Annotated[int, typer.Option(help="Test images.")] = 200,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
+    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
+) -> None:
+    """Write scenes of the procedural world as a Flickr8k folder, five captions an image.
+
+    Example:
+
+        clipse data synthetic scenes/ --train 3000
+    """
+    from clip_common.synthetic import write_flickr8k
+
+    with cli.progress("drawing scenes") as progress:
+        write_flickr8k(folder, train=train, val=val, test=test, size=size, seed=seed, progress=progress)
+    console.print(f"{train + val + test:,} scenes in {folder}", soft_wrap=True)
+
+
+def show(evaluation: "Evaluation", *, title: str) -> None:
+    """One table: recalls with their intervals, both ways, with chance and ceiling where they are known."""
+    metrics, intervals, ceiling = evaluation.result.metrics, evaluation.result.intervals, evaluation.ceiling
+    table = Table(
+        title=title, caption=f"{evaluation.images:,} images, {evaluation.captions:,} captions; [95 % interval]"
+    )
+    table.add_column("")
+    for column in ("R@1", "R@5", "R@10", "median rank", "mAP@10"):
+        table.add_column(column, justify="right")
+    for side, label in (("i2t", "image → text"), ("t2i", "text → image")):
+        cells = []
+        for name in ("R@1", "R@5", "R@10", "MedR", "mAP@10"):
+            low, high = intervals[f"{side}/{name}"]
+            digits = ".0f" if name == "MedR" else ".3f"
+            value = metrics[f"{side}/{name}"]
+            cells.append(f"{value:{digits}} [dim]\\[{low:{digits}} {high:{digits}}][/dim]")
+        table.add_row(label, *cells)
+        if ceiling:
+            best = [f"{ceiling[f'{side}/{name}']:.3f}" for name in ("R@1", "R@5", "R@10")]
+            table.add_row("  attribute oracle", *best, "", "", style="dim")
+    console.print(table)
+    low, high = intervals["rsum"]
+    top = f", attribute oracle {ceiling['rsum']:.1f}" if ceiling else ", at most 600"
+    console.print(
+        f"rsum [bold]{metrics['rsum']:.1f}[/bold] \\[{low:.1f} {high:.1f}]  (chance {evaluation.chance:.1f}{top})\n",
+        highlight=False,
+    )
+
+
+def main() -> None:
+    """The console script."""
+    cli.main(app)

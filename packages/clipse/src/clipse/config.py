@@ -1,0 +1,124 @@
+"""Every knob of clipse, with its unit and default. `clipse config` prints them; `section.field=value` sets one.
+
+Nothing here imports torch, so that `clipse --help` and `clipse config` answer at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from clip_common.config import OptimConfig, TrainerConfig
+
+
+@dataclass
+class DataConfig:
+    """Where the pairs come from and how they become batches."""
+
+    root: str | None = None
+    """Folder of the images and captions (Flickr8k, Flickr30k, COCO Karpathy, CSV/TSV, webdataset shards)."""
+    format: str = "auto"
+    """Caption format; `auto` looks for the known files. `clipse data check` prints what it found."""
+    hold_out: int = 0
+    """Training images set aside for selection, for a set without a `val` split; 0 sets none aside."""
+    split_seed: int = 0
+    """Seed of the split by image, where the set brings none, and of `hold_out`."""
+    captions: Literal["one", "all"] = "one"
+    """Captions of an image in a batch: one at random each epoch, or all of them with the image encoded once."""
+    batch_size: int = 64
+    """Images per optimizer step and accumulation, over all devices together."""
+    augment: bool = True
+    """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied where features are cached."""
+    cache: bool = False
+    """Decode each image once into a uint8 cache under `cache_dir`."""
+    cache_dir: str | None = None
+    """Folder of decoded images and of frozen features; default: `cache` among the run folders."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A missing or broken image stops the run, or is left out and counted in result.json."""
+    workers: int = 0
+    """Loader processes per device; 0 decodes in the training process."""
+
+
+@dataclass
+class ModelConfig:
+    """Which two towers."""
+
+    kind: Literal["open_clip", "dual"] = "open_clip"
+    """`open_clip`: a CLIP. `dual`: a locked vision model and a locked text model under trainable heads."""
+    name: str = "ViT-B-32"
+    """open_clip architecture, `hf-hub:org/name`, `local-dir:/folder`, or a weights file (then `weights_of`)."""
+    pretrained: str | None = None
+    """Tag of the pretrained weights (`clipse prefetch NAME TAG`); `random` starts from scratch."""
+    weights_of: str | None = None
+    """The open_clip architecture of a weights file given as `name`."""
+    architecture: dict[str, Any] | None = None
+    """A small CLIP from scratch: an open_clip model configuration (embed_dim, vision_cfg, text_cfg)."""
+    image_size: int | None = None
+    """Pixels a side; other than the pretrained size, position embeddings are interpolated."""
+    vision: str | None = None
+    """`dual`: folder or hub name of a transformers vision model (DINOv2, CLIP, SigLIP)."""
+    text: str | None = None
+    """`dual`: folder or hub name of a SentenceTransformer or transformers text model."""
+    embed_dim: int = 512
+    """`dual`: width of the shared space."""
+    head: Literal["linear", "mlp"] = "linear"
+    """`dual`: the trainable map from a tower's features to the shared space."""
+    lock_image: bool = False
+    """Freeze the image tower (LiT); its features are then computed once."""
+    lock_text: bool = False
+    """Freeze the text tower; its features are then computed once."""
+
+
+@dataclass
+class LossConfig:
+    """The contrastive loss and the weighting of its negatives. A field left null takes the preset's value."""
+
+    name: str = "clip"
+    """`clip`, `siglip`, `sanw_debias`, `sanw_bandpass`, or a weighting registered under `clipse.weightings`."""
+    preset: Literal["default", "conservative", "aggressive"] = "default"
+    """Values of the SANW parameters; `conservative` and `aggressive` are nearly CLIP (see docs/clipse.md)."""
+    alpha: float | None = None
+    """Strength of the weighting, 0 (CLIP exactly) to 1."""
+    delta: float | None = None
+    """Debias: similarity above which a negative counts less."""
+    lam: float | None = field(default=None, metadata={"alias": "lambda"})
+    """Debias: sharpness of that threshold (`lambda` in YAML and overrides)."""
+    kernel: str | None = None
+    """Debias: `sigmoid` or `hinge`."""
+    m1: float | None = None
+    """Bandpass: lower edge of the band of similarities."""
+    m2: float | None = None
+    """Bandpass: upper edge of the band of similarities."""
+    gamma: float | None = None
+    """Bandpass: width of the edges."""
+    mix: float | None = None
+    """Share of text similarity in A = mix·cos(text, text) + (1 − mix)·cos(image, image)."""
+    references: Literal["online", "frozen", "ema"] = "online"
+    """Whose features A is computed from: the model in training, the model before training, or a moving average."""
+    ema_decay: float = 0.99
+    """Decay per step of the moving average (`references=ema`)."""
+    form: Literal["infonce", "decoupled", "boosted"] = "infonce"
+    """The denominator that the weights enter."""
+    beta: float = 1.0
+    """Boost of weighted negatives (`form=boosted`)."""
+    normalise: Literal["none", "mean1"] = "mean1"
+    """Scale a row's negative weights to mean 1, or leave them."""
+    temperature: float | None = None
+    """A fixed softmax temperature such as 0.07; null learns it from the model's own."""
+
+
+@dataclass
+class Config:
+    """A training run of clipse."""
+
+    name: str | None = None
+    """Name of the run folder; default: the loss, the model, the seed and the time."""
+    runs: str = "runs"
+    """Folder that holds the run folders and their registry."""
+    results: str = "results"
+    """Folder of the training_*.csv files and run_registry.csv."""
+    split: Literal["train", "val", "test"] = "test"
+    """The split that `clipse eval` scores. Training fits on `train` and selects on `val`, whatever this says."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5, weight_decay=0.01))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=10))

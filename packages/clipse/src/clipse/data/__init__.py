@@ -1,0 +1,33 @@
+"""Files to samples to batches.
+
+from clipse.data import load_captions, Flickr8kDataset, CLIPCollator, UniqueImageBatchSampler
+
+data = load_captions("flickr8k/")                                   # any of the formats, told apart by their files
+dataset = Flickr8kDataset(data.split("train"), preprocess=bundle.train_preprocess, seed=13, augment=True)
+"""
+
+from clipse.data.cache import ImageCache
+from clipse.data.check import CheckReport, Stats, check, stats
+from clipse.data.dataset import Batch, CLIPCollator, Flickr8kDataset, Sample, chosen_captions
+from clipse.data.errors import DataError
+from clipse.data.loading import load_captions
+from clipse.data.records import CaptionData, ImageRecord
+from clipse.data.splits import hold_out
+
+__all__ = [
+    "Batch",
+    "CLIPCollator",
+    "CaptionData",
+    "CheckReport",
+    "DataError",
+    "Flickr8kDataset",
+    "ImageCache",
+    "ImageRecord",
+    "Sample",
+    "Stats",
+    "check",
+    "chosen_captions",
+    "hold_out",
+    "load_captions",
+    "stats",
+]

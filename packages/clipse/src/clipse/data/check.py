@@ -1,0 +1,115 @@
+"""`clipse data check` and `clipse data stats`: what is in a folder, and whether all of it can be used."""
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from clipse.data.loading import load_captions
+from clipse.data.records import SPLITS, CaptionData, ImageRecord, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Everything wrong with a set, after decoding every image in full.
+
+    Attributes:
+        root, format: What was read, and as what.
+        images: Usable images of each split.
+        captions: Captions of each split.
+        problems: One line per missing or broken image and per empty caption.
+        unlisted: Captioned images that the split lists leave out.
+    """
+
+    root: Path
+    format: str
+    images: dict[str, int]
+    captions: dict[str, int]
+    problems: list[str]
+    unlisted: int
+
+    @property
+    def ok(self) -> bool:
+        """No problem was found."""
+        return not self.problems
+
+
+def check(root: str | Path, *, format: str = "auto", progress: Progress | None = None) -> CheckReport:
+    """Decode every image and read every caption; problems are collected, not raised.
+
+    Raises:
+        DataError: The set cannot be read at all (no folder, no captions file, contradictory splits).
+    """
+    data = load_captions(root, format=format, on_error="skip", progress=progress)
+    return CheckReport(
+        root=data.root,
+        format=data.format,
+        images={split: len(data.split(split)) for split in SPLITS},
+        captions={split: sum(len(record.captions) for record in data.split(split)) for split in SPLITS},
+        problems=data.problems,
+        unlisted=data.unlisted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Figures of a set.
+
+    Attributes:
+        root, format: What was read, and as what.
+        rows: One mapping per split: split, images, captions, captions_per_image, words_mean, words_max, width_median,
+            height_median (pixels).
+        vocabulary: Distinct lower-case words of all captions.
+        repeated_captions: Captions that another image also carries: false negatives in waiting.
+    """
+
+    root: Path
+    format: str
+    rows: list[dict[str, float | int | str]]
+    vocabulary: int
+    repeated_captions: int
+
+
+def stats(root: str | Path, *, format: str = "auto") -> Stats:
+    """Count images, captions, words and sizes (from the image headers; nothing is decoded).
+
+    Raises:
+        DataError: The set cannot be used.
+    """
+    data = load_captions(root, format=format)
+    bearers = Counter(text for record in data.images for text in {caption.lower() for caption in record.captions})
+    return Stats(
+        root=data.root,
+        format=data.format,
+        rows=[_row(split, data) for split in SPLITS if data.split(split)],
+        vocabulary=len({word for record in data.images for caption in record.captions for word in _words(caption)}),
+        repeated_captions=sum(bearers[caption.lower()] > 1 for record in data.images for caption in record.captions),
+    )
+
+
+def _row(split: str, data: CaptionData) -> dict[str, float | int | str]:
+    records = data.split(split)
+    lengths = [len(_words(caption)) for record in records for caption in record.captions]
+    sizes = [_size(record) for record in records]
+    return {
+        "split": split,
+        "images": len(records),
+        "captions": len(lengths),
+        "captions_per_image": len(lengths) / len(records),
+        "words_mean": statistics.mean(lengths),
+        "words_max": max(lengths),
+        "width_median": statistics.median(width for width, _ in sizes),
+        "height_median": statistics.median(height for _, height in sizes),
+    }
+
+
+def _words(caption: str) -> list[str]:
+    return "".join(letter if letter.isalnum() or letter in "'-" else " " for letter in caption.lower()).split()
+
+
+def _size(record: ImageRecord) -> tuple[int, int]:
+    with Image.open(record.path if record.span is None else BytesIO(record.read())) as image:
+        return image.size

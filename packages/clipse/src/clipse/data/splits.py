@@ -1,0 +1,67 @@
+"""Who is in which split: lists, columns and seeds, always by image and never by caption."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from clipse.data.errors import DataError
+from clipse.data.records import ImageRecord
+
+LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages.txt"}
+
+
+def split_lists(folder: Path) -> dict[str, str]:
+    """Image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty where there is none.
+
+    Raises:
+        DataError: An image stands twice in the lists.
+    """
+    owner: dict[str, str] = {}
+    twice: dict[str, str] = {}
+    for split, ending in LISTS.items():
+        for file in sorted(folder.glob(f"*{ending}")):
+            for line in file.read_text(encoding="utf-8-sig").splitlines():
+                name = line.strip()
+                if name and name in owner:
+                    twice[name] = f"{owner[name]} and {split}"
+                elif name:
+                    owner[name] = split
+    if twice:
+        name, where = next(iter(twice.items()))
+        raise DataError(
+            f"{folder}: {len(twice)} image(s) stand twice in the split lists, first {name} in {where}: "
+            "leave one entry of each"
+        )
+    return owner
+
+
+def draw_splits(count: int, *, seed: int) -> list[str]:
+    """A split for each of `count` images: 75 / 12.5 / 12.5 % (6000/1000/1000 of 8000); from three on, none is empty."""
+    held = max(1, round(count / 8)) if count >= 3 else 0
+    order = np.random.default_rng(seed).permutation(count)
+    names = np.full(count, "train", dtype=object)
+    names[order[:held]] = "test"
+    names[order[held : 2 * held]] = "val"
+    return [str(name) for name in names]
+
+
+def hold_out(
+    records: Sequence[ImageRecord], *, count: int, seed: int = 0
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
+    """Take `count` images out of a training split, to select on where a set has no `val` (COCO's small copies).
+
+    Returns:
+        (train, val): disjoint, together all of `records`; the held-out records carry `split="val"`.
+
+    Raises:
+        DataError: Fewer than two images would be left to train on.
+    """
+    if not 0 < count <= len(records) - 2:
+        raise DataError(
+            f"data.hold_out={count}: of {len(records)} training images, 1 to {len(records) - 2} can be held out"
+        )
+    held = set(np.random.default_rng(seed).permutation(len(records))[:count].tolist())
+    train = [record for row, record in enumerate(records) if row not in held]
+    return train, [replace(record, split="val") for row, record in enumerate(records) if row in held]

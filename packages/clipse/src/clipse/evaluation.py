@@ -1,0 +1,98 @@
+"""Embeddings to numbers: retrieval both ways with intervals, and the ceiling where the set can tell one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clip_common.metrics import ImageTextResult, image_text_retrieval
+from clipse.data import ImageRecord
+from clipse.embedding import EmbeddedPairs, embed_pairs
+from clipse.model import RetrievalModel
+from clipse.reporting import Progress
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `clipse eval` prints and writes.
+
+    Attributes:
+        result: `.metrics` holds i2t/R@1 … t2i/mAP@10 as fractions and rsum from 0 to 600, `.intervals` their 95 %
+            bootstrap intervals over images.
+        chance: rsum of a random order on this gallery.
+        ceiling: What a reader of the attributes reaches, by the same keys, on the procedural world; else empty.
+        images, captions: How many were scored.
+    """
+
+    result: ImageTextResult
+    chance: float
+    ceiling: dict[str, float]
+    images: int
+    captions: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "metrics": self.result.metrics,
+            "intervals_95": {key: list(bounds) for key, bounds in self.result.intervals.items()},
+            "chance_rsum": self.chance,
+            "ceiling": self.ceiling,
+            "images": self.images,
+            "captions": self.captions,
+        }
+
+
+def evaluate(
+    model: RetrievalModel,
+    records: Sequence[ImageRecord],
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score a model on the images of a split and all of their captions.
+
+    Raises:
+        ValueError: Fewer than two images: there is nothing to retrieve among.
+    """
+    if len(records) < 2:
+        raise ValueError(f"retrieval among {len(records)} image(s) says nothing: give a split with at least 2")
+    pairs = embed_pairs(model, records, batch_size=batch_size, workers=workers, progress=progress)
+    return score(pairs, records)
+
+
+def score(pairs: EmbeddedPairs, records: Sequence[ImageRecord]) -> Evaluation:
+    """Metrics of embeddings that are already there."""
+    result = image_text_retrieval(pairs.image_ND, pairs.text_TD, pairs.text_to_image_T)
+    return Evaluation(
+        result=result,
+        chance=chance_rsum(len(pairs.image_ND), len(pairs.text_TD)),
+        ceiling=ceiling(records),
+        images=len(pairs.image_ND),
+        captions=len(pairs.text_TD),
+    )
+
+
+def chance_rsum(images: int, captions: int, ks: tuple[int, ...] = (1, 5, 10)) -> float:
+    """rsum expected of a random order, with an equal number of captions an image.
+
+    Text to image hits within K with probability K/N; image to text with 1 − C(T−c, K)/C(T, K) for c captions among T.
+    """
+    own = captions / images
+    text_to_image = sum(min(1.0, k / images) for k in ks)
+    image_to_text = 0.0
+    for k in ks:
+        miss = 1.0
+        for drawn in range(k):
+            miss *= max(0.0, captions - own - drawn) / max(1.0, captions - drawn)
+        image_to_text += 1.0 - miss
+    return 100.0 * (text_to_image + image_to_text)
+
+
+def ceiling(records: Sequence[ImageRecord]) -> dict[str, float]:
+    """The attribute oracle's metrics where the folder is of the procedural world (holds scenes.jsonl), else nothing."""
+    root = records[0].path.parent.parent
+    if not Path(root, "scenes.jsonl").exists():
+        return {}
+    from clip_common.synthetic import oracle_of_folder
+
+    return oracle_of_folder(root, [record.name for record in records], [record.captions for record in records])

@@ -1,0 +1,208 @@
+"""From a configuration to a run folder with a model, its numbers and its pictures; and from a run to its scores."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clip_common.config import load_config, to_yaml
+from clip_common.features import FeatureCache
+from clip_common.runs import Run
+from clip_common.training import fit, load_weights
+from clipse.config import Config, DataConfig
+from clipse.data import DataError, ImageRecord, hold_out, load_captions
+from clipse.evaluation import Evaluation, evaluate
+from clipse.features import frozen_features
+from clipse.model import RetrievalModel, load_towers
+from clipse.plots import draw_run
+from clipse.reporting import Reporter, silent
+from clipse.results import model_label, write_registry, write_training
+from clipse.retriever import model_folder
+from clipse.training import RetrievalData, RetrievalModule
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` leaves.
+
+    Attributes:
+        run: The run folder; `model/` in it holds the best weights, `checkpoints/fit/last.ckpt` the last.
+        validation: Scores of the best weights on the validation split; None on ranks other than the first.
+        plots: PNG files of the run.
+    """
+
+    run: Run
+    validation: Evaluation | None
+    plots: list[Path]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The images of each split, and how many were left out as broken."""
+
+    splits: dict[str, list[ImageRecord]]
+    skipped: int
+
+
+def read_records(config: DataConfig) -> Records:
+    """Read the configured set; `hold_out` training images become `val` where it has none.
+
+    Raises:
+        DataError: No `data.root`, or a set that cannot be used (one line that says why).
+    """
+    if config.root is None:
+        raise DataError("data.root is not set: give the folder of images and captions, e.g. data.root=flickr8k/")
+    data = load_captions(config.root, format=config.format, split_seed=config.split_seed, on_error=config.on_error)
+    splits = {name: data.split(name) for name in ("train", "val", "test")}
+    if config.hold_out:
+        if splits["val"]:
+            raise DataError(f"{config.root} has a val split of {len(splits['val'])}: leave data.hold_out at 0")
+        splits["train"], splits["val"] = hold_out(splits["train"], count=config.hold_out, seed=config.split_seed)
+    return Records(splits=splits, skipped=data.skipped)
+
+
+def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
+    """The configuration of a new run, or of one to go on with, which keeps its own.
+
+    Raises:
+        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
+    """
+    if resume is None:
+        settings = load_config(Config, config=config, overrides=overrides, package="clipse")
+        return settings if settings.name else replace(settings, name=default_name(settings))
+    if config or overrides:
+        raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
+    return load_config(Config, config=Run.open(resume).path / "config.yaml")
+
+
+def train(config: Config, *, resume: bool = False, reporter: Reporter = silent) -> Trained:
+    """Train as configured; select the weights with the best validation rsum; leave a complete run folder.
+
+    Args:
+        config: See `clipse.config`.
+        resume: Go on with the run `config.name` where it stopped; the weights it ends with are those of an
+            uninterrupted run.
+        reporter: Shows progress of what precedes and follows the fit.
+
+    Raises:
+        ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing has
+            been written then.
+    """
+    name = config.name or default_name(config)
+    if not resume:
+        Run.require_new("clipse", name, root=config.runs)
+    records = read_records(config.data)
+    check_sizes(config.data, records.splits)
+    towers = load_towers(config.model, seed=config.trainer.seed)
+    model = RetrievalModel(towers, temperature=config.loss.temperature, bias=config.loss.name == "siglip")
+    cache = Path(config.data.cache_dir or Path(config.runs) / "cache")
+    fitted = {split: records.splits[split] for split in ("train", "val")}
+    features = frozen_features(model, fitted, config.model, cache=FeatureCache(cache / "features"), reporter=reporter)
+    image_cache = cache / "images" if config.data.cache else None
+    module = RetrievalModule(model, config, image_rows=bool(features.images), text_rows=features.texts is not None)
+    data = RetrievalData(model, fitted, config, features=features, image_cache=image_cache)
+
+    run = Run.create("clipse", config_yaml=to_yaml(config), name=name, root=config.runs, resume=resume)
+    result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max", resume=resume)
+    if module.global_rank != 0:
+        return Trained(run=run, validation=None, plots=[])
+
+    load_weights(module, result.best)
+    model.eval().save_pretrained(run.folder("model"))
+    with reporter("scoring the best weights") as progress:
+        validation = evaluate(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
+    run.write_result(
+        {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped, "val": validation.as_dict()}
+    )
+    run.register(
+        {"loss": config.loss.name, "model": model_label(config), "seed": config.trainer.seed, "split": "val"}
+        | validation.result.metrics
+    )
+    write_training(config, run)
+    write_card(config, run, validation)
+    return Trained(run=run, validation=validation, plots=draw_run(run))
+
+
+def evaluate_source(
+    source: str, *, overrides: Sequence[str] = (), reporter: Reporter = silent
+) -> tuple[Config, Evaluation, list[Path]]:
+    """Score a run folder, a model by name, or a weights file; register the scores.
+
+    Args:
+        source: A run folder (its configuration holds unless overridden), or what `model.name` takes.
+        overrides: `data.root=…`, `split=…` and the like.
+        reporter: Shows progress.
+
+    Returns:
+        The configuration that held, the scores, and the files that were written.
+    """
+    if (Path(source) / "config.yaml").exists():
+        run = Run.open(source)
+        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
+        model = RetrievalModel.from_pretrained(model_folder(run.path))
+        name, epoch = run.name, int(run.result["epochs"])
+    else:
+        run, name, epoch = None, source, 0
+        config = load_config(Config, overrides=[f"model.name={source}", *overrides])
+        model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
+    records = read_records(config.data)
+    with reporter(f"embedding the {config.split} split") as progress:
+        evaluation = evaluate(
+            model,
+            records.splits[config.split],
+            batch_size=config.data.batch_size,
+            workers=config.data.workers,
+            progress=progress,
+        )
+    written = [write_registry(config, name, evaluation.result.metrics, epoch=epoch)]
+    if run is not None:
+        scores = evaluation.as_dict() | {"data": str(config.data.root), "skipped_images": records.skipped}
+        written.append(run.write_result(run.result | {config.split: scores}))
+        run.register({"split": config.split, "data": str(config.data.root)} | evaluation.result.metrics)
+    return config, evaluation, written
+
+
+def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:
+    """Refuse what cannot train before anything is written."""
+    if len(splits["train"]) < 2:
+        raise DataError(
+            f"{config.root}: {len(splits['train'])} training image(s); contrastive training needs at least 2"
+        )
+    if len(splits["val"]) < 2:
+        raise DataError(
+            f"{config.root}: {len(splits['val'])} validation image(s); selection needs at least 2: set data.hold_out=N "
+            "to set training images aside"
+        )
+    if config.batch_size > len(splits["train"]):
+        raise DataError(
+            f"data.batch_size={config.batch_size} is more than the {len(splits['train'])} training images: "
+            f"set data.batch_size to at most {len(splits['train'])}"
+        )
+
+
+def default_name(config: Config) -> str:
+    """loss-model-seed-time, such as sanw_bandpass-ViT-B-32-s0-20250131-120000."""
+    return f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
+    """The run's README.md, as a model card."""
+    low, high = validation.result.intervals["rsum"]
+    results = {key: round(value, 4) for key, value in validation.result.metrics.items()}
+    return run.write_model_card(
+        title=f"{run.name}: image-text retrieval",
+        summary=(
+            f"{model_label(config)} trained by clipse with the {config.loss.name} loss on "
+            f"{Path(str(config.data.root)).name}. Validation rsum {validation.result.metrics['rsum']:.1f} "
+            f"(95 % interval {low:.1f} to {high:.1f}) over {validation.images} images and {validation.captions} "
+            f"captions; a random order reaches {validation.chance:.1f}. "
+            "These weights were selected on that split: score another one with `clipse eval`."
+        ),
+        results=results,
+        usage=(
+            "from clipse import Retriever\n\n"
+            f'retriever = Retriever.from_pretrained("{run.path.as_posix()}").index("photos/")\n'
+            'for hit in retriever.search("a red cup", k=5):\n    print(hit.similarity, hit.path)'
+        ),
+        tags=["clip", "image-text-retrieval", "clipse"],
+    )

@@ -1,0 +1,97 @@
+"""Locked towers: what their frozen trunks yield is computed once, and training reads rows instead of pixels and words.
+
+N images, F features of a trunk, T texts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip_common.features import FeatureCache
+from clipse.config import ModelConfig
+from clipse.data import ImageRecord, Sample, caption_choice
+from clipse.model import RetrievalModel
+from clipse.reporting import Reporter
+
+
+class ImageFeatureDataset(Dataset[Sample]):
+    """`Flickr8kDataset` with a feature row in place of an image; captions are chosen the same way.
+
+    Args:
+        records: N images.
+        features_NF: Their rows, in the order of `records`.
+        seed: Root of the caption choice.
+        captions: `one` at random an epoch, or `all`.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], features_NF: Tensor, *, seed: int, captions: str = "one"
+    ) -> None:
+        self.records = records
+        self.features_NF = features_NF
+        self.seed = seed
+        self.captions = captions
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        captions = record.captions
+        if self.captions == "one":
+            captions = (captions[caption_choice(len(captions), seed=self.seed, epoch=self.epoch, index=index)],)
+        return Sample(image=self.features_NF[index], captions=captions, image_id=record.id, path=record.name)
+
+
+class TextFeatures:
+    """Stands where a tokenizer stands: T known texts -> their (T, F) feature rows."""
+
+    def __init__(self, texts: Sequence[str], features_TF: Tensor) -> None:
+        self.rows = {text: row for row, text in enumerate(texts)}
+        self.features_TF = features_TF
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return self.features_TF[torch.tensor([self.rows[text] for text in texts])]
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What the locked trunks of a model yield for its data; empty for a tower that trains.
+
+    Attributes:
+        images: Feature rows (N, F) by split, in the order of its records.
+        texts: Stands in for the tokenizer over every caption of every split.
+    """
+
+    images: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: TextFeatures | None = None
+
+
+def frozen_features(
+    model: RetrievalModel,
+    records: Mapping[str, Sequence[ImageRecord]],
+    config: ModelConfig,
+    *,
+    cache: FeatureCache,
+    reporter: Reporter,
+) -> FrozenFeatures:
+    """Compute, or read back, the features of every locked trunk."""
+    dual = config.kind == "dual"
+    images: dict[str, Tensor] = {}
+    if dual or config.lock_image:
+        for split, rows in records.items():
+            with reporter(f"image features of the {split} split") as progress:
+                images[split] = cache.image_features(model.bundle, rows, progress=progress)
+    texts = None
+    if dual or config.lock_text:
+        captions = sorted({text for rows in records.values() for record in rows for text in record.captions})
+        with reporter("caption features") as progress:
+            texts = TextFeatures(captions, cache.text_features(model.bundle, captions, progress=progress))
+    return FrozenFeatures(images=images, texts=texts)

@@ -1,0 +1,80 @@
+"""The model that clipse trains: two towers and a temperature. B images, T texts, D the shared width."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from clip_common.backbones import Bundle, Tokens, load_bundle, load_clip, load_dual, save_bundle
+from clip_common.losses import LogitScale
+from clipse.config import ModelConfig
+
+
+class RetrievalModel(nn.Module):
+    """Image tower, text tower, logit scale, and a logit bias where the loss is SigLIP.
+
+    Args:
+        bundle: The towers with their preprocessing and tokenizer (`clip_common.backbones`).
+        temperature: A fixed softmax temperature; None learns it, starting from the bundle's own.
+        bias: Whether the model has SigLIP's learned bias, starting from the bundle's own or −10.
+    """
+
+    def __init__(self, bundle: Bundle, *, temperature: float | None = None, bias: bool = False) -> None:
+        super().__init__()
+        self.bundle = bundle
+        self.image_tower = bundle.image_tower
+        self.text_tower = bundle.text_tower
+        self.logit_scale = LogitScale(
+            init=bundle.logit_scale if temperature is None else -math.log(temperature), learned=temperature is None
+        )
+        start = -10.0 if bundle.logit_bias is None else bundle.logit_bias
+        self.logit_bias = nn.Parameter(torch.tensor(start)) if bias else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.log_scale.device
+
+    def encode_image(self, images_B3HW: Tensor) -> Tensor:
+        """(B, 3, H, W) preprocessed pixels -> (B, D) unit vectors."""
+        return nn.functional.normalize(self.image_tower(images_B3HW).pooled.float(), dim=-1)
+
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        """What the bundle's tokenizer returns for T texts -> (T, D) unit vectors."""
+        return nn.functional.normalize(self.text_tower(tokens).float(), dim=-1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write safetensors weights and a config.json that rebuild the model without a network."""
+        bias = None if self.logit_bias is None else self.logit_bias.item()
+        state = dataclasses.replace(self.bundle, logit_scale=self.logit_scale.log_scale.item(), logit_bias=bias)
+        save_bundle(state, Path(folder))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "RetrievalModel":
+        """Read what `save_pretrained` wrote."""
+        bundle = load_bundle(Path(folder))
+        return cls(bundle, bias=bundle.logit_bias is not None).eval()
+
+
+def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
+    """The two towers that the configuration names; `seed` draws what starts from scratch."""
+    if config.kind == "dual":
+        if config.vision is None or config.text is None:
+            raise ValueError("model.kind=dual needs model.vision=… and model.text=… (a folder or a hub name each)")
+        return load_dual(
+            vision=config.vision, text=config.text, embed_dim=config.embed_dim, head=config.head, seed=seed
+        )
+    bundle = load_clip(
+        config.name,
+        pretrained=config.pretrained,
+        model=config.weights_of,
+        model_config=config.architecture,
+        image_size=config.image_size,
+        seed=seed,
+    )
+    if config.lock_image:
+        bundle.image_tower.freeze_trunk()
+    if config.lock_text:
+        bundle.text_tower.freeze_trunk()
+    return bundle

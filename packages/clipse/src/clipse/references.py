@@ -1,0 +1,55 @@
+"""The features that SANW's similarities are computed from: online, frozen, or a moving average of the model.
+
+Online references drift toward the loss that they weight; the other two do not, or slowly.
+B images, T texts.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from clip_common.backbones import Tokens
+from clipse.model import RetrievalModel
+
+
+class ReferenceModel(nn.Module):
+    """A copy of the model, made before training, that follows it by a moving average or not at all.
+
+    Args:
+        model: The model as training begins.
+        decay: Share of the old value kept at each `update`; 1 never moves (frozen).
+    """
+
+    def __init__(self, model: RetrievalModel, *, decay: float = 1.0) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList([copy.deepcopy(model.image_tower), copy.deepcopy(model.text_tower)])
+        self.towers.requires_grad_(False).eval()
+        self.decay = decay
+
+    def train(self, mode: bool = True) -> "ReferenceModel":
+        """Stay in eval mode: a reference has no dropout."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, tokens: Tokens, *, image_rows: bool, text_rows: bool) -> tuple[Tensor, Tensor]:
+        """Reference features (B, ·) and (T, ·); rows of a locked trunk are references themselves when nothing moves."""
+        image_tower, text_tower = self.towers
+        if image_rows:
+            image = images if self.decay == 1.0 else image_tower.head(images)
+        else:
+            image = image_tower(images).pooled
+        if text_rows:
+            assert isinstance(tokens, Tensor)
+            text = tokens if self.decay == 1.0 else text_tower.head(tokens)
+        else:
+            text = text_tower(tokens)
+        return image.float(), text.float()
+
+    @torch.no_grad()
+    def update(self, model: RetrievalModel) -> None:
+        """Move towards the model's weights, after an optimizer step."""
+        for tower, source in zip(self.towers, (model.image_tower, model.text_tower), strict=True):
+            for reference, weight in zip(tower.parameters(), source.parameters(), strict=True):
+                if weight.requires_grad:
+                    reference.lerp_(weight, 1.0 - self.decay)

@@ -1,0 +1,227 @@
+"""The LightningModule and the DataModule of clipse; `experiment.train` puts them to work.
+
+B images of a batch, T texts, D the shared width.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from clip_common.backbones import move
+from clip_common.metrics import image_text_retrieval
+from clip_common.training import ResumableLoader, optimizer_and_schedule
+from clipse.config import Config
+from clipse.data import Batch, CLIPCollator, Flickr8kDataset, ImageRecord, Sample, UniqueImageBatchSampler
+from clipse.features import FrozenFeatures, ImageFeatureDataset
+from clipse.losses import build_loss
+from clipse.model import RetrievalModel
+from clipse.references import ReferenceModel
+
+
+class RetrievalModule(L.LightningModule):
+    """One training step, and retrieval over the whole validation split at the end of each epoch.
+
+    Args:
+        model: The towers and the temperature.
+        config: The run's configuration.
+        image_rows, text_rows: Whether batches carry feature rows of a locked trunk in place of pixels or tokens.
+    """
+
+    def __init__(self, model: RetrievalModel, config: Config, *, image_rows: bool, text_rows: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.image_rows = image_rows
+        self.text_rows = text_rows
+        self.loss = build_loss(config.loss)
+        self.contrastive_log_b = math.log(config.data.batch_size)
+        self.validated: list[tuple[Tensor, ...]] = []
+        decay = {"frozen": 1.0, "ema": config.loss.ema_decay}.get(config.loss.references)
+        self.reference = None if decay is None else ReferenceModel(model, decay=decay)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return optimizer_and_schedule(self, self.config.optim)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, D) images and (T, D) texts of a batch, not normalised."""
+        towers = self.model
+        image_BD = (
+            towers.image_tower.head(batch.images_B3HW)
+            if self.image_rows
+            else towers.image_tower(batch.images_B3HW).pooled
+        )
+        text_TD = towers.text_tower.head(batch.tokens) if self.text_rows else towers.text_tower(batch.tokens)
+        return image_BD, text_TD
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move the tensors of a batch; its file names stay."""
+        return Batch(
+            images_B3HW=batch.images_B3HW.to(device, non_blocking=True),
+            tokens=move(batch.tokens, device),
+            image_ids_B=batch.image_ids_B.to(device),
+            owner_T=batch.owner_T.to(device),
+            paths=batch.paths,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        image_BD, text_TD = self.embed(batch)
+        # with all captions of an image its row stands once for each; rows of one image are no negatives of each other
+        references = None
+        if self.reference is not None:
+            image_ref, text_ref = self.reference(
+                batch.images_B3HW, batch.tokens, image_rows=self.image_rows, text_rows=self.text_rows
+            )
+            references = (image_ref[batch.owner_T], text_ref)
+        scale = self.model.logit_scale()
+        output = self.loss(
+            image_BD[batch.owner_T],
+            text_TD,
+            scale=scale,
+            references=references,
+            image_ids=batch.image_ids_B[batch.owner_T],
+            bias=self.model.logit_bias,
+        )
+        self.log("train/loss", output.loss, prog_bar=True)
+        self.log("train/temperature", 1.0 / scale.detach())
+        self.log_dict({f"sanw/{name}": value for name, value in output.statistics.items()})
+        return output.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.model.logit_scale.clamp_()
+        if self.reference is not None and (batch_idx + 1) % self.config.trainer.accumulate == 0:
+            self.reference.update(self.model)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # frozen parameters are left out of checkpoints, but a moving average cannot be had from the configuration again
+        if self.reference is not None and self.config.loss.references == "ema":
+            checkpoint["reference"] = self.reference.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.reference is not None and "reference" in checkpoint:
+            self.reference.load_state_dict(checkpoint["reference"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        image_BD, text_TD = self.embed(batch)
+        part = (batch.image_ids_B, image_BD.float(), batch.image_ids_B[batch.owner_T], text_TD.float())
+        self.validated.append(tuple(tensor.cpu() for tensor in part))
+
+    def on_validation_epoch_end(self) -> None:
+        image_ids, image_ND, text_ids, text_TD = map(torch.cat, zip(*_from_all_ranks(self.validated), strict=True))
+        self.validated = []
+        order = image_ids.argsort()
+        image_ND, owner_T = image_ND[order], torch.searchsorted(image_ids[order], text_ids)
+        result = image_text_retrieval(image_ND, text_TD, owner_T)
+        self.log_dict({f"val/{key}": value for key, value in result.metrics.items()})
+        self.log("val/loss", self.validation_loss(image_ND, text_TD[first_of_each(owner_T, len(image_ND))]))
+
+    def validation_loss(self, image_ND: Tensor, text_ND: Tensor) -> Tensor:
+        """The training loss on pairs, in batches of the training size (one smaller batch where there are fewer)."""
+        size = min(self.config.data.batch_size, len(image_ND))
+        losses = []
+        for start in range(0, len(image_ND) - size + 1, size):
+            image_BD, text_BD = (part[start : start + size].to(self.device) for part in (image_ND, text_ND))
+            scale = self.model.logit_scale()
+            losses.append(self.loss(image_BD, text_BD, scale=scale, bias=self.model.logit_bias, gather=False).loss)
+        return torch.stack(losses).mean()
+
+    def describe_batch(self, batch: Batch) -> str:
+        """File names of a batch, for the message of a loss that is not finite."""
+        return ", ".join(batch.paths)
+
+
+def first_of_each(owner_T: Tensor, images: int) -> Tensor:
+    """(N,) long: the position of the first caption of each image."""
+    positions = torch.arange(len(owner_T))
+    return torch.full((images,), len(owner_T)).scatter_reduce(0, owner_T, positions, reduce="amin")
+
+
+def _from_all_ranks(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return parts
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, parts)
+    return [part for rank in gathered for part in rank]
+
+
+class RetrievalData(L.LightningDataModule):
+    """Loaders over the training and the validation split, each rank its own rows.
+
+    Args:
+        model: For its preprocessing and its tokenizer.
+        records: Images of `train` and `val`.
+        config: The run's configuration.
+        features: Rows of locked trunks, in place of pixels and tokens.
+        image_cache: Folder of decoded images, or None to decode each time.
+    """
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        records: Mapping[str, Sequence[ImageRecord]],
+        config: Config,
+        *,
+        features: FrozenFeatures,
+        image_cache: Path | None,
+    ) -> None:
+        super().__init__()
+        self.bundle = model.bundle
+        self.records = records
+        self.config = config
+        self.features = features
+        self.image_cache = image_cache
+
+    def train_dataloader(self) -> ResumableLoader:
+        assert self.trainer is not None
+        data, world = self.config.data, self.trainer.world_size
+        sampler = UniqueImageBatchSampler(
+            len(self.records["train"]),
+            batch_size=data.batch_size // world,
+            seed=self.config.trainer.seed,
+            rank=self.trainer.global_rank,
+            world=world,
+        )
+        return ResumableLoader(
+            self.dataset("train"),
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=data.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rows = range(self.trainer.global_rank, len(self.records["val"]), self.trainer.world_size)
+        dataset = Subset(self.dataset("val"), rows)
+        return DataLoader(
+            dataset,
+            batch_size=self.config.data.batch_size,
+            num_workers=self.config.data.workers,
+            collate_fn=self.collate,
+        )
+
+    @property
+    def collate(self) -> CLIPCollator:
+        return CLIPCollator(self.features.texts or self.bundle.tokenizer)
+
+    def dataset(self, split: str) -> Dataset[Sample]:
+        """Pixels through the preprocessing, or feature rows where the image trunk is locked."""
+        training = split == "train"
+        captions = self.config.data.captions if training else "all"
+        seed = self.config.trainer.seed
+        if self.features.images:
+            return ImageFeatureDataset(self.records[split], self.features.images[split], seed=seed, captions=captions)
+        augment = training and self.config.data.augment
+        return Flickr8kDataset(
+            self.records[split],
+            preprocess=self.bundle.train_preprocess if augment else self.bundle.preprocess,
+            seed=seed,
+            captions=captions,
+            cache=self.image_cache,
+            train=training,
+        )

@@ -1,0 +1,212 @@
+"""Training on drawn scenes: what a run leaves, what each knob does, kill and resume, ranks, learning."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_common.config import load_config
+from clipse import Config, Retriever, evaluate, read_records, train
+from clipse.experiment import evaluate_source
+from clipse.training import first_of_each
+
+
+def configured(small: list[str], *overrides: str) -> Config:
+    return load_config(Config, overrides=[*small, *overrides], package="clipse")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def losses(run: Path) -> list[float]:
+    return [float(row["train/loss"]) for row in rows(run / "metrics.csv") if row["train/loss"]]
+
+
+def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
+    trained = train(configured(small, "name=whole", "loss.name=sanw_bandpass"))
+    run = trained.run.path
+    for name in ("config.yaml", "environment.json", "metrics.csv", "result.json", "README.md"):
+        assert (run / name).stat().st_size > 0, name
+    assert weights(run)
+    assert {plot.name for plot in trained.plots} == {"loss.png", "retrieval.png", "temperature.png", "weights.png"}
+    logged = rows(run / "metrics.csv")
+    steps = [row for row in logged if row["train/loss"]]
+    assert len(steps) == 6  # 48 images in batches of 16, two epochs
+    for name in ("w_mean", "w_p05", "w_p50", "w_p95", "low_pct", "high_pct", "band_coverage_pct", "ess", "corr_wz"):
+        assert all(row[f"sanw/{name}"] for row in steps), name
+    epochs = [row for row in logged if row["val/rsum"]]
+    assert len(epochs) == 2
+    assert all(row["val/loss"] for row in epochs)
+
+    documented = rows(tmp_path / "results" / "training_whole.csv")
+    assert [row["epoch"] for row in documented] == ["0", "1"]
+    assert {"method", "seed", "epoch", "model", "pretrained", "R1_I2T", "mAP10_T2I"} <= documented[0].keys()
+    assert rows(tmp_path / "runs" / "registry.csv")[0]["name"] == "whole"
+
+
+def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
+    trained = train(configured(small, "name=saved"))
+    records = read_records(trained_config := configured(small).data).splits
+    again = evaluate(Retriever.from_pretrained(trained.run.path).model, records["val"])
+    assert again.result.metrics == trained.validation.result.metrics
+    assert trained_config.root is not None
+
+    config, evaluation, written = evaluate_source(str(trained.run.path))
+    assert config.split == "test"
+    assert evaluation.ceiling["rsum"] > evaluation.result.metrics["rsum"]
+    assert rows(tmp_path / "results" / "run_registry.csv")[0]["run"] == "saved"
+    assert json.loads((trained.run.path / "result.json").read_text())["test"]["images"] == 16
+    assert all(file.exists() for file in written)
+
+
+def test_search_finds_an_image_by_itself(small, scenes, tmp_path):
+    retriever = Retriever.from_pretrained(train(configured(small, "trainer.fast_dev_run=true", "name=s")).run.path)
+    retriever.index(scenes / "Images")
+    wanted = retriever.paths[7]
+    best = retriever.search(wanted, k=3)[0]
+    assert best.path == wanted
+    assert best.similarity == pytest.approx(1.0, abs=1e-5)
+    assert len(retriever.search("a red cup", k=5)) == 5
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small):
+    one, two = (train(configured(small, f"name={name}")).run.path for name in ("one", "two"))
+    other = train(configured(small, "name=other", "trainer.seed=1")).run.path
+    assert same(weights(one), weights(two))
+    assert not same(weights(one), weights(other))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "loss.name=siglip",
+        "loss.name=sanw_debias",
+        "loss.form=decoupled",
+        "loss.temperature=0.5",
+        "data.captions=all",
+        "data.augment=true",
+        "model.lock_image=true",
+        "model.lock_text=true",
+        "optim.lr=2e-3",
+    ],
+)
+def test_each_choice_changes_the_weights_that_come_out(small, override):
+    plain = train(configured(small, "name=plain", "trainer.max_epochs=1")).run.path
+    changed = train(configured(small, "name=changed", "trainer.max_epochs=1", override)).run.path
+    assert not same(weights(plain), weights(changed))
+
+
+@pytest.mark.parametrize("override", ["references=frozen", "references=ema", "mix=1.0", "alpha=0.5", "gamma=0.5"])
+def test_each_choice_of_the_weighting_changes_the_weights_that_come_out(small, override):
+    sanw = ["loss.name=sanw_bandpass"]
+    plain = train(configured(small, "name=plain", *sanw)).run.path
+    changed = train(configured(small, "name=changed", *sanw, f"loss.{override}")).run.path
+    assert not same(weights(plain), weights(changed))
+
+
+def test_strength_zero_trains_exactly_as_clip(small):
+    clip = train(configured(small, "name=clip")).run.path
+    none = train(configured(small, "name=none", "loss.name=sanw_debias", "loss.alpha=0")).run.path
+    for name, weight in weights(clip).items():
+        torch.testing.assert_close(weights(none)[name], weight, atol=1e-4, rtol=0)
+
+
+def test_the_image_cache_changes_nothing_but_the_time(small):
+    plain = train(configured(small, "name=plain", "trainer.max_epochs=1")).run.path
+    cached = train(configured(small, "name=cached", "trainer.max_epochs=1", "data.cache=true")).run.path
+    assert same(weights(plain), weights(cached))
+
+
+def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(small, monkeypatch):
+    start = train(configured(small, "name=start", "optim.lr=0", "optim.weight_decay=0")).run.path
+    calls = []
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    locked = train(configured(small, "name=locked", "model.lock_image=true", "trainer.max_epochs=3")).run.path
+    before, after = weights(start), weights(locked)
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
+    assert not same(before, after)
+    assert sum(calls) == 48 + 16 + 16  # each image once, and the validation split again when the saved model is scored
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from clipse.experiment import resolve, train
+resume = sys.argv[1] == "resume"
+train(resolve(resume=Path(sys.argv[2])) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
+"""
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+
+@pytest.mark.parametrize("loss", ["clip", "sanw_bandpass"])
+def test_killed_at_any_step_and_resumed_equals_uninterrupted(small, tmp_path, loss):
+    extra = [f"loss.name={loss}", "loss.references=ema", "data.augment=true"]
+    extra += ["trainer.max_epochs=6", "trainer.checkpoint_every=1"]
+    whole = train(configured(small, "name=whole", *extra)).run.path
+
+    process = start("fresh", *small, "name=killed", *extra)
+    metrics = tmp_path / "runs" / "clipse" / "killed" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 5 + int(os.urandom(1)[0]) % 8:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = metrics.parent
+    assert not (killed / "model").exists(), "it had finished before it was killed"
+    finish(start("resume", killed))
+
+    assert same(weights(whole), weights(killed))
+    expected, found = (
+        [(row["epoch"], row["step"], row["train/loss"], row["val/rsum"]) for row in rows(run / "metrics.csv")]
+        for run in (whole, killed)
+    )
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(small, tmp_path):
+    one = train(configured(small, "name=one", "optim.lr=1e-4")).run.path
+    finish(start("fresh", *small, "name=two", "optim.lr=1e-4", "trainer.devices=cpu:2", "trainer.strategy=ddp"))
+    two = tmp_path / "runs" / "clipse" / "two"
+    first, second = (torch.tensor(losses(run)) for run in (one, two))
+    torch.testing.assert_close(second, first, atol=1e-4, rtol=0)
+
+
+def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):
+    config = configured(small, "name=nan", "optim.lr=1e30", "trainer.grad_clip=null", "trainer.max_epochs=5")
+    with pytest.raises(ValueError, match=r"\.jpg"):
+        train(config)
+
+
+def test_the_first_caption_of_each_image_is_found_in_any_order():
+    assert first_of_each(torch.tensor([1, 0, 1, 0, 2]), 3).tolist() == [1, 0, 4]

@@ -1,0 +1,48 @@
+"""Each package stands alone: its wheel, in a fresh environment, with nothing but what it declares."""
+
+import json
+
+import pytest
+from conftest import run
+
+TEN_LINES = """
+import torch
+from clip_common.losses import InfoNCE
+image, text = torch.randn(8, 16, requires_grad=True), torch.randn(8, 16)
+loss = InfoNCE()(image, text, scale=10.0)
+loss.backward()
+assert loss.isfinite() and image.grad.abs().sum() > 0
+"""
+# What torch itself brings, and torch's own requirements, are not ours to count.
+FRAMEWORKS = ("lightning", "open_clip", "transformers", "torchvision", "omegaconf", "typer", "PIL", "scipy", "sklearn")
+
+
+def test_clip_common_without_extras_is_torch_and_numpy_and_its_losses_work(fresh_environment):
+    binaries = fresh_environment("clip-common")
+    run(binaries / "python", "-c", TEN_LINES)
+    found = run(
+        binaries / "python",
+        "-c",
+        f"import importlib.util as u, json; print(json.dumps([n for n in {FRAMEWORKS!r} if u.find_spec(n)]))",
+    )
+    assert json.loads(found) == []
+    run(binaries / "python", "-c", "from clip_common.metrics import retrieval_metrics")
+
+
+@pytest.mark.parametrize("package", ["aaclip", "edgeglass", "videoclip"])
+def test_a_package_installs_alone_and_imports(package, fresh_environment):
+    binaries = fresh_environment(package)
+    assert run(binaries / "python", "-c", f"import {package}; print({package}.__version__)").strip() == "0.1.0"
+
+
+def test_clipse_installs_alone_and_does_its_job(fresh_environment, tmp_path):
+    binaries = fresh_environment("clipse")
+    assert "train" in run(binaries / "clipse", "--help")
+    sizes = ["--train", "48", "--val", "16", "--test", "16"]
+    run(binaries / "clipse", "data", "synthetic", "scenes", *sizes, cwd=tmp_path)
+    overrides = ["data.root=scenes", "data.batch_size=16", "trainer.max_epochs=1", "name=alone"]
+    run(binaries / "clipse", "train", "--config", "scenes", *overrides, cwd=tmp_path)
+    run(binaries / "clipse", "eval", "runs/clipse/alone", "data.root=scenes", cwd=tmp_path)
+    result = json.loads((tmp_path / "runs" / "clipse" / "alone" / "result.json").read_text())
+    assert result["val"]["metrics"]["rsum"] > 0
+    assert result["test"]["images"] == 16
