@@ -39,7 +39,7 @@ def embed_pairs(
     Raises:
         DataError: An image cannot be read or decoded.
     """
-    dataset = Flickr8kDataset(records, preprocess=model.bundle.preprocess, captions="all", train=False)
+    dataset = Flickr8kDataset(records, preprocess=model.bundle.preprocess, captions="all")
     loader = DataLoader(
         dataset, batch_size=batch_size, num_workers=workers, collate_fn=CLIPCollator(model.bundle.tokenizer)
     )

@@ -5,6 +5,7 @@ N images, F features of a trunk, T texts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from clip_common.features import FeatureCache
 from clipse.config import ModelConfig
-from clipse.data import ImageRecord, Sample, caption_choice
+from clipse.data import ImageRecord, Sample, chosen_captions
 from clipse.model import RetrievalModel
 from clipse.reporting import Reporter
 
@@ -28,7 +29,7 @@ class ImageFeatureDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], features_NF: Tensor, *, seed: int, captions: str = "one"
+        self, records: Sequence[ImageRecord], features_NF: Tensor, *, seed: int, captions: Literal["one", "all"]
     ) -> None:
         self.records = records
         self.features_NF = features_NF
@@ -44,10 +45,8 @@ class ImageFeatureDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        captions = record.captions
-        if self.captions == "one":
-            captions = (captions[caption_choice(len(captions), seed=self.seed, epoch=self.epoch, index=index)],)
-        return Sample(image=self.features_NF[index], captions=captions, image_id=record.id, path=record.name)
+        captions = chosen_captions(record, self.captions, seed=self.seed, epoch=self.epoch, index=index)
+        return Sample(image=self.features_NF[index], captions=captions, image_id=record.id, name=record.name)
 
 
 class TextFeatures:

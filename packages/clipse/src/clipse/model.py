@@ -34,7 +34,7 @@ class RetrievalModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.logit_scale.log_scale.device
+        return self.logit_scale.logit_scale.device
 
     def encode_image(self, images_B3HW: Tensor) -> Tensor:
         """(B, 3, H, W) preprocessed pixels -> (B, D) unit vectors."""
@@ -47,7 +47,7 @@ class RetrievalModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors weights and a config.json that rebuild the model without a network."""
         bias = None if self.logit_bias is None else self.logit_bias.item()
-        state = dataclasses.replace(self.bundle, logit_scale=self.logit_scale.log_scale.item(), logit_bias=bias)
+        state = dataclasses.replace(self.bundle, logit_scale=self.logit_scale.logit_scale.item(), logit_bias=bias)
         save_bundle(state, Path(folder))
 
     @classmethod

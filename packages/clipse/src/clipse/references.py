@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from clip_common.backbones import Tokens
+from clip_common.backbones import Tokens, freeze
 from clipse.model import RetrievalModel
 
 
@@ -23,33 +23,29 @@ class ReferenceModel(nn.Module):
 
     def __init__(self, model: RetrievalModel, *, decay: float = 1.0) -> None:
         super().__init__()
-        self.towers = nn.ModuleList([copy.deepcopy(model.image_tower), copy.deepcopy(model.text_tower)])
-        self.towers.requires_grad_(False).eval()
+        self.image_tower = copy.deepcopy(model.image_tower)
+        self.text_tower = copy.deepcopy(model.text_tower)
         self.decay = decay
-
-    def train(self, mode: bool = True) -> "ReferenceModel":
-        """Stay in eval mode: a reference has no dropout."""
-        return super().train(False)
+        freeze(self)
 
     @torch.no_grad()
     def forward(self, images: Tensor, tokens: Tokens, *, image_rows: bool, text_rows: bool) -> tuple[Tensor, Tensor]:
         """Reference features (B, ·) and (T, ·); rows of a locked trunk are references themselves when nothing moves."""
-        image_tower, text_tower = self.towers
         if image_rows:
-            image = images if self.decay == 1.0 else image_tower.head(images)
+            image = images if self.decay == 1.0 else self.image_tower.head(images)
         else:
-            image = image_tower(images).pooled
+            image = self.image_tower(images).pooled
         if text_rows:
             assert isinstance(tokens, Tensor)
-            text = tokens if self.decay == 1.0 else text_tower.head(tokens)
+            text = tokens if self.decay == 1.0 else self.text_tower.head(tokens)
         else:
-            text = text_tower(tokens)
+            text = self.text_tower(tokens)
         return image.float(), text.float()
 
     @torch.no_grad()
     def update(self, model: RetrievalModel) -> None:
         """Move towards the model's weights, after an optimizer step."""
-        for tower, source in zip(self.towers, (model.image_tower, model.text_tower), strict=True):
+        for tower, source in ((self.image_tower, model.image_tower), (self.text_tower, model.text_tower)):
             for reference, weight in zip(tower.parameters(), source.parameters(), strict=True):
                 if weight.requires_grad:
                     reference.lerp_(weight, 1.0 - self.decay)

@@ -5,7 +5,6 @@ B images of a batch, T texts, D the shared width.
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import move
 from clip_common.metrics import image_text_retrieval
-from clip_common.training import ResumableLoader, optimizer_and_schedule
+from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
 from clipse.config import Config
-from clipse.data import Batch, CLIPCollator, Flickr8kDataset, ImageRecord, Sample, UniqueImageBatchSampler
+from clipse.data import Batch, CLIPCollator, Flickr8kDataset, ImageCache, ImageRecord, Sample
 from clipse.features import FrozenFeatures, ImageFeatureDataset
 from clipse.losses import build_loss
 from clipse.model import RetrievalModel
@@ -66,7 +65,7 @@ class RetrievalModule(L.LightningModule):
             tokens=move(batch.tokens, device),
             image_ids_B=batch.image_ids_B.to(device),
             owner_T=batch.owner_T.to(device),
-            paths=batch.paths,
+            names=batch.names,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -121,18 +120,23 @@ class RetrievalModule(L.LightningModule):
         self.log("val/loss", self.validation_loss(image_ND, text_TD[first_of_each(owner_T, len(image_ND))]))
 
     def validation_loss(self, image_ND: Tensor, text_ND: Tensor) -> Tensor:
-        """The training loss on pairs, in batches of the training size (one smaller batch where there are fewer)."""
+        """The training loss on pairs, in batches of the training size (one smaller batch where there are fewer).
+
+        Every rank holds all pairs and gives the loss its share of each batch: the loss gathers the shares again.
+        """
         size = min(self.config.data.batch_size, len(image_ND))
+        rank, world = self.trainer.global_rank, self.trainer.world_size
         losses = []
         for start in range(0, len(image_ND) - size + 1, size):
-            image_BD, text_BD = (part[start : start + size].to(self.device) for part in (image_ND, text_ND))
+            mine = slice(start + rank, start + size, world)
+            image_BD, text_BD = image_ND[mine].to(self.device), text_ND[mine].to(self.device)
             scale = self.model.logit_scale()
-            losses.append(self.loss(image_BD, text_BD, scale=scale, bias=self.model.logit_bias, gather=False).loss)
+            losses.append(self.loss(image_BD, text_BD, scale=scale, bias=self.model.logit_bias).loss)
         return torch.stack(losses).mean()
 
     def describe_batch(self, batch: Batch) -> str:
         """File names of a batch, for the message of a loss that is not finite."""
-        return ", ".join(batch.paths)
+        return ", ".join(batch.names)
 
 
 def first_of_each(owner_T: Tensor, images: int) -> Tensor:
@@ -157,7 +161,7 @@ class RetrievalData(L.LightningDataModule):
         records: Images of `train` and `val`.
         config: The run's configuration.
         features: Rows of locked trunks, in place of pixels and tokens.
-        image_cache: Folder of decoded images, or None to decode each time.
+        image_caches: Decoded images by split; none decodes each time.
     """
 
     def __init__(
@@ -167,19 +171,19 @@ class RetrievalData(L.LightningDataModule):
         config: Config,
         *,
         features: FrozenFeatures,
-        image_cache: Path | None,
+        image_caches: Mapping[str, ImageCache],
     ) -> None:
         super().__init__()
         self.bundle = model.bundle
         self.records = records
         self.config = config
         self.features = features
-        self.image_cache = image_cache
+        self.image_caches = image_caches
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.trainer is not None
         data, world = self.config.data, self.trainer.world_size
-        sampler = UniqueImageBatchSampler(
+        sampler = ShuffledBatchSampler(
             len(self.records["train"]),
             batch_size=data.batch_size // world,
             seed=self.config.trainer.seed,
@@ -207,6 +211,7 @@ class RetrievalData(L.LightningDataModule):
 
     @property
     def collate(self) -> CLIPCollator:
+        """With the tokenizer, or with the features of a locked text tower in its place."""
         return CLIPCollator(self.features.texts or self.bundle.tokenizer)
 
     def dataset(self, split: str) -> Dataset[Sample]:
@@ -222,6 +227,6 @@ class RetrievalData(L.LightningDataModule):
             preprocess=self.bundle.train_preprocess if augment else self.bundle.preprocess,
             seed=seed,
             captions=captions,
-            cache=self.image_cache,
-            train=training,
+            cache=self.image_caches.get(split),
+            augment=augment,
         )

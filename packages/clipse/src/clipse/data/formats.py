@@ -169,8 +169,10 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _table(file: Path, *, delimiter: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(_lines(file), delimiter=delimiter, quoting=quoting, strict=True)
+    if delimiter == "\t":  # a tab never stands in a caption, so quotes are letters like any other
+        reader = csv.DictReader(_lines(file), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.DictReader(_lines(file), delimiter=delimiter, strict=True)
     missing = [name for name in needed if name not in (reader.fieldnames or ())]
     if missing:
         raise DataError(f"{file}: no column {', '.join(missing)}; its header is {', '.join(reader.fieldnames or ())}")

@@ -85,7 +85,8 @@ def _records(rows: list[Row], folder: Path) -> tuple[list[ImageRecord], int]:
     """Records with their files found and their splits looked up; and how many no split list names."""
     lists = {} if any(row.split for row in rows) else split_lists(folder)
     images = _image_folder(rows, folder)
-    records, unlisted = [], 0
+    records: list[ImageRecord] = []
+    unlisted = 0
     for row in rows:
         split = row.split or lists.get(Path(row.image).name, "")
         if lists and not split:
