@@ -1,6 +1,8 @@
 """Samples and batches are functions of (seed, epoch, index); the cache holds what decoding gives."""
 
 import errno
+import itertools
+import pickle
 import shutil
 from collections import namedtuple
 
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_common.training import ResumableLoader, ShuffledBatchSampler
 from clipse.data import CLIPCollator, DataError, Flickr8kDataset, ImageCache, ImageRecord, load_captions
 from clipse.data.images import load
 
@@ -48,6 +51,26 @@ def test_epochs_and_seeds_choose_other_captions_and_crops(records):
     assert not torch.equal(dataset[0].image, other[0].image)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_epoch_goes_on_with_the_same_batches(records, workers):
+    def loader(workers: int) -> ResumableLoader:
+        dataset = Flickr8kDataset(records, preprocess=to_tensor, seed=3, augment=True)
+        sampler = ShuffledBatchSampler(len(dataset), batch_size=8, seed=3)
+        return ResumableLoader(dataset, batch_sampler=sampler, collate_fn=CLIPCollator(list), num_workers=workers)
+
+    whole, stopped, resumed = loader(0), loader(workers), loader(workers)
+    whole.set_epoch(2)
+    stopped.set_epoch(2)
+    expected = list(whole)
+    seen = list(itertools.islice(stopped, 3))
+    resumed.load_state_dict(stopped.state_dict())
+    for batch, one in zip([*seen, *resumed], expected, strict=True):
+        assert batch.names == one.names
+        assert batch.tokens == one.tokens
+        assert torch.equal(batch.images_B3HW, one.images_B3HW)
+    assert len({name for batch in expected for name in batch.names}) == len(records)  # each image once an epoch
+
+
 def test_all_captions_of_an_image_share_its_row(records):
     dataset = Flickr8kDataset(records, preprocess=to_tensor, captions="all")
     batch = CLIPCollator(len)([dataset[0], dataset[1]])
@@ -73,6 +96,27 @@ def test_the_cache_shrinks_to_the_short_side_and_keeps_the_rest(tmp_path):
     assert ImageCache(tmp_path / "cache", [record], side=20)[record].shape == (3, 20, 50)
 
 
+def test_a_pickled_cache_maps_its_file_again(records, tmp_path):
+    cache = ImageCache(tmp_path, records, side=224)
+    content = pickle.dumps(cache)
+    assert len(content) < cache.pixels.nbytes / 4
+    assert torch.equal(pickle.loads(content)[records[5]], cache[records[5]])
+
+
+def test_a_cache_that_another_process_finishes_first_is_taken(records, tmp_path, monkeypatch):
+    save = np.save
+
+    def slowly(*arguments):
+        monkeypatch.setattr(np, "save", save)
+        ImageCache(tmp_path, records, side=224)
+        save(*arguments)
+
+    monkeypatch.setattr(np, "save", slowly)
+    cache = ImageCache(tmp_path, records, side=224)
+    assert np.array_equal(cache[records[0]].permute(1, 2, 0), np.array(load(records[0])))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_changed_image_makes_another_cache(scenes, tmp_path):
     copy = shutil.copytree(scenes, tmp_path / "copy")
     records = load_captions(copy).split("train")
@@ -96,7 +140,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(records, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space.*cache"):
         ImageCache(tmp_path / "cache", records, side=224)
     assert list((tmp_path / "cache").iterdir()) == []
 

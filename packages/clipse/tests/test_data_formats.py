@@ -116,6 +116,40 @@ def test_commas_quotes_byte_order_marks_and_windows_line_ends_in_kaggles_file(fo
     assert [record.captions for record in load_captions(folder).images] == list(CAPTIONS.values())
 
 
+def test_a_quote_that_does_not_enclose_the_whole_caption_is_its_own(folder):
+    lines = [
+        "image,caption",
+        'c.jpg,"Stop", said the "man"',
+        'c.jpg,"no" entry',
+        'd.jpg,"so, ""quoted"""',
+        'd.jpg,half "',
+    ]
+    (folder / "captions.txt").write_text("\n".join(lines))
+    assert [record.captions for record in load_captions(folder).images] == [
+        ('"Stop", said the "man"', '"no" entry'),
+        ('so, "quoted"', 'half "'),
+    ]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, None], ids=["minimal", "all", "none"])
+@pytest.mark.parametrize(("delimiter", "name"), [("\t", "pairs.tsv"), (",", "pairs.csv")])
+def test_tables_are_read_quoted_or_plain(folder, delimiter, name, quoting):
+    rows = [("filepath", "title"), *((f"Images/{image}", caption) for image, caption in pairs())]
+    if quoting is None:
+        rows = [(image, caption.replace(",", "")) for image, caption in rows]
+        (folder / name).write_bytes("\r\n".join(delimiter.join(row) for row in rows).encode())
+    else:
+        with (folder / name).open("w", newline="", encoding="utf-8-sig") as stream:
+            csv.writer(stream, delimiter=delimiter, quoting=quoting).writerows(rows)
+    expected = [tuple(c.replace(",", "") if quoting is None else c for c in said) for said in CAPTIONS.values()]
+    assert [record.captions for record in load_captions(folder).images] == expected
+
+
+def test_a_quoted_caption_of_two_lines_stays_one_caption(folder):
+    (folder / "pairs.csv").write_text('filepath,title\nImages/c.jpg,"one\n\ntwo"\nImages/d.jpg,three\n')
+    assert [record.captions for record in load_captions(folder).images] == [("one\n\ntwo",), ("three",)]
+
+
 words = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029\x85"), min_size=1)
 
 
@@ -146,6 +180,64 @@ def test_shards_take_their_split_from_their_name(folder):
         "val-0.tar/c.jpg": "val",
         "test-0.tar/d.jpg": "test",
     }
+
+
+def test_shards_in_folders_of_their_splits_are_found(folder):
+    write_shards(folder)
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir()
+        (folder / f"{split}-0.tar").rename(folder / split / "00000.tar")
+    data = load_captions(folder)
+    assert data.format == "webdataset"
+    assert [len(data.split(split)) for split in ("train", "val", "test")] == [2, 1, 1]
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029\x85"), min_size=1)
+        .map(str.strip)
+        .filter(lambda text: text and not (text[0] == text[-1] == '"')),
+        min_size=1,
+    )
+)
+def test_an_unquoted_caption_is_read_to_the_letter(captions):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, "captions.txt")
+        file.write_text("image,caption\n" + "".join(f"a.jpg,{caption}\n" for caption in captions), encoding="utf-8")
+        assert [row.captions[0] for row in parse_kaggle(file)] == captions
+
+
+def test_the_lemmas_beside_the_original_captions_are_not_taken_for_them(folder):
+    write_token(folder)
+    (folder / "Flickr8k.lemma.token.txt").write_text("c.jpg#0\tlemma\nd.jpg#0\tlemma\n")
+    for format in ("auto", "token"):
+        assert len(load_captions(folder, format=format).images) == len(CAPTIONS)
+
+
+def test_the_procedural_worlds_folder_is_read_back_as_it_was_drawn(scenes):
+    from clip_common.synthetic import captions, sample_scene
+
+    data = load_captions(scenes)
+    assert data.format == "kaggle"
+    assert [len(data.split(split)) for split in ("train", "val", "test")] == [48, 16, 16]
+    assert [list(record.captions) for record in data.images] == [captions(sample_scene(0, i)) for i in range(80)]
+
+
+def test_a_broken_image_does_not_move_the_others_to_another_split(folder):
+    write_kaggle(folder)
+    whole = {record.name: record.split for record in load_captions(folder).images}
+    (folder / "Images" / "ein hund.jpg").write_bytes(b"broken")
+    rest = {record.name: record.split for record in load_captions(folder, on_error="skip").images}
+    assert rest == {name: split for name, split in whole.items() if name != "ein hund.jpg"}
+
+
+def test_images_without_a_split_beside_others_with_one_are_left_out_and_counted(folder):
+    write_karpathy(folder, ("train", "train", "test", ""))
+    data = load_captions(folder)
+    assert [record.split for record in data.images] == ["train", "train", "test"]
+    assert data.unlisted == 1
 
 
 def test_split_lists_decide_and_images_in_no_list_are_left_out_and_counted(folder):
@@ -221,6 +313,15 @@ def test_an_empty_caption_is_refused_or_skipped_and_counted(folder):
     assert [record.captions for record in data.images] == list(CAPTIONS.values())
 
 
+def test_an_image_that_only_has_empty_captions_is_skipped_with_them(folder):
+    lines = ["image,caption", "c.jpg,", "c.jpg,  ", "d.jpg,one", "zwölf.jpg,two"]
+    (folder / "captions.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert "2 empty caption" in message(folder)
+    data = load_captions(folder, on_error="skip")
+    assert (data.skipped, data.skipped_captions) == (1, 2)
+    assert [record.name for record in data.images] == ["d.jpg", "zwölf.jpg"]
+
+
 def test_captions_of_absent_images_name_the_first_and_the_count(folder):
     write_kaggle(folder)
     for name in list(CAPTIONS)[:2]:
@@ -250,6 +351,25 @@ def test_an_image_in_two_splits(folder):
     assert "d.jpg in train and test" in message(folder)
 
 
+@pytest.mark.parametrize("format", ["karpathy", "captions_tsv"])
+def test_an_image_that_its_rows_put_in_two_splits(folder, format):
+    if format == "karpathy":
+        image = {"filename": "c.jpg", "sentences": [{"raw": "x"}]}
+        rows = {"images": [image | {"split": "train"}, image | {"split": "test"}]}
+        (folder / "dataset.json").write_text(json.dumps(rows))
+    else:
+        lines = ["caption\timage_path\tsplit", "x\tc.jpg\ttrain", "y\tc.jpg\ttest", "z\td.jpg\ttrain"]
+        (folder / "captions.tsv").write_text("\n".join(lines))
+    assert "c.jpg in train and test" in message(folder)
+
+
+def test_two_files_of_one_format_are_not_chosen_between(folder):
+    write_open_clip(folder)
+    (folder / "more.csv").write_text("filepath,title\nImages/c.jpg,x\nImages/d.jpg,y\n")
+    assert "more.csv, pairs.csv" in message(folder)
+    assert len(load_captions(folder / "more.csv").images) == 2
+
+
 def test_a_set_of_one_image(folder):
     (folder / "captions.txt").write_text("image,caption\nc.jpg,plain\n")
     assert "1 usable image" in message(folder)
@@ -261,6 +381,9 @@ def test_a_set_of_one_image(folder):
         ("captions.txt", "image,caption\nno comma here", "captions.txt, line 2"),
         ("Flickr8k.token.txt", "a.jpg#0 no tab", "line 1"),
         ("dataset.json", "{", "Karpathy"),
+        ("dataset.json", '{"images": ["c.jpg"]}', "Karpathy"),
+        ("pairs.csv", 'filepath,title\nc.jpg,"open', "comma-separated"),
+        ("pairs.tsv", "filepath\ttitle\nc.jpg", "line 2"),
         ("dataset.json", '{"images": [{"filename": "c.jpg", "split": "tset", "sentences": [{"raw": "x"}]}]}', "tset"),
         ("captions.tsv", "image_id\tcaption\n1\tx", "image_path"),
         ("train-0.tar", "this is no tar", "broken shard"),

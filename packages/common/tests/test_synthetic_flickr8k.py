@@ -4,8 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from clip_common.metrics import retrieval_metrics
 from clip_common.synthetic import (
     Scene,
     Thing,
@@ -42,6 +44,17 @@ def test_ties_count_as_the_mean_of_their_ranks():
     assert metrics["t2i/R@5"] == 1.0
     assert metrics["i2t/R@1"] == 0.0
     assert metrics["rsum"] == 400.0
+
+
+def test_the_oracle_counts_as_the_metrics_do():
+    scenes = [sample_scene(4, index) for index in range(60)]
+    texts = [captions(one, 2) for one in scenes]
+    scores = torch.from_numpy(oracle_scores(scenes, [text for said in texts for text in said]))
+    owner = torch.arange(60).repeat_interleave(2)
+    one_hot = torch.eye(60)  # the scores are the products with it
+    found = retrieval_metrics(scores, one_hot, owner, normalise=False).metrics
+    oracle = attribute_oracle(scenes, texts)
+    assert [oracle[f"t2i/R@{k}"] for k in (1, 5, 10)] == pytest.approx([found[f"R@{k}"] for k in (1, 5, 10)])
 
 
 def test_the_ceiling_of_a_thousand_scenes_is_at_least_seven_tenths():

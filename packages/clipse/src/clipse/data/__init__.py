@@ -10,7 +10,7 @@ from clipse.data.cache import ImageCache
 from clipse.data.check import CheckReport, Stats, check, stats
 from clipse.data.dataset import Batch, CLIPCollator, Flickr8kDataset, Sample, chosen_captions
 from clipse.data.errors import DataError
-from clipse.data.loading import load_captions
+from clipse.data.loading import Records, load_captions, read_records
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.splits import hold_out
 
@@ -23,11 +23,13 @@ __all__ = [
     "Flickr8kDataset",
     "ImageCache",
     "ImageRecord",
+    "Records",
     "Sample",
     "Stats",
     "check",
     "chosen_captions",
     "hold_out",
     "load_captions",
+    "read_records",
     "stats",
 ]

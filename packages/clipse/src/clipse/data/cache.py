@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class ImageCache:
 
     Raises:
         DataError: An image that cannot be read, or too little space on the disk; nothing is left behind.
+        OSError: The disk filled up meanwhile; nothing is left behind either.
     """
 
     def __init__(
@@ -42,6 +44,13 @@ class ImageCache:
             self._write(records, side, progress)
         self.shapes_N2 = np.load(self.folder / "shapes.npy")
         self.starts_N = np.concatenate([[0], np.cumsum(self.shapes_N2.prod(axis=1) * 3)])
+        self.pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pixels": None}  # a worker maps the file itself; pickled, the pixels would be copied
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
         self.pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
 
     def __getitem__(self, record: ImageRecord) -> Tensor:
@@ -71,8 +80,14 @@ class ImageCache:
                     if progress is not None:
                         progress(done, len(records))
             np.save(draft / "shapes.npy", np.array(shapes, dtype=np.int64))
-            if not self.folder.exists():  # else another process was quicker, with the same bytes
+            try:
                 draft.rename(self.folder)
+            except OSError:
+                if not self.folder.exists():  # else another process was quicker, with the same bytes
+                    raise
+        except OSError as error:
+            error.filename = error.filename or str(self.folder.parent)  # a full disk does not say which it is
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -21,7 +21,7 @@ class CheckReport:
         images: Usable images of each split.
         captions: Captions of each split.
         problems: One line per missing or broken image and per empty caption.
-        unlisted: Captioned images that the split lists leave out.
+        unlisted: Captioned images in no split, where a split is stated for others.
     """
 
     root: Path

@@ -4,7 +4,9 @@ A parser yields one `Row` per caption or per image, in the order of the file, an
 """
 
 import csv
+import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +34,14 @@ class Row:
 
 
 def parse_kaggle(file: Path) -> Iterator[Row]:
-    """Kaggle's `image,caption` with a header; an unquoted caption may itself hold commas."""
+    """Kaggle's `image,caption` with a header; a caption may be quoted, or hold commas and quotes as they are."""
     for number, line in enumerate(_lines(file)):
-        cells = next(csv.reader([line]))
-        if number == 0 and [cell.strip().lower() for cell in cells] == ["image", "caption"]:
-            continue
-        if len(cells) < 2:
+        cells = _KAGGLE_LINE.fullmatch(line)
+        if cells is None:
             raise _unreadable(file, number, "image,caption", line)
-        quoted = len(cells) == 2
-        yield Row(cells[0].strip(), (cells[1] if quoted else line.split(",", 1)[1],))
+        image, caption = (_unquoted(cell) for cell in cells.groups())
+        if number > 0 or (image.strip().lower(), caption.strip().lower()) != ("image", "caption"):
+            yield Row(image.strip(), (caption,))
 
 
 def parse_token(file: Path) -> Iterator[Row]:
@@ -73,7 +74,7 @@ def parse_karpathy(file: Path) -> Iterator[Row]:
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             captions = tuple(sentence["raw"] for sentence in image["sentences"])
             yield Row(name, captions, _split(image.get("split"), file, number))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
 
 
@@ -111,10 +112,12 @@ def detect(root: Path) -> tuple[str, Path]:
         if found is None:
             raise DataError(f"{root}: not a captions file of a known format ({_looked_for()})")
         return found, root.parent if found == "webdataset" else root
-    candidates = {name: file for file in sorted(root.iterdir()) if file.is_file() and (name := _format_of_file(file))}
+    candidates = _candidates(root)
     for name in FORMATS:
         if name in candidates:
-            return name, root if name == "webdataset" else candidates[name]
+            return name, _only(candidates[name], root, name)
+    if any(root.glob("*/*.tar")):
+        return "webdataset", root
     raise DataError(f"{root}: no captions found; looked for {_looked_for()}")
 
 
@@ -122,14 +125,30 @@ def captions_file(root: Path, format: str) -> Path:
     """The captions file of a stated format."""
     if format not in FORMATS:
         raise DataError(f"data.format={format}: expected auto or one of {', '.join(FORMATS)}")
-    if root.is_file():
+    if root.is_file() or format == "webdataset":
         return root
+    files = _candidates(root).get(format)
+    if files is None:
+        raise DataError(f"{root}: no {format} captions found; looked for {NAMES[format]}")
+    return _only(files, root, format)
+
+
+def _candidates(root: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for file in sorted(root.iterdir()):
+        name = _format_of_file(file) if file.is_file() else None
+        if name is not None:
+            found.setdefault(name, []).append(file)
+    return found
+
+
+def _only(files: list[Path], root: Path, format: str) -> Path:
     if format == "webdataset":
         return root
-    for file in sorted(root.iterdir()):
-        if file.is_file() and _format_of_file(file) == format:
-            return file
-    raise DataError(f"{root}: no {format} captions found; looked for {NAMES[format]}")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"{root}: several files of the format {format} ({names}): name one, data.root={files[0]}")
+    return files[0]
 
 
 def _format_of_file(file: Path) -> str | None:
@@ -138,7 +157,7 @@ def _format_of_file(file: Path) -> str | None:
         return "kaggle"
     if name == "captions.tsv":
         return "captions_tsv"
-    if name.endswith((".token.txt", ".token")):
+    if name.endswith((".token.txt", ".token")) and ".lemma." not in name:
         return "token"
     if name.startswith("dataset") and name.endswith(".json"):
         return "karpathy"
@@ -158,31 +177,47 @@ def _looked_for() -> str:
     return "; ".join(NAMES[name] for name in FORMATS)
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """Lines that are not blank, without a byte-order mark or line ends of any system."""
+def _text(file: Path) -> str:
+    """The whole file without a byte-order mark, its lines ended as on Unix."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """Lines that are not blank."""
     # not splitlines(): a caption may hold a form feed or a Unicode line separator
-    yield from (line for line in text.replace("\r\n", "\n").split("\n") if line.strip())
+    yield from (line for line in _text(file).split("\n") if line.strip())
+
+
+_QUOTED = r'"(?:[^"]|"")*"'
+_KAGGLE_LINE = re.compile(rf"({_QUOTED}|[^,]*),(.*)")
+
+
+def _unquoted(cell: str) -> str:
+    """A cell without the quotes that a CSV writer put around it; any other quote is the caption's own."""
+    return cell.strip()[1:-1].replace('""', '"') if re.fullmatch(_QUOTED, cell.strip()) else cell
 
 
 def _table(file: Path, *, delimiter: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    if delimiter == "\t":  # a tab never stands in a caption, so quotes are letters like any other
-        reader = csv.DictReader(_lines(file), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    reader: Iterator[list[str]]
+    if delimiter == "\t":  # a tab never stands in a caption, so a row is a line, and quotes in it may be letters
+        reader = ([_unquoted(cell) for cell in line.split("\t")] for line in _lines(file))
     else:
-        reader = csv.DictReader(_lines(file), delimiter=delimiter, strict=True)
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{file}: no column {', '.join(missing)}; its header is {', '.join(reader.fieldnames or ())}")
+        reader = (cells for cells in csv.reader(io.StringIO(_text(file)), strict=True) if cells)
     try:
-        for number, cells in enumerate(reader):
-            if any(cells.get(name) is None for name in needed):
-                raise _unreadable(file, number, delimiter.join(needed), str(list(cells.values())))
-            yield number, cells
+        header = next(reader, [])
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise DataError(f"{file}: no column {', '.join(missing)}; its header is {', '.join(header)}")
+        for number, cells in enumerate(reader, start=1):
+            row = dict(zip(header, cells, strict=False))
+            if any(name not in row for name in needed):
+                raise _unreadable(file, number, delimiter.join(header), delimiter.join(cells))
+            yield number, row
     except csv.Error as error:
-        raise DataError(f"{file}, row {reader.line_num}: {error}") from error
+        raise DataError(f"{file}: not a table of comma-separated values ({error})") from error
 
 
 def _split(name: str | None, file: Path, number: int) -> str | None:

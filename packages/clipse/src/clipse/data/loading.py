@@ -1,16 +1,17 @@
-"""`load_captions`: a folder as people have it, to a checked `CaptionData`."""
+"""A folder as people have it, to checked records: `load_captions` by arguments, `read_records` by configuration."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clipse.config import DataConfig
 from clipse.data.errors import DataError
 from clipse.data.formats import PARSERS, Row, captions_file, detect
 from clipse.data.images import problems_of
 from clipse.data.records import CaptionData, ImageRecord, Progress
 from clipse.data.shards import read_shards
-from clipse.data.splits import draw_splits, split_lists
+from clipse.data.splits import draw_splits, hold_out, split_lists
 
 FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
 """Where images lie, relative to the captions file."""
@@ -42,12 +43,15 @@ def load_captions(
         raise DataError(f"{root}: no such folder; data.root is the folder of images and captions")
     name, file = detect(root) if format == "auto" else (format, captions_file(root, format))
     if name == "webdataset":
-        records, unlisted = read_shards(root), 0
+        records = read_shards(root)
     else:
-        records, unlisted = _records(merged(PARSERS[name](file)), file.parent)
+        records = _records(merged(PARSERS[name](file), file=file), file.parent)
     if not records:
         raise DataError(f"{file}: holds no captions")
+    # before anything is skipped: a broken image must not move the others to another split
+    records, unlisted = _in_splits(records, seed=split_seed)
     records, empty = _without_empty_captions(records)
+    found = len(records)
     missing = {record.id: f"{record.path}: no such image" for record in records if not record.path.is_file()}
     if on_error == "raise":
         _refuse(empty, f"{file}: %d empty caption(s)", "fill or remove them")
@@ -57,45 +61,85 @@ def load_captions(
         records = [record for record in records if record.id not in missing and record.captions]
     if len(records) < 2:
         raise DataError(f"{root}: {len(records)} usable image(s); image-text retrieval needs at least 2")
-    if not any(record.split for record in records):
-        drawn = draw_splits(len(records), seed=split_seed)
-        records = [replace(record, split=split) for record, split in zip(records, drawn, strict=True)]
     return CaptionData(
         root=root,
         format=name,
         images=records,
-        skipped=len(missing),
+        skipped=found - len(records),
         skipped_captions=len(empty),
         problems=[*missing.values(), *empty],
         unlisted=unlisted,
     )
 
 
-def merged(rows: Iterable[Row]) -> list[Row]:
-    """One row an image, in the order of first appearance, with all its captions and the first split that is stated."""
+@dataclass(frozen=True)
+class Records:
+    """The images of each split, and how many were left out as broken."""
+
+    splits: dict[str, list[ImageRecord]]
+    skipped: int
+
+
+def read_records(config: DataConfig) -> Records:
+    """Read the configured set; `hold_out` training images become `val` where it has none.
+
+    Raises:
+        DataError: No `data.root`, or a set that cannot be used (one line that says why).
+    """
+    if config.root is None:
+        raise DataError("data.root is not set: give the folder of images and captions, e.g. data.root=flickr8k/")
+    data = load_captions(config.root, format=config.format, split_seed=config.split_seed, on_error=config.on_error)
+    splits = {name: data.split(name) for name in ("train", "val", "test")}
+    if config.hold_out:
+        if splits["val"]:
+            raise DataError(f"{config.root} has a val split of {len(splits['val'])}: leave data.hold_out at 0")
+        splits["train"], splits["val"] = hold_out(splits["train"], count=config.hold_out, seed=config.split_seed)
+    return Records(splits=splits, skipped=data.skipped)
+
+
+def merged(rows: Iterable[Row], *, file: Path) -> list[Row]:
+    """One row an image, in the order of first appearance, with all its captions and its split.
+
+    Raises:
+        DataError: An image stands in two splits.
+    """
     captions: dict[str, list[str]] = {}
     splits: dict[str, str | None] = {}
+    twice: dict[str, str] = {}
     for row in rows:
         captions.setdefault(row.image, []).extend(row.captions)
-        splits[row.image] = splits.get(row.image) or row.split
+        split = splits.setdefault(row.image, row.split) or row.split
+        if row.split not in (None, split):
+            twice[row.image] = f"{split} and {row.split}"
+        splits[row.image] = split
+    if twice:
+        name, where = next(iter(twice.items()))
+        raise DataError(
+            f"{file}: {len(twice)} image(s) stand in two splits, first {name} in {where}: leave one of each"
+        )
     return [Row(image, tuple(texts), splits[image]) for image, texts in captions.items()]
 
 
-def _records(rows: list[Row], folder: Path) -> tuple[list[ImageRecord], int]:
-    """Records with their files found and their splits looked up; and how many no split list names."""
+def _records(rows: list[Row], folder: Path) -> list[ImageRecord]:
+    """Records with their files found and their splits looked up; no split where none is stated."""
     lists = {} if any(row.split for row in rows) else split_lists(folder)
     images = _image_folder(rows, folder)
-    records: list[ImageRecord] = []
-    unlisted = 0
-    for row in rows:
+    records = []
+    for number, row in enumerate(rows):
         split = row.split or lists.get(Path(row.image).name, "")
-        if lists and not split:
-            unlisted += 1
-            continue
-        records.append(ImageRecord(len(records), row.image, images / row.image, row.captions, split))
-    if lists and not records:
+        records.append(ImageRecord(number, row.image, images / row.image, row.captions, split))
+    if lists and not any(record.split for record in records):
         raise DataError(f"{folder}: the split lists name none of the {len(rows)} captioned images")
-    return records, unlisted
+    return records
+
+
+def _in_splits(records: list[ImageRecord], *, seed: int) -> tuple[list[ImageRecord], int]:
+    """Records that are in a split, by what is stated or else by lot; and how many the statements leave out."""
+    if not any(record.split for record in records):
+        drawn = draw_splits(len(records), seed=seed)
+        return [replace(record, split=split) for record, split in zip(records, drawn, strict=True)], 0
+    stated = [record for record in records if record.split]
+    return stated, len(records) - len(stated)
 
 
 def _image_folder(rows: list[Row], folder: Path) -> Path:
@@ -111,8 +155,8 @@ def _without_empty_captions(records: list[ImageRecord]) -> tuple[list[ImageRecor
     kept = []
     for record in records:
         captions = tuple(caption.strip() for caption in record.captions if caption.strip())
-        if len(captions) < len(record.captions) or not captions:
-            empty.append(f"{record.name}: an empty caption")
+        blank = len(record.captions) - len(captions)
+        empty += [f"{record.name}: {'an empty' if blank else 'no'} caption"] * max(blank, not captions)
         kept.append(replace(record, captions=captions))
     return kept, empty
 

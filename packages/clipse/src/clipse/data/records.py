@@ -55,7 +55,7 @@ class CaptionData:
         skipped: Images left out under `on_error="skip"`.
         skipped_captions: Empty captions left out under `on_error="skip"`.
         problems: One line for each thing left out.
-        unlisted: Captioned images that the split lists do not name, and that are therefore in no split.
+        unlisted: Captioned images in no split, where a split is stated for others.
     """
 
     root: Path

@@ -56,7 +56,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[str, ...
                     content = archive.extractfile(member)
                     assert content is not None
                     captions[key] = _captions(content.read().decode("utf-8"), suffix.lower())
-    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, EOFError) as error:
+    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, EOFError) as error:
         raise DataError(f"{shard}: broken shard ({error})") from error
     odd = images.keys() ^ captions.keys()
     if odd:

@@ -1,5 +1,6 @@
-"""Scenes to pictures: drawn at about four times the size with PIL, then scaled down, so that 64 pixels are enough."""
+"""Scenes to pictures: drawn at two or three times the size with PIL, then scaled down, so that 64 pixels are enough."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -35,7 +36,6 @@ _INK: dict[str, Rgb] = {
     "black": (226, 226, 230),
 }
 _LIGHT_DETAIL: Rgb = (252, 248, 238)
-_CANVAS = 256  # pixels of the drawing before it is scaled down, at least
 _SHADOW = [value * 70 // 255 for value in range(256)]  # how much of it falls through each value of alpha
 
 
@@ -47,10 +47,10 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
     """
     if size < 16:
         raise ValueError(f"a scene needs at least 16 pixels a side: got size={size}")
-    side = size * max(2, -(-_CANVAS // size))
+    side = size * (3 if size <= 128 else 2)
     random = generator("render", seed=scene.seed, index=scene.index)
     canvas = background_crop(scene.background, side, random)
-    for thing in scene.things:
+    for thing in sorted(scene.things, key=lambda thing: -SIDE[thing.size]):  # the small ones on top
         _place(canvas, thing, random)
     return canvas.resize((size, size), Image.Resampling.BOX)
 
@@ -58,34 +58,43 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
 def _place(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> None:
     side = canvas.width
     extent = round(SIDE[thing.size] * side * random.uniform(0.95, 1.05))
-    x, y = (round((position + random.uniform(-0.02, 0.02)) * side - extent / 2) for position in centre(thing.place))
-    x, y = (min(max(0, corner), side - extent) for corner in (x, y))
-    picture = _picture(thing, resolution=128 if extent <= 128 else 256 if extent <= 256 else 512, random=random)
-    if random.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    picture = picture.rotate(random.uniform(-9, 9), resample=Image.Resampling.BILINEAR)
-    picture = picture.resize((extent, extent), Image.Resampling.BILINEAR)
-    alpha = picture.getchannel("A")
+    corners = (round((middle + random.uniform(-0.02, 0.02)) * side - extent / 2) for middle in centre(thing.place))
+    x, y = (min(max(0, corner), side - extent) for corner in corners)
+    # drawn at a few resolutions only, so that masks are shared, and none far above what is shown
+    picture, outline = _picture(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
+    turn = _turn(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
+    picture = picture.transform((extent, extent), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
+    outline = outline.transform((extent, extent), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
     shift = max(1, round(0.03 * extent))
-    canvas.paste((40, 34, 28), (x + shift, y + shift), alpha.point(_SHADOW))
-    canvas.paste(picture, (x, y), alpha)
+    canvas.paste((40, 34, 28), (x + shift, y + shift), outline.point(_SHADOW))
+    canvas.paste(picture, (x, y), outline)
 
 
-def _picture(thing: Thing, *, resolution: int, random: np.random.Generator) -> Image.Image:
-    """The thing alone, RGBA: outline, coloured and textured body, details."""
+def _turn(side: int, extent: int, *, angle: float, mirrored: bool) -> tuple[float, ...]:
+    """Where each pixel of a square of `extent` pixels lies in one of `side`: turned by `angle` radians, then mirrored.
+
+    PIL's affine coefficients (a, b, c, d, e, f): (x, y) is taken from (ax + by + c, dx + ey + f).
+    """
+    cosine, sine = (side / extent * part for part in (math.cos(angle), math.sin(angle)))
+    sign, half = (-1 if mirrored else 1), extent / 2
+    return (
+        *(sign * cosine, sign * sine, side / 2 - sign * half * (cosine + sine)),
+        *(-sine, cosine, side / 2 + half * (sine - cosine)),
+    )
+
+
+def _picture(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
+    """The thing alone, RGB, and the mask of what it covers: outline, coloured and textured body, details."""
     outline, body, light, dark = _masks(thing.kind, resolution)
-    shade = random.uniform(0.94, 1.04)
-    colour = _scaled(PALETTE[thing.colour], shade)
     deep = _scaled(PALETTE[thing.colour], 0.38)
-    picture = Image.new("RGBA", (resolution, resolution), (*deep, 0))
-    picture.putalpha(outline)
-    filled = Image.new("RGB", (resolution, resolution), colour)
+    picture = Image.new("RGB", (resolution, resolution), deep)
+    filled = Image.new("RGB", (resolution, resolution), _scaled(PALETTE[thing.colour], brightness))
     if thing.texture != "plain":
-        filled.paste(_scaled(_INK[thing.colour], shade), None, _pattern(thing.texture, resolution))
+        filled.paste(_scaled(_INK[thing.colour], brightness), None, _pattern(thing.texture, resolution))
     picture.paste(filled, None, body)
     picture.paste(_LIGHT_DETAIL, None, light)
     picture.paste(deep, None, dark)
-    return picture
+    return picture, outline
 
 
 def _scaled(colour: Rgb, factor: float) -> Rgb:
@@ -105,7 +114,7 @@ def _masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.
     return outline, body, light, dark
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _pattern(texture: str, resolution: int) -> Image.Image:
     """Where the ink of a texture goes: an "L" mask."""
     mask = Image.new("L", (resolution, resolution), 0)

@@ -42,6 +42,7 @@ def write_flickr8k(
 
     Raises:
         ValueError: The folder exists, or a number that makes no set.
+        OSError: The disk is full.
     """
     folder = Path(folder)
     if folder.exists():
@@ -57,7 +58,7 @@ def write_flickr8k(
         for index, split in enumerate(splits):
             scene = sample_scene(seed, index)
             name = f"scene_{seed}_{index:06d}.jpg"
-            render(scene, size=size).save(draft / "Images" / name, quality=92)
+            render(scene, size=size).save(draft / "Images" / name, quality=92, subsampling=0)
             rows.append((name, split, scene))
             if progress is not None:
                 progress(index + 1, len(splits))
@@ -74,6 +75,9 @@ def write_flickr8k(
         (draft / "README.txt").write_text(about, encoding="utf-8")
         draft.chmod(0o755)
         draft.rename(folder)
+    except OSError as error:
+        error.filename = error.filename or str(folder.parent)  # a full disk does not say which it is
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
