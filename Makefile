@@ -4,6 +4,8 @@ SHELL := /bin/bash
 # uv from PATH where there is one, else bootstrapped into .uv/ (works on an externally managed Python and without venv)
 export UV := $(or $(shell command -v uv 2>/dev/null),$(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --no-sync
+# compile once what every process would otherwise compile again at import
+export UV_COMPILE_BYTECODE := 1
 
 .PHONY: help demo test test-slow test-real lint format bench sync clean
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Models of a test are tiny: a second thread costs more than it brings, above all where tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL = [
     "model.architecture={embed_dim: 32,"
@@ -29,11 +31,34 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
+def settings(scenes: Path, folder: Path) -> list[str]:
+    """Overrides of a run that takes seconds and writes below `folder`."""
+    return [*SMALL, f"data.root={scenes}", f"runs={folder / 'runs'}", f"results={folder / 'results'}"]
+
+
 @pytest.fixture
 def small(scenes, tmp_path) -> list[str]:
     """Overrides of a run that takes seconds and writes below `tmp_path`."""
-    places = [f"data.root={scenes}", f"runs={tmp_path / 'runs'}", f"results={tmp_path / 'results'}"]
-    return [*SMALL, *places]
+    return settings(scenes, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes, tmp_path_factory):
+    """`trained("loss.name=siglip", …)` -> a run of one epoch with these overrides, trained once in a session."""
+    from clip_common.config import load_config
+    from clipse import Config, train
+
+    folder = tmp_path_factory.mktemp("trained")
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(*overrides: str) -> Path:
+        if overrides not in made:
+            name = f"name=run-{len(made)}"
+            all_of_it = [*settings(scenes, folder), "trainer.max_epochs=1", *overrides, name]
+            made[overrides] = train(load_config(Config, overrides=all_of_it, package="clipse")).run.path
+        return made[overrides]
+
+    return get
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from clip_common.config import load_config
 from clipse import Config, Retriever, evaluate, read_records, train
-from clipse.experiment import evaluate_source
+from clipse.evaluation import evaluate_source
 from clipse.training import first_of_each
 
 
@@ -57,7 +57,7 @@ def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
     assert all(row["val/loss"] for row in epochs)
 
     documented = rows(tmp_path / "results" / "training_whole.csv")
-    assert [row["epoch"] for row in documented] == ["0", "1"]
+    assert [row["epoch"] for row in documented] == ["1", "2"]
     assert {"method", "seed", "epoch", "model", "pretrained", "R1_I2T", "mAP10_T2I"} <= documented[0].keys()
     assert rows(tmp_path / "runs" / "registry.csv")[0]["name"] == "whole"
 
@@ -77,8 +77,8 @@ def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
     assert all(file.exists() for file in written)
 
 
-def test_search_finds_an_image_by_itself(small, scenes, tmp_path):
-    retriever = Retriever.from_pretrained(train(configured(small, "trainer.fast_dev_run=true", "name=s")).run.path)
+def test_search_finds_an_image_by_itself(trained, scenes):
+    retriever = Retriever.from_pretrained(trained())
     retriever.index(scenes / "Images")
     wanted = retriever.paths[7]
     best = retriever.search(wanted, k=3)[0]
@@ -87,11 +87,10 @@ def test_search_finds_an_image_by_itself(small, scenes, tmp_path):
     assert len(retriever.search("a red cup", k=5)) == 5
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small):
-    one, two = (train(configured(small, f"name={name}")).run.path for name in ("one", "two"))
-    other = train(configured(small, "name=other", "trainer.seed=1")).run.path
-    assert same(weights(one), weights(two))
-    assert not same(weights(one), weights(other))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
+    again = trained("optim.lr=1e-3")  # the value it has anyway: another run of the same settings
+    assert same(weights(trained()), weights(again))
+    assert not same(weights(trained()), weights(trained("trainer.seed=1")))
 
 
 @pytest.mark.parametrize(
@@ -108,43 +107,44 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small):
         "optim.lr=2e-3",
     ],
 )
-def test_each_choice_changes_the_weights_that_come_out(small, override):
-    plain = train(configured(small, "name=plain", "trainer.max_epochs=1")).run.path
-    changed = train(configured(small, "name=changed", "trainer.max_epochs=1", override)).run.path
-    assert not same(weights(plain), weights(changed))
+def test_each_choice_changes_the_weights_that_come_out(trained, override):
+    assert not same(weights(trained()), weights(trained(override)))
 
 
-@pytest.mark.parametrize("override", ["references=frozen", "references=ema", "mix=1.0", "alpha=0.5", "gamma=0.5"])
-def test_each_choice_of_the_weighting_changes_the_weights_that_come_out(small, override):
-    sanw = ["loss.name=sanw_bandpass"]
-    plain = train(configured(small, "name=plain", *sanw)).run.path
-    changed = train(configured(small, "name=changed", *sanw, f"loss.{override}")).run.path
-    assert not same(weights(plain), weights(changed))
+@pytest.mark.parametrize("choice", ["references=frozen", "references=ema", "mix=1.0", "alpha=0.5", "gamma=0.5"])
+def test_each_choice_of_the_weighting_changes_the_weights_that_come_out(trained, choice):
+    assert not same(
+        weights(trained("loss.name=sanw_bandpass")), weights(trained("loss.name=sanw_bandpass", f"loss.{choice}"))
+    )
 
 
-def test_strength_zero_trains_exactly_as_clip(small):
-    clip = train(configured(small, "name=clip")).run.path
-    none = train(configured(small, "name=none", "loss.name=sanw_debias", "loss.alpha=0")).run.path
-    for name, weight in weights(clip).items():
-        torch.testing.assert_close(weights(none)[name], weight, atol=1e-4, rtol=0)
+def test_strength_zero_trains_exactly_as_clip(trained):
+    none = weights(trained("loss.name=sanw_debias", "loss.alpha=0"))
+    for name, weight in weights(trained()).items():
+        torch.testing.assert_close(none[name], weight, atol=1e-4, rtol=0)
 
 
-def test_the_image_cache_changes_nothing_but_the_time(small):
-    plain = train(configured(small, "name=plain", "trainer.max_epochs=1")).run.path
-    cached = train(configured(small, "name=cached", "trainer.max_epochs=1", "data.cache=true")).run.path
-    assert same(weights(plain), weights(cached))
+def test_the_image_cache_changes_nothing_but_the_time(trained):
+    assert same(weights(trained()), weights(trained("data.cache=true")))
 
 
-def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(small, monkeypatch):
-    start = train(configured(small, "name=start", "optim.lr=0", "optim.weight_decay=0")).run.path
+def test_loader_processes_change_nothing_but_the_time(trained):
+    assert same(weights(trained()), weights(trained("data.workers=2")))
+
+
+def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(small, trained, monkeypatch):
+    start = trained("optim.lr=0", "optim.weight_decay=0")
     calls = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
     locked = train(configured(small, "name=locked", "model.lock_image=true", "trainer.max_epochs=3")).run.path
     before, after = weights(start), weights(locked)
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
+    image = [name for name in before if name.startswith("visual.")]
+    assert image
+    assert all(torch.equal(before[name], after[name]) for name in image)
     assert not same(before, after)
-    assert sum(calls) == 48 + 16 + 16  # each image once, and the validation split again when the saved model is scored
+    many = [count for count in calls if count > 1]  # a single row finds out how wide features are
+    assert sum(many) == 48 + 16 + 16  # each image once, and the validation split again when the saved model is scored
 
 
 SCRIPT = """

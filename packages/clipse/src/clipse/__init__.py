@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipse.config import Config
-    from clipse.data import CLIPCollator, Flickr8kDataset, load_captions
-    from clipse.evaluation import evaluate
-    from clipse.experiment import read_records, train
+    from clipse.data import CLIPCollator, Flickr8kDataset, load_captions, read_records
+    from clipse.evaluation import evaluate, evaluate_source
+    from clipse.experiment import train
     from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
     from clipse.model import RetrievalModel
     from clipse.retriever import Retriever
@@ -30,8 +30,9 @@ _HOMES = {
     "SANWBandpass": "clipse.losses",
     "SANWDebias": "clipse.losses",
     "evaluate": "clipse.evaluation",
+    "evaluate_source": "clipse.evaluation",
     "load_captions": "clipse.data",
-    "read_records": "clipse.experiment",
+    "read_records": "clipse.data",
     "train": "clipse.experiment",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "SANWBandpass",
     "SANWDebias",
     "evaluate",
+    "evaluate_source",
     "load_captions",
     "read_records",
     "train",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -69,7 +70,7 @@ def evaluate(
 
         clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
     """
-    from clipse.experiment import evaluate_source
+    from clipse.evaluation import evaluate_source
 
     settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
     show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
@@ -119,7 +120,7 @@ def check(root: Root, format: Format = "auto") -> None:
 
     with cli.progress("decoding images") as progress:
         report = check_data(root, format=format, progress=progress)
-    table = Table("split", "images", "captions", title=f"{root}: {report.format}")
+    table = Table("split", "images", "captions", title=f"{root}: {report.format}", box=box.SIMPLE)
     for split, images in report.images.items():
         table.add_row(split, f"{images:,}", f"{report.captions[split]:,}")
     console.print(table)
@@ -145,9 +146,11 @@ def stats(root: Root, format: Format = "auto") -> None:
     from clipse.data import stats as data_stats
 
     figures = data_stats(root, format=format)
-    table = Table(*(name.replace("_", " ") for name in figures.rows[0]), title=f"{root}: {figures.format}")
-    for row in figures.rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    table = Table("", *(str(row["split"]) for row in figures.rows), title=f"{root}: {figures.format}", box=box.SIMPLE)
+    for name in list(figures.rows[0])[1:]:
+        values = (row[name] for row in figures.rows)
+        cells = (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" for value in values)
+        table.add_row(name.replace("_", " "), *cells)
     console.print(table)
     console.print(
         f"{figures.vocabulary:,} different words; {figures.repeated_captions:,} captions that another image carries too"
@@ -177,32 +180,37 @@ def synthetic(
 
 
 def show(evaluation: "Evaluation", *, title: str) -> None:
-    """One table: recalls with their intervals, both ways, with chance and ceiling where they are known."""
+    """One table: each metric above its interval, both ways, with chance and ceiling where they are known."""
     metrics, intervals, ceiling = evaluation.result.metrics, evaluation.result.intervals, evaluation.ceiling
-    table = Table(
-        title=title, caption=f"{evaluation.images:,} images, {evaluation.captions:,} captions; [95 % interval]"
-    )
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
-    for column in ("R@1", "R@5", "R@10", "median rank", "mAP@10"):
-        table.add_column(column, justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
     for side, label in (("i2t", "image → text"), ("t2i", "text → image")):
-        cells = []
-        for name in ("R@1", "R@5", "R@10", "MedR", "mAP@10"):
-            low, high = intervals[f"{side}/{name}"]
-            digits = ".0f" if name == "MedR" else ".3f"
-            value = metrics[f"{side}/{name}"]
-            cells.append(f"{value:{digits}} [dim]\\[{low:{digits}} {high:{digits}}][/dim]")
-        table.add_row(label, *cells)
+        table.add_row(label, *(_number(name, metrics[f"{side}/{name}"]) for name in COLUMNS), style="bold")
+        bounds = (intervals[f"{side}/{name}"] for name in COLUMNS)
+        ranges = (
+            f"{_number(name, low)}–{_number(name, high)}" for name, (low, high) in zip(COLUMNS, bounds, strict=True)
+        )
+        table.add_row("  95 % interval", *ranges, style="dim")
         if ceiling:
-            best = [f"{ceiling[f'{side}/{name}']:.3f}" for name in ("R@1", "R@5", "R@10")]
-            table.add_row("  attribute oracle", *best, "", "", style="dim")
+            best = (_number(name, ceiling[key]) if (key := f"{side}/{name}") in ceiling else "" for name in COLUMNS)
+            table.add_row("  oracle", *best, style="dim")
     console.print(table)
     low, high = intervals["rsum"]
-    top = f", attribute oracle {ceiling['rsum']:.1f}" if ceiling else ", at most 600"
+    top = f"{ceiling['rsum']:.1f} for an oracle that reads the attributes" if ceiling else "600 at most"
     console.print(
-        f"rsum [bold]{metrics['rsum']:.1f}[/bold] \\[{low:.1f} {high:.1f}]  (chance {evaluation.chance:.1f}{top})\n",
+        f"rsum [bold]{metrics['rsum']:.1f}[/bold] ({low:.1f}–{high:.1f}); {evaluation.chance:.1f} by chance, {top}; "
+        f"{evaluation.images:,} images, {evaluation.captions:,} captions\n",
         highlight=False,
     )
+
+
+COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.0f}" if name == "MedR" else f"{value:.3f}"
 
 
 def main() -> None:

@@ -1,15 +1,19 @@
-"""Embeddings to numbers: retrieval both ways with intervals, and the ceiling where the set can tell one."""
+"""A model, a run or embeddings, to numbers: retrieval both ways with intervals, and the ceiling where there is one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_common.config import load_config
 from clip_common.metrics import ImageTextResult, image_text_retrieval
-from clipse.data import ImageRecord
+from clip_common.runs import Run
+from clipse.config import Config
+from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel
-from clipse.reporting import Progress
+from clipse.model import RetrievalModel, load_towers, model_folder
+from clipse.reporting import Progress, Reporter, silent
+from clipse.results import write_registry
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,45 @@ def evaluate(
         raise ValueError(f"retrieval among {len(records)} image(s) says nothing: give a split with at least 2")
     pairs = embed_pairs(model, records, batch_size=batch_size, workers=workers, progress=progress)
     return score(pairs, records)
+
+
+def evaluate_source(
+    source: str, *, overrides: Sequence[str] = (), reporter: Reporter = silent
+) -> tuple[Config, Evaluation, list[Path]]:
+    """Score a run folder, a model by name, or a weights file; register the scores.
+
+    Args:
+        source: A run folder (its configuration holds unless overridden), or what `model.name` takes.
+        overrides: `data.root=…`, `split=…` and the like.
+        reporter: Shows progress.
+
+    Returns:
+        The configuration that held, the scores, and the files that were written.
+    """
+    if (Path(source) / "config.yaml").exists():
+        run = Run.open(source)
+        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
+        model = RetrievalModel.from_pretrained(model_folder(run.path))
+        name, epoch = run.name, int(run.result["epochs"])
+    else:
+        run, name, epoch = None, source, 0
+        config = load_config(Config, overrides=[f"model.name={source}", *overrides])
+        model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
+    records = read_records(config.data)
+    with reporter(f"embedding the {config.split} split") as progress:
+        evaluation = evaluate(
+            model,
+            records.splits[config.split],
+            batch_size=config.data.batch_size,
+            workers=config.data.workers,
+            progress=progress,
+        )
+    written = [write_registry(config, name, evaluation.result.metrics, epoch=epoch)]
+    if run is not None:
+        scores = evaluation.as_dict() | {"data": str(config.data.root), "skipped_images": records.skipped}
+        written.append(run.write_result(run.result | {config.split: scores}))
+        run.register({"split": config.split, "data": str(config.data.root)} | evaluation.result.metrics)
+    return config, evaluation, written
 
 
 def score(pairs: EmbeddedPairs, records: Sequence[ImageRecord]) -> Evaluation:

@@ -1,4 +1,4 @@
-"""From a configuration to a run folder with a model, its numbers and its pictures; and from a run to its scores."""
+"""From a configuration to a run folder with a model, its numbers and its pictures."""
 
 import time
 from collections.abc import Sequence
@@ -10,14 +10,13 @@ from clip_common.features import FeatureCache
 from clip_common.runs import Run
 from clip_common.training import fit, load_weights
 from clipse.config import Config, DataConfig
-from clipse.data import DataError, ImageCache, ImageRecord, hold_out, load_captions
+from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.evaluation import Evaluation, evaluate
 from clipse.features import frozen_features
 from clipse.model import RetrievalModel, load_towers
 from clipse.plots import draw_run
 from clipse.reporting import Reporter, silent
-from clipse.results import model_label, write_registry, write_training
-from clipse.retriever import model_folder
+from clipse.results import model_label, write_training
 from clipse.training import RetrievalData, RetrievalModule
 
 
@@ -34,31 +33,6 @@ class Trained:
     run: Run
     validation: Evaluation | None
     plots: list[Path]
-
-
-@dataclass(frozen=True)
-class Records:
-    """The images of each split, and how many were left out as broken."""
-
-    splits: dict[str, list[ImageRecord]]
-    skipped: int
-
-
-def read_records(config: DataConfig) -> Records:
-    """Read the configured set; `hold_out` training images become `val` where it has none.
-
-    Raises:
-        DataError: No `data.root`, or a set that cannot be used (one line that says why).
-    """
-    if config.root is None:
-        raise DataError("data.root is not set: give the folder of images and captions, e.g. data.root=flickr8k/")
-    data = load_captions(config.root, format=config.format, split_seed=config.split_seed, on_error=config.on_error)
-    splits = {name: data.split(name) for name in ("train", "val", "test")}
-    if config.hold_out:
-        if splits["val"]:
-            raise DataError(f"{config.root} has a val split of {len(splits['val'])}: leave data.hold_out at 0")
-        splits["train"], splits["val"] = hold_out(splits["train"], count=config.hold_out, seed=config.split_seed)
-    return Records(splits=splits, skipped=data.skipped)
 
 
 def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
@@ -127,45 +101,6 @@ def train(config: Config, *, resume: bool = False, reporter: Reporter = silent) 
     write_training(config, run)
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
-
-
-def evaluate_source(
-    source: str, *, overrides: Sequence[str] = (), reporter: Reporter = silent
-) -> tuple[Config, Evaluation, list[Path]]:
-    """Score a run folder, a model by name, or a weights file; register the scores.
-
-    Args:
-        source: A run folder (its configuration holds unless overridden), or what `model.name` takes.
-        overrides: `data.root=…`, `split=…` and the like.
-        reporter: Shows progress.
-
-    Returns:
-        The configuration that held, the scores, and the files that were written.
-    """
-    if (Path(source) / "config.yaml").exists():
-        run = Run.open(source)
-        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
-        model = RetrievalModel.from_pretrained(model_folder(run.path))
-        name, epoch = run.name, int(run.result["epochs"])
-    else:
-        run, name, epoch = None, source, 0
-        config = load_config(Config, overrides=[f"model.name={source}", *overrides])
-        model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
-    records = read_records(config.data)
-    with reporter(f"embedding the {config.split} split") as progress:
-        evaluation = evaluate(
-            model,
-            records.splits[config.split],
-            batch_size=config.data.batch_size,
-            workers=config.data.workers,
-            progress=progress,
-        )
-    written = [write_registry(config, name, evaluation.result.metrics, epoch=epoch)]
-    if run is not None:
-        scores = evaluation.as_dict() | {"data": str(config.data.root), "skipped_images": records.skipped}
-        written.append(run.write_result(run.result | {config.split: scores}))
-        run.register({"split": config.split, "data": str(config.data.root)} | evaluation.result.metrics)
-    return config, evaluation, written
 
 
 def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:

@@ -246,19 +246,16 @@ def weight_statistics(
     if not negative_BB.any():
         return {}
     if normalise == "mean1":
-        total_B = (weight_BB * negative_BB).sum(dim=1, keepdim=True)
-        weight_BB = (
-            weight_BB * negative_BB.sum(dim=1, keepdim=True) / total_B.clamp_min(torch.finfo(torch.float32).tiny)
-        )
+        total_B1 = (weight_BB * negative_BB).sum(dim=1, keepdim=True)
+        weight_BB = weight_BB * (negative_BB.sum(dim=1, keepdim=True) / total_B1.clamp_min(1e-30))
     weight = weight_BB[negative_BB]
     low, middle, high = weight.quantile(weight.new_tensor([0.05, 0.5, 0.95]))
     unit_image, unit_text = (functional.normalize(side.float(), dim=1) for side in (image_BD, text_BD))
     logit = (scale * unit_image @ unit_text.T)[negative_BB]
     covered = weight.new_zeros(())
-    if hasattr(weighting, "in_band"):
-        covered = (
-            weighting.in_band(weighting.similarity(image_BF, text_BF, image_BF, text_BF))[negative_BB].float().mean()
-        )
+    if isinstance(weighting, BandedWeighting):
+        similarity_BB = weighting.similarity(image_BF, text_BF, image_BF, text_BF)
+        covered = weighting.in_band(similarity_BB)[negative_BB].float().mean()
     return {
         "w_mean": weight.mean(),
         "w_p05": low,

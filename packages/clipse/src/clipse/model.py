@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from clip_common.backbones import Bundle, Tokens, load_bundle, load_clip, load_dual, save_bundle
 from clip_common.losses import LogitScale
+from clip_common.runs import Run
 from clipse.config import ModelConfig
 
 
@@ -78,3 +79,14 @@ def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
     if config.lock_text:
         bundle.text_tower.freeze_trunk()
     return bundle
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of a run's best weights, or the folder itself where it holds a model."""
+    folder = Path(source)
+    if (folder / "phases.json").exists():
+        run = Run.open(folder)
+        if not (run.path / "model" / "config.json").exists():
+            raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
+        return run.path / "model"
+    return folder

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from clip_common.backbones import move
-from clip_common.runs import Run
 from clipse.data import DataError
-from clipse.model import RetrievalModel
+from clipse.model import RetrievalModel, model_folder
 from clipse.reporting import Progress
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -112,17 +111,6 @@ class Retriever:
         return [
             Hit(self.paths[row], value) for value, row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-
-
-def model_folder(source: str | Path) -> Path:
-    """The folder of a run's best weights, or the folder itself where it holds a model."""
-    folder = Path(source)
-    if (folder / "phases.json").exists():
-        run = Run.open(folder)
-        if not (run.path / "model" / "config.json").exists():
-            raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
-        return run.path / "model"
-    return folder
 
 
 def _open(image: Image.Image | str | Path) -> Image.Image:

@@ -91,9 +91,11 @@ class RetrievalModule(L.LightningModule):
         self.log_dict({f"sanw/{name}": value for name, value in output.statistics.items()})
         return output.loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Step, then clamp and move the references: within the step, so that a checkpoint behind it holds all three."""
+        super().optimizer_step(*arguments, **keywords)
         self.model.logit_scale.clamp_()
-        if self.reference is not None and (batch_idx + 1) % self.config.trainer.accumulate == 0:
+        if self.reference is not None:
             self.reference.update(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
