@@ -1,0 +1,50 @@
+"""Writing a file whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it is flushed to disk and takes the name.
+
+    An error (a full disk included) removes the temporary file and leaves the former one as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented JSON, atomically. Paths become strings; numpy and torch scalars and arrays numbers."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; an empty dict where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not a JSON value")

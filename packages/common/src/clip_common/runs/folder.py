@@ -1,0 +1,212 @@
+"""The run folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from clip_common.runs.card import model_card
+from clip_common.runs.environment import environment, rank
+from clip_common.runs.files import read_json, write_json, write_text
+from clip_common.runs.ledger import PhaseLedger, now
+from clip_common.runs.table import MetricsCsv, append_row
+
+PATH_VARIABLE = "CLIP_COMMON_RUN"
+"""Environment variable by which a process tells those it starts where the run is."""
+
+
+class RunExistsError(ValueError):
+    """A run of that name exists already and was not asked to be resumed."""
+
+
+class Run:
+    """One run, a folder.
+
+    It holds config.yaml, environment.json, metrics.csv, phases.json, checkpoints/, plots/, result.json and README.md.
+    Make one with `Run.create`, read one with `Run.open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = MetricsCsv(path / "metrics.csv")
+        self.ledger = PhaseLedger(path / "phases.json")
+
+    @classmethod
+    def create(
+        cls,
+        package: str,
+        *,
+        config_yaml: str,
+        name: str | None = None,
+        label: str = "",
+        root: str | Path = Path("runs"),
+        resume: bool = False,
+    ) -> Run:
+        """Make the folder `root/package/name`, complete or not at all; or reopen it.
+
+        Of several processes (torchrun, srun, Lightning's launcher) the first makes the folder and the others open it;
+        started by torchrun or srun they need a `name`, the same for all.
+
+        Args:
+            package: The system's name.
+            config_yaml: The resolved configuration (`to_yaml(config)`); on resume, the one the run started with.
+            name: Name of the folder, any Unicode; default: `label`, date and time.
+            label: What a default name begins with, e.g. loss, model and seed.
+            root: Folder of all runs and of their registry.
+            resume: Go on with the run of that name if there is one.
+
+        Raises:
+            RunExistsError: The folder exists and `resume` is false.
+            ValueError: A name that is no folder name, or, on resume, no name or another configuration.
+        """
+        if rank() > 0 and PATH_VARIABLE in os.environ:
+            return cls.open(os.environ.pop(PATH_VARIABLE))
+        if name is None and (resume or rank() > 0):
+            raise ValueError("to resume a run, or to start one in several processes, give its name")
+        if name is None:
+            name = "_".join(filter(None, (label, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))))
+        if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
+            raise ValueError(f"run name {name!r}: expected the name of a folder, without slashes or a leading dot")
+        path = Path(root) / package / name
+        if rank() > 0:
+            _wait_for(path)
+            return cls.open(path)
+        os.environ[PATH_VARIABLE] = str(path.absolute())  # for processes that Lightning's launcher starts from here
+        if path.exists() and resume:
+            return cls.open(path)._resumed(config_yaml)
+        draft = path.with_name(f".{name}.{os.getpid()}.tmp")
+        try:
+            draft.mkdir(parents=True)
+            write_text(draft / "config.yaml", config_yaml)
+            write_json(draft / "environment.json", environment())
+            draft.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise _exists(path) from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return cls(path)
+
+    @classmethod
+    def require_new(cls, package: str, name: str, *, root: str | Path = Path("runs")) -> None:
+        """Raise RunExistsError where `create` would, before long preparations. Later ranks ask nothing."""
+        path = Path(root) / package / name
+        if rank() == 0 and path.exists():
+            raise _exists(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """A finished or killed run, to read or evaluate. Raises ValueError where `path` is no run folder."""
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise ValueError(f"{path}: not a run folder (it holds no config.yaml)")
+        return cls(path)
+
+    def _resumed(self, config_yaml: str) -> Run:
+        before, after = self.config_yaml.splitlines(), config_yaml.splitlines()
+        if before != after:
+            changed = [f"{old.strip()} → {new.strip()}" for old, new in zip(before, after, strict=False) if old != new]
+            what = "; ".join(changed[:3]) or "fields were added or removed"
+            raise ValueError(
+                f"run {self.path} was started with another configuration ({what}): resume with that, or name a new run"
+            )
+        started = read_json(self.path / "environment.json")
+        resumed = [*started.get("resumed", []), environment()]
+        write_json(self.path / "environment.json", started | {"resumed": resumed})
+        return self
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def package(self) -> str:
+        """The system that ran, e.g. `clipse`."""
+        return self.path.resolve().parent.name
+
+    @property
+    def config_yaml(self) -> str:
+        """The configuration that the run started with."""
+        return (self.path / "config.yaml").read_text(encoding="utf-8")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `write_result` wrote; empty before."""
+        return dict(read_json(self.path / "result.json"))
+
+    def folder(self, name: str) -> Path:
+        """A folder inside the run (`plots`, `model`, …), made if it is missing."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_result(self, result: Mapping[str, Any]) -> Path:
+        """Write result.json: numbers, strings, lists, dicts; numpy and torch values become numbers, paths strings."""
+        file = self.path / "result.json"
+        return write_json(file, dict(result)) if rank() == 0 else file
+
+    def write_model_card(
+        self,
+        *,
+        title: str,
+        summary: str,
+        results: Mapping[str, Any] | None = None,
+        usage: str = "",
+        sections: Mapping[str, str] | None = None,
+        tags: Sequence[str] = (),
+        licence: str = "apache-2.0",
+    ) -> Path:
+        """Write README.md as a Hugging Face model card: summary, results, usage, sections, configuration, versions.
+
+        Args:
+            title: First heading.
+            summary: What the model is and what it is for, one paragraph.
+            results: Name → number or text; one table.
+            usage: Python that loads and uses the model.
+            sections: Heading → Markdown, e.g. {"Data": …, "Limits": …}.
+            tags: Tags of the card's front matter.
+            licence: Licence identifier of the front matter.
+        """
+        file = self.path / "README.md"
+        if rank() > 0:
+            return file
+        card = model_card(
+            title=title,
+            summary=summary,
+            results=results or {},
+            usage=usage,
+            sections=sections or {},
+            tags=[self.package, *tags],
+            licence=licence,
+            config_yaml=self.config_yaml,
+            environment=read_json(self.path / "environment.json"),
+        )
+        return write_text(file, card)
+
+    def register(self, row: Mapping[str, Any]) -> Path:
+        """Append `time, package, name` and `row` to `root/registry.csv`, safely beside other processes."""
+        registry = self.path.parent.parent / "registry.csv"
+        if rank() == 0:
+            append_row(registry, {"time": now(), "package": self.package, "name": self.name} | dict(row))
+        return registry
+
+
+def _exists(path: Path) -> RunExistsError:
+    return RunExistsError(f"run {path} exists: resume it, or choose another name")
+
+
+def _wait_for(path: Path, *, seconds: float = 60) -> None:
+    """Wait until the first process has made the folder."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise ValueError(f"{path}: the first process has not made it; give every process the same name")
+        time.sleep(0.1)

@@ -1,0 +1,22 @@
+"""Training: the one place that builds a Lightning Trainer, and what makes a killed run end like one that was not.
+
+result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max")
+load_weights(module, result.best)
+"""
+
+from clip_common.training.checkpoint import CheckpointError, load_weights
+from clip_common.training.fit import FitResult, fit
+from clip_common.training.loader import ResumableLoader, ShuffledBatchSampler
+from clip_common.training.optim import build_optimizer, optimizer_and_schedule, warmup_cosine
+
+__all__ = [
+    "CheckpointError",
+    "FitResult",
+    "ResumableLoader",
+    "ShuffledBatchSampler",
+    "build_optimizer",
+    "fit",
+    "load_weights",
+    "optimizer_and_schedule",
+    "warmup_cosine",
+]

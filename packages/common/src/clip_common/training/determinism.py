@@ -1,0 +1,111 @@
+"""Why a resumed fit repeats the one that was not killed: random states are restored, data order follows the epoch."""
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+
+from clip_common.training.loader import ResumableLoader
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class RandomState(Callback):
+    """Saves the state of every rank's global generators, and restores it before the first batch of a resumed fit."""
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all ranks, as plain containers."""
+        mine = random_state()
+        if not dist.is_initialized():
+            return {"ranks": [mine]}
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, mine)
+        return {"ranks": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until training starts, because loading the rest may draw random numbers."""
+        self._states = state_dict["ranks"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore this rank's state; a rank that did not exist keeps its seed."""
+        if self._states is not None and trainer.global_rank < len(self._states):
+            set_random_state(self._states[trainer.global_rank])
+        self._states = None
+
+
+def random_state() -> dict[str, Any]:
+    """State of the global generators as numbers, strings, lists and tensors."""
+    version, numbers, gauss = random.getstate()
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": numpy_state | {"state": {"key": key, "pos": int(numpy_state["state"]["pos"])}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global generators into a state that `random_state` gave."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state(state["numpy"] | {"state": {"key": key, "pos": state["numpy"]["state"]["pos"]}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class DataOrder(Callback):
+    """Tells the training loader which epoch begins, and where in it a resumed fit goes on.
+
+    Lightning would restore the loader itself, but not once something asked for the number of steps (as a schedule does)
+    before it reads the checkpoint.
+
+    Args:
+        same: Always the order of the first epoch (to overfit the same batches).
+    """
+
+    def __init__(self, *, same: bool) -> None:
+        self.same = same
+        self._position: dict[str, int] | None = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the position."""
+        checkpoint["data_order"] = _loader(trainer).state_dict()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep it until there is a loader."""
+        self._position = checkpoint["data_order"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go to the position; where an epoch begins, `on_train_epoch_start` follows and replaces it."""
+        loader = _loader(trainer)
+        if self._position is not None:
+            loader.load_state_dict(self._position)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the epoch; Lightning does not call this for an epoch that is resumed in its middle."""
+        _loader(trainer).set_epoch(0 if self.same else trainer.current_epoch)
+
+
+def _loader(trainer: L.Trainer) -> ResumableLoader:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, ResumableLoader):
+        raise ValueError(
+            f"train_dataloader() gave a {type(loader).__name__}: return a clip_common.training.ResumableLoader"
+        )
+    return loader

@@ -1,0 +1,73 @@
+"""AdamW with decay where it belongs, and linear warmup then cosine, per step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from clip_common.config import OptimConfig
+
+UNDECAYED = ("logit_scale", "logit_bias")
+"""Endings of the names of scalars that are no weights: decay would pull a temperature toward 1."""
+
+
+def build_optimizer(parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> AdamW:
+    """AdamW over the trainable parameters; no decay for 1-D ones (biases, norms), logit scales and logit biases.
+
+    Args:
+        parameters: A module, or named parameters.
+        config: Learning rate, decay, betas, eps.
+
+    Raises:
+        ValueError: Nothing is trainable.
+    """
+    named = parameters.named_parameters() if isinstance(parameters, nn.Module) else parameters
+    trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("every parameter is frozen: there is nothing to train")
+    free = [parameter for name, parameter in trainable if parameter.ndim < 2 or name.endswith(UNDECAYED)]
+    decayed = [parameter for name, parameter in trainable if not (parameter.ndim < 2 or name.endswith(UNDECAYED))]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return AdamW([group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Learning rate per step t = 0, 1, …: linear warmup to the peak, then cosine to 0.
+
+    The factor is (t + 1)/warmup_steps while t < warmup_steps, then ½(1 + cos(π·(t − warmup_steps)/(total_steps −
+    warmup_steps))): the peak at t = warmup_steps, 0 at t = total_steps, which is after the last step.
+
+    Args:
+        optimizer: Its learning rates are the peaks.
+        warmup_steps: Steps of warmup.
+        total_steps: Steps of the whole training.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def optimizer_and_schedule(module: L.LightningModule, config: OptimConfig) -> dict[str, Any]:
+    """All of `configure_optimizers` for a module inside `fit`: AdamW, and `config.schedule` per optimizer step.
+
+    Example:
+        def configure_optimizers(self):
+            return optimizer_and_schedule(self, self.config.optim)
+    """
+    optimizer = build_optimizer(module, config)
+    total = int(module.trainer.estimated_stepping_batches)
+    warmup = round(config.warmup_epochs * total / (module.trainer.max_epochs or 1))
+    if config.schedule == "cosine":
+        scheduler = warmup_cosine(optimizer, warmup_steps=warmup, total_steps=total)
+    else:
+        scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup)))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

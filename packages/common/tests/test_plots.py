@@ -1,0 +1,39 @@
+"""Curves of a run as a PNG."""
+
+import pytest
+from PIL import Image
+
+from clip_common.plots import curves
+from clip_common.runs import MetricsCsv
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    table = MetricsCsv(tmp_path / "metrics.csv")
+    for phase in ("text", "image"):
+        rows = [
+            {"phase": phase, "step": step, "train/loss": 1 / step, "low": 0.1, "high": 2.0} for step in range(1, 101)
+        ]
+        table.extend([*rows, {"phase": phase, "step": 100, "val/loss": 0.1}])
+    return table.path
+
+
+def colours(path):
+    with Image.open(path) as image:
+        return {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+
+
+def test_curves_are_drawn_over_all_phases_with_a_band(metrics, tmp_path):
+    path = tmp_path / "plots" / "loss.png"
+    assert curves(metrics, {"train/loss": "training", "val/loss": "validation"}, path, band=("low", "high")) == path
+    assert {(0x3B, 0x6F, 0xB6), (0xD9, 0x79, 0x2B)} <= colours(path)
+    with Image.open(path) as image:
+        assert image.size == (1080, 630)
+    assert [file.name for file in path.parent.iterdir()] == ["loss.png"]
+
+
+def test_a_column_that_is_missing_is_left_out(metrics, tmp_path):
+    curves(metrics, ["train/loss", "nowhere"], tmp_path / "some.png")
+    with pytest.raises(ValueError, match="has none of the columns nowhere, no more"):
+        curves(metrics, ["nowhere", "no more"], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
