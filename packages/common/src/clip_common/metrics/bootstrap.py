@@ -1,0 +1,72 @@
+"""Metrics of a set of ranked queries, and of bootstrap resamples of it.
+
+One function gives both: a resample is a row of weights (how often each query was drawn), the set itself a row of ones.
+
+Shapes: S resamples, Q queries, G groups of queries that are drawn together (an image with all its captions).
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+COVERAGE = 0.95
+CHUNK = 1 << 22  # weights held at a time: 32 MiB
+
+
+def weighted_metrics(per_query: Mapping[str, Floats], weights_SQ: NDArray[np.int64]) -> dict[str, Floats]:
+    """Metrics of queries that are counted `weights_SQ` times each, one value for each of the S rows.
+
+    "MedR" and "MeanR" are the median and the mean of the column "rank"; every other metric is the mean of the column of
+    its name. The median of an even number of ranks is the mean of the middle two.
+    """
+    total_S = weights_SQ.sum(1)
+    means_SK = weights_SQ @ np.stack(list(per_query.values()), axis=1) / total_S[:, None]
+    metrics = dict(zip(per_query, means_SK.T, strict=True))
+    order_Q = np.argsort(per_query["rank"])
+    rank_Q = per_query["rank"][order_Q]
+    until_SQ = weights_SQ[:, order_Q].cumsum(1)
+    lower_S = (until_SQ < (total_S[:, None] + 1) // 2).sum(1)
+    upper_S = (until_SQ < total_S[:, None] // 2 + 1).sum(1)
+    metrics["MedR"] = (rank_Q[lower_S] + rank_Q[upper_S]) / 2
+    metrics["MeanR"] = metrics.pop("rank")
+    return metrics
+
+
+def draws(groups: int, *, samples: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
+    """Draw as many groups as there are, with replacement: chunks of (S, G) counts, `samples` rows in all.
+
+    The draw depends on the arguments only, so that two systems evaluated on the same queries see the same resamples.
+
+    Args:
+        groups: how many there are.
+        samples: resamples in all.
+        seed: of the draw.
+        width: length of the longest row of weights that will be made of a row of counts; it bounds the chunks.
+
+    Raises:
+        ValueError: fewer than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"a bootstrap needs at least one sample; got {samples}")
+    generator = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // width)
+    for start in range(0, samples, at_once):
+        rows = min(at_once, samples - start)
+        drawn_SG = generator.integers(groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
+        yield np.bincount(drawn_SG.ravel(), minlength=rows * groups).reshape(rows, groups)
+
+
+def percentile_intervals(resampled: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
+    """The middle 95 % of each metric's resamples, as (low, high)."""
+    tail = (1 - COVERAGE) / 2
+    bounds = {name: np.quantile(values_S, [tail, 1 - tail]) for name, values_S in resampled.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def stacked(chunks: Iterator[dict[str, Floats]]) -> dict[str, Floats]:
+    """Chunks of resampled metrics, end to end."""
+    parts = list(chunks)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,204 @@
+"""Ranks of the positives by tiled counting: the similarity matrix never exists as a whole, and nothing is sorted.
+
+The rank of a positive is one more than the number of items ahead of it, so counting the scores above it is enough.
+Two traps lie in the last bits of a score, which change with the shape of the product that computes it. A positive that
+is scored by another product is found ahead of or behind itself: so positives are read from the very tile that is
+counted, and then hidden there. And of two equal captions one comes out ahead, by chance, and another one with another
+size of tile: so scores within `TIE` of each other are tied, which is wider than such noise and narrower than what a
+person would call a difference.
+
+Shapes: N queries (or images), M items (or texts), D width, E pairs of a query and a positive, P positives of one query
+(best first), T × U one tile of scores.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Ties = Literal["mean", "optimistic", "pessimistic"]
+
+DEPTH = 10  # how far down mAP@10 and MRR@10 look
+TIE = 2.0**-20  # 1e-6: cosines this close are equal; shapes of the product alone move one by up to 6e-7
+BLOCK = 32  # neighbouring scores of a row that are kept or left out of its shortlist together
+TILE_SCORES = 1 << 23  # scores in a tile by default: 32 MiB, large enough for the matrix product to run at full speed
+# What is ahead of a threshold: the mean count over these comparisons, each with the margin added to the threshold.
+COMPARISONS: dict[Ties, list[tuple[Callable[..., Tensor], float]]] = {
+    "optimistic": [(torch.gt, TIE)],
+    "mean": [(torch.gt, TIE), (torch.ge, -TIE)],
+    "pessimistic": [(torch.ge, -TIE)],
+}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What one direction of retrieval comes to for each query, float64 on the CPU.
+
+    Attributes:
+        first_N: rank of the best positive, 1 = top; fractional where a tie is shared (`ties="mean"`).
+        precision_N: average precision within the first 10, AP@10 = 1/min(R, 10) · Σ_{k≤10} P@k · rel_k for R positives.
+    """
+
+    first_N: Tensor
+    precision_N: Tensor
+
+
+def one_way_ranks(
+    queries_ND: Tensor,
+    gallery_MD: Tensor,
+    *,
+    query_E: Tensor,
+    item_E: Tensor,
+    ties: Ties,
+    tile: int | None,
+) -> Ranks:
+    """Rank the positives of each query against the whole gallery, `tile` queries at a time.
+
+    Args:
+        queries_ND: float32 embeddings of length 1.
+        gallery_MD: float32 embeddings of length at most 1.
+        query_E: query of each (query, positive item) pair; ascending, every query at least once.
+        item_E: item of each pair.
+        ties: as in `retrieval_metrics`.
+        tile: queries in a tile; by default as many as give about 8 M scores.
+    """
+    positives_N = torch.bincount(query_E, minlength=len(queries_ND))
+    tile = tile or max(1, TILE_SCORES // len(gallery_MD))
+    done = []
+    for rows, pairs in _tiles(positives_N, tile=tile):
+        scores_TU = _scores(queries_ND[rows], gallery_MD)
+        threshold_TP = _take_positives(scores_TU, query_E[pairs] - rows.start, item_E[pairs], positives_N[rows])
+        done.append(_ranks(_ahead_of_rows(scores_TU, threshold_TP, ties=ties), positives_N[rows]))
+    return _joined(done)
+
+
+def two_way_ranks(
+    image_ND: Tensor, text_MD: Tensor, text_to_image_M: Tensor, *, ties: Ties, tile: int | None
+) -> tuple[Ranks, Ranks]:
+    """Rank the texts for each image and the images for each text, computing each score once for both.
+
+    Texts are cut into tiles where their images are, so that the tiles on the diagonal hold all positives: these tiles
+    come first, and give the thresholds that the others are counted against.
+
+    Args:
+        image_ND: float32 embeddings of length 1.
+        text_MD: float32 embeddings of length 1, ordered by image.
+        text_to_image_M: image of each text; ascending, every image at least once.
+        ties: as in `retrieval_metrics`.
+        tile: images in a tile; by default as many as give, with their texts, about 8 M scores.
+
+    Returns:
+        Ranks for the N images as queries, ranks for the M texts as queries.
+    """
+    texts_N = torch.bincount(text_to_image_M, minlength=len(image_ND))
+    tile = tile or max(1, int((TILE_SCORES * len(image_ND) / len(text_MD)) ** 0.5))
+    tiles = list(_tiles(texts_N, tile=tile))
+
+    image_threshold, image_ahead, text_threshold, text_ahead = [], [], [], []
+    for images, texts in tiles:
+        scores_TU = _scores(image_ND[images], text_MD[texts])
+        row_U = text_to_image_M[texts] - images.start
+        column_U = torch.arange(len(row_U), device=row_U.device)
+        text_threshold.append(scores_TU[row_U, column_U])
+        image_threshold.append(_take_positives(scores_TU, row_U, column_U, texts_N[images]))
+        image_ahead.append(_ahead_of_rows(scores_TU, image_threshold[-1], ties=ties))
+        text_ahead.append(_ahead_of_columns(scores_TU, text_threshold[-1], ties=ties))
+    for a, (images, _) in enumerate(tiles):
+        for b, (_, texts) in enumerate(tiles):
+            if a != b:
+                scores_TU = _scores(image_ND[images], text_MD[texts])
+                image_ahead[a] += _ahead_of_rows(scores_TU, image_threshold[a], ties=ties)
+                text_ahead[b] += _ahead_of_columns(scores_TU, text_threshold[b], ties=ties)
+
+    image_ranks = [_ranks(ahead_TP, texts_N[images]) for ahead_TP, (images, _) in zip(image_ahead, tiles, strict=True)]
+    return _joined(image_ranks), _ranks(torch.cat(text_ahead)[:, None], torch.ones_like(text_to_image_M))
+
+
+def _tiles(positives_N: Tensor, *, tile: int) -> Iterator[tuple[slice, slice]]:
+    """Cut the queries into tiles: (queries, their pairs), for pairs ordered by query."""
+    ends = [0, *positives_N.cumsum(0).tolist()]
+    for start in range(0, len(positives_N), tile):
+        stop = min(start + tile, len(positives_N))
+        yield slice(start, stop), slice(ends[start], ends[stop])
+
+
+def _scores(rows_TD: Tensor, columns_UD: Tensor) -> Tensor:
+    """One tile of scores, made up to whole blocks by columns of -inf, which are ahead of nothing."""
+    width = len(columns_UD)
+    scores_TU = rows_TD.new_empty(len(rows_TD), -(-width // BLOCK) * BLOCK)
+    torch.mm(rows_TD, columns_UD.T, out=scores_TU[:, :width])
+    scores_TU[:, width:] = -torch.inf
+    return scores_TU
+
+
+def _take_positives(scores_TU: Tensor, row_E: Tensor, column_E: Tensor, positives_T: Tensor) -> Tensor:
+    """Read the positives' scores out of a tile and hide them there (-inf).
+
+    Returns:
+        (T, P) scores of each row's best positives, best first: at most `DEPTH` of them, since a worse one can be
+        neither the first nor within the first ten. Where a row has fewer: +inf, which nothing is ahead of.
+    """
+    slot_E = torch.arange(len(row_E), device=row_E.device) - (positives_T.cumsum(0) - positives_T)[row_E]
+    threshold_TP = scores_TU.new_full((len(scores_TU), int(positives_T.max())), -torch.inf)
+    threshold_TP[row_E, slot_E] = scores_TU[row_E, column_E]
+    scores_TU[row_E, column_E] = -torch.inf
+    best_TP = threshold_TP.topk(min(DEPTH, threshold_TP.shape[1]), dim=1).values
+    return best_TP.masked_fill_(best_TP == -torch.inf, torch.inf)
+
+
+def _ahead_of_rows(scores_TU: Tensor, threshold_TP: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each row ahead of its thresholds: (T, P) float64.
+
+    The counts are exact for the first threshold, and wherever they are below `DEPTH`; else they are `DEPTH` or more.
+    Only each row's shortlist is read P times. If a score at or above a threshold is not in it, then all its 2·DEPTH
+    blocks hold one as well, and counting even half of each gives `DEPTH`: a count below that has missed nothing.
+    """
+    short_TV = _shortlist(scores_TU)
+    ahead_TP = torch.stack([_ahead(short_TV, threshold_T, ties=ties) for threshold_T in threshold_TP.T], dim=1)
+    far_T = ahead_TP[:, 0] >= DEPTH
+    ahead_TP[far_T, 0] = _ahead(scores_TU[far_T], threshold_TP[far_T, 0], ties=ties)
+    return ahead_TP
+
+
+def _ahead(scores_TV: Tensor, threshold_T: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each row ahead of its one threshold: (T,) float64, exact."""
+    ahead_T = torch.zeros_like(threshold_T, dtype=torch.float64)
+    into_floats_TV = torch.empty_like(scores_TV)  # several times quicker to add up along rows than booleans
+    for compare, margin in COMPARISONS[ties]:
+        ahead_T += compare(scores_TV, threshold_T[:, None] + margin, out=into_floats_TV).sum(1)
+    return ahead_T / len(COMPARISONS[ties])
+
+
+def _ahead_of_columns(scores_TU: Tensor, threshold_U: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each column ahead of its one threshold: (U,) float64, exact."""
+    ahead_U = torch.zeros_like(threshold_U, dtype=torch.float64)
+    for compare, margin in COMPARISONS[ties]:
+        for part in scores_TU[:, : len(threshold_U)].split(255):  # as many as a byte counts: bytes add up quickest
+            ahead_U += compare(part, threshold_U + margin).view(torch.uint8).sum(0, dtype=torch.uint8)
+    return ahead_U / len(COMPARISONS[ties])
+
+
+def _shortlist(scores_TU: Tensor) -> Tensor:
+    """The 2·DEPTH blocks of each row with the highest maxima, side by side."""
+    blocks_TKB = scores_TU.unflatten(1, (-1, BLOCK))
+    rows, blocks = blocks_TKB.shape[:2]
+    if blocks <= 4 * DEPTH:  # nothing to save
+        return scores_TU
+    best_TK = blocks_TKB.amax(2).topk(2 * DEPTH, dim=1, sorted=False).indices
+    best_TK += torch.arange(rows, device=best_TK.device)[:, None] * blocks
+    return blocks_TKB.flatten(0, 1).index_select(0, best_TK.flatten()).view(rows, -1)
+
+
+def _ranks(ahead_TP: Tensor, positives_T: Tensor) -> Ranks:
+    """Turn counts of negatives ahead into ranks: the p-th best positive has p - 1 positives ahead of it as well."""
+    order_P = torch.arange(1, ahead_TP.shape[1] + 1, device=ahead_TP.device)
+    rank_TP = ahead_TP + order_P
+    found_TP = (rank_TP <= DEPTH) & (order_P <= positives_T[:, None])
+    precision_T = (found_TP * order_P / rank_TP).sum(1) / positives_T.clamp(max=DEPTH)
+    return Ranks(first_N=rank_TP[:, 0].cpu(), precision_N=precision_T.cpu())
+
+
+def _joined(parts: Sequence[Ranks]) -> Ranks:
+    return Ranks(torch.cat([part.first_N for part in parts]), torch.cat([part.precision_N for part in parts]))

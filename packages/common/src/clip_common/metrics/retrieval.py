@@ -1,0 +1,346 @@
+"""Retrieval metrics from embeddings: recall at K, ranks, MRR and mAP, with intervals, in memory that the galleries do
+not square.
+
+R@K of a query is 1 when any of its positives is among the first K; MedR and MeanR are the median and mean rank of the
+best positive; MRR@10 is its mean 1/rank, 0 beyond 10; AP@10 = 1/min(R, 10) · Σ_{k≤10} P@k · rel_k with R positives in
+all; rsum is 100 · the sum of all recalls of both directions (0 to 600 with the usual three). All but rsum, MedR and
+MeanR lie in [0, 1].
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clip_common.metrics.bootstrap import Floats, draws, percentile_intervals, stacked, weighted_metrics
+from clip_common.metrics.ranking import DEPTH, Ranks, Ties, one_way_ranks, two_way_ranks
+
+T = TypeVar("T", float, Floats)
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """One direction of retrieval.
+
+    Attributes:
+        per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1), "MRR@10" and "mAP@10" (its
+            own 1/rank and AP). Each metric is the mean of the column of its name, but "MedR" and "MeanR", which are of
+            "rank".
+    """
+
+    per_query: dict[str, Floats]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """ "R@1", "R@5", "R@10" (or at the given ks), "MRR@10", "mAP@10", "MedR", "MeanR"."""
+        every_query_once = np.ones((1, len(self.per_query["rank"])), dtype=np.int64)
+        return {name: float(value) for name, (value,) in weighted_metrics(self.per_query, every_query_once).items()}
+
+    def intervals(
+        self, samples: int = 1000, seed: int = 0, groups: NDArray[np.int64] | None = None
+    ) -> dict[str, tuple[float, float]]:
+        """Bootstrap 95 % percentile interval (low, high) of each metric.
+
+        Args:
+            samples: resamples drawn.
+            seed: of the draw; the same seed gives the same intervals.
+            groups: (N,) group of each query, 0 … G-1, drawn as a whole (the captions of one image are not independent);
+                by default each query is its own.
+        """
+        if groups is None:
+            groups = np.arange(len(self.per_query["rank"]))
+        counts = draws(int(groups.max()) + 1, samples=samples, seed=seed, width=len(groups))
+        chunks = (weighted_metrics(self.per_query, counts_SG[:, groups]) for counts_SG in counts)
+        return percentile_intervals(stacked(chunks))
+
+
+@dataclass(frozen=True)
+class ImageTextResult:
+    """Both directions of image-text retrieval.
+
+    Attributes:
+        image_to_text: images as queries; a hit is any caption of the image.
+        text_to_image: captions as queries, in the order they were given.
+        image_of_text: (M,) image of each caption.
+        bootstrap: resamples behind `intervals`.
+        seed: of these resamples.
+    """
+
+    image_to_text: RetrievalResult
+    text_to_image: RetrievalResult
+    image_of_text: NDArray[np.int64]
+    bootstrap: int
+    seed: int
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """ "i2t/R@1", "t2i/MedR", … (the keys of `RetrievalResult.metrics` for each direction) and "rsum"."""
+        return _both_ways(self.image_to_text.metrics, self.text_to_image.metrics)
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Bootstrap 95 % interval (low, high) of each metric, over images: one is drawn with all its captions."""
+        return percentile_intervals(self.resampled(samples=self.bootstrap, seed=self.seed))
+
+    def resampled(self, *, samples: int, seed: int) -> dict[str, Floats]:
+        """Each metric on each of `samples` resamples of the images."""
+        images, texts = len(self.image_to_text.per_query["rank"]), len(self.image_of_text)
+
+        def chunks() -> Iterator[dict[str, Floats]]:
+            for counts_SN in draws(images, samples=samples, seed=seed, width=texts):
+                yield _both_ways(
+                    weighted_metrics(self.image_to_text.per_query, counts_SN),
+                    weighted_metrics(self.text_to_image.per_query, counts_SN[:, self.image_of_text]),
+                )
+
+        return stacked(chunks())
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much one system is ahead of another on the same images.
+
+    Attributes:
+        difference: first minus second, on all images.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+        p: two-sided bootstrap p-value of "no difference"; 1 for a system against itself.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def retrieval_metrics(
+    queries_ND: Tensor,
+    gallery_MD: Tensor,
+    positives: Tensor | Sequence[Sequence[int]],
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    tile: int | None = None,
+    normalise: bool = True,
+) -> RetrievalResult:
+    """Rank a gallery for each query and say how high its positives come.
+
+    Cost: one matrix product, read about twice; O(tile · M) memory, whatever N is.
+
+    Args:
+        queries_ND: (N, D) embeddings of any float type; compared in float32, on their device.
+        gallery_MD: (M, D) embeddings.
+        positives: (N,) index of each query's one right item, or for each query the indices of all its right items.
+        ks: the K of R@K.
+        ties: where a negative with the score of a positive (within 1e-6, cosine) stands. "optimistic": behind it;
+            "pessimistic": ahead of it; "mean": half of them ahead, the average of the two, so that a collapsed model
+            gets what chance gets.
+        tile: queries compared at a time; by default about 8 M scores.
+        normalise: cosine similarity (default) or plain dot products.
+
+    Raises:
+        ValueError: empty, not finite or mismatched embeddings, a query without a positive, an index outside the
+            gallery.
+
+    Example:
+        >>> result = retrieval_metrics(text_MD, image_ND, positives=image_of_text)
+        >>> result.metrics["R@1"], result.intervals()["R@1"]
+    """
+    _check(ks=ks, ties=ties, tile=tile)
+    with torch.no_grad(), torch.autocast(queries_ND.device.type, enabled=False):
+        queries_ND = _scaled(queries_ND, name="queries")  # its length changes no ranking
+        gallery_MD = _scaled(gallery_MD, name="gallery", each=normalise)
+        _check_widths(queries=queries_ND, gallery=gallery_MD)
+        query_E, item_E = _pairs(positives, queries=len(queries_ND), items=len(gallery_MD))
+        device = queries_ND.device
+        ranks = one_way_ranks(
+            queries_ND, gallery_MD, query_E=query_E.to(device), item_E=item_E.to(device), ties=ties, tile=tile
+        )
+    return _result(ranks, ks=ks)
+
+
+def image_text_retrieval(
+    image_ND: Tensor,
+    text_MD: Tensor,
+    text_to_image_M: Tensor,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "mean",
+    tile: int | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> ImageTextResult:
+    """Image→text and text→image retrieval by cosine similarity, every score computed once for both.
+
+    Equals `retrieval_metrics` run in each direction, at half the cost.
+
+    Args:
+        image_ND: (N, D) embeddings of any float type; compared in float32, on their device.
+        text_MD: (M, D) embeddings of the captions, in any order.
+        text_to_image_M: (M,) image of each caption; every image has at least one.
+        ks: the K of R@K.
+        ties: as in `retrieval_metrics`.
+        tile: images compared at a time; by default as many as give, with their captions, about 8 M scores.
+        bootstrap: resamples behind `intervals`, which are computed when first asked for.
+        seed: of these resamples.
+
+    Raises:
+        ValueError: empty, not finite or mismatched embeddings, an image without a caption, an image index out of range.
+
+    Example:
+        >>> result = image_text_retrieval(image_ND, text_MD, text_to_image_M)
+        >>> result.metrics["rsum"], result.intervals["rsum"]
+    """
+    _check(ks=ks, ties=ties, tile=tile)
+    with torch.no_grad(), torch.autocast(image_ND.device.type, enabled=False):
+        image_ND = _scaled(image_ND, name="images")
+        text_MD = _scaled(text_MD, name="texts")
+        _check_widths(images=image_ND, texts=text_MD)
+        image_E, text_E = _images_and_texts(text_to_image_M, images=len(image_ND), texts=len(text_MD))
+        device = image_ND.device
+        if (text_E.diff() < 0).any():
+            text_MD = text_MD[text_E.to(device)]
+        of_images, of_texts = two_way_ranks(image_ND, text_MD, image_E.to(device), ties=ties, tile=tile)
+    as_given = torch.argsort(text_E)
+    return ImageTextResult(
+        image_to_text=_result(of_images, ks=ks),
+        text_to_image=_result(Ranks(of_texts.first_N[as_given], of_texts.precision_N[as_given]), ks=ks),
+        image_of_text=image_E[as_given].numpy(),
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+
+
+def paired_bootstrap(
+    a: ImageTextResult, b: ImageTextResult, key: str = "rsum", samples: int = 2000, seed: int = 0
+) -> Paired:
+    """Compare two systems on the same images: both are resampled alike, so that what is hard for both cancels.
+
+    Args:
+        a: one system.
+        b: the other, on the same images and captions in the same order.
+        key: a key of `ImageTextResult.metrics`.
+        samples: resamples drawn.
+        seed: of the draw.
+
+    Raises:
+        ValueError: the two were not evaluated on the same images and captions, or have no metric of that name.
+
+    Example:
+        >>> paired_bootstrap(ours, theirs, key="rsum")
+        Paired(difference=4.1, low=1.3, high=6.8, p=0.004)
+    """
+    if not np.array_equal(a.image_of_text, b.image_of_text):
+        raise ValueError(
+            f"a paired bootstrap needs two results on the same images and captions; got {len(a.image_of_text)} and "
+            f"{len(b.image_of_text)} captions with different images: evaluate both systems on the same split"
+        )
+    known = a.metrics.keys() & b.metrics.keys()
+    if key not in known:
+        raise ValueError(f"no metric {key!r} in both results; known: {', '.join(sorted(known))}")
+    difference_S = a.resampled(samples=samples, seed=seed)[key] - b.resampled(samples=samples, seed=seed)[key]
+    low, high = percentile_intervals({key: difference_S})[key]
+    smaller_tail = min(np.sum(difference_S <= 0), np.sum(difference_S >= 0))
+    return Paired(
+        difference=a.metrics[key] - b.metrics[key],
+        low=low,
+        high=high,
+        p=float(min(1.0, 2 * (smaller_tail + 1) / (samples + 1))),
+    )
+
+
+def _result(ranks: Ranks, *, ks: Sequence[int]) -> RetrievalResult:
+    rank_N = ranks.first_N.numpy()
+    recalls = {f"R@{k}": (rank_N <= k).astype(np.float64) for k in ks}
+    reciprocal_N = np.where(rank_N <= DEPTH, 1 / rank_N, 0.0)
+    return RetrievalResult(
+        {"rank": rank_N, **recalls, f"MRR@{DEPTH}": reciprocal_N, f"mAP@{DEPTH}": ranks.precision_N.numpy()}
+    )
+
+
+def _both_ways(image_to_text: dict[str, T], text_to_image: dict[str, T]) -> dict[str, T]:
+    recalls = [value for way in (image_to_text, text_to_image) for name, value in way.items() if name.startswith("R@")]
+    return {
+        **{f"i2t/{name}": value for name, value in image_to_text.items()},
+        **{f"t2i/{name}": value for name, value in text_to_image.items()},
+        "rsum": 100 * sum(recalls[1:], start=recalls[0]),
+    }
+
+
+def _scaled(embeddings_ND: Tensor, *, name: str, each: bool = True) -> Tensor:
+    """Check embeddings and bring them to float32 and to length 1: each of them, or the longest and the others alike."""
+    if embeddings_ND.ndim != 2 or embeddings_ND.numel() == 0:
+        shape = tuple(embeddings_ND.shape)
+        raise ValueError(f"{name} must be embeddings (rows, width) with at least one row; got the shape {shape}")
+    embeddings_ND = embeddings_ND.float()
+    length_N1 = embeddings_ND.norm(dim=1, keepdim=True)
+    if not length_N1.isfinite().all():
+        first = int((~length_N1.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"{name} hold NaN or infinity (first in row {first}): check the model that embedded them")
+    return embeddings_ND / (length_N1 if each else length_N1.max()).clamp(min=1e-12)
+
+
+def _check(*, ks: Sequence[int], ties: Ties, tile: int | None) -> None:
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties must be one of {', '.join(get_args(Ties))}; got {ties!r}")
+    if len(ks) == 0 or min(ks) < 1:
+        raise ValueError(f"ks must be whole numbers from 1 up; got {tuple(ks)}")
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1; got {tile}")
+
+
+def _check_widths(**embeddings: Tensor) -> None:
+    (one, a_ND), (other, b_MD) = embeddings.items()
+    if a_ND.shape[1] != b_MD.shape[1]:
+        raise ValueError(f"{one} and {other} must have one width; got {a_ND.shape[1]} and {b_MD.shape[1]}")
+
+
+def _pairs(positives: Tensor | Sequence[Sequence[int]], *, queries: int, items: int) -> tuple[Tensor, Tensor]:
+    """(query, positive item) pairs without repetition, ordered by query, then item."""
+    if len(positives) != queries:
+        raise ValueError(
+            f"positives must say the right items of each of {queries} queries; got {len(positives)} entries"
+        )
+    if isinstance(positives, Tensor) and positives.ndim == 1:
+        query_E, item_E = torch.arange(queries), positives.cpu().long()
+    else:
+        found = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in positives]
+        query_E = torch.arange(queries).repeat_interleave(torch.tensor([len(indices) for indices in found]))
+        item_E = torch.from_numpy(np.concatenate(found))
+    missing_N = torch.bincount(query_E, minlength=queries) == 0
+    if missing_N.any():
+        first = int(missing_N.nonzero()[0])
+        raise ValueError(
+            f"{int(missing_N.sum())} of {queries} queries have no positive (first: {first}): leave them out"
+        )
+    _check_range(item_E, items=items, what="positives")
+    code_E = torch.unique(query_E * items + item_E)
+    return code_E // items, code_E % items
+
+
+def _images_and_texts(text_to_image_M: Tensor, *, images: int, texts: int) -> tuple[Tensor, Tensor]:
+    """The image of each text in ascending order, and the texts in that order."""
+    if text_to_image_M.shape != (texts,):
+        shape = tuple(text_to_image_M.shape)
+        raise ValueError(
+            f"text_to_image must say the image of each of {texts} texts, ({texts},); got the shape {shape}"
+        )
+    image_M = text_to_image_M.cpu().long()
+    _check_range(image_M, items=images, what="text_to_image")
+    bare_N = torch.bincount(image_M, minlength=images) == 0
+    if bare_N.any():
+        first = int(bare_N.nonzero()[0])
+        raise ValueError(f"{int(bare_N.sum())} of {images} images have no text (first: {first}): leave them out")
+    image_E, text_E = image_M.sort(stable=True)
+    return image_E, text_E
+
+
+def _check_range(index_E: Tensor, *, items: int, what: str) -> None:
+    outside = index_E[(index_E < 0) | (index_E >= items)]
+    if len(outside):
+        raise ValueError(f"{what} must be indices from 0 to {items - 1}; got {int(outside[0])}")
