@@ -64,7 +64,12 @@ def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
         if config.vision is None or config.text is None:
             raise ValueError("model.kind=dual needs model.vision=… and model.text=… (a folder or a hub name each)")
         return load_dual(
-            vision=config.vision, text=config.text, embed_dim=config.embed_dim, head=config.head, seed=seed
+            vision=config.vision,
+            text=config.text,
+            embed_dim=config.embed_dim,
+            head=config.head,
+            image_size=config.image_size,
+            seed=seed,
         )
     bundle = load_clip(
         config.name,
