@@ -15,8 +15,8 @@ help:        ## what there is
 demo: sync   ## the main job of the systems, end to end, on CPU, no downloads of weights
 	@$(RUN) bash scripts/demo.sh
 
-test: sync   ## the tests (about ten minutes on two cores)
-	$(RUN) pytest
+test: sync   ## the tests
+	$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: sync  ## the long ones: learning, kill and resume at scale, whole environments
 	$(RUN) pytest -m slow

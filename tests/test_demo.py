@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
+from environments import ROOT, run
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run
+from environments import run
 
 TEN_LINES = """
 import torch

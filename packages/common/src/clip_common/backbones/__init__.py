@@ -1,0 +1,39 @@
+"""Image and text towers by name: one loader for a CLIP, one for a pair of models under trainable heads.
+
+    bundle = load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k")
+    bundle = load_dual(vision="facebook/dinov2-small", text="sentence-transformers/all-MiniLM-L6-v2")
+    bundle.image_tower, bundle.text_tower, bundle.preprocess, bundle.tokenizer, bundle.spec
+
+open_clip and transformers are imported by the first load, not by this import.
+"""
+
+from clip_common.backbones.clip import load_clip
+from clip_common.backbones.dual import load_dual
+from clip_common.backbones.frozen import fingerprint, freeze, is_frozen
+from clip_common.backbones.hub import prefetch
+from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.spec import BackboneError, Bundle, Spec, Tokens, move
+from clip_common.backbones.store import load_bundle, save_bundle
+from clip_common.backbones.tokenizers import Tokenizer
+from clip_common.backbones.towers import TextTower, VisionOutput, VisionTower
+
+__all__ = [
+    "BackboneError",
+    "Bundle",
+    "Preprocess",
+    "Spec",
+    "TextTower",
+    "Tokenizer",
+    "Tokens",
+    "VisionOutput",
+    "VisionTower",
+    "fingerprint",
+    "freeze",
+    "is_frozen",
+    "load_bundle",
+    "load_clip",
+    "load_dual",
+    "move",
+    "prefetch",
+    "save_bundle",
+]

@@ -1,0 +1,330 @@
+"""`load_clip`: a CLIP by name, from the hub, a folder, a file of weights, or from scratch; always the same bundle."""
+
+import copy
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clip_common.backbones.frozen import fingerprint
+from clip_common.backbones.hub import CONFIG, WEIGHTS, fetch, fetch_tag
+from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.spec import BackboneError, Bundle, Spec
+from clip_common.backbones.tokenizers import ClipTokenizer
+
+if TYPE_CHECKING:
+    from open_clip.model import CustomTextCLIP
+
+TRAIN_CROP = (0.9, 1.0)
+"""Share of the area that a training crop keeps: open_clip's default."""
+ACTIVATIONS = ("gelu", "quick_gelu")
+SECTIONS = (
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "quick_gelu",
+    "custom_text",
+    "multimodal_cfg",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+)
+
+
+@dataclass
+class Source:
+    """Where a CLIP comes from, before any of it is built.
+
+    Attributes:
+        name: As it was asked for.
+        pretrained: Tag or file; `random`; None where the name says it all.
+        config: open_clip model configuration.
+        preprocess: Statistics and resize as open_clip names them.
+        weights: None for random ones.
+        folder: Holds the files of a transformers tokenizer, where it came with the weights.
+    """
+
+    name: str
+    pretrained: str | None
+    config: dict[str, Any]
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    folder: Path | None = None
+
+    def tokenizer(self) -> ClipTokenizer:
+        wanted = f"{self.name} {self.pretrained or ''}".strip()
+        return ClipTokenizer(self.config["text_cfg"], folder=self.folder, wanted=wanted)
+
+
+def load_clip(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    model: str | None = None,
+    model_config: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    activation: str | None = None,
+    seed: int = 0,
+) -> Bundle:
+    """Load a CLIP, in eval mode.
+
+    Args:
+        name: open_clip architecture (`ViT-L-14-336`, with `pretrained`), `hf-hub:org/name`, `local-dir:/folder`, a file
+            of weights (with `model`), or any label (with `model_config`).
+        pretrained: Tag of the architecture's weights, a file of them, or `random`.
+        model: Architecture of the file of weights that `name` is.
+        model_config: An open_clip model configuration (embed_dim, vision_cfg, text_cfg): a CLIP of one's own, from
+            scratch unless `pretrained` is a file.
+        image_size: Pixels a side; another than the weights' own interpolates the position embeddings (bicubic,
+            antialiased, class token kept).
+        activation: `gelu` or `quick_gelu`. None: what the weights were trained with as far as open_clip knows (OpenAI's
+            with quick_gelu), else what the architecture says. A file of weights does not know.
+        seed: Draws random weights.
+
+    Raises:
+        BackboneError: One line: an unknown name or tag with the nearest known, no network and nothing cached, a file
+            that is absent, damaged or of another architecture, a configuration that cannot be built.
+
+    Example:
+        bundle = load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k")
+        image = bundle.image_tower(bundle.preprocess(picture)[None]).pooled
+        text = bundle.text_tower(bundle.tokenizer(["a dog in the snow"]))
+    """
+    if activation not in (None, *ACTIVATIONS):
+        raise BackboneError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+    source = find_source(name, pretrained=pretrained, model=model, model_config=model_config)
+    if activation is not None:
+        source.config["quick_gelu"] = activation == "quick_gelu"
+    network, config = build(source, image_size=image_size, seed=seed)
+    return bundle_of(network, replace(source, config=config))
+
+
+def find_source(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    model: str | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> Source:
+    """Resolve the arguments of `load_clip`; downloads weights, builds nothing."""
+    if name == "tiny":
+        raise BackboneError(
+            "the tiny CLIP is not part of this version; name an open_clip architecture such as ViT-B-32"
+        )
+    if model_config is not None:
+        weights = None if pretrained in (None, "random") else _file(pretrained)
+        config = _checked(model_config)
+        return Source(name, "random" if weights is None else pretrained, config, weights=weights)
+    if name.startswith("local-dir:"):
+        return _from_folder(Path(name.removeprefix("local-dir:")), name=name)
+    if name.startswith("hf-hub:"):
+        return _from_hub(name.removeprefix("hf-hub:"), name=name)
+    if model is not None:
+        return Source(model, name, architecture(model), weights=_file(name))
+    if Path(name).is_dir():
+        raise BackboneError(f"{name} is a folder: write local-dir:{name}")
+    if Path(name).is_file():
+        raise BackboneError(f"{name} is a file of weights: say of which architecture, model='ViT-B-32'")
+    return _from_tag(name, pretrained)
+
+
+def architecture(name: str) -> dict[str, Any]:
+    """open_clip's model configuration of this name; BackboneError with the nearest names if there is none."""
+    import open_clip
+
+    config = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None:
+        raise BackboneError(f"unknown model {name!r}; {_nearest(name, open_clip.list_models())}")
+    return config
+
+
+def _from_tag(name: str, pretrained: str | None) -> Source:
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    name = name.replace("/", "-")
+    config = architecture(name)
+    tags = list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        known = ", ".join(tags) or "none"
+        raise BackboneError(f"{name} needs pretrained=: one of its tags ({known}), a file of weights, or 'random'")
+    if pretrained == "random":
+        return Source(name, pretrained, config)
+    tag: dict[str, Any] = get_pretrained_cfg(name, pretrained)
+    if not tag:
+        if Path(pretrained).is_file():
+            return Source(name, pretrained, config, weights=Path(pretrained))
+        raise BackboneError(f"{name} has no weights {pretrained!r}; {_nearest(pretrained, [*tags, 'random'])}")
+    if tag.get("quick_gelu"):
+        config["quick_gelu"] = True
+    return Source(name, pretrained, config, preprocess=tag, weights=fetch_tag(name, pretrained, tag))
+
+
+def _from_hub(repository: str, *, name: str) -> Source:
+    try:
+        content = json.loads(fetch(repository, (CONFIG,), wanted=name).read_text(encoding="utf-8"))
+        weights = fetch(repository, WEIGHTS, wanted=name)
+    except FileNotFoundError as error:
+        raise BackboneError(f"{name} is no open_clip model: {error}") from error
+    return Source(name, None, content["model_cfg"], preprocess=content.get("preprocess_cfg", {}), weights=weights)
+
+
+def _from_folder(folder: Path, *, name: str) -> Source:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise BackboneError(f"{name}: expected a folder with {CONFIG} and weights in it; there is no {file}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        config = _checked(content["model_cfg"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
+    candidates = [folder / name for name in (*WEIGHTS, "model.safetensors", "pytorch_model.bin")]
+    found = [*filter(Path.is_file, candidates), *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.pt"))]
+    if not found:
+        raise BackboneError(f"{folder} has no weights: expected one of {', '.join(file.name for file in candidates)}")
+    return Source(
+        name, None, config, preprocess=content.get("preprocess_cfg", {}), weights=found[0], folder=folder.absolute()
+    )
+
+
+def build(source: Source, *, image_size: int | None, seed: int) -> "tuple[CustomTextCLIP, dict[str, Any]]":
+    """The network with its weights, and the configuration that rebuilds it as it is now."""
+    from open_clip.model import CustomTextCLIP
+
+    from clip_common.backbones.weights import put_weights
+
+    config = copy.deepcopy(source.config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    timm = "timm_model_name" in vision
+    if image_size is not None and not timm:
+        vision["image_size"] = image_size
+    if timm:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    # one class for every model: the text tower is a module of its own (CLIP unpacks it, CoCa adds a decoder)
+    for key in ("multimodal_cfg", "custom_text", "nonscalar_logit_scale"):
+        config.pop(key, None)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = CustomTextCLIP(**config)
+    except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError, OSError) as error:
+        raise BackboneError(f"{source.name}: this model configuration cannot be built: {_line(error)}") from error
+    config["custom_text"] = True
+    if timm:
+        _resize_timm(network, vision["image_size"])
+    if source.weights is not None:
+        put_weights(network, source.weights, name=source.name)
+    if timm and image_size is not None:
+        _resize_timm(network, image_size)
+        vision["image_size"] = image_size
+    return network, config
+
+
+def bundle_of(network: "CustomTextCLIP", source: Source) -> Bundle:
+    """Towers, preprocessing, tokenizer and specification of a built network."""
+    from clip_common.backbones.open_clip_towers import towers_of
+
+    image_tower, text_tower = towers_of(network.eval())
+    size = _square(network.visual.image_size, name=source.name)
+    cells = size // image_tower.trunk.patch_size
+    if cells == 0:
+        raise BackboneError(f"image_size={size} is smaller than one patch of {image_tower.trunk.patch_size} pixels")
+    text_config = source.config["text_cfg"]
+    spec = Spec(
+        kind="open_clip",
+        name=source.name,
+        pretrained=source.pretrained,
+        image_size=size,
+        patch_size=image_tower.trunk.patch_size,
+        grid=(cells, cells),
+        embed_dim=source.config["embed_dim"],
+        vision_width=image_tower.trunk.width,
+        vision_depth=len(image_tower.trunk.blocks),
+        text_width=text_tower.trunk.width,
+        text_depth=text_tower.trunk.depth,
+        context_length=text_config.get("context_length", 77),
+        activation=ACTIVATIONS[bool(source.config.get("quick_gelu"))],
+        fingerprint=fingerprint(network),
+        config=source.config,
+    )
+    preprocess = preprocess_of(source.preprocess, size=size)
+    return Bundle(
+        image_tower=image_tower,
+        text_tower=text_tower,
+        preprocess=preprocess,
+        train_preprocess=replace(preprocess, crop_scale=TRAIN_CROP),
+        tokenizer=source.tokenizer(),
+        spec=spec,
+        logit_scale=network.logit_scale.item(),
+        logit_bias=None if network.logit_bias is None else network.logit_bias.item(),
+    )
+
+
+def preprocess_of(settings: Mapping[str, Any], *, size: int) -> Preprocess:
+    """open_clip's preprocess configuration, whatever it leaves out at open_clip's defaults."""
+    names = {
+        "mean": "mean",
+        "std": "std",
+        "interpolation": "interpolation",
+        "resize_mode": "resize_mode",
+        "fill_color": "fill",
+    }
+    given = {ours: settings[theirs] for theirs, ours in names.items() if settings.get(theirs) is not None}
+    for statistic in ("mean", "std"):
+        if statistic in given:
+            given[statistic] = tuple(given[statistic])
+    if given.get("interpolation") == "random":  # a choice for training alone
+        del given["interpolation"]
+    return Preprocess(size=size, **given)
+
+
+def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a model configuration, every key of which open_clip knows."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    own = copy.deepcopy(dict(config))
+    for section in ("embed_dim", "vision_cfg", "text_cfg"):
+        if section not in own:
+            raise BackboneError(f"model_config has no {section}: expected embed_dim, vision_cfg and text_cfg")
+    known = {"": SECTIONS} | {
+        f"{section}.": [field.name for field in fields(schema)]
+        for section, schema in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg))
+    }
+    for place, keys in known.items():
+        for key in own[place.rstrip(".")] if place else own:
+            if key not in keys:
+                raise BackboneError(f"model_config has an unknown key {place}{key}; {_nearest(key, keys)}")
+    return own
+
+
+def _resize_timm(network: "CustomTextCLIP", image_size: int) -> None:
+    own = getattr(getattr(network.visual.trunk, "patch_embed", None), "img_size", None)
+    if own is None or tuple(own) != (image_size, image_size):
+        network.visual.set_input_size(image_size)
+
+
+def _file(name: str) -> Path:
+    if not Path(name).is_file():
+        raise BackboneError(f"{name}: no such file of weights")
+    return Path(name)
+
+
+def _square(size: int | Sequence[int], *, name: str) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise BackboneError(f"{name} takes images of {height}x{width}: only square ones are supported")
+    return int(height)
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

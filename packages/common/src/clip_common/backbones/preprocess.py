@@ -1,0 +1,144 @@
+"""An image to the pixels that a tower takes: open_clip's transforms, drawn from a generator, with a key for caches.
+
+Shapes: H, W of the source; S pixels a side of the result.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+RATIO = (3 / 4, 4 / 3)
+"""Range of the aspect ratio of a training crop: torchvision's default, which open_clip keeps."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """`preprocess(image)` -> (3, S, S) float32.
+
+    Without `crop_scale` it equals `open_clip.image_transform(is_train=False)`, with it `is_train=True`, up to rounding;
+    only a mode other than RGB (palette, alpha) is converted before the resize rather than after.
+
+    Args:
+        size: S.
+        mean, std: Statistics per channel, of values in 0..1.
+        interpolation: Filter, antialiased.
+        resize_mode: `shortest` side to `resize` and the centre cropped; `longest` side to S and padded with `fill`;
+            `squash` both.
+        fill: Grey level 0..255 of the padding.
+        resize: Pixels of the shortest side before the crop; None = S.
+        crop_scale: Share of the area, smallest and largest, that a random training crop keeps; None = no augmentation.
+    """
+
+    size: int
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill: int = 0
+    resize: int | None = None
+    crop_scale: tuple[float, float] | None = None
+
+    @property
+    def key(self) -> str:
+        """Names this transform in caches: equal keys, equal pixels."""
+        return json.dumps({"version": 1} | asdict(self), sort_keys=True)
+
+    def __call__(self, image: "Image | Tensor", *, generator: Generator | None = None) -> Tensor:
+        """Pixels of one image.
+
+        Args:
+            image: A PIL image, or (3, H, W) uint8.
+            generator: Where a random crop is drawn from (None: torch's global one). Unused without `crop_scale`.
+        """
+        pixels_3SS = self._of_tensor(image, generator) if isinstance(image, Tensor) else self._of_pil(image, generator)
+        mean, std = (torch.tensor(value)[:, None, None] for value in (self.mean, self.std))
+        normalised = pixels_3SS.to(torch.float32, memory_format=torch.contiguous_format)
+        return normalised.mul_(1 / (255 * std)).sub_(mean / std)
+
+    def _of_pil(self, image: "Image", generator: Generator | None) -> Tensor:
+        import numpy as np
+        from PIL.Image import Resampling
+
+        image = image.convert("RGB")
+        sampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
+        square = (self.size, self.size)
+        if self.crop_scale is not None:
+            top, left, height, width = random_crop(image.height, image.width, self.crop_scale, generator)
+            image = image.crop((left, top, left + width, top + height)).resize(square, Resampling.BICUBIC)
+        else:
+            rows, columns = self._resized(image.height, image.width)
+            image = image.resize((columns, rows), sampling)
+            if self.resize_mode == "shortest":
+                top, left = round((rows - self.size) / 2), round((columns - self.size) / 2)
+                image = image.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return self._padded(pixels) if self.resize_mode == "longest" else pixels
+
+    def _of_tensor(self, image_3HW: Tensor, generator: Generator | None) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        size, (height, width) = [self.size, self.size], image_3HW.shape[1:]
+        if self.crop_scale is not None:
+            crop = random_crop(height, width, self.crop_scale, generator)
+            return functional.resized_crop(image_3HW, *crop, size=size, interpolation=InterpolationMode.BICUBIC)
+        resized = functional.resize(
+            image_3HW, list(self._resized(height, width)), interpolation=InterpolationMode(self.interpolation)
+        )
+        return self._padded(resized) if self.resize_mode == "longest" else functional.center_crop(resized, size)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the whole image after the resize, rounded as open_clip and torchvision round."""
+        if self.resize_mode == "squash":
+            return self.size, self.size
+        if self.resize_mode == "longest":
+            ratio = max(height, width) / self.size
+            return round(height / ratio), round(width / ratio)
+        short = self.resize or self.size
+        if height <= width:
+            return short, int(short * width / height)
+        return int(short * height / width), short
+
+    def _padded(self, pixels_3HW: Tensor) -> Tensor:
+        _, height, width = pixels_3HW.shape
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        canvas = pixels_3HW.new_full((3, self.size, self.size), self.fill)
+        canvas[:, top : top + height, left : left + width] = pixels_3HW
+        return canvas
+
+
+def random_crop(
+    height: int, width: int, scale: tuple[float, float], generator: Generator | None
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random resized crop; draws what torchvision's RandomResizedCrop draws.
+
+    Args:
+        height, width: Of the image, pixels.
+        scale: Smallest and largest share of its area.
+        generator: Where the numbers come from.
+    """
+    for _ in range(10):
+        share = torch.empty(1).uniform_(*scale, generator=generator).item()
+        aspect = math.exp(torch.empty(1).uniform_(*map(math.log, RATIO), generator=generator).item())
+        rows = round(math.sqrt(height * width * share / aspect))
+        columns = round(math.sqrt(height * width * share * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            top = int(torch.randint(height - rows + 1, (1,), generator=generator))
+            left = int(torch.randint(width - columns + 1, (1,), generator=generator))
+            return top, left, rows, columns
+    # an image far from the wanted shapes: the largest centred crop within the range of ratios
+    aspect = min(max(width / height, RATIO[0]), RATIO[1])
+    rows, columns = min(height, round(width / aspect)), min(width, round(height * aspect))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns

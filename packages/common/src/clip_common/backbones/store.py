@@ -1,0 +1,178 @@
+"""A bundle as a folder, rebuilt without a network: config.json and model.safetensors.
+
+A CLIP is written whole, with the names of open_clip and an open_clip_config.json beside, so that `local-dir:` of
+open_clip and of `load_clip` read it too. Of a dual only the heads are written: its trunks are loaded again from where
+they were, and their fingerprints must be the same.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clip_common.backbones.clip import Source, build, bundle_of
+from clip_common.backbones.dual import heads_state, load_dual
+from clip_common.backbones.frozen import fingerprint, is_frozen
+from clip_common.backbones.hub import CONFIG
+from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.spec import BackboneError, Bundle
+
+TEXT_CONFIG = "text_config"
+"""Folder of the configuration of a text tower that is a transformers model."""
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write `bundle` as it is now; each file takes its name only when it is complete.
+
+    Raises:
+        BackboneError: A full disk, or a dual whose trunk was unfrozen: it would not come back.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, config = bundle.spec, dict(bundle.spec.config)
+    if spec.kind == "dual":
+        if not (is_frozen(bundle.image_tower.trunk) and is_frozen(bundle.text_tower.trunk)):
+            raise BackboneError(f"{spec.name}: a trunk was unfrozen, but a dual is saved by its heads alone")
+        state = heads_state(bundle.image_tower, bundle.text_tower)
+    else:
+        config.pop("init_logit_bias", None)
+        if bundle.logit_bias is not None:
+            config["init_logit_bias"] = bundle.logit_bias
+        state = bundle.image_tower.trunk.state_dict() | bundle.text_tower.trunk.state_dict()
+    state["logit_scale"] = torch.tensor(bundle.logit_scale)
+    if bundle.logit_bias is not None:
+        state["logit_bias"] = torch.tensor(bundle.logit_bias)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    try:
+        with atomically(folder / "model.safetensors") as file:
+            save_file(state, file, metadata={"format": "pt"})
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise BackboneError(f"{folder}: the weights could not be written: {error}") from error
+    if spec.kind == "open_clip":
+        _write_open_clip_config(bundle, config, folder)
+        bundle.tokenizer.save(folder)
+    content = {
+        "format": 1,
+        "kind": spec.kind,
+        "name": spec.name,
+        "pretrained": spec.pretrained,
+        "fingerprint": fingerprint(state),
+        "preprocess": asdict(bundle.preprocess),
+        "train_preprocess": asdict(bundle.train_preprocess),
+        "model": config,
+    }
+    _write_json(folder / "config.json", content)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read what `save_bundle` wrote.
+
+    Raises:
+        BackboneError: One line: files that are absent, damaged or do not belong together, or a trunk of a dual that is
+            gone or has other weights.
+    """
+    content = _read_config(folder / "config.json")
+    bundle = _load_dual(content, folder) if content["kind"] == "dual" else _load_clip(content, folder)
+    return replace(
+        bundle, preprocess=_preprocess(content["preprocess"]), train_preprocess=_preprocess(content["train_preprocess"])
+    )
+
+
+def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
+    config = content["model"]
+    if (folder / TEXT_CONFIG).is_dir():
+        config["text_cfg"]["hf_model_name"] = str(folder / TEXT_CONFIG)
+    source = Source(
+        content["name"], content["pretrained"], config, weights=folder / "model.safetensors", folder=folder.absolute()
+    )
+    network, config = build(source, image_size=None, seed=0)
+    bundle = bundle_of(network, replace(source, config=config))
+    _require_written_together(bundle.spec.fingerprint, content, folder)
+    return bundle
+
+
+def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
+    from clip_common.backbones.weights import read_weights, require_fit
+
+    told = dict(content["model"])
+    expected = {side: told.pop(f"{side}_fingerprint") for side in ("vision", "text")}
+    try:
+        bundle = load_dual(**told)
+    except BackboneError as error:
+        raise BackboneError(f"{folder} needs its trunks where its config.json says they are: {error}") from error
+    for side, value in expected.items():
+        if bundle.spec.config[f"{side}_fingerprint"] != value:
+            raise BackboneError(
+                f"{told[side]} does not hold the weights that {folder} was trained on (fingerprint {value[:12]}…): "
+                f"put them back, or correct {side!r} in {folder / 'config.json'}"
+            )
+    file = folder / "model.safetensors"
+    state = read_weights(file)
+    _require_written_together(fingerprint(state), content, folder)
+    scale, bias = state.pop("logit_scale").item(), state.pop("logit_bias", None)
+    require_fit(heads_state(bundle.image_tower, bundle.text_tower), state, file=file, name=content["name"])
+    for side, tower in (("image", bundle.image_tower), ("text", bundle.text_tower)):
+        own = {name.removeprefix(f"{side}_head."): t for name, t in state.items() if name.startswith(f"{side}_head.")}
+        tower.head.load_state_dict(own)
+    return replace(bundle, logit_scale=scale, logit_bias=None if bias is None else bias.item())
+
+
+def _require_written_together(weights: str, content: Mapping[str, Any], folder: Path) -> None:
+    if weights != content["fingerprint"]:
+        raise BackboneError(
+            f"{folder}: config.json was not written with this model.safetensors (its fingerprint is {weights[:12]}…); "
+            "save the model again"
+        )
+
+
+def _write_open_clip_config(bundle: Bundle, config: dict[str, Any], folder: Path) -> None:
+    preprocess = bundle.preprocess
+    shown = {"interpolation": preprocess.interpolation, "resize_mode": preprocess.resize_mode}
+    statistics = {"mean": preprocess.mean, "std": preprocess.std, "fill_color": preprocess.fill}
+    _write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": statistics | shown})
+    if "hf_model_name" in config["text_cfg"]:
+        text: Any = bundle.text_tower.trunk.text
+        text.transformer.config.save_pretrained(folder / TEXT_CONFIG)
+
+
+def _preprocess(settings: Mapping[str, Any]) -> Preprocess:
+    told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Preprocess(**told)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise BackboneError(f"{file.parent} holds no saved model: there is no {file.name} in it")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] == 1 and content["kind"] in ("open_clip", "dual"):
+            return content
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BackboneError(f"{file} is not the configuration of a saved model ({error!r})") from error
+    raise BackboneError(f"{file}: expected format 1 of a known kind, not {content['format']!r} of {content['kind']!r}")
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomically(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def atomically(file: Path) -> Iterator[Path]:
+    """A temporary name beside `file`; a body that ends well gives it the real one, any error leaves nothing behind."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Texts to what a text tower takes, with a key that names the behaviour in caches, and files that bring it back.
+
+Shapes: B texts, L tokens.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from clip_common.backbones.spec import BackboneError, Tokens
+
+
+class Tokenizer(Protocol):
+    """`tokenizer(["a dog", …])` -> tokens for the text tower of the same bundle."""
+
+    @property
+    def key(self) -> str:
+        """Equal keys, equal tokens."""
+
+    def __call__(self, texts: Sequence[str]) -> Tokens: ...
+
+    def save(self, folder: Path) -> None:
+        """Write what brings the tokenizer back without a network."""
+
+
+class ClipTokenizer:
+    """The tokenizer of an open_clip text tower: (B, context length) ids, padded with zeros or the model's own padding.
+
+    Args:
+        text_config: `text_cfg` of an open_clip model configuration.
+        folder: Where its files are, for a tokenizer of transformers that is not in the hub's cache.
+        wanted: What to prefetch to have it.
+
+    Raises:
+        BackboneError: A tokenizer of transformers that is neither in `folder` nor cached, or cannot be read.
+    """
+
+    def __init__(self, text_config: Mapping[str, Any], *, folder: Path | None = None, wanted: str = "") -> None:
+        from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SimpleTokenizer
+
+        options = dict(text_config.get("tokenizer_kwargs") or {})
+        context = text_config.get("context_length", DEFAULT_CONTEXT_LENGTH)
+        hub_name = text_config.get("hf_tokenizer_name")
+        if hub_name is None:
+            self.encode = SimpleTokenizer(context_length=context, **options)
+            described = f"open_clip {self.encode.vocab_size}"
+        else:
+            place = folder or _tokenizer_folder(hub_name, wanted=wanted)
+            mode = text_config.get("tokenizer_mode")
+            try:
+                self.encode = HFTokenizer(str(place), context_length=context, tokenizer_mode=mode, **options)
+            except (OSError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise BackboneError(f"{place} has no tokenizer that transformers can read: {reason}") from error
+            described = f"{mode} {digest(self.encode.tokenizer)}"
+        self.key = json.dumps([described, context, options], sort_keys=True)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return self.encode(list(texts))
+
+    def save(self, folder: Path) -> None:
+        if hasattr(self.encode, "save_pretrained"):
+            self.encode.save_pretrained(folder)
+
+
+class TransformersTokenizer:
+    """A tokenizer of transformers: a dict of tensors (B, L), padded to the longest text of the batch.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        context_length: Longer texts are cut.
+        pad_to_context: Pad to the context length instead, for models that were trained so (SigLIP).
+    """
+
+    def __init__(self, tokenizer: Any, *, context_length: int, pad_to_context: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.padding = "max_length" if pad_to_context else "longest"
+        self.key = json.dumps([digest(tokenizer), context_length, self.padding])
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        encoded = self.tokenizer(
+            list(texts), padding=self.padding, truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return dict(encoded)
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+class SentenceTokenizer:
+    """What a SentenceTransformer does to texts: its prompts, its cut, padded to the longest text of the batch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.key = json.dumps([digest(model.tokenizer), model.max_seq_length, model.default_prompt_name, model.prompts])
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        encoded = self.model.preprocess(list(texts))
+        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+    def save(self, folder: Path) -> None:
+        self.model.tokenizer.save_pretrained(folder)
+
+
+def digest(tokenizer: Any) -> str:
+    """Names a tokenizer of transformers by everything that decides its output."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(f"{type(tokenizer).__name__} {content}".encode()).hexdigest()[:32]
+
+
+def _tokenizer_folder(name: str, *, wanted: str) -> Path:
+    from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder
+
+    if Path(name).is_dir():
+        return Path(name)
+    return fetch_folder(name, files=TOKENIZER_FILES, needs="tokenizer*", wanted=wanted)

@@ -1,0 +1,174 @@
+"""Vision models of transformers behind the one idea of a tower.
+
+Shapes: B batch, F width, T tokens, L patch tokens among them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from clip_common.backbones.frozen import fingerprint
+from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from clip_common.backbones.spec import BackboneError
+from clip_common.backbones.towers import VisionOutput, VisionTrunk, recorded, resized_positions
+
+PARTS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+"""Class of the image half where a folder holds both halves."""
+STATISTICS = {
+    "clip_vision_model": (CLIP_MEAN, CLIP_STD),
+    "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+SHORTEST: Literal["shortest"] = "shortest"
+SQUASH: Literal["squash"] = "squash"
+
+
+class TransformersVision(VisionTrunk):
+    """A vision model of transformers; its features are its own pooled output, or the first token where it has none."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.width = model.config.hidden_size
+        self.patch_size = model.config.patch_size
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        depth = self.model.config.num_hidden_layers
+        return next(part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+
+    def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
+        with recorded(self.blocks, layers) as outputs:
+            output = self.model(pixel_values=images_B3HW)
+        tokens_BTF = output.last_hidden_state
+        height, width = (side // self.patch_size for side in images_B3HW.shape[2:])
+        pooled_BF = output.pooler_output if output.pooler_output is not None else tokens_BTF[:, 0]
+        return VisionOutput(pooled_BF, tokens_BTF[:, -height * width :], outputs)
+
+
+@dataclass(frozen=True)
+class LoadedVision:
+    """A trunk with what feeds it; `features` is the width of its pooled output."""
+
+    trunk: TransformersVision
+    preprocess: Preprocess
+    features: int
+    fingerprint: str
+
+
+def load_vision(folder: Path, *, image_size: int | None) -> LoadedVision:
+    """Load the vision model in `folder`; the fingerprint is of the weights before any interpolation.
+
+    Raises:
+        BackboneError: Not a vision model with patch tokens, damaged or incomplete weights.
+    """
+    model = from_folder(folder, parts=PARTS, optional=("mask_token",))
+    config = model.config
+    if not (hasattr(model, "embeddings") and hasattr(config, "patch_size") and model.main_input_name == "pixel_values"):
+        raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a vision model with patch tokens")
+    stored = fingerprint(model)
+    preprocess = preprocess_of(folder, config, image_size=image_size)
+    if preprocess.size != config.image_size:
+        resize(model, preprocess.size)
+    return LoadedVision(TransformersVision(model), preprocess, config.hidden_size, stored)
+
+
+def preprocess_of(folder: Path, config: Any, *, image_size: int | None) -> Preprocess:
+    """What preprocessor_config.json says, or what such models are usually fed."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        usual = 224 if config.model_type.startswith("dinov2") else config.image_size
+        mean, std = STATISTICS.get(config.model_type, (IMAGENET_MEAN, IMAGENET_STD))
+        squash = config.model_type == "siglip_vision_model"
+        size, mode = image_size or usual, SQUASH if squash else SHORTEST
+        return Preprocess(size=size, mean=mean, std=std, resize_mode=mode)
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    whole = _pixels(settings.get("size")) or config.image_size
+    crop = _pixels(settings.get("crop_size")) if settings.get("do_center_crop") else None
+    squash = crop is None and "shortest_edge" not in (settings.get("size") or {})
+    size = image_size or crop or whole
+    return Preprocess(
+        size=size,
+        mean=tuple(settings.get("image_mean", IMAGENET_MEAN)),
+        std=tuple(settings.get("image_std", IMAGENET_STD)),
+        interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",
+        resize_mode=SQUASH if squash else SHORTEST,
+        resize=round(size * whole / crop) if crop else None,  # the margin that the crop leaves, to scale
+    )
+
+
+def resize(model: Any, image_size: int) -> None:
+    """Give the model the position embeddings of another image size, once and for all.
+
+    Raises:
+        BackboneError: A kind of model whose position embeddings are not known here.
+    """
+    embeddings, grid = model.embeddings, image_size // model.config.patch_size
+    if isinstance(table := getattr(embeddings, "position_embeddings", None), nn.Parameter):  # DINOv2, ViT: (1, T, F)
+        embeddings.position_embeddings = nn.Parameter(resized_positions(table.detach()[0], grid=grid)[None])
+    elif isinstance(table := getattr(embeddings, "position_embedding", None), nn.Embedding):  # CLIP, SigLIP
+        positions = resized_positions(table.weight.detach(), grid=grid)
+        embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
+        embeddings.position_ids = torch.arange(len(positions))[None]
+        embeddings.num_positions = len(positions)
+    else:
+        raise BackboneError(f"image_size={image_size}: position embeddings of {type(model).__name__} cannot be resized")
+    embeddings.image_size = model.config.image_size = image_size
+    if hasattr(embeddings, "patch_embeddings"):
+        embeddings.patch_embeddings.image_size = (image_size, image_size)
+        embeddings.patch_embeddings.num_patches = grid**2
+
+
+def from_folder(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]) -> Any:
+    """A transformers model in float32, from local files alone, complete.
+
+    Args:
+        folder: config.json and weights.
+        parts: Class to load by model type; AutoModel for any other.
+        optional: Parts of names of weights that may be absent.
+
+    Raises:
+        BackboneError: Not a model folder, damaged, or incomplete: transformers would draw what is missing at random.
+    """
+    try:
+        kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        loader = getattr(transformers, parts.get(kind, "AutoModel"))
+        with without_progress_bar():
+            model, report = loader.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+    # a damaged folder raises anything from OSError to safetensors' own kind
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BackboneError(f"{folder} cannot be loaded as a transformers model: {reason}") from error
+    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in optional))
+    if missing:
+        raise BackboneError(f"{folder} is incomplete: {len(missing)} weights are missing ({missing[0]}…)")
+    return model
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar over a load of seconds."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _pixels(size: Any) -> int | None:
+    """A side in any of the ways preprocessor_config.json spells one."""
+    if isinstance(size, dict):
+        return size.get("shortest_edge") or size.get("height")
+    return size

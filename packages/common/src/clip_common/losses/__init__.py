@@ -1,0 +1,57 @@
+"""Contrastive losses on one tiled operation: whatever the batch, the B×B matrix of logits never exists.
+
+    from clip_common.losses import InfoNCE, LogitScale, contrastive_loss
+
+    scale = LogitScale()                                     # learned, starts at 1/0.07
+    loss = contrastive_loss(image_BD, text_BD, scale=scale(), form=InfoNCE())
+    loss.backward(); optimizer.step(); scale.clamp_()
+
+How it is put together, from the inside out:
+
+    logits         tiles of scale · cos(x_i, y_j) at one or several widths, and their gradients
+    pairs          which pairs are positives, which negatives with what weight
+    reductions     what is kept of a tile: log-sum-exp, or sums of softplus
+    tiles          the operation: forward over all tiles, backward that recomputes them
+    statistics     its results as differentiable vectors of length B            `pair_statistics`
+    sigmoid        the same for the sigmoid loss                                `pair_softplus`
+    contrastive    a loss from them, both ways, across processes                `contrastive_loss`, `InfoNCE`
+    forms          other losses, a few lines each                               `SigLIP`, `Decoupled`, …
+    matryoshka     a form at several widths in one pass                         `Matryoshka`
+    modalities     pairs of modalities, samples that lack some                  `PairwiseModalities`
+    cached         large batches in the memory of a small one                   `cached`
+    distributed    rows of all processes, with gradients                        `gather_rows`
+    temperature    the learned scale                                            `LogitScale`
+"""
+
+from clip_common.losses.cached import cached
+from clip_common.losses.contrastive import Form, InfoNCE, Weighting, contrastive_loss
+from clip_common.losses.distributed import gather_rows
+from clip_common.losses.forms import Boosted, Debiased, Decoupled, Guided, HardNegative, SigLIP
+from clip_common.losses.matryoshka import Matryoshka
+from clip_common.losses.modalities import ModalitiesOutput, PairwiseModalities
+from clip_common.losses.sigmoid import pair_softplus
+from clip_common.losses.statistics import Direction, PairStatistics, pair_statistics
+from clip_common.losses.temperature import LogitScale
+
+__all__ = [
+    "Boosted",
+    "Debiased",
+    "Decoupled",
+    "Direction",
+    "Form",
+    "Guided",
+    "HardNegative",
+    "InfoNCE",
+    "LogitScale",
+    "Matryoshka",
+    "ModalitiesOutput",
+    "PairStatistics",
+    "PairwiseModalities",
+    "SigLIP",
+    "Weighting",
+    "cached",
+    "contrastive_loss",
+    "gather_rows",
+    "pair_softplus",
+    "pair_statistics",
+]

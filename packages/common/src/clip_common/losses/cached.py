@@ -1,0 +1,58 @@
+"""Large contrastive batches in the memory of a small one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Inputs = Tensor | Mapping[str, Tensor]
+Encoder = Callable[[Any], Tensor]
+
+
+def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
+    """`loss` of embeddings that are computed a mini-batch at a time, and computed again in the backward.
+
+    The activations of one mini-batch exist at a time, while every row still meets every other in the loss. The second
+    computation replays the random state and the autocast of the first, so dropout agrees. To autograd it is one graph in
+    which each parameter receives its gradient once, when all mini-batches are through: DDP therefore synchronises once, no
+    `no_sync` is needed, and Lightning's own backward, gradient scalers and accumulation work as ever.
+
+    Args:
+        loss: Takes the embeddings of every encoder, in order, and keywords; what it returns is returned.
+        mini_batch: Rows that an encoder sees at a time.
+
+    Returns:
+        A function of (encoder, inputs) pairs and the loss's keywords. Inputs are a tensor, or a mapping of tensors (such as
+        a tokenizer's), with rows along the first dimension.
+
+    Equals:
+        `loss(encoder(inputs), …)`, for encoders that treat rows one by one (not batch normalisation).
+    Cost:
+        One more forward of the encoders.
+    Reference:
+        Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup (GradCache), 2021.
+
+    Example:
+        >>> loss = cached(InfoNCE(), mini_batch=64)
+        >>> loss((image_tower, images_B3HW), (text_tower, tokens_BL), scale=scale()).backward()
+    """
+
+    def compute(*encoded: tuple[Encoder, Inputs], **keywords: Any) -> Any:
+        return loss(*(_embed(encoder, inputs, mini_batch) for encoder, inputs in encoded), **keywords)
+
+    return compute
+
+
+def _embed(encoder: Encoder, inputs: Inputs, mini_batch: int) -> Tensor:
+    return torch.cat([checkpoint(encoder, part, use_reentrant=False) for part in _parts(inputs, mini_batch)])
+
+
+def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    if isinstance(inputs, Tensor):
+        yield from inputs.split(size)
+        return
+    columns = {name: tensor.split(size) for name, tensor in inputs.items()}
+    for parts in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, parts, strict=True))

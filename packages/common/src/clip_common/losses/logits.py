@@ -1,0 +1,130 @@
+"""Tiles of logits from two sets of embeddings, and the way back from a tile's gradient to the embeddings.
+
+    z_kij = times_k · scale · ⟨x_i, y_j⟩_k / (‖x_i‖_k ‖y_j‖_k) + bias
+
+with ⟨·,·⟩_k and ‖·‖_k over the first width_k numbers. Each width adds its block of numbers to one product, which narrower
+widths have read on the way, so all of them cost the product of the widest. The blocks are scaled once, such that the full
+width is right as it is; a narrower one corrects for its own norms. A zero vector has logits of zero and no gradient.
+
+Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, W different widths, E numbers of one block.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Head(NamedTuple):
+    """One set of logits: `times` of them over the first `width` numbers, reduced with the weights or without."""
+
+    times: float = 1.0
+    weighted: bool = True
+    width: int = 0
+
+
+class Logits:
+    """The tiles, and in the backward the sums of their gradients."""
+
+    def __init__(
+        self, x_BD: Tensor, y_CD: Tensor, *, scale: Tensor, bias: Tensor | None, heads: tuple[Head, ...]
+    ) -> None:
+        assert [head.width for head in heads] == sorted(head.width for head in heads)
+        assert heads[-1].width == x_BD.shape[1]
+        self.scale, self.bias, self.heads = scale, bias, heads
+        self.widths = sorted({head.width for head in heads})
+        self.width_K = torch.tensor([self.widths.index(head.width) for head in heads], device=x_BD.device)
+        self.narrow = sum(head.width < self.widths[-1] for head in heads)
+        self.x = _Side(x_BD, self.widths, scale=scale)
+        self.y = _Side(y_CD, self.widths, scale=torch.ones_like(scale))
+
+    def tile(self, rows: slice, columns: slice, out_KIJ: Tensor) -> Tensor:
+        """Logits z, written to `out_KIJ`."""
+        product_IJ = out_KIJ[-1]
+        for w, width in enumerate(self.widths):
+            x_IE, y_JE = self.x.blocks[w][rows], self.y.blocks[w][columns]
+            torch.addmm(product_IJ, x_IE, y_JE.T, beta=float(w > 0), out=product_IJ)
+            for k, head in enumerate(self.heads[:-1]):
+                if head.width == width:
+                    torch.mul(product_IJ, self._row_factor(k, rows), out=out_KIJ[k])
+        if self.heads[-1].times != 1.0:
+            product_IJ *= self.heads[-1].times
+        out_KIJ[: self.narrow] *= self.y.ratio_WN[self.width_K[: self.narrow], None, columns]
+        return out_KIJ if self.bias is None else out_KIJ.add_(self.bias)
+
+    def start_gradients(self, *, x: bool, y: bool) -> None:
+        """Zero the sums of the gradients that are wanted."""
+        self.bias_grad = torch.zeros_like(self.scale)
+        self.x.start_gradient(wanted=x)
+        self.y.start_gradient(wanted=y)
+
+    def collect(self, grad_KIJ: Tensor, z_KIJ: Tensor, rows: slice, columns: slice) -> None:
+        """Add the gradient of a tile of logits. Both tensors are overwritten; z is looked at if there are several widths."""
+        if self.bias is not None:
+            self.bias_grad += grad_KIJ.sum()
+        if self.narrow:
+            slope_KIJ = (z_KIJ if self.bias is None else z_KIJ.sub_(self.bias)).mul_(grad_KIJ)
+            self.x.slope_WN[:, rows] = self.x.slope_WN[:, rows].index_add(0, self.width_K, slope_KIJ.sum(2))
+            self.y.slope_WN[:, columns] = self.y.slope_WN[:, columns].index_add(0, self.width_K, slope_KIJ.sum(1))
+        grad_KIJ[: self.narrow] *= self.y.ratio_WN[self.width_K[: self.narrow], None, columns]
+        wider_IJ = None
+        for k, head in reversed(list(enumerate(self.heads))):
+            if k < self.narrow or head.times != 1.0:
+                grad_KIJ[k] *= self._row_factor(k, rows)
+            if wider_IJ is not None:
+                grad_KIJ[k] += wider_IJ  # a block's numbers are part of every wider head too
+            wider_IJ = grad_KIJ[k]
+            if k == 0 or self.heads[k - 1].width < head.width:
+                w = self.widths.index(head.width)
+                if self.x.grads is not None:
+                    self.x.grads[w][rows].addmm_(wider_IJ, self.y.blocks[w][columns])
+                if self.y.grads is not None:
+                    self.y.grads[w][columns].addmm_(wider_IJ.T, self.x.blocks[w][rows])
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """dx (B, D), dy (C, D) and dscale, once every tile is in."""
+        x_grad_BD, x_slope = self.x.gradient()
+        y_grad_CD, y_slope = self.y.gradient()
+        slope = y_slope if x_grad_BD is None else x_slope  # the same sum over all pairs
+        return x_grad_BD, y_grad_CD, slope / self.scale
+
+    def _row_factor(self, k: int, rows: slice) -> Tensor | float:
+        head = self.heads[k]
+        return head.times * self.x.ratio_WN[self.width_K[k], rows, None] if k < self.narrow else head.times
+
+
+class _Side:
+    """One of the two sets of embeddings, in blocks between the widths, times `scale` and over their norms.
+
+    Attributes:
+        blocks: (N, E) each.
+        ratio_WN: What the numbers of a narrower width must be multiplied by to be over their own norms.
+        grads: Sums of the gradients of `blocks`.
+        slope_WN: Sums of dz·z over the other side: minus the derivative by the logarithm of the norm.
+    """
+
+    def __init__(self, x_ND: Tensor, widths: list[int], *, scale: Tensor) -> None:
+        self.x_ND, self.scale = x_ND, scale
+        self.windows = [slice(start, stop) for start, stop in pairwise([0, *widths])]
+        squares = [torch.linalg.vector_norm(x_ND[:, window], dim=1).square() for window in self.windows]
+        norm_WN = torch.stack(squares).cumsum(0).sqrt()
+        self.inverse_WN = torch.where(norm_WN > 0, norm_WN.reciprocal(), 0.0)
+        self.ratio_WN = self.inverse_WN * norm_WN[-1]
+        self.blocks = [x_ND[:, window] * (scale * self.inverse_WN[-1])[:, None] for window in self.windows]
+
+    def start_gradient(self, *, wanted: bool) -> None:
+        self.grads = [torch.zeros_like(block) for block in self.blocks] if wanted else None
+        self.slope_WN = torch.zeros_like(self.inverse_WN)
+
+    def gradient(self) -> tuple[Tensor | None, Tensor]:
+        """The gradient of the embeddings, if wanted, and Σ dz·z over all pairs."""
+        if self.grads is None:
+            return None, self.slope_WN.sum()
+        if len(self.blocks) == 1:  # then the slope is a dot product of what is here
+            self.slope_WN = (self.blocks[0] * self.grads[0]).sum(1)[None]
+        along_WN = (self.slope_WN * self.inverse_WN.square()).flip(0).cumsum(0).flip(0)
+        for grad_NE, window, along_N in zip(self.grads, self.windows, along_WN, strict=True):
+            grad_NE *= (self.scale * self.inverse_WN[-1])[:, None]
+            grad_NE.addcmul_(self.x_ND[:, window], along_N[:, None], value=-1.0)
+        return torch.cat(self.grads, dim=1), self.slope_WN.sum()

@@ -1,0 +1,122 @@
+"""Contrastive alignment of any number of modalities, pair by pair, of samples that need not have them all.
+
+Legend: B samples on this process, D width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from clip_common.losses.contrastive import Form, InfoNCE, contrastive_loss
+from clip_common.losses.temperature import LogitScale
+
+
+@dataclass(frozen=True)
+class ModalitiesOutput:
+    """The weighted sum, and each pair's own loss before its weight, by "first-second"."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+
+
+class PairwiseModalities(nn.Module):
+    """Σ_p weight_p · contrastive_loss(embeddings of p's first modality, of its second) over pairs p of modalities.
+
+    Each pair sees the samples that have both of its modalities. Each has a temperature of its own.
+
+    With several processes a pair takes part if any process has a sample for it: those without join with no rows, since a
+    process that skipped alone would leave the others waiting. A temperature or embedding that took no part gets a zero
+    gradient, as DDP asks.
+
+    Args:
+        pairs: The weight of each pair of modality names.
+        form: The loss of every pair.
+        init: Log-scale that each temperature starts from.
+        learned: False fixes the temperatures.
+
+    Example:
+        >>> loss = PairwiseModalities({("image", "text"): 1.0, ("audio", "text"): 1.0, ("image", "audio"): 0.5})
+        >>> loss({"image": image_BD, "text": text_BD, "audio": audio_BD}, present={"audio": has_audio_B}).loss.backward()
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[tuple[str, str], float],
+        *,
+        form: Form | None = None,
+        init: float = math.log(1 / 0.07),
+        learned: bool = True,
+    ) -> None:
+        super().__init__()
+        if not pairs:
+            raise ValueError("pairs is empty: name at least two modalities, such as {('image', 'text'): 1.0}")
+        self.pairs = dict(pairs)
+        self.form = form or InfoNCE()
+        self.scales = nn.ModuleDict({_name(pair): LogitScale(init=init, learned=learned) for pair in self.pairs})
+
+    def forward(
+        self,
+        embeddings: Mapping[str, Tensor],
+        *,
+        present: Mapping[str, Tensor] | None = None,
+        exclude: Tensor | None = None,
+        positive: Tensor | None = None,
+    ) -> ModalitiesOutput:
+        """The loss of a batch.
+
+        Args:
+            embeddings: (B, D) of every modality; rows of samples that lack it are not looked at.
+            present: (B,) bools of the modalities that some samples lack; those not named are there for all.
+            exclude, positive: (B,) ids as in `contrastive_loss`.
+
+        Returns:
+            The loss, and that of each pair that took part.
+        """
+        missing = sorted({name for pair in self.pairs for name in pair} - set(embeddings))
+        if missing:
+            raise ValueError(f"no embeddings of {', '.join(missing)}: give rows of any content and say so in `present`")
+        rows = [_rows_of(pair, embeddings, present or {}) for pair in self.pairs]
+        takes_part = _anywhere([len(found) > 0 for found in rows], device=rows[0].device)
+
+        # Nothing in value, and yet every embedding and every temperature is in the graph.
+        total = torch.stack([embedding[:0].sum() for embedding in embeddings.values()]).sum()
+        total = total + 0.0 * torch.stack([scale() for scale in self.scales.values()]).sum()
+        losses = {}
+        for pair, found, joins in zip(self.pairs, rows, takes_part, strict=True):
+            if joins:
+                losses[_name(pair)] = contrastive_loss(
+                    embeddings[pair[0]][found],
+                    embeddings[pair[1]][found],
+                    scale=self.scales[_name(pair)](),
+                    form=self.form,
+                    exclude=None if exclude is None else exclude[found],
+                    positive=None if positive is None else positive[found],
+                )
+                total = total + self.pairs[pair] * losses[_name(pair)]
+        return ModalitiesOutput(total, losses)
+
+
+def _name(pair: tuple[str, str]) -> str:
+    return "-".join(pair)
+
+
+def _rows_of(pair: tuple[str, str], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+    """Indices of the samples that have both."""
+    first_BD = embeddings[pair[0]]
+    both_B = torch.ones(len(first_BD), dtype=torch.bool, device=first_BD.device)
+    for name in pair:
+        both_B = both_B & present[name] if name in present else both_B
+    return both_B.nonzero()[:, 0]
+
+
+def _anywhere(here: list[bool], *, device: torch.device) -> list[bool]:
+    """Which of these hold on at least one process: the answer is the same on all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    found = torch.tensor(here, dtype=torch.int64, device=device)
+    dist.all_reduce(found)
+    return [count > 0 for count in found.tolist()]

@@ -1,0 +1,50 @@
+"""All pairs of x and y as binary questions: the sums of softplus that the sigmoid loss is made of.
+
+Legend: B rows, C columns, D width.
+"""
+
+from torch import Tensor
+
+from clip_common.losses.distributed import Ranks
+from clip_common.losses.logits import Head
+from clip_common.losses.pairs import TileFunction
+from clip_common.losses.statistics import Direction, Ids, Normalise, directions, make_pairs
+
+
+def pair_softplus(
+    x_BD: Tensor,
+    y_CD: Tensor,
+    *,
+    scale: Tensor | float,
+    bias: Tensor | float | None = None,
+    log_weight: TileFunction | None = None,
+    normalise: Normalise = "mean1",
+    exclude: Ids | None = None,
+    positive: Ids | None = None,
+    tile: int | None = None,
+) -> tuple[Direction, Direction]:
+    """Σ w̃·log(1 + exp(z)) over the negatives of each row and column and Σ log(1 + exp(−z)) over their positives, tiled.
+
+    z_ij = scale · cos(x_i, y_j) + bias; arguments and cost as in `pair_statistics`, recomputed in the backward likewise.
+
+    Returns:
+        Rows and columns; their `negatives` and `positives` are the sums.
+
+    Example:
+        >>> rows, _ = pair_softplus(x_BD, y_BD, scale=10.0, bias=-10.0)
+        >>> (rows.positives + rows.negatives).mean()  # the sigmoid loss
+    """
+    pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=Ranks.alone(len(y_CD)))
+    heads = (Head(width=x_BD.shape[1]),)
+    rows, columns = directions(
+        x_BD,
+        y_CD,
+        scale=scale,
+        bias=bias,
+        heads=heads,
+        pairs=pairs,
+        sigmoid=True,
+        normalise=normalise,
+        tile=tile,
+    )
+    return rows.heads(0), columns.heads(0)

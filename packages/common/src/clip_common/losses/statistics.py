@@ -1,0 +1,241 @@
+"""All pairs of x and y as a few vectors of length B: what every contrastive loss here is made of.
+
+Legend: K heads, B rows, C columns, D width, N either B or C.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clip_common.losses.distributed import Ranks
+from clip_common.losses.logits import Head
+from clip_common.losses.pairs import MaskFunction, Pairs, TileFunction
+from clip_common.losses.reductions import BoundedLogSumExp, LogSumExp, Reduction, Sides, SoftplusSum
+from clip_common.losses.tiles import Totals, reduce_pairs
+
+Normalise = Literal["none", "mean1"]
+Ids = Tensor | tuple[Tensor, Tensor]
+"""Whole-number ids of B pairs, or those of the rows and those of the columns."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a loss reads in one direction, for each row or for each column. Each (K, N), or (N,) for one head.
+
+    Attributes:
+        positive: Mean logit of the positives; 0 without any.
+        positives: Log-sum-exp of the positives' logits; in the sigmoid operation Σ log(1 + exp(−z)).
+        negatives: Log-sum-exp of the negatives' logits plus log-weights, −∞ without any; in the sigmoid operation
+            Σ w·log(1 + exp(z)).
+        positive_count, negative_count: How many there are (N,), without gradient.
+        scale: What the cosines were multiplied by.
+    """
+
+    positive: Tensor
+    positives: Tensor
+    negatives: Tensor
+    positive_count: Tensor
+    negative_count: Tensor
+    scale: Tensor
+
+    def heads(self, which: slice | int) -> "Direction":
+        """Some of the heads, or one."""
+        return Direction(
+            self.positive[which],
+            self.positives[which],
+            self.negatives[which],
+            self.positive_count,
+            self.negative_count,
+            self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """Differentiable vectors over rows and columns; unpacks to `row_lse_B, column_lse_C, positives_B`."""
+
+    rows: Direction
+    columns: Direction
+
+    @property
+    def row_lse_B(self) -> Tensor:
+        """Log-sum-exp over each row's negatives."""
+        return self.rows.negatives
+
+    @property
+    def column_lse_C(self) -> Tensor:
+        """Log-sum-exp over each column's negatives."""
+        return self.columns.negatives
+
+    @property
+    def positives_B(self) -> Tensor:
+        """Logit of each row's positive, or the mean of its positives'."""
+        return self.rows.positive
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from (self.row_lse_B, self.column_lse_C, self.positives_B)
+
+
+def pair_statistics(
+    x_BD: Tensor,
+    y_CD: Tensor,
+    *,
+    scale: Tensor | float,
+    log_weight: TileFunction | None = None,
+    normalise: Normalise = "mean1",
+    exclude: Ids | None = None,
+    positive: Ids | None = None,
+    tile: int | None = None,
+) -> PairStatistics:
+    """Log-sum-exp over the negatives of each row and of each column, and the positives' logits, without the B×C matrix.
+
+    z_ij = scale · cos(x_i, y_j);   row_lse_i = log Σ_j w̃_ij exp(z_ij) over the negatives j of i, columns likewise.
+
+    Args:
+        x_BD, y_CD: Embeddings of any float dtype; normalised here, in float32 (float64 stays). Row i is paired with
+            column i.
+        scale: One over the temperature.
+        log_weight: (rows, columns) slices → (I, J) tile of log-weights; a constant for the gradient.
+        normalise: "mean1" divides a row's weights by their mean over the row's negatives, and in the other direction the
+            same matrix's columns by theirs; "none" takes the weights as they are.
+        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is no negative.
+        positive: (B,) ids: a pair with equal ids is a positive besides the paired one. Two tensors, of rows and of
+            columns: these alone say which pairs are positives, and C may differ from B.
+        tile: Rows and columns of a tile; None chooses, and keeps everything in one when it is small.
+
+    Returns:
+        `PairStatistics`.
+
+    Cost:
+        O(B + tile²) memory above the inputs and their gradients; one product of x and y in the forward, three in the
+        backward, which recomputes the tiles.
+
+    Example:
+        >>> row_lse_B, column_lse_B, positives_B = pair_statistics(x_BD, y_BD, scale=14.0)
+        >>> torch.nn.functional.softplus(row_lse_B - positives_B).mean()  # InfoNCE from x to y
+    """
+    ranks = Ranks.alone(len(y_CD))
+    pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=ranks)
+    heads = (Head(width=x_BD.shape[1]),)
+    rows, columns = directions(x_BD, y_CD, scale=scale, heads=heads, pairs=pairs, normalise=normalise, tile=tile)
+    return PairStatistics(rows.heads(0), columns.heads(0))
+
+
+def make_pairs(
+    *,
+    exclude: Ids | None,
+    positive: Ids | None,
+    ranks: Ranks,
+    log_weight: TileFunction | None = None,
+    hide: MaskFunction | None = None,
+) -> Pairs:
+    """`Pairs` of local rows × the columns of all ranks, from ids as a person gives them."""
+    return Pairs(
+        offset=None if isinstance(positive, tuple) else ranks.offset,
+        exclude=_sides(exclude, ranks),
+        positive=_sides(positive, ranks),
+        log_weight=log_weight,
+        hide=hide,
+    )
+
+
+def directions(
+    x_BD: Tensor,
+    y_CD: Tensor,
+    *,
+    scale: Tensor | float,
+    heads: tuple[Head, ...],
+    pairs: Pairs,
+    bias: Tensor | float | None = None,
+    sigmoid: bool = False,
+    normalise: Normalise = "mean1",
+    tile: int | None = None,
+    ranks: Ranks | None = None,
+) -> tuple[Direction, Direction]:
+    """Both directions of every head: the rows given here × all columns, the columns' totals merged over the ranks.
+
+    Args:
+        x_BD: This process's rows.
+        y_CD: The columns of all processes.
+        heads: In order of width, the last D wide.
+        sigmoid: Sums of softplus instead of log-sum-exp.
+        ranks: Who holds the other rows; None: there are none.
+    """
+    dtype = torch.promote_types(torch.promote_types(x_BD.dtype, y_CD.dtype), torch.float32)
+    with torch.autocast(device_type=x_BD.device.type, enabled=False):
+        scale = torch.as_tensor(scale, dtype=dtype, device=x_BD.device).reshape(())
+        if bias is not None:
+            bias = torch.as_tensor(bias, dtype=dtype, device=x_BD.device).reshape(())
+        negatives, positives = _reductions(scale, heads=heads, pairs=pairs, sigmoid=sigmoid)
+        row_totals, column_totals = reduce_pairs(
+            x_BD.to(dtype),
+            y_CD.to(dtype),
+            scale=scale,
+            bias=bias,
+            heads=heads,
+            pairs=pairs,
+            negatives=negatives,
+            positives=positives,
+            tile=tile,
+        )
+        if ranks is not None and len(ranks.sizes) > 1:
+            column_totals = _merged(column_totals, ranks, negatives=negatives, positives=positives)
+        rows, columns = (
+            _direction(totals, scale, normalise, heads, negatives) for totals in (row_totals, column_totals)
+        )
+    return rows, columns
+
+
+def _reductions(scale: Tensor, *, heads: tuple[Head, ...], pairs: Pairs, sigmoid: bool) -> tuple[Reduction, Reduction]:
+    if sigmoid:
+        return SoftplusSum(+1), SoftplusSum(-1)
+    # Elsewhere than on a CPU the scale's value would have to be waited for, and fused passes make up for the difference.
+    if scale.device.type == "cpu" and pairs.plain:
+        largest = abs(scale.item()) * max(head.times for head in heads)
+        if largest <= BoundedLogSumExp.limit(scale.dtype):
+            return BoundedLogSumExp(), LogSumExp()
+    return LogSumExp(), LogSumExp()
+
+
+def _merged(totals: Totals, ranks: Ranks, *, negatives: Reduction, positives: Reduction) -> Totals:
+    """Totals over the rows of all ranks, in one collective."""
+    fields = [torch.atleast_2d(field) for field in totals]
+    parts = ranks.stack(torch.cat(fields)).split([len(field) for field in fields], dim=1)
+    negative, positive_sum, positive, log_weight, negative_count, positive_count = parts
+    return Totals(
+        negatives.merge(negative),
+        positive_sum.sum(0),
+        positives.merge(positive),
+        LogSumExp().merge(log_weight)[0],
+        negative_count.sum(0)[0],
+        positive_count.sum(0)[0],
+    )
+
+
+def _direction(
+    totals: Totals, scale: Tensor, normalise: Normalise, heads: tuple[Head, ...], negatives: Reduction
+) -> Direction:
+    negative_total_KN = totals.negative_total_KN
+    if normalise == "mean1":
+        log_mean_N = totals.log_weight_N - totals.negatives_N.log()
+        log_mean_N = torch.where(totals.log_weight_N > float("-inf"), log_mean_N, 0.0)
+        weighted_K = torch.tensor([head.weighted for head in heads], device=scale.device)
+        negative_total_KN = negatives.divide(negative_total_KN, weighted_K[:, None] * log_mean_N)
+    return Direction(
+        positive=totals.positive_sum_KN / totals.positives_N.clamp_min(1.0),
+        positives=totals.positive_total_KN,
+        negatives=negative_total_KN,
+        positive_count=totals.positives_N,
+        negative_count=totals.negatives_N,
+        scale=scale,
+    )
+
+
+def _sides(ids: Ids | None, ranks: Ranks) -> Sides | None:
+    if ids is None:
+        return None
+    rows, columns = ids if isinstance(ids, tuple) else (ids, ids)
+    return rows, ranks.gather(columns)

@@ -1,0 +1,200 @@
+"""The one operation under every loss here: all pairs of x and y, reduced tile by tile; the B×C matrix never exists.
+
+For every head the negatives of each row and of each column are reduced (`reductions`), and the logits of the positives
+are read from the same tiles. Only the two inputs and O(B) totals are kept; the backward recomputes the tiles. When one
+tile holds everything it is kept instead: that is the dense path.
+
+Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, N either B or C.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from clip_common.losses.logits import Head, Logits
+from clip_common.losses.pairs import Pairs, Tile
+from clip_common.losses.reductions import LogSumExp, Reduction, Sides
+from clip_common.losses.scratch import Scratch
+
+TILE_NUMBERS = 2**22
+"""Logits in one tile, all heads together: 16 MiB in fp32, large enough for the matmul to run at full speed."""
+
+DENSE_NUMBERS = 2**23
+"""Up to this many logits in all there is one tile, and it is kept for the backward."""
+
+WEIGHTS = LogSumExp()
+"""How the weights themselves are summed."""
+
+
+class Totals(NamedTuple):
+    """One direction's totals over the pairs seen here: of its negatives, its positives, and its weights.
+
+    `log_weight_N` is the logarithm of the sum of the weights.
+    """
+
+    negative_total_KN: Tensor
+    positive_sum_KN: Tensor
+    positive_total_KN: Tensor
+    log_weight_N: Tensor
+    negatives_N: Tensor
+    positives_N: Tensor
+
+
+def reduce_pairs(
+    x_BD: Tensor,
+    y_CD: Tensor,
+    *,
+    scale: Tensor,
+    bias: Tensor | None,
+    heads: tuple[Head, ...],
+    pairs: Pairs,
+    negatives: Reduction,
+    positives: Reduction,
+    tile: int | None,
+) -> tuple[Totals, Totals]:
+    """Totals of the rows and of the columns; differentiable once, in x, y, scale and bias.
+
+    Args:
+        x_BD, y_CD: float32 or float64, not normalised.
+        heads: In order of width; the last is D wide.
+        positives: Reduces the positives where `pairs` has positive ids.
+        tile: Rows and columns of a tile; None chooses.
+    """
+    outputs = _ReducePairs.apply(x_BD, y_CD, scale, bias, heads, pairs, negatives, positives, tile)
+    rows, columns = (Totals(*outputs[side::2]) for side in (0, 1))
+    if pairs.positive is None:  # one positive each, or, of a column whose row is elsewhere, none
+        rows, columns = (
+            totals._replace(
+                positive_total_KN=torch.where(
+                    totals.positives_N > 0, positives.single(totals.positive_sum_KN), totals.positive_total_KN
+                )
+            )
+            for totals in (rows, columns)
+        )
+    return rows, columns
+
+
+class _ReducePairs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BD: Tensor,
+        y_CD: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        heads: tuple[Head, ...],
+        pairs: Pairs,
+        negatives: Reduction,
+        positives: Reduction,
+        tile: int | None,
+    ) -> tuple[Tensor, ...]:
+        logits = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads)
+        zeros: Sides = (x_BD.new_zeros(len(heads), len(x_BD)), x_BD.new_zeros(len(heads), len(y_CD)))
+        negative_total: Sides = (negatives.start(zeros[0]), negatives.start(zeros[1]))
+        positive_total: Sides = (positives.start(zeros[0]), positives.start(zeros[1]))
+        positive_sum: Sides = (zeros[0].clone(), zeros[1].clone())
+        log_weight: Sides = (WEIGHTS.start(zeros[0][0]), WEIGHTS.start(zeros[1][0]))
+        negative_count: Sides = (zeros[0][0].clone(), zeros[1][0].clone())
+        positive_count: Sides = (zeros[0][0].clone(), zeros[1][0].clone())
+
+        dense = tile is None and len(heads) * len(x_BD) * len(y_CD) <= DENSE_NUMBERS
+        size = max(len(x_BD), len(y_CD)) if dense else tile or math.isqrt(TILE_NUMBERS // len(heads))
+        windows = [(rows, columns) for rows in _windows(len(x_BD), size) for columns in _windows(len(y_CD), size)]
+        scratch = Scratch(x_BD)
+        for rows, columns in windows:
+            part = Tile(pairs, rows, columns, like=x_BD)
+            z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
+            negatives_here, positives_here = part.counts()
+            _join(torch.add, negative_count, part, negatives_here)
+            _join(torch.add, positive_count, part, positives_here)
+            if part.log_weight_IJ is not None:
+                row_IJ, column_IJ = part.negatives(part.log_weight_IJ, absent=WEIGHTS.absent)
+                _join(WEIGHTS.join, log_weight, part, (row_IJ.logsumexp(1), column_IJ.logsumexp(0)))
+            if pairs.positive is None:
+                positive_sum[0][:, part.paired_rows] = part.paired(z_KIJ)
+                positive_sum[1][:, part.paired_columns] = part.paired(z_KIJ)
+            else:
+                found_KIJ = part.positives(z_KIJ, absent=positives.absent)
+                _join(positives.join, positive_total, part, positives.tile((found_KIJ, found_KIJ), None, scratch))
+                found_KIJ = part.positives(z_KIJ, absent=0.0)
+                _join(torch.add, positive_sum, part, (found_KIJ.sum(2), found_KIJ.sum(1)))
+            z = part.negatives(z_KIJ, absent=negatives.absent)
+            negatives.prepare_(z[0])
+            _join(negatives.join, negative_total, part, negatives.tile(z, part.log_weights(heads), scratch))
+
+        if pairs.log_weight is None:
+            log_weight = (negative_count[0].log(), negative_count[1].log())
+        negative_total = (negatives.finish(negative_total[0]), negatives.finish(negative_total[1]))
+        ctx.save_for_backward(x_BD, y_CD, scale, bias, *negative_total, *positive_total, positive_sum[0])
+        ctx.heads, ctx.pairs, ctx.negatives, ctx.positives, ctx.windows = heads, pairs, negatives, positives, windows
+        ctx.kept = (logits, part, z_KIJ, z, scratch) if dense and windows and any(ctx.needs_input_grad) else None
+        ctx.mark_non_differentiable(*log_weight, *negative_count, *positive_count)
+        return *negative_total, *positive_sum, *positive_total, *log_weight, *negative_count, *positive_count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_BD, y_CD, scale, bias, *totals, positive_sum_KB = ctx.saved_tensors
+        negative_total, positive_total = (totals[0], totals[1]), (totals[2], totals[3])
+        negative_grad, positive_sum_grad, positive_grad, *_ = zip(grads[0::2], grads[1::2], strict=True)
+        heads, pairs, negatives, positives = ctx.heads, ctx.pairs, ctx.negatives, ctx.positives
+        x_needed, y_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
+
+        with torch.autocast(device_type=x_BD.device.type, enabled=False):
+            kept, ctx.kept = ctx.kept, None
+            logits = kept[0] if kept else Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads)
+            scratch = kept[-1] if kept else Scratch(x_BD)
+            logits.start_gradients(x=x_needed or not y_needed, y=y_needed)
+            for rows, columns in ctx.windows:
+                if kept:
+                    _, part, z_KIJ, z, _ = kept
+                else:
+                    part = Tile(pairs, rows, columns, like=x_BD)
+                    z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
+                    z = part.negatives(z_KIJ, absent=negatives.absent)
+                    negatives.prepare_(z[0])
+                total, grad = _part(negative_total, part), _part(negative_grad, part)
+                grad_KIJ = scratch.take("grad", len(heads), *part.shape)
+                negatives.slope(z, part.log_weights(heads), total, grad, grad_KIJ, scratch)
+                if pairs.positive is None:
+                    part.paired(grad_KIJ).add_(positive_sum_grad[0][:, part.paired_rows])
+                    part.paired(grad_KIJ).add_(positive_sum_grad[1][:, part.paired_columns])
+                else:
+                    found_KIJ = part.positives(z_KIJ, absent=positives.absent)
+                    total, grad = _part(positive_total, part), _part(positive_grad, part)
+                    grad_KIJ += positives.slope(
+                        (found_KIJ, found_KIJ), None, total, grad, torch.empty_like(z_KIJ), scratch
+                    )
+                    row_KI, column_KJ = _part(positive_sum_grad, part)
+                    grad_KIJ += part.positives(row_KI[:, :, None] + column_KJ[:, None, :], absent=0.0)
+                if pairs.plain and logits.narrow:
+                    negatives.restore_(z_KIJ)
+                    part.paired(z_KIJ).copy_(positive_sum_KB[:, part.paired_rows])
+                logits.collect(grad_KIJ, z_KIJ, rows, columns)
+            x_grad_BD, y_grad_CD, scale_grad = logits.gradients()
+        return (
+            x_grad_BD if x_needed else None,
+            y_grad_CD,
+            scale_grad if scale_needed else None,
+            logits.bias_grad if bias_needed else None,
+            *(None,) * 5,
+        )
+
+
+def _windows(count: int, size: int) -> list[slice]:
+    """Windows of at most `size`, all of nearly the same."""
+    parts = math.ceil(count / size) if count else 0
+    return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
+def _part(sides: Sides, part: Tile) -> Sides:
+    return sides[0][..., part.rows], sides[1][..., part.columns]
+
+
+def _join(join: Callable[[Tensor, Tensor], Tensor], totals: Sides, part: Tile, found: Sides) -> None:
+    for total, here, window in zip(totals, found, (part.rows, part.columns), strict=True):
+        total[..., window] = join(total[..., window], here)
