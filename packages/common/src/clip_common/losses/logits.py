@@ -47,7 +47,8 @@ class Logits:
             torch.addmm(product_IJ, x_IE, y_JE.T, beta=float(w > 0), out=product_IJ)
             for k, head in enumerate(self.heads[:-1]):
                 if head.width == width:
-                    torch.mul(product_IJ, self._row_factor(k, rows), out=out_KIJ[k])
+                    factor = head.times * self.x.ratio_WN[w, rows, None] if k < self.narrow else head.times
+                    torch.mul(product_IJ, factor, out=out_KIJ[k])
         if self.heads[-1].times != 1.0:
             product_IJ *= self.heads[-1].times
         out_KIJ[: self.narrow] *= self.y.ratio_WN[self.width_K[: self.narrow], None, columns]
@@ -64,23 +65,25 @@ class Logits:
         if self.bias is not None:
             self.bias_grad += grad_KIJ.sum()
         if self.narrow:
-            slope_KIJ = (z_KIJ if self.bias is None else z_KIJ.sub_(self.bias)).mul_(grad_KIJ)
-            self.x.slope_WN[:, rows] = self.x.slope_WN[:, rows].index_add(0, self.width_K, slope_KIJ.sum(2))
-            self.y.slope_WN[:, columns] = self.y.slope_WN[:, columns].index_add(0, self.width_K, slope_KIJ.sum(1))
-        grad_KIJ[: self.narrow] *= self.y.ratio_WN[self.width_K[: self.narrow], None, columns]
+            z_KIJ, width_K = z_KIJ[: self.narrow], self.width_K[: self.narrow]
+            slope_KIJ = (z_KIJ if self.bias is None else z_KIJ.sub_(self.bias)).mul_(grad_KIJ[: self.narrow])
+            self.x.slope_WN[:, rows] = self.x.slope_WN[:, rows].index_add(0, width_K, slope_KIJ.sum(2))
+            self.y.slope_WN[:, columns] = self.y.slope_WN[:, columns].index_add(0, width_K, slope_KIJ.sum(1))
+            grad_KIJ[: self.narrow] *= self.x.ratio_WN[width_K, rows, None]
+            grad_KIJ[: self.narrow] *= self.y.ratio_WN[width_K, None, columns]
         wider_IJ = None
         for k, head in reversed(list(enumerate(self.heads))):
-            if k < self.narrow or head.times != 1.0:
-                grad_KIJ[k] *= self._row_factor(k, rows)
+            if head.times != 1.0:
+                grad_KIJ[k] *= head.times
             if wider_IJ is not None:
                 grad_KIJ[k] += wider_IJ  # a block's numbers are part of every wider head too
             wider_IJ = grad_KIJ[k]
             if k == 0 or self.heads[k - 1].width < head.width:
                 w = self.widths.index(head.width)
-                if self.x.grads is not None:
-                    self.x.grads[w][rows].addmm_(wider_IJ, self.y.blocks[w][columns])
-                if self.y.grads is not None:
-                    self.y.grads[w][columns].addmm_(wider_IJ.T, self.x.blocks[w][rows])
+                if self.x.grad_ND is not None:
+                    self.x.grad_ND[rows, self.x.windows[w]].addmm_(wider_IJ, self.y.blocks[w][columns])
+                if self.y.grad_ND is not None:
+                    self.y.grad_ND[columns, self.y.windows[w]].addmm_(wider_IJ.T, self.x.blocks[w][rows])
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """dx (B, D), dy (C, D) and dscale, once every tile is in."""
@@ -89,18 +92,14 @@ class Logits:
         slope = y_slope if x_grad_BD is None else x_slope  # the same sum over all pairs
         return x_grad_BD, y_grad_CD, slope / self.scale
 
-    def _row_factor(self, k: int, rows: slice) -> Tensor | float:
-        head = self.heads[k]
-        return head.times * self.x.ratio_WN[self.width_K[k], rows, None] if k < self.narrow else head.times
-
 
 class _Side:
     """One of the two sets of embeddings, in blocks between the widths, times `scale` and over their norms.
 
     Attributes:
-        blocks: (N, E) each.
+        blocks: (N, E) each, contiguous: a product with a window into wider rows is slow.
         ratio_WN: What the numbers of a narrower width must be multiplied by to be over their own norms.
-        grads: Sums of the gradients of `blocks`.
+        grad_ND: Sum of the gradients of the blocks.
         slope_WN: Sums of dz·z over the other side: minus the derivative by the logarithm of the norm.
     """
 
@@ -114,17 +113,17 @@ class _Side:
         self.blocks = [x_ND[:, window] * (scale * self.inverse_WN[-1])[:, None] for window in self.windows]
 
     def start_gradient(self, *, wanted: bool) -> None:
-        self.grads = [torch.zeros_like(block) for block in self.blocks] if wanted else None
+        self.grad_ND = torch.zeros_like(self.x_ND) if wanted else None
         self.slope_WN = torch.zeros_like(self.inverse_WN)
 
     def gradient(self) -> tuple[Tensor | None, Tensor]:
         """The gradient of the embeddings, if wanted, and Σ dz·z over all pairs."""
-        if self.grads is None:
+        if self.grad_ND is None:
             return None, self.slope_WN.sum()
-        if len(self.blocks) == 1:  # then the slope is a dot product of what is here
-            self.slope_WN = (self.blocks[0] * self.grads[0]).sum(1)[None]
+        self.grad_ND *= (self.scale * self.inverse_WN[-1])[:, None]
+        slope_N = (self.x_ND * self.grad_ND).sum(1)  # of all widths together, so the widest is what the others leave
+        self.slope_WN[-1] = slope_N - self.slope_WN[:-1].sum(0)
         along_WN = (self.slope_WN * self.inverse_WN.square()).flip(0).cumsum(0).flip(0)
-        for grad_NE, window, along_N in zip(self.grads, self.windows, along_WN, strict=True):
-            grad_NE *= (self.scale * self.inverse_WN[-1])[:, None]
-            grad_NE.addcmul_(self.x_ND[:, window], along_N[:, None], value=-1.0)
-        return torch.cat(self.grads, dim=1), self.slope_WN.sum()
+        for window, along_N in zip(self.windows, along_WN, strict=True):
+            self.grad_ND[:, window].addcmul_(self.x_ND[:, window], along_N[:, None], value=-1.0)
+        return self.grad_ND, slope_N.sum()

@@ -35,11 +35,8 @@ class Reduction(Protocol):
     def start(self, like: Tensor) -> Tensor:
         """The total of no pairs at all."""
 
-    def prepare_(self, z_KIJ: Tensor) -> None:
-        """Turn logits, in place, into what `tile` and `slope` read."""
-
-    def restore_(self, z_KIJ: Tensor) -> None:
-        """Turn that back into logits, in place."""
+    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
+        """What `tile` and `slope` read: the logits themselves, or what is made of them once for both."""
 
     def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
         """The totals of one tile."""
@@ -59,10 +56,8 @@ class Reduction(Protocol):
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         """The finished total had every weight been divided by exp(log_factor)."""
 
-    def slope(
-        self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, out_KIJ: Tensor, scratch: Scratch
-    ) -> Tensor:
-        """dz of one tile, written to `out_KIJ`, given the finished totals and the gradients that reach them."""
+    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
+        """dz of one tile, in scratch memory, given the finished totals and the gradients that reach them."""
 
 
 class LogSumExp:
@@ -73,11 +68,8 @@ class LogSumExp:
     def start(self, like: Tensor) -> Tensor:
         return torch.full_like(like, float("-inf"))
 
-    def prepare_(self, z_KIJ: Tensor) -> None:
-        pass
-
-    def restore_(self, z_KIJ: Tensor) -> None:
-        pass
+    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
+        return z
 
     def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
         row_KIJ, column_KIJ = _weighted(z, log_weight_KIJ, scratch)
@@ -99,13 +91,12 @@ class LogSumExp:
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         return total - log_factor
 
-    def slope(
-        self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, out_KIJ: Tensor, scratch: Scratch
-    ) -> Tensor:
+    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
         row_KIJ, column_KIJ = _weighted(z, log_weight_KIJ, scratch)
         exp_KIJ = scratch.take("exp", *row_KIJ.shape)
         slope = _on_device(_softmax_slope, row_KIJ)
-        return slope(row_KIJ, column_KIJ, _finite(total[0]), _finite(total[1]), *grad, out_KIJ, exp_KIJ)
+        slope_KIJ = scratch.take("slope", *row_KIJ.shape)
+        return slope(row_KIJ, column_KIJ, _finite(total[0]), _finite(total[1]), *grad, slope_KIJ, exp_KIJ)
 
 
 class BoundedLogSumExp(LogSumExp):
@@ -122,11 +113,9 @@ class BoundedLogSumExp(LogSumExp):
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def prepare_(self, z_KIJ: Tensor) -> None:
-        z_KIJ.exp_()
-
-    def restore_(self, z_KIJ: Tensor) -> None:
-        z_KIJ.log_()
+    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
+        exp_KIJ = torch.exp(z[0], out=scratch.take("exp", *z[0].shape))
+        return exp_KIJ, exp_KIJ
 
     def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
         exp_KIJ, _ = z
@@ -138,12 +127,13 @@ class BoundedLogSumExp(LogSumExp):
     def finish(self, total: Tensor) -> Tensor:
         return total.log()
 
-    def slope(
-        self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, out_KIJ: Tensor, scratch: Scratch
-    ) -> Tensor:
+    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
         exp_KIJ, _ = z
         row_KI, column_KJ = (g * (-_finite(t)).exp() for g, t in zip(grad, total, strict=True))
-        return torch.add(row_KI[:, :, None], column_KJ[:, None, :], out=out_KIJ).mul_(exp_KIJ)
+        sum_IJ = scratch.take("sum", *exp_KIJ.shape[1:])
+        for exp_IJ, row_I, column_J in zip(exp_KIJ, row_KI, column_KJ, strict=True):
+            exp_IJ *= torch.add(row_I[:, None], column_J, out=sum_IJ)
+        return exp_KIJ
 
 
 class SoftplusSum:
@@ -156,11 +146,8 @@ class SoftplusSum:
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def prepare_(self, z_KIJ: Tensor) -> None:
-        pass
-
-    def restore_(self, z_KIJ: Tensor) -> None:
-        pass
+    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
+        return z
 
     def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
         row_KIJ = self._terms(z[0], log_weight_KIJ)
@@ -182,11 +169,9 @@ class SoftplusSum:
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         return total * (-log_factor).exp()
 
-    def slope(
-        self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, out_KIJ: Tensor, scratch: Scratch
-    ) -> Tensor:
+    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
         row_KI, column_KJ = grad
-        slope_KIJ = torch.mul(z[0], self.sign, out=out_KIJ).sigmoid_()
+        slope_KIJ = torch.mul(z[0], self.sign, out=scratch.take(f"slope {self.sign}", *z[0].shape)).sigmoid_()
         if z[0] is z[1]:
             slope_KIJ *= row_KI[:, :, None] + column_KJ[:, None, :]
         else:
@@ -231,11 +216,11 @@ def _softmax_slope(
     column_KJ: Tensor,
     row_grad_KI: Tensor,
     column_grad_KJ: Tensor,
-    out_KIJ: Tensor,
+    slope_KIJ: Tensor,
     exp_KIJ: Tensor,
 ) -> Tensor:
     torch.sub(column_z_KIJ, column_KJ[:, None, :], out=exp_KIJ).exp_().mul_(column_grad_KJ[:, None, :])
-    return torch.sub(row_z_KIJ, row_KI[:, :, None], out=out_KIJ).exp_().mul_(row_grad_KI[:, :, None]).add_(exp_KIJ)
+    return torch.sub(row_z_KIJ, row_KI[:, :, None], out=slope_KIJ).exp_().mul_(row_grad_KI[:, :, None]).add_(exp_KIJ)
 
 
 @cache

@@ -122,8 +122,7 @@ class _ReducePairs(torch.autograd.Function):
                 _join(positives.join, positive_total, part, positives.tile((found_KIJ, found_KIJ), None, scratch))
                 found_KIJ = part.positives(z_KIJ, absent=0.0)
                 _join(torch.add, positive_sum, part, (found_KIJ.sum(2), found_KIJ.sum(1)))
-            z = part.negatives(z_KIJ, absent=negatives.absent)
-            negatives.prepare_(z[0])
+            z = negatives.prepare(part.negatives(z_KIJ, absent=negatives.absent), scratch)
             _join(negatives.join, negative_total, part, negatives.tile(z, part.log_weights(heads), scratch))
 
         if pairs.log_weight is None:
@@ -155,24 +154,19 @@ class _ReducePairs(torch.autograd.Function):
                 else:
                     part = Tile(pairs, rows, columns, like=x_BD)
                     z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
-                    z = part.negatives(z_KIJ, absent=negatives.absent)
-                    negatives.prepare_(z[0])
+                    z = negatives.prepare(part.negatives(z_KIJ, absent=negatives.absent), scratch)
                 total, grad = _part(negative_total, part), _part(negative_grad, part)
-                grad_KIJ = scratch.take("grad", len(heads), *part.shape)
-                negatives.slope(z, part.log_weights(heads), total, grad, grad_KIJ, scratch)
+                grad_KIJ = negatives.slope(z, part.log_weights(heads), total, grad, scratch)
                 if pairs.positive is None:
                     part.paired(grad_KIJ).add_(positive_sum_grad[0][:, part.paired_rows])
                     part.paired(grad_KIJ).add_(positive_sum_grad[1][:, part.paired_columns])
                 else:
                     found_KIJ = part.positives(z_KIJ, absent=positives.absent)
                     total, grad = _part(positive_total, part), _part(positive_grad, part)
-                    grad_KIJ += positives.slope(
-                        (found_KIJ, found_KIJ), None, total, grad, torch.empty_like(z_KIJ), scratch
-                    )
+                    grad_KIJ += positives.slope((found_KIJ, found_KIJ), None, total, grad, Scratch(x_BD))
                     row_KI, column_KJ = _part(positive_sum_grad, part)
                     grad_KIJ += part.positives(row_KI[:, :, None] + column_KJ[:, None, :], absent=0.0)
                 if pairs.plain and logits.narrow:
-                    negatives.restore_(z_KIJ)
                     part.paired(z_KIJ).copy_(positive_sum_KB[:, part.paired_rows])
                 logits.collect(grad_KIJ, z_KIJ, rows, columns)
             x_grad_BD, y_grad_CD, scale_grad = logits.gradients()

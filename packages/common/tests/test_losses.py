@@ -1,0 +1,369 @@
+"""Every loss against a few lines with the whole matrix in sight, dense and tiled, forward and backward."""
+
+import math
+
+import open_clip
+import open_clip.loss
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid, normalize, softplus
+
+from clip_common.losses import (
+    Boosted,
+    Debiased,
+    Decoupled,
+    Form,
+    Guided,
+    HardNegative,
+    InfoNCE,
+    LogitScale,
+    Matryoshka,
+    PairwiseModalities,
+    SigLIP,
+    cached,
+    contrastive_loss,
+    pair_statistics,
+)
+
+TILES = [None, 5, 7]  # 5 and 7 do not divide 17
+SCALE = 6.0
+
+
+def batch(rows: int = 17, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=random, dtype=dtype)
+    y = x + torch.randn(rows, width, generator=random, dtype=dtype)
+    return x.requires_grad_(), y.requires_grad_()
+
+
+def same(ours: Tensor, theirs: Tensor, *inputs: Tensor, tolerance: float = 1e-6) -> None:
+    """Equal, and equal gradients at the inputs."""
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    found, expected = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+def logits(x: Tensor, y: Tensor, scale: Tensor | float = SCALE) -> Tensor:
+    return scale * normalize(x, dim=1) @ normalize(y, dim=1).T
+
+
+def both_ways(one_way, z: Tensor, *more: Tensor) -> Tensor:
+    """Half of each direction; what else there is is turned with the matrix."""
+    return (one_way(z, *more).mean() + one_way(z.T, *(part.T for part in more)).mean()) / 2
+
+
+def off_diagonal(z: Tensor) -> Tensor:
+    return ~torch.eye(len(z), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_infonce_is_open_clips_loss_with_gradients(tile):
+    x, y = batch(dtype=torch.float32)
+    scale = torch.tensor(14.0, requires_grad=True)
+    theirs = open_clip.ClipLoss()(normalize(x, dim=1), normalize(y, dim=1), scale)
+    same(InfoNCE()(x, y, scale=scale, tile=tile), theirs, x, y, scale)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_siglip_is_open_clips_loss_with_gradients(tile):
+    x, y = batch(dtype=torch.float32)
+    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-4.0, requires_grad=True)
+    theirs = open_clip.loss.SigLipLoss()(normalize(x, dim=1), normalize(y, dim=1), scale, bias)
+    same(SigLIP()(x, y, scale=scale, bias=bias, tile=tile), theirs, x, y, scale, bias)
+
+
+def test_a_large_batch_takes_tiles_by_itself_and_stays_equal():
+    x, y = batch(rows=1500, width=16, dtype=torch.float32)
+    theirs = open_clip.ClipLoss()(normalize(x, dim=1), normalize(y, dim=1), torch.tensor(14.0))
+    same(InfoNCE()(x, y, scale=14.0), theirs, x, y)
+    same(InfoNCE()(x, y, scale=14.0, tile=256), theirs, x, y)
+
+
+def decoupled(z: Tensor) -> Tensor:
+    return z.masked_fill(~off_diagonal(z), -torch.inf).logsumexp(1) - z.diag()
+
+
+def boosted(z: Tensor) -> Tensor:
+    others = (off_diagonal(z) * z.exp()).sum(1)
+    return (z.diag().exp() + 1.5 * others).log() - z.diag()
+
+
+def debiased(z: Tensor, tau: float = 0.05) -> Tensor:
+    others, count, positive = (off_diagonal(z) * z.exp()).sum(1), len(z) - 1, z.diag().exp()
+    corrected = ((others - count * tau * positive) / (1 - tau)).clamp_min(count * math.exp(-SCALE))
+    return (positive + corrected).log() - z.diag()
+
+
+def hard_negative(z: Tensor, beta: float = 0.5, tau: float = 0.05) -> Tensor:
+    weight, count, positive = off_diagonal(z) * (beta * z).exp(), len(z) - 1, z.diag().exp()
+    others = count * (weight * z.exp()).sum(1) / weight.sum(1)
+    corrected = ((others - count * tau * positive) / (1 - tau)).clamp_min(count * math.exp(-SCALE))
+    return (positive + corrected).log() - z.diag()
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    ("form", "one_way"),
+    [
+        (Decoupled(), decoupled),
+        (Boosted(beta=0.5), boosted),
+        (Debiased(tau_plus=0.05), debiased),
+        (HardNegative(beta=0.5, tau_plus=0.05), hard_negative),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Form) else "",
+)
+def test_a_form_is_its_formula_with_gradients(form, one_way, tile):
+    x, y = batch()
+    same(form(x, y, scale=SCALE, tile=tile), both_ways(one_way, logits(x, y)), x, y)
+
+
+@pytest.mark.parametrize(
+    "form", [Boosted(beta=0.0), Debiased(tau_plus=0.0), HardNegative(beta=0.0, tau_plus=0.0)], ids=str
+)
+def test_a_form_without_strength_is_infonce(form):
+    x, y = batch()
+    same(form(x, y, scale=SCALE), InfoNCE()(x, y, scale=SCALE), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_a_guide_takes_out_what_it_finds_closer_than_the_positive(tile):
+    x, y = batch()
+    guides = tuple(side.detach() for side in batch(width=4, seed=9))
+    g = normalize(guides[0], dim=1) @ normalize(guides[1], dim=1).T
+
+    def one_way(z: Tensor, g: Tensor) -> Tensor:
+        hidden = (g >= g.diag()[:, None]) & off_diagonal(z)
+        assert 0.05 < hidden.double().mean() < 0.95
+        return z.masked_fill(hidden, -torch.inf).logsumexp(1) - z.diag()
+
+    same(Guided()(x, y, scale=SCALE, references=guides, tile=tile), both_ways(one_way, logits(x, y), g), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_equal_ids_are_left_out_of_the_negatives(tile):
+    x, y = batch()
+    ids = torch.arange(17) // 3
+    hidden = (ids[:, None] == ids[None]) & off_diagonal(x @ x.T)
+    theirs = both_ways(lambda z: z.masked_fill(hidden, -torch.inf).logsumexp(1) - z.diag(), logits(x, y))
+    same(InfoNCE()(x, y, scale=SCALE, exclude=ids, tile=tile), theirs, x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_equal_positive_ids_share_a_uniform_target(tile):
+    x, y = batch()
+    ids = torch.arange(17) % 5
+    target = (ids[:, None] == ids[None]).double()
+    target = target / target.sum(1, keepdim=True)
+    theirs = both_ways(lambda z: -(target * log_softmax(z, dim=1)).sum(1), logits(x, y))
+    same(InfoNCE()(x, y, scale=SCALE, positive=ids, tile=tile), theirs, x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_excluded_and_positive_ids_hold_at_once(tile):
+    x, y = batch()
+    subject, region = torch.arange(17) // 3, torch.arange(17) % 4
+    positive = (region[:, None] == region[None]).double()
+    negative = (subject[:, None] != subject[None]) & (positive == 0)
+
+    def one_way(z: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        kept = z.masked_fill(~(negative | (positive > 0)), -torch.inf).logsumexp(1)
+        return kept - (positive * z).sum(1) / positive.sum(1)
+
+    theirs = both_ways(one_way, logits(x, y), positive, negative)
+    same(InfoNCE()(x, y, scale=SCALE, exclude=subject, positive=region, tile=tile), theirs, x, y)
+
+
+class Tabulated:
+    """Weights by where a pair's references point: any function of them will do."""
+
+    def log_weight(self, x_i: Tensor, y_i: Tensor, x_j: Tensor, y_j: Tensor) -> Tensor:
+        return 2 * (x_i @ y_j.T) - (y_i @ x_j.T)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("normalise", ["none", "mean1"])
+def test_weights_are_normalised_by_rows_and_by_columns_of_one_matrix(normalise, tile):
+    x, y = batch()
+    references = tuple(side.detach() for side in batch(width=3, seed=4))
+    u, v = (normalize(side, dim=1) for side in references)
+    weight = (2 * (u @ v.T) - (v @ u.T)).exp()
+    assert weight.max() / weight.min() > 10
+
+    def one_way(z: Tensor, weight: Tensor) -> Tensor:
+        weight = weight * off_diagonal(z)
+        if normalise == "mean1":
+            weight = weight / (weight.sum(1, keepdim=True) / (len(z) - 1))
+        return (z.diag().exp() + (weight * z.exp()).sum(1)).log() - z.diag()
+
+    ours = contrastive_loss(
+        x, y, scale=SCALE, weighting=Tabulated(), references=references, normalise=normalise, tile=tile
+    )
+    same(ours, both_ways(one_way, logits(x, y), weight), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_weighted_softplus_is_its_formula(tile):
+    x, y = batch()
+    u, v = (normalize(side.detach(), dim=1) for side in (x, y))
+    weight = (2 * (u @ v.T) - (v @ u.T)).exp()
+
+    def one_way(z: Tensor, weight: Tensor) -> Tensor:
+        return (weight * off_diagonal(z) * softplus(z - 3)).sum(1) - logsigmoid(z.diag() - 3)
+
+    ours = SigLIP()(x, y, scale=SCALE, bias=-3.0, weighting=Tabulated(), normalise="none", tile=tile)
+    same(ours, both_ways(one_way, logits(x, y), weight), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("form", [InfoNCE(), SigLIP(), Decoupled()], ids=str)
+def test_matryoshka_is_the_sum_over_prefixes(form, tile):
+    x, y = batch()
+    weights = {6: 0.5, 3: 2.0, 1: 1.0}
+    ours = Matryoshka(form, dims=(6, 3, 1), weights=(0.5, 2.0, 1.0), full=1.5, nested=0.25)(
+        x, y, scale=SCALE, tile=tile
+    )
+    theirs = 1.5 * form(x, y, scale=SCALE)
+    for width, weight in weights.items():
+        theirs = theirs + 0.25 * weight * form(x[:, :width], y[:, :width], scale=SCALE)
+    same(ours, theirs, x, y)
+
+
+def test_matryoshka_counts_the_full_width_once_and_samples_to_the_same_expectation():
+    x, y = batch()
+    whole = Matryoshka(dims=(8, 4, 2))(x, y, scale=SCALE)
+    torch.testing.assert_close(whole, Matryoshka(dims=(4, 2))(x, y, scale=SCALE))
+    torch.manual_seed(0)
+    sampled = [Matryoshka(dims=(8, 4, 2), dims_per_step=1)(x, y, scale=SCALE).item() for _ in range(200)]
+    assert len({round(value, 6) for value in sampled}) == 2
+    assert sum(sampled) / 200 == pytest.approx(whole.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+def test_gradcheck_of_the_statistics_in_float64(tile):
+    x, y = batch(rows=7, width=4)
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    ids, more = torch.tensor([0, 0, 1, 2, 3, 4, 4]), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def statistics(x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            pair_statistics(
+                x, y, scale=scale, log_weight=lambda i, j: table[i, j], exclude=ids, positive=more, tile=tile
+            )
+        )
+
+    assert torch.autograd.gradcheck(statistics, (x, y, scale))
+
+
+def test_the_statistics_by_hand():
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    rows, columns, positives = pair_statistics(x, torch.tensor([[1.0, 0.0], [0.6, 0.8]]), scale=10.0)
+    # z = [[10, 6], [0, 8]]
+    assert rows.tolist() == pytest.approx([6.0, 0.0], abs=1e-5)
+    assert columns.tolist() == pytest.approx([0.0, 6.0], abs=1e-5)
+    assert positives.tolist() == pytest.approx([10.0, 8.0])
+
+
+FORMS = [InfoNCE(), SigLIP(), Decoupled(), Boosted(), Debiased(), HardNegative(), Guided(), Matryoshka(dims=(4, 2))]
+
+
+@given(st.integers(1, 12), st.sampled_from(FORMS), st.integers(0, 30))
+@settings(deadline=None, max_examples=60)
+def test_the_order_of_pairs_does_not_matter_and_nothing_is_ever_nan(rows, form, seed):
+    x, y = batch(rows, seed=seed)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    one = form(x, y, scale=100.0, tile=4)
+    gradients = torch.autograd.grad(one, (x, y))
+    assert all(torch.isfinite(part).all() for part in (one, *gradients))
+    torch.testing.assert_close(form(x[order], y[order], scale=100.0), one)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
+@pytest.mark.parametrize("case", ["one", "two", "duplicates", "excluded", "bfloat16"])
+def test_the_ends_of_what_can_be_asked(form, case):
+    x, y = batch({"one": 1, "two": 2}.get(case, 6), dtype=torch.bfloat16 if case == "bfloat16" else torch.float32)
+    if case == "duplicates":
+        x, y = (side.detach()[:1].repeat(6, 1).requires_grad_() for side in (x, y))
+    exclude = torch.tensor([0, 1, 1, 1, 1, 1]) if case == "excluded" else None
+    loss = form(x, y, scale=20.0, exclude=exclude)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.dtype == x.dtype
+
+
+def test_a_row_without_negatives_costs_nothing_and_duplicates_cost_ln_b():
+    x, y = batch(4)
+    assert InfoNCE()(x, y, scale=10.0, exclude=torch.zeros(4)).item() == pytest.approx(0.0, abs=1e-9)
+    twins = x.detach()[:1].repeat(4, 1)
+    assert InfoNCE()(twins, twins, scale=10.0).item() == pytest.approx(math.log(4))
+
+
+def test_bfloat16_inputs_are_compared_in_float32():
+    x, y = batch(64, width=32, dtype=torch.bfloat16)
+    wide = InfoNCE()(x.float(), y.float(), scale=50.0)
+    torch.testing.assert_close(InfoNCE()(x, y, scale=50.0), wide)
+
+
+def test_the_learned_scale_starts_where_clip_starts_and_is_clamped():
+    scale = LogitScale()
+    assert scale().item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        scale.logit_scale.fill_(9.0)
+    scale.clamp_()
+    assert scale().item() == pytest.approx(100.0)
+    assert list(LogitScale(learned=False).parameters()) == []
+
+
+def test_modalities_are_the_sum_over_pairs_of_those_that_have_both():
+    image, text = batch(seed=1)
+    audio, _ = batch(seed=2)
+    heard = torch.arange(17) % 2 == 0
+    loss = PairwiseModalities({("image", "text"): 1.0, ("audio", "text"): 0.5}, init=math.log(SCALE))
+    output = loss({"image": image, "text": text, "audio": audio}, present={"audio": heard})
+    theirs = InfoNCE()(image, text, scale=SCALE) + 0.5 * InfoNCE()(audio[heard], text[heard], scale=SCALE)
+    same(output.loss, theirs, image, text, audio)
+    silent = loss({"image": image, "text": text, "audio": audio}, present={"audio": torch.zeros(17, dtype=torch.bool)})
+    torch.testing.assert_close(silent.loss, InfoNCE()(image, text, scale=SCALE))
+    silent.loss.backward()
+    assert all(parameter.grad is not None for parameter in loss.parameters())  # DDP waits for every one
+
+
+def test_a_cached_loss_is_the_loss_with_gradients_and_dropout():
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(
+        torch.nn.Linear(5, 16), torch.nn.GELU(), torch.nn.Dropout(0.3), torch.nn.Linear(16, 4)
+    )
+    x, y = torch.randn(10, 5), torch.randn(10, 5)
+
+    def gradients(loss: Tensor) -> tuple[Tensor, ...]:
+        return loss, *torch.autograd.grad(loss, tuple(encoder.parameters()))
+
+    torch.manual_seed(3)
+    chunked = gradients(cached(InfoNCE(), mini_batch=4)((encoder, x), (encoder, y), scale=SCALE))
+    torch.manual_seed(3)
+    parts = [torch.cat([encoder(part) for part in side.split(4)]) for side in (x, y)]
+    whole = gradients(InfoNCE()(*parts, scale=SCALE))
+    for one, other in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda x, y: InfoNCE()(x, y[:5], scale=1.0), "row i of x is paired"),
+        (lambda x, y: InfoNCE()(x[:, :3], y, scale=1.0), "width"),
+        (lambda x, y: Matryoshka(dims=(2, 4)), "each smaller"),
+        (lambda x, y: Matryoshka(dims=(16,))(x, y, scale=1.0), "exceed"),
+        (lambda x, y: Debiased(tau_plus=1.0), "tau_plus"),
+        (lambda x, y: PairwiseModalities({}), "empty"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(call, said):
+    with pytest.raises(ValueError, match=said) as error:
+        call(*batch())
+    assert "\n" not in str(error.value)
