@@ -15,17 +15,17 @@ def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
     """`loss` of embeddings that are computed a mini-batch at a time, and computed again in the backward.
 
     The activations of one mini-batch exist at a time, while every row still meets every other in the loss. The second
-    computation replays the random state and the autocast of the first, so dropout agrees. To autograd it is one graph in
-    which each parameter receives its gradient once, when all mini-batches are through: DDP therefore synchronises once, no
-    `no_sync` is needed, and Lightning's own backward, gradient scalers and accumulation work as ever.
+    computation replays the random state and the autocast of the first, so dropout agrees. To autograd it is one graph
+    in which each parameter receives its gradient once, when all mini-batches are through: DDP therefore synchronises
+    once, no `no_sync` is needed, and Lightning's own backward, gradient scalers and accumulation work as ever.
 
     Args:
         loss: Takes the embeddings of every encoder, in order, and keywords; what it returns is returned.
         mini_batch: Rows that an encoder sees at a time.
 
     Returns:
-        A function of (encoder, inputs) pairs and the loss's keywords. Inputs are a tensor, or a mapping of tensors (such as
-        a tokenizer's), with rows along the first dimension.
+        A function of (encoder, inputs) pairs and the loss's keywords. Inputs are a tensor, or a mapping of tensors
+        (such as a tokenizer's), with rows along the first dimension.
 
     Equals:
         `loss(encoder(inputs), …)`, for encoders that treat rows one by one (not batch normalisation).

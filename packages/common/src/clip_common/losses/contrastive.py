@@ -1,7 +1,7 @@
 """The contrastive loss of a batch of pairs: what every form of it shares, and the plainest form.
 
-Legend: B rows on this process, C columns, D width, F width of the references, I rows and J columns of one tile, N rows or
-columns, W widths at which the loss is taken.
+Legend: B rows on this process, C columns, D width, F width of the references, I rows and J columns of one tile, N rows
+or columns, W widths at which the loss is taken.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from clip_common.losses.statistics import Direction, Ids, Normalise, directions,
 
 
 class Weighting(Protocol):
-    """A weight for every negative pair, by what references of both sides say of it. Any object with this method will do."""
+    """A weight for every negative pair, by what references of both sides say of it. Any object with this method does."""
 
     def log_weight(
         self, reference_x_IF: Tensor, reference_y_IF: Tensor, reference_x_JF: Tensor, reference_y_JF: Tensor
@@ -104,9 +104,9 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric contrastive loss: half the mean over rows plus half the mean over columns.
 
-    When torch.distributed runs with several processes the batch is that of all of them: every process returns the loss of
-    the whole batch, and gradients averaged over processes equal those of one process with all rows. Processes may hold
-    different numbers of rows; all must make the call.
+    When torch.distributed runs with several processes the batch is that of all of them: every process returns the loss
+    of the whole batch, and gradients averaged over processes equal those of one process with all rows. Processes may
+    hold different numbers of rows; all must make the call.
 
     Args:
         x_BD, y_CD: Embeddings of any float dtype, normalised here in float32 (float64 stays).
@@ -130,8 +130,8 @@ def contrastive_loss(
         ValueError: Shapes that do not go together.
 
     Cost:
-        Memory of O(B + tile²) above the inputs and their gradients. Time of four products of x and y, of three where all
-        fits one tile; weights add one product of the references to each pass.
+        Memory of O(B + tile²) above the inputs and their gradients. Time of four products of x and y, of three where
+        all fits one tile; weights add one product of the references to each pass.
 
     Example:
         >>> scale = LogitScale()

@@ -1,8 +1,8 @@
 """Rows of a batch that is spread over processes: gathered with gradients, however unevenly they are spread.
 
-Every process computes the loss of the whole batch, local rows × all columns, and the backward of a gather sums the gradients of all
-processes. So each holds N times its share of the gradient, and what averages over N processes (DDP) yields the gradient of one process
-with the whole batch.
+Every process computes the loss of the whole batch, local rows × all columns, and the backward of a gather sums the
+gradients of all processes. So each holds N times its share of the gradient, and what averages over N processes (DDP)
+yields the gradient of one process with the whole batch.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
-"""What can be made of a row's positives and negatives, besides `InfoNCE`: each form is a few lines on vectors of length B.
+"""What can be made of a row's positives and negatives, besides `InfoNCE`: each form is a few lines on short vectors.
 
-In all of them z_ij = scale · cos(x_i, y_j), z⁺ is the mean logit of the positives, Σ_j runs over a row's negatives and w̃ are
-their normalised weights (1 without a weighting). The loss is the mean over rows and columns alike (`contrastive_loss`).
+In all of them z_ij = scale · cos(x_i, y_j), z⁺ is the mean logit of the positives, Σ_j runs over a row's negatives and
+w̃ are their normalised weights (1 without a weighting). The loss is the mean over rows and columns alike
+(`contrastive_loss`).
 
 Legend: B rows, D width, I rows and J columns of one tile, F width of the references.
 """
@@ -46,8 +47,8 @@ class SigLIP(Form):
 class Decoupled(Form):
     """InfoNCE with the positive left out of the denominator: easy positives still get gradient.
 
-    L_i = −z⁺ + log Σ_j w̃_ij e^{z_ij}. Unbounded below: it goes on falling as positives and negatives part, ever lower as the
-    scale grows, so its value says little. A row without negatives has loss 0.
+    L_i = −z⁺ + log Σ_j w̃_ij e^{z_ij}. Unbounded below: it goes on falling as positives and negatives part, ever lower
+    as the scale grows, so its value says little. A row without negatives has loss 0.
 
     Reference:
         Yeh et al., Decoupled Contrastive Learning, 2022 (L_DC).
@@ -161,9 +162,9 @@ class HardNegative(Form):
 class Guided(Form):
     """Any form, without the negatives that a guide finds closer than the positive: they are likely positives in truth.
 
-    With g_ij = cos(reference x_i, reference y_j): pair (i, j) is no negative of row i if g_ij ≥ g_ii − margin, and none of
-    column j if g_ij ≥ g_jj − margin. The references are the guide's embeddings of both sides, in one space; a copy of a
-    positive counts as closer, whatever rounding says.
+    With g_ij = cos(reference x_i, reference y_j): pair (i, j) is no negative of row i if g_ij ≥ g_ii − margin, and none
+    of column j if g_ij ≥ g_jj − margin. The references are the guide's embeddings of both sides, in one space; a copy
+    of a positive counts as closer, whatever rounding says.
 
     Args:
         form: What is made of the rest.
@@ -172,8 +173,8 @@ class Guided(Form):
     Cost:
         One product of the references in each pass, and masks of a tile's size.
     Reference:
-        Solatorio, GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning, 2024; here
-        in both directions, without negatives from within one side.
+        Solatorio, GISTEmbed: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning, 2024;
+        here in both directions, without negatives from within one side.
 
     Example:
         >>> loss = Guided()(image_BD, text_BD, scale=1 / 0.07, references=(guide_image_BF, guide_text_BF))

@@ -2,11 +2,13 @@
 
     z_kij = times_k · scale · ⟨x_i, y_j⟩_k / (‖x_i‖_k ‖y_j‖_k) + bias
 
-with ⟨·,·⟩_k and ‖·‖_k over the first width_k numbers. Each width adds its block of numbers to one product, which narrower
-widths have read on the way, so all of them cost the product of the widest. The blocks are scaled once, such that the full
-width is right as it is; a narrower one corrects for its own norms. A zero vector has logits of zero and no gradient.
+with ⟨·,·⟩_k and ‖·‖_k over the first width_k numbers. Each width adds its block of numbers to one product, which
+narrower widths have read on the way, so all of them cost the product of the widest. The blocks are scaled once, such
+that the full width is right as it is; a narrower one corrects for its own norms. A zero vector has logits of zero and
+no gradient.
 
-Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, W different widths, E numbers of one block.
+Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, W different widths, E numbers of one
+block.
 """
 
 from itertools import pairwise
@@ -61,7 +63,7 @@ class Logits:
         self.y.start_gradient(wanted=y)
 
     def collect(self, grad_KIJ: Tensor, z_KIJ: Tensor, rows: slice, columns: slice) -> None:
-        """Add the gradient of a tile of logits. Both tensors are overwritten; z is looked at if there are several widths."""
+        """Add the gradient of a tile of logits. Both tensors are overwritten; z is read if there are several widths."""
         if self.bias is not None:
             self.bias_grad += grad_KIJ.sum()
         if self.narrow:

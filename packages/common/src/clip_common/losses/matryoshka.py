@@ -61,7 +61,7 @@ class Matryoshka(Form):
         return self.form
 
     def widths(self, full: int) -> dict[int, float]:
-        """Coefficients of the widths of this call; the narrower ones are drawn anew each time if `dims_per_step` says so."""
+        """Coefficients of the widths of this call; the narrower ones are drawn anew if `dims_per_step` says so."""
         if self.dims and self.dims[0] > full:
             raise ValueError(f"dims must not exceed the embeddings' width {full}, got {self.dims}")
         weights = dict(zip(self.dims, self.weights or [1.0] * len(self.dims), strict=True))

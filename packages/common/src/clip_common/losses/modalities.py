@@ -28,9 +28,9 @@ class PairwiseModalities(nn.Module):
 
     Each pair sees the samples that have both of its modalities. Each has a temperature of its own.
 
-    With several processes a pair takes part if any process has a sample for it: those without join with no rows, since a
-    process that skipped alone would leave the others waiting. A temperature or embedding that took no part gets a zero
-    gradient, as DDP asks.
+    With several processes a pair takes part if any process has a sample for it: those without join with no rows, since
+    a process that skipped alone would leave the others waiting. A temperature or embedding that took no part gets a
+    zero gradient, as DDP asks.
 
     Args:
         pairs: The weight of each pair of modality names.
@@ -40,7 +40,8 @@ class PairwiseModalities(nn.Module):
 
     Example:
         >>> loss = PairwiseModalities({("image", "text"): 1.0, ("audio", "text"): 1.0, ("image", "audio"): 0.5})
-        >>> loss({"image": image_BD, "text": text_BD, "audio": audio_BD}, present={"audio": has_audio_B}).loss.backward()
+        >>> rows = {"image": image_BD, "text": text_BD, "audio": audio_BD}
+        >>> loss(rows, present={"audio": has_audio_B}).loss.backward()
     """
 
     def __init__(

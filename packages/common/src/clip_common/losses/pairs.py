@@ -98,7 +98,7 @@ class Tile:
         return tile.masked_fill(~self.positive_IJ, absent)
 
     def log_weights(self, heads: tuple[Head, ...]) -> Tensor | None:
-        """Log-weights in a shape that broadcasts to (K, I, J): 0 for a head without weights; None for no weights at all."""
+        """Log-weights in a shape that broadcasts to (K, I, J): 0 for a head without weights; None for none at all."""
         if self.log_weight_IJ is None or all(head.weighted for head in heads):
             return None if self.log_weight_IJ is None else self.log_weight_IJ[None]
         weighted_K = torch.tensor([head.weighted for head in heads], device=self._like.device)

@@ -1,4 +1,4 @@
-"""Memory of a tile's size, used again from tile to tile: pages fresh from the system cost more than a pass over them."""
+"""Memory of a tile's size, used again from tile to tile: fresh pages cost more than a pass over them."""
 
 import math
 

@@ -99,8 +99,8 @@ def pair_statistics(
             column i.
         scale: One over the temperature.
         log_weight: (rows, columns) slices → (I, J) tile of log-weights; a constant for the gradient.
-        normalise: "mean1" divides a row's weights by their mean over the row's negatives, and in the other direction the
-            same matrix's columns by theirs; "none" takes the weights as they are.
+        normalise: "mean1" divides a row's weights by their mean over the row's negatives, and in the other direction
+            the same matrix's columns by theirs; "none" takes the weights as they are.
         exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is no negative.
         positive: (B,) ids: a pair with equal ids is a positive besides the paired one. Two tensors, of rows and of
             columns: these alone say which pairs are positives, and C may differ from B.
@@ -192,7 +192,7 @@ def directions(
 def _reductions(scale: Tensor, *, heads: tuple[Head, ...], pairs: Pairs, sigmoid: bool) -> tuple[Reduction, Reduction]:
     if sigmoid:
         return SoftplusSum(+1), SoftplusSum(-1)
-    # Elsewhere than on a CPU the scale's value would have to be waited for, and fused passes make up for the difference.
+    # Elsewhere than on a CPU the scale's value would have to be waited for, and fused passes make up for it.
     if scale.device.type == "cpu" and pairs.plain:
         largest = abs(scale.item()) * max(head.times for head in heads)
         if largest <= BoundedLogSumExp.limit(scale.dtype):

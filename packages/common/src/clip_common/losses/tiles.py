@@ -8,7 +8,7 @@ Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, N
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
