@@ -18,7 +18,7 @@ from clip_common.losses.statistics import Direction, Ids, Normalise, directions,
 
 
 class Weighting(Protocol):
-    """A weight for every negative pair, by what references of both sides say of it. Any object with this method does."""
+    """A weight for every negative pair, by what references of both sides say of it. Any object with it will do."""
 
     def log_weight(
         self, reference_x_IF: Tensor, reference_y_IF: Tensor, reference_x_JF: Tensor, reference_y_JF: Tensor

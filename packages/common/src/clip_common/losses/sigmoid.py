@@ -23,11 +23,9 @@ def pair_softplus(
     positive: Ids | None = None,
     tile: int | None = None,
 ) -> tuple[Direction, Direction]:
-    """Σ w̃·log(1 + exp(z)) over the negatives of each row and column and Σ log(1 + exp(−z)) over their positives,
-    tiled.
+    """Σ w̃·log(1 + exp(z)) over the negatives of each row and column and Σ log(1 + exp(−z)) over the positives.
 
-    z_ij = scale · cos(x_i, y_j) + bias; arguments and cost as in `pair_statistics`, recomputed in the backward
-    likewise.
+    z_ij = scale · cos(x_i, y_j) + bias; arguments and cost as in `pair_statistics`, recomputed in the backward.
 
     Returns:
         Rows and columns; their `negatives` and `positives` are the sums.
