@@ -45,7 +45,7 @@ def train(
     from clipse.experiment import train as run_training
 
     settings = resolve(config=config, overrides=overrides or [], resume=resume)
-    trained = run_training(settings, resume=resume is not None, reporter=cli.progress)
+    trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return
     show(trained.validation, title=f"{trained.run.name}: validation split")

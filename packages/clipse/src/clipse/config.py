@@ -110,7 +110,7 @@ class Config:
     """A training run of clipse."""
 
     name: str | None = None
-    """Name of the run folder; default: the loss, the model, the seed and the time."""
+    """Name of the run folder; default: the loss, the model, the seed and the time. Needed under torchrun and srun."""
     runs: str = "runs"
     """Folder that holds the run folders and their registry."""
     results: str = "results"

@@ -1,8 +1,7 @@
 """From a configuration to a run folder with a model, its numbers and its pictures."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from clip_common.config import load_config, to_yaml
@@ -42,29 +41,27 @@ def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume:
         ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
     """
     if resume is None:
-        settings = load_config(Config, config=config, overrides=overrides, package="clipse")
-        return settings if settings.name else replace(settings, name=default_name(settings))
+        return load_config(Config, config=config, overrides=overrides, package="clipse")
     if config or overrides:
         raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
     return load_config(Config, config=Run.open(resume).path / "config.yaml")
 
 
-def train(config: Config, *, resume: bool = False, reporter: Reporter = silent) -> Trained:
+def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
     """Train as configured; select the weights with the best validation rsum; leave a complete run folder.
 
     Args:
         config: See `clipse.config`.
-        resume: Go on with the run `config.name` where it stopped; the weights it ends with are those of an
-            uninterrupted run.
+        resume: Go on with this run folder, whose configuration `config` is, where it stopped; the weights it ends with
+            are those of an uninterrupted run.
         reporter: Shows progress of what precedes and follows the fit.
 
     Raises:
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing has
             been written then.
     """
-    name = config.name or default_name(config)
-    if not resume:
-        Run.require_new("clipse", name, root=config.runs)
+    if resume is None and config.name is not None:
+        Run.require_new("clipse", config.name, root=config.runs)
     records = read_records(config.data)
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)
@@ -82,8 +79,15 @@ def train(config: Config, *, resume: bool = False, reporter: Reporter = silent) 
     module = RetrievalModule(model, config, image_rows=bool(features.images), text_rows=features.texts is not None)
     data = RetrievalData(model, fitted, config, features=features, image_caches=image_caches)
 
-    run = Run.create("clipse", config_yaml=to_yaml(config), name=name, root=config.runs, resume=resume)
-    result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max", resume=resume)
+    run = Run.create(
+        "clipse",
+        config_yaml=to_yaml(config),
+        name=config.name if resume is None else resume.resolve().name,
+        label=f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}",
+        root=config.runs if resume is None else resume.resolve().parent.parent,
+        resume=resume is not None,
+    )
+    result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max", resume=resume is not None)
     if module.global_rank != 0:
         return Trained(run=run, validation=None, plots=[])
 
@@ -119,11 +123,6 @@ def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> Non
             f"data.batch_size={config.batch_size} is more than the {len(splits['train'])} training images: "
             f"set data.batch_size to at most {len(splits['train'])}"
         )
-
-
-def default_name(config: Config) -> str:
-    """loss-model-seed-time, such as sanw_bandpass-ViT-B-32-s0-20250131-120000."""
-    return f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
