@@ -210,3 +210,25 @@ def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):
 
 def test_the_first_caption_of_each_image_is_found_in_any_order():
     assert first_of_each(torch.tensor([1, 0, 1, 0, 2]), 3).tolist() == [1, 0, 4]
+
+
+@pytest.mark.real
+def test_locked_real_towers_learn_real_captions(tmp_path):
+    assets = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
+    data = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
+    for needed in (assets / "dinov2", assets / "minilm", data / "captions"):
+        if not needed.exists():
+            pytest.skip(f"{needed} is absent: see CONTRIBUTING.md")
+    overrides = [
+        f"model.vision={assets / 'dinov2'}",
+        f"model.text={assets / 'minilm'}",
+        f"data.root={data / 'captions'}",
+        "data.hold_out=100",
+        f"runs={tmp_path / 'runs'}",
+        f"results={tmp_path / 'results'}",
+        "name=real",
+    ]
+    run = train(load_config(Config, config="dual", overrides=overrides, package="clipse")).run.path
+    _, evaluation, _ = evaluate_source(str(run))
+    assert evaluation.images == 201
+    assert evaluation.result.metrics["t2i/R@5"] > 0.35  # shuffled captions reach .06, a ridge map .431

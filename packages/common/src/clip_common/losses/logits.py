@@ -36,7 +36,6 @@ class Logits:
         assert heads[-1].width == x_BD.shape[1]
         self.scale, self.bias, self.heads = scale, bias, heads
         self.widths = sorted({head.width for head in heads})
-        self.width_K = torch.tensor([self.widths.index(head.width) for head in heads], device=x_BD.device)
         self.narrow = sum(head.width < self.widths[-1] for head in heads)
         self.x = _Side(x_BD, self.widths, scale=scale)
         self.y = _Side(y_CD, self.widths, scale=torch.ones_like(scale))
@@ -48,44 +47,44 @@ class Logits:
             x_IE, y_JE = self.x.blocks[w][rows], self.y.blocks[w][columns]
             torch.addmm(product_IJ, x_IE, y_JE.T, beta=float(w > 0), out=product_IJ)
             for k, head in enumerate(self.heads[:-1]):
-                if head.width == width:
-                    factor = head.times * self.x.ratio_WN[w, rows, None] if k < self.narrow else head.times
-                    torch.mul(product_IJ, factor, out=out_KIJ[k])
+                if head.width == width and k < self.narrow:
+                    torch.mul(product_IJ, head.times * self.x.ratio_WN[w, rows, None], out=out_KIJ[k])
+                    out_KIJ[k] *= self.y.ratio_WN[w, columns]
+                elif head.width == width:
+                    torch.mul(product_IJ, head.times, out=out_KIJ[k])
         if self.heads[-1].times != 1.0:
             product_IJ *= self.heads[-1].times
-        out_KIJ[: self.narrow] *= self.y.ratio_WN[self.width_K[: self.narrow], None, columns]
         return out_KIJ if self.bias is None else out_KIJ.add_(self.bias)
 
     def start_gradients(self, *, x: bool, y: bool) -> None:
         """Zero the sums of the gradients that are wanted."""
+        self._wider_IJ: Tensor | None = None
         self.bias_grad = torch.zeros_like(self.scale)
         self.x.start_gradient(wanted=x)
         self.y.start_gradient(wanted=y)
 
-    def collect(self, grad_KIJ: Tensor, z_KIJ: Tensor, rows: slice, columns: slice) -> None:
-        """Add the gradient of a tile of logits. Both tensors are overwritten; z is read if there are several widths."""
+    def collect(self, k: int, grad_IJ: Tensor, z_IJ: Tensor, rows: slice, columns: slice) -> None:
+        """Add the gradient of one head's tile of logits, the last head first. Both tensors are overwritten."""
+        head = self.heads[k]
+        w = self.widths.index(head.width)
         if self.bias is not None:
-            self.bias_grad += grad_KIJ.sum()
-        if self.narrow:
-            z_KIJ, width_K = z_KIJ[: self.narrow], self.width_K[: self.narrow]
-            slope_KIJ = (z_KIJ if self.bias is None else z_KIJ.sub_(self.bias)).mul_(grad_KIJ[: self.narrow])
-            self.x.slope_WN[:, rows] = self.x.slope_WN[:, rows].index_add(0, width_K, slope_KIJ.sum(2))
-            self.y.slope_WN[:, columns] = self.y.slope_WN[:, columns].index_add(0, width_K, slope_KIJ.sum(1))
-            grad_KIJ[: self.narrow] *= self.x.ratio_WN[width_K, rows, None]
-            grad_KIJ[: self.narrow] *= self.y.ratio_WN[width_K, None, columns]
-        wider_IJ = None
-        for k, head in reversed(list(enumerate(self.heads))):
-            if head.times != 1.0:
-                grad_KIJ[k] *= head.times
-            if wider_IJ is not None:
-                grad_KIJ[k] += wider_IJ  # a block's numbers are part of every wider head too
-            wider_IJ = grad_KIJ[k]
-            if k == 0 or self.heads[k - 1].width < head.width:
-                w = self.widths.index(head.width)
-                if self.x.grad_ND is not None:
-                    self.x.grad_ND[rows, self.x.windows[w]].addmm_(wider_IJ, self.y.blocks[w][columns])
-                if self.y.grad_ND is not None:
-                    self.y.grad_ND[columns, self.y.windows[w]].addmm_(wider_IJ.T, self.x.blocks[w][rows])
+            self.bias_grad += grad_IJ.sum()
+        if k < self.narrow:
+            slope_IJ = (z_IJ if self.bias is None else z_IJ.sub_(self.bias)).mul_(grad_IJ)
+            self.x.slope_WN[w, rows] += slope_IJ.sum(1)
+            self.y.slope_WN[w, columns] += slope_IJ.sum(0)
+            grad_IJ *= self.x.ratio_WN[w, rows, None]
+            grad_IJ *= self.y.ratio_WN[w, columns]
+        if head.times != 1.0:
+            grad_IJ *= head.times
+        if self._wider_IJ is not None:
+            grad_IJ += self._wider_IJ  # a block's numbers are part of every wider head too
+        self._wider_IJ = grad_IJ if k else None
+        if k == 0 or self.heads[k - 1].width < head.width:
+            if self.x.grad_ND is not None:
+                self.x.grad_ND[rows, self.x.windows[w]].addmm_(grad_IJ, self.y.blocks[w][columns])
+            if self.y.grad_ND is not None:
+                self.y.grad_ND[columns, self.y.windows[w]].addmm_(grad_IJ.T, self.x.blocks[w][rows])
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """dx (B, D), dy (C, D) and dscale, once every tile is in."""

@@ -1,6 +1,6 @@
 """What each pair (i, j) of a batch is to a loss: a positive, a negative with a weight, or neither; tile by tile.
 
-Legend: K heads, B rows, C columns, I rows and J columns of one tile.
+Legend: B rows, C columns, I rows and J columns of one tile.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clip_common.losses.logits import Head
 from clip_common.losses.reductions import Sides
 
 TileFunction = Callable[[slice, slice], Tensor]
@@ -81,7 +80,7 @@ class Tile:
         return tile.diagonal(self.rows.start + self.offset - self.columns.start, -2, -1)
 
     def negatives(self, tile: Tensor, *, absent: float) -> Sides:
-        """A tile (…, I, J) with all that is no negative of the row, and of the column, set to `absent`.
+        """A tile (I, J) with all that is no negative of the row, and of the column, set to `absent`.
 
         Plain pairs cost no pass over the tile: their paired entries are overwritten in place.
         """
@@ -93,16 +92,9 @@ class Tile:
         return row, row if column_hidden_IJ is row_hidden_IJ else tile.masked_fill(column_hidden_IJ, absent)
 
     def positives(self, tile: Tensor, *, absent: float) -> Tensor:
-        """A tile (…, I, J) with all but the positives set to `absent`."""
+        """A tile (I, J) with all but the positives set to `absent`."""
         assert self.positive_IJ is not None
         return tile.masked_fill(~self.positive_IJ, absent)
-
-    def log_weights(self, heads: tuple[Head, ...]) -> Tensor | None:
-        """Log-weights in a shape that broadcasts to (K, I, J): 0 for a head without weights; None for none at all."""
-        if self.log_weight_IJ is None or all(head.weighted for head in heads):
-            return None if self.log_weight_IJ is None else self.log_weight_IJ[None]
-        weighted_K = torch.tensor([head.weighted for head in heads], device=self._like.device)
-        return torch.where(weighted_K[:, None, None], self.log_weight_IJ, 0.0)
 
     def counts(self) -> tuple[Sides, Sides]:
         """How many negatives each row (I,) and column (J,) has here, and how many positives."""

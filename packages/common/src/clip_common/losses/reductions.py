@@ -7,7 +7,7 @@ the totals of several tiles; and gives the derivative of the totals for the back
     BoundedLogSumExp  log Σ exp(z)           logits known to be small: one exponential serves both directions
     SoftplusSum       Σ w·log(1 + exp(±z))   the sigmoid loss
 
-Legend: K heads, I rows and J columns of one tile. A pair that does not count holds `absent` (∓∞) and adds nothing.
+Legend: I rows and J columns of one tile. A pair that does not count holds `absent` (∓∞) and adds nothing.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from clip_common.losses.scratch import Scratch
 
 Sides = tuple[Tensor, Tensor]
-"""Something of the rows and the same of the columns. Totals and their gradients are (K, I) and (K, J); logits are
-(K, I, J) both, and one tensor twice unless a pair counts in one direction only."""
+"""Something of the rows and the same of the columns. Totals and their gradients are (I,) and (J,); logits are (I, J)
+both, and one tensor twice unless a pair counts in one direction only."""
 
 
 class Reduction(Protocol):
@@ -35,10 +35,7 @@ class Reduction(Protocol):
     def start(self, like: Tensor) -> Tensor:
         """The total of no pairs at all."""
 
-    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
-        """What `tile` and `slope` read: the logits themselves, or what is made of them once for both."""
-
-    def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
+    def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
         """The totals of one tile."""
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
@@ -56,8 +53,10 @@ class Reduction(Protocol):
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         """The finished total had every weight been divided by exp(log_factor)."""
 
-    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
-        """dz of one tile, in scratch memory, given the finished totals and the gradients that reach them."""
+    def slope(
+        self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
+    ) -> Tensor:
+        """dz of one tile, written to `out_IJ`, given the finished totals and the gradients that reach them."""
 
 
 class LogSumExp:
@@ -68,13 +67,10 @@ class LogSumExp:
     def start(self, like: Tensor) -> Tensor:
         return torch.full_like(like, float("-inf"))
 
-    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
-        return z
-
-    def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
-        row_KIJ, column_KIJ = _weighted(z, log_weight_KIJ, scratch)
-        exp_KIJ = scratch.take("exp", *row_KIJ.shape)
-        return _log_sum_exp(row_KIJ, 2, exp_KIJ), _log_sum_exp(column_KIJ, 1, exp_KIJ)
+    def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
+        row_IJ, column_IJ = _weighted(z, log_weight_IJ, scratch)
+        exp_IJ = scratch.take("exp", *row_IJ.shape)
+        return _log_sum_exp(row_IJ, 1, exp_IJ), _log_sum_exp(column_IJ, 0, exp_IJ)
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
         return torch.logaddexp(total, part)
@@ -91,12 +87,13 @@ class LogSumExp:
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         return total - log_factor
 
-    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
-        row_KIJ, column_KIJ = _weighted(z, log_weight_KIJ, scratch)
-        exp_KIJ = scratch.take("exp", *row_KIJ.shape)
-        slope = _on_device(_softmax_slope, row_KIJ)
-        slope_KIJ = scratch.take("slope", *row_KIJ.shape)
-        return slope(row_KIJ, column_KIJ, _finite(total[0]), _finite(total[1]), *grad, slope_KIJ, exp_KIJ)
+    def slope(
+        self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
+    ) -> Tensor:
+        row_IJ, column_IJ = _weighted(z, log_weight_IJ, scratch)
+        exp_IJ = scratch.take("exp", *row_IJ.shape)
+        slope = _on_device(_softmax_slope, row_IJ)
+        return slope(row_IJ, column_IJ, _finite(total[0]), _finite(total[1]), *grad, out_IJ, exp_IJ)
 
 
 class BoundedLogSumExp(LogSumExp):
@@ -113,13 +110,9 @@ class BoundedLogSumExp(LogSumExp):
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
-        exp_KIJ = torch.exp(z[0], out=scratch.take("exp", *z[0].shape))
-        return exp_KIJ, exp_KIJ
-
-    def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
-        exp_KIJ, _ = z
-        return exp_KIJ.sum(2), exp_KIJ.sum(1)
+    def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
+        exp_IJ = torch.exp(z[0], out=scratch.take("exp", *z[0].shape))
+        return exp_IJ.sum(1), exp_IJ.sum(0)
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
         return total + part
@@ -127,13 +120,12 @@ class BoundedLogSumExp(LogSumExp):
     def finish(self, total: Tensor) -> Tensor:
         return total.log()
 
-    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
-        exp_KIJ, _ = z
-        row_KI, column_KJ = (g * (-_finite(t)).exp() for g, t in zip(grad, total, strict=True))
-        sum_IJ = scratch.take("sum", *exp_KIJ.shape[1:])
-        for exp_IJ, row_I, column_J in zip(exp_KIJ, row_KI, column_KJ, strict=True):
-            exp_IJ *= torch.add(row_I[:, None], column_J, out=sum_IJ)
-        return exp_KIJ
+    def slope(
+        self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
+    ) -> Tensor:
+        row_I, column_J = (g * (-_finite(t)).exp() for g, t in zip(grad, total, strict=True))
+        exp_IJ = torch.exp(z[0], out=scratch.take("exp", *z[0].shape))
+        return torch.add(row_I[:, None], column_J, out=out_IJ).mul_(exp_IJ)
 
 
 class SoftplusSum:
@@ -146,13 +138,10 @@ class SoftplusSum:
     def start(self, like: Tensor) -> Tensor:
         return torch.zeros_like(like)
 
-    def prepare(self, z: Sides, scratch: Scratch) -> Sides:
-        return z
-
-    def tile(self, z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
-        row_KIJ = self._terms(z[0], log_weight_KIJ)
-        column_KIJ = row_KIJ if z[0] is z[1] else self._terms(z[1], log_weight_KIJ)
-        return row_KIJ.sum(2), column_KIJ.sum(1)
+    def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
+        row_IJ = self._terms(z[0], log_weight_IJ)
+        column_IJ = row_IJ if z[0] is z[1] else self._terms(z[1], log_weight_IJ)
+        return row_IJ.sum(1), column_IJ.sum(0)
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
         return total + part
@@ -169,19 +158,21 @@ class SoftplusSum:
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
         return total * (-log_factor).exp()
 
-    def slope(self, z: Sides, log_weight_KIJ: Tensor | None, total: Sides, grad: Sides, scratch: Scratch) -> Tensor:
-        row_KI, column_KJ = grad
-        slope_KIJ = torch.mul(z[0], self.sign, out=scratch.take(f"slope {self.sign}", *z[0].shape)).sigmoid_()
+    def slope(
+        self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
+    ) -> Tensor:
+        row_I, column_J = grad
+        slope_IJ = torch.mul(z[0], self.sign, out=out_IJ).sigmoid_()
         if z[0] is z[1]:
-            slope_KIJ *= row_KI[:, :, None] + column_KJ[:, None, :]
+            slope_IJ *= row_I[:, None] + column_J
         else:
-            slope_KIJ *= row_KI[:, :, None]
-            slope_KIJ += (self.sign * z[1]).sigmoid_().mul_(column_KJ[:, None, :])
-        return slope_KIJ.mul_(self.sign if log_weight_KIJ is None else log_weight_KIJ.exp().mul_(self.sign))
+            slope_IJ *= row_I[:, None]
+            slope_IJ += (self.sign * z[1]).sigmoid_().mul_(column_J)
+        return slope_IJ.mul_(self.sign if log_weight_IJ is None else log_weight_IJ.exp().mul_(self.sign))
 
-    def _terms(self, z_KIJ: Tensor, log_weight_KIJ: Tensor | None) -> Tensor:
-        terms_KIJ = self.single(z_KIJ)
-        return terms_KIJ if log_weight_KIJ is None else terms_KIJ.mul_(log_weight_KIJ.exp())
+    def _terms(self, z_IJ: Tensor, log_weight_IJ: Tensor | None) -> Tensor:
+        terms_IJ = self.single(z_IJ)
+        return terms_IJ if log_weight_IJ is None else terms_IJ.mul_(log_weight_IJ.exp())
 
 
 def log_sum_exp(values: Tensor, *, dim: int) -> Tensor:
@@ -190,13 +181,13 @@ def log_sum_exp(values: Tensor, *, dim: int) -> Tensor:
     return values.masked_fill(empty.unsqueeze(dim), 0.0).logsumexp(dim).masked_fill(empty, float("-inf"))
 
 
-def _weighted(z: Sides, log_weight_KIJ: Tensor | None, scratch: Scratch) -> Sides:
-    if log_weight_KIJ is None:
+def _weighted(z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
+    if log_weight_IJ is None:
         return z
-    row_KIJ = torch.add(z[0], log_weight_KIJ, out=scratch.take("row", *z[0].shape))
+    row_IJ = torch.add(z[0], log_weight_IJ, out=scratch.take("row", *z[0].shape))
     if z[0] is z[1]:
-        return row_KIJ, row_KIJ
-    return row_KIJ, torch.add(z[1], log_weight_KIJ, out=scratch.take("column", *z[1].shape))
+        return row_IJ, row_IJ
+    return row_IJ, torch.add(z[1], log_weight_IJ, out=scratch.take("column", *z[1].shape))
 
 
 def _finite(total: Tensor) -> Tensor:
@@ -204,23 +195,23 @@ def _finite(total: Tensor) -> Tensor:
     return total.masked_fill(total == float("-inf"), 0.0)
 
 
-def _log_sum_exp(z_KIJ: Tensor, dim: int, exp_KIJ: Tensor) -> Tensor:
-    top = _finite(z_KIJ.amax(dim, keepdim=True))
-    return torch.sub(z_KIJ, top, out=exp_KIJ).exp_().sum(dim).log_().add_(top.squeeze(dim))
+def _log_sum_exp(z_IJ: Tensor, dim: int, exp_IJ: Tensor) -> Tensor:
+    top = _finite(z_IJ.amax(dim, keepdim=True))
+    return torch.sub(z_IJ, top, out=exp_IJ).exp_().sum(dim).log_().add_(top.squeeze(dim))
 
 
 def _softmax_slope(
-    row_z_KIJ: Tensor,
-    column_z_KIJ: Tensor,
-    row_KI: Tensor,
-    column_KJ: Tensor,
-    row_grad_KI: Tensor,
-    column_grad_KJ: Tensor,
-    slope_KIJ: Tensor,
-    exp_KIJ: Tensor,
+    row_z_IJ: Tensor,
+    column_z_IJ: Tensor,
+    row_I: Tensor,
+    column_J: Tensor,
+    row_grad_I: Tensor,
+    column_grad_J: Tensor,
+    out_IJ: Tensor,
+    exp_IJ: Tensor,
 ) -> Tensor:
-    torch.sub(column_z_KIJ, column_KJ[:, None, :], out=exp_KIJ).exp_().mul_(column_grad_KJ[:, None, :])
-    return torch.sub(row_z_KIJ, row_KI[:, :, None], out=slope_KIJ).exp_().mul_(row_grad_KI[:, :, None]).add_(exp_KIJ)
+    torch.sub(column_z_IJ, column_J, out=exp_IJ).exp_().mul_(column_grad_J)
+    return torch.sub(row_z_IJ, row_I[:, None], out=out_IJ).exp_().mul_(row_grad_I[:, None]).add_(exp_IJ)
 
 
 @cache

@@ -114,23 +114,26 @@ class _ReducePairs(torch.autograd.Function):
             if part.log_weight_IJ is not None:
                 row_IJ, column_IJ = part.negatives(part.log_weight_IJ, absent=WEIGHTS.absent)
                 _join(WEIGHTS.join, log_weight, part, (row_IJ.logsumexp(1), column_IJ.logsumexp(0)))
-            if pairs.positive is None:
-                positive_sum[0][:, part.paired_rows] = part.paired(z_KIJ)
-                positive_sum[1][:, part.paired_columns] = part.paired(z_KIJ)
-            else:
-                found_KIJ = part.positives(z_KIJ, absent=positives.absent)
-                _join(positives.join, positive_total, part, positives.tile((found_KIJ, found_KIJ), None, scratch))
-                found_KIJ = part.positives(z_KIJ, absent=0.0)
-                _join(torch.add, positive_sum, part, (found_KIJ.sum(2), found_KIJ.sum(1)))
-            z = negatives.prepare(part.negatives(z_KIJ, absent=negatives.absent), scratch)
-            _join(negatives.join, negative_total, part, negatives.tile(z, part.log_weights(heads), scratch))
+            for k, z_IJ in enumerate(z_KIJ):
+                if pairs.positive is None:
+                    positive_sum[0][k, part.paired_rows] = part.paired(z_IJ)
+                    positive_sum[1][k, part.paired_columns] = part.paired(z_IJ)
+                else:
+                    found_IJ = part.positives(z_IJ, absent=positives.absent)
+                    found = positives.tile((found_IJ, found_IJ), None, scratch)
+                    _join(positives.join, _head(positive_total, k), part, found)
+                    found_IJ = part.positives(z_IJ, absent=0.0)
+                    _join(torch.add, _head(positive_sum, k), part, (found_IJ.sum(1), found_IJ.sum(0)))
+                z = part.negatives(z_IJ, absent=negatives.absent)
+                weights_IJ = part.log_weight_IJ if heads[k].weighted else None
+                _join(negatives.join, _head(negative_total, k), part, negatives.tile(z, weights_IJ, scratch))
 
         if pairs.log_weight is None:
             log_weight = (negative_count[0].log(), negative_count[1].log())
         negative_total = (negatives.finish(negative_total[0]), negatives.finish(negative_total[1]))
         ctx.save_for_backward(x_BD, y_CD, scale, bias, *negative_total, *positive_total, positive_sum[0])
         ctx.heads, ctx.pairs, ctx.negatives, ctx.positives, ctx.windows = heads, pairs, negatives, positives, windows
-        ctx.kept = (logits, part, z_KIJ, z, scratch) if dense and windows and any(ctx.needs_input_grad) else None
+        ctx.kept = (logits, part, z_KIJ, scratch) if dense and windows and any(ctx.needs_input_grad) else None
         ctx.mark_non_differentiable(*log_weight, *negative_count, *positive_count)
         return *negative_total, *positive_sum, *positive_total, *log_weight, *negative_count, *positive_count
 
@@ -150,25 +153,29 @@ class _ReducePairs(torch.autograd.Function):
             logits.start_gradients(x=x_needed or not y_needed, y=y_needed)
             for rows, columns in ctx.windows:
                 if kept:
-                    _, part, z_KIJ, z, _ = kept
+                    _, part, z_KIJ, _ = kept
                 else:
                     part = Tile(pairs, rows, columns, like=x_BD)
                     z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
-                    z = negatives.prepare(part.negatives(z_KIJ, absent=negatives.absent), scratch)
-                total, grad = _part(negative_total, part), _part(negative_grad, part)
-                grad_KIJ = negatives.slope(z, part.log_weights(heads), total, grad, scratch)
-                if pairs.positive is None:
-                    part.paired(grad_KIJ).add_(positive_sum_grad[0][:, part.paired_rows])
-                    part.paired(grad_KIJ).add_(positive_sum_grad[1][:, part.paired_columns])
-                else:
-                    found_KIJ = part.positives(z_KIJ, absent=positives.absent)
-                    total, grad = _part(positive_total, part), _part(positive_grad, part)
-                    grad_KIJ += positives.slope((found_KIJ, found_KIJ), None, total, grad, Scratch(x_BD))
-                    row_KI, column_KJ = _part(positive_sum_grad, part)
-                    grad_KIJ += part.positives(row_KI[:, :, None] + column_KJ[:, None, :], absent=0.0)
-                if pairs.plain and logits.narrow:
-                    part.paired(z_KIJ).copy_(positive_sum_KB[:, part.paired_rows])
-                logits.collect(grad_KIJ, z_KIJ, rows, columns)
+                for k, z_IJ in reversed(list(enumerate(z_KIJ))):
+                    z = part.negatives(z_IJ, absent=negatives.absent)
+                    weights_IJ = part.log_weight_IJ if heads[k].weighted else None
+                    total, grad = _part(_head(negative_total, k), part), _part(_head(negative_grad, k), part)
+                    out_IJ = scratch.take(f"grad {k % 2}", *part.shape)
+                    grad_IJ = negatives.slope(z, weights_IJ, total, grad, out_IJ, scratch)
+                    if pairs.plain:
+                        part.paired(z_IJ).copy_(positive_sum_KB[k, part.paired_rows])
+                    if pairs.positive is None:
+                        part.paired(grad_IJ).add_(positive_sum_grad[0][k, part.paired_rows])
+                        part.paired(grad_IJ).add_(positive_sum_grad[1][k, part.paired_columns])
+                    else:
+                        found_IJ = part.positives(z_IJ, absent=positives.absent)
+                        total, grad = _part(_head(positive_total, k), part), _part(_head(positive_grad, k), part)
+                        out_IJ = scratch.take("positives", *part.shape)
+                        grad_IJ += positives.slope((found_IJ, found_IJ), None, total, grad, out_IJ, scratch)
+                        row_I, column_J = _part(_head(positive_sum_grad, k), part)
+                        grad_IJ += part.positives(row_I[:, None] + column_J, absent=0.0)
+                    logits.collect(k, grad_IJ, z_IJ, rows, columns)
             x_grad_BD, y_grad_CD, scale_grad = logits.gradients()
         return (
             x_grad_BD if x_needed else None,
@@ -185,10 +192,14 @@ def _windows(count: int, size: int) -> list[slice]:
     return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
+def _head(sides: Sides, k: int) -> Sides:
+    return sides[0][k], sides[1][k]
+
+
 def _part(sides: Sides, part: Tile) -> Sides:
-    return sides[0][..., part.rows], sides[1][..., part.columns]
+    return sides[0][part.rows], sides[1][part.columns]
 
 
 def _join(join: Callable[[Tensor, Tensor], Tensor], totals: Sides, part: Tile, found: Sides) -> None:
     for total, here, window in zip(totals, found, (part.rows, part.columns), strict=True):
-        total[..., window] = join(total[..., window], here)
+        total[window] = join(total[window], here)
