@@ -68,6 +68,7 @@ def clipse(capsys):
     from clipse.cli import app
 
     def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()  # what fixtures printed is not the command's
         with pytest.raises(SystemExit) as stop:
             cli.main(app, [str(argument) for argument in arguments])
         printed = capsys.readouterr()

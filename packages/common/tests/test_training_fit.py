@@ -222,9 +222,10 @@ def test_ctrl_c_is_a_keyboard_interrupt(train):
         def training_step(self, batch, batch_idx):
             raise KeyboardInterrupt
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(Interrupted())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_epoch_is_one_plain_line_in_a_pipe_and_lightning_is_silent(train, capfd):

@@ -144,5 +144,5 @@ def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
             f'retriever = Retriever.from_pretrained("{run.path.as_posix()}").index("photos/")\n'
             'for hit in retriever.search("a red cup", k=5):\n    print(hit.similarity, hit.path)'
         ),
-        tags=["clip", "image-text-retrieval", "clipse"],
+        tags=["clip", "image-text-retrieval"],
     )

@@ -67,8 +67,8 @@ def optimizer_and_schedule(module: L.LightningModule, config: OptimConfig) -> di
         def configure_optimizers(self):
             return optimizer_and_schedule(self, self.config.optim)
     """
-    scaled = module.trainer.precision == "16-mixed"  # gradients must be unscaled before they are clipped
-    optimizer = build_optimizer(module, config, fused=not scaled)
+    mixed = "mixed" in str(module.trainer.precision)  # Lightning clips no gradients that a fused step might unscale
+    optimizer = build_optimizer(module, config, fused=not mixed)
     total = int(module.trainer.estimated_stepping_batches)
     warmup = round(config.warmup_epochs * total / (module.trainer.max_epochs or 1))
     if config.schedule == "cosine":
