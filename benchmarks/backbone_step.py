@@ -58,9 +58,11 @@ class Ours(nn.Module):
 
 def require_equal(ours: Ours, theirs: open_clip.CLIP, our_loss: Callable, their_loss: Callable) -> None:
     """Equal loss, and gradients equal up to rounding."""
-    losses = our_loss(), their_loss()
-    for loss in losses:
+    losses = []
+    for compute in (our_loss, their_loss):
+        loss = compute()
         loss.backward()
+        losses.append(loss.detach())
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
     theirs_by_name = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():

@@ -1,4 +1,4 @@
-"""Which way a loss is computed must not show: what is kept or recomputed, which inputs learn, which formula stabilises."""
+"""Which way a loss is computed must not show: what is kept or made again, which inputs learn, how it is stabilised."""
 
 import shutil
 

@@ -45,7 +45,7 @@ class Form:
         return False
 
     def each(self, side: Direction) -> Tensor:
-        """The loss of each row, or of each column, (N,); `side` has the form's own heads."""
+        """The loss of each row, or of each column, (W, N); `side` is (H, W, N), H the form's own heads."""
         raise NotImplementedError
 
     def hide(
@@ -186,8 +186,7 @@ class _Judges:
 
 def _sums(form: Form, side: Direction, *, widths: int) -> Tensor:
     """The sum of the losses at each width, and last how many they are; what has no positive is left out."""
-    H = len(form.heads)
-    each_WN = torch.stack([form.each(side.heads(slice(w * H, w * H + H))) for w in range(widths)])
+    each_WN = form.each(side.by_width(widths))
     counted_N = side.positive_count > 0
     return torch.cat([torch.where(counted_N, each_WN, 0.0).sum(1), counted_N.sum()[None]])
 

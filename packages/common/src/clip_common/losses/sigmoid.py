@@ -47,4 +47,4 @@ def pair_softplus(
         normalise=normalise,
         tile=tile,
     )
-    return rows.heads(0), columns.heads(0)
+    return rows.head(0), columns.head(0)

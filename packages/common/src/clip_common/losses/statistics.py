@@ -4,7 +4,7 @@ Legend: K heads, B rows, C columns, D width, N either B or C.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,16 +41,17 @@ class Direction:
     negative_count: Tensor
     scale: Tensor
 
-    def heads(self, which: slice | int) -> "Direction":
-        """Some of the heads, or one."""
-        return Direction(
-            self.positive[which],
-            self.positives[which],
-            self.negatives[which],
-            self.positive_count,
-            self.negative_count,
-            self.scale,
+    def head(self, k: int) -> "Direction":
+        """One head, (N,)."""
+        return replace(self, positive=self.positive[k], positives=self.positives[k], negatives=self.negatives[k])
+
+    def by_width(self, widths: int) -> "Direction":
+        """(K, N), the heads of one width after those of another, → (H, W, N) for H heads at each of W widths."""
+        positive, positives, negatives = (
+            field.unflatten(0, (widths, -1)).transpose(0, 1)
+            for field in (self.positive, self.positives, self.negatives)
         )
+        return replace(self, positive=positive, positives=positives, negatives=negatives)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def pair_statistics(
     pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=ranks)
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(x_BD, y_CD, scale=scale, heads=heads, pairs=pairs, normalise=normalise, tile=tile)
-    return PairStatistics(rows.heads(0), columns.heads(0))
+    return PairStatistics(rows.head(0), columns.head(0))
 
 
 def make_pairs(

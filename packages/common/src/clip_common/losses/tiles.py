@@ -102,7 +102,8 @@ class _ReducePairs(torch.autograd.Function):
         positive_count: Sides = (zeros[0][0].clone(), zeros[1][0].clone())
 
         dense = tile is None and len(heads) * len(x_BD) * len(y_CD) <= DENSE_NUMBERS
-        size = max(len(x_BD), len(y_CD)) if dense else tile or math.isqrt(TILE_NUMBERS // len(heads))
+        numbers = TILE_NUMBERS if pairs.plain else TILE_NUMBERS // 4  # masks and weights are tiles too
+        size = max(len(x_BD), len(y_CD)) if dense else tile or math.isqrt(numbers // len(heads))
         windows = [(rows, columns) for rows in _windows(len(x_BD), size) for columns in _windows(len(y_CD), size)]
         scratch = Scratch(x_BD)
         for rows, columns in windows:
@@ -133,7 +134,7 @@ class _ReducePairs(torch.autograd.Function):
         negative_total = (negatives.finish(negative_total[0]), negatives.finish(negative_total[1]))
         ctx.save_for_backward(x_BD, y_CD, scale, bias, *negative_total, *positive_total, positive_sum[0])
         ctx.heads, ctx.pairs, ctx.negatives, ctx.positives, ctx.windows = heads, pairs, negatives, positives, windows
-        ctx.kept = (logits, part, z_KIJ, scratch) if dense and windows and any(ctx.needs_input_grad) else None
+        ctx.kept = (logits, scratch, part, z_KIJ) if dense and windows and any(ctx.needs_input_grad) else None
         ctx.mark_non_differentiable(*log_weight, *negative_count, *positive_count)
         return *negative_total, *positive_sum, *positive_total, *log_weight, *negative_count, *positive_count
 
@@ -147,14 +148,14 @@ class _ReducePairs(torch.autograd.Function):
         x_needed, y_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
 
         with torch.autocast(device_type=x_BD.device.type, enabled=False):
-            kept, ctx.kept = ctx.kept, None
-            logits = kept[0] if kept else Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads)
-            scratch = kept[-1] if kept else Scratch(x_BD)
+            kept, ctx.kept = ctx.kept, None  # its tile is overwritten here: a second backward would compute it again
+            if kept is not None:
+                logits, scratch, part, z_KIJ = kept
+            else:
+                logits, scratch = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads), Scratch(x_BD)
             logits.start_gradients(x=x_needed or not y_needed, y=y_needed)
             for rows, columns in ctx.windows:
-                if kept:
-                    _, part, z_KIJ, _ = kept
-                else:
+                if kept is None:
                     part = Tile(pairs, rows, columns, like=x_BD)
                     z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
                 for k, z_IJ in reversed(list(enumerate(z_KIJ))):
@@ -163,7 +164,7 @@ class _ReducePairs(torch.autograd.Function):
                     total, grad = _part(_head(negative_total, k), part), _part(_head(negative_grad, k), part)
                     out_IJ = scratch.take(f"grad {k % 2}", *part.shape)
                     grad_IJ = negatives.slope(z, weights_IJ, total, grad, out_IJ, scratch)
-                    if pairs.plain:
+                    if pairs.plain:  # `part.negatives` put −∞ here
                         part.paired(z_IJ).copy_(positive_sum_KB[k, part.paired_rows])
                     if pairs.positive is None:
                         part.paired(grad_IJ).add_(positive_sum_grad[0][k, part.paired_rows])
