@@ -36,7 +36,9 @@ _INK: dict[str, Rgb] = {
     "black": (226, 226, 230),
 }
 _LIGHT_DETAIL: Rgb = (252, 248, 238)
-_SHADOW = [value * 70 // 255 for value in range(256)]  # how much of it falls through each value of alpha
+SHADOW_COLOUR: Rgb = (40, 34, 28)
+SHADOW = [value * 70 // 255 for value in range(256)]
+"""How much shadow falls through each value of alpha."""
 
 
 def render(scene: Scene, size: int = 64) -> Image.Image:
@@ -61,21 +63,22 @@ def _place(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> No
     corners = (round((middle + random.uniform(-0.02, 0.02)) * side - extent / 2) for middle in centre(thing.place))
     x, y = (min(max(0, corner), side - extent) for corner in corners)
     # drawn at a few resolutions only, so that masks are shared, and none far above what is shown
-    picture, outline = _picture(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
-    turn = _turn(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
-    picture = picture.transform((extent, extent), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
-    outline = outline.transform((extent, extent), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
+    picture, outline = thing_picture(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
+    pose = turn(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
+    picture = picture.transform((extent, extent), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
+    outline = outline.transform((extent, extent), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
     shift = max(1, round(0.03 * extent))
-    canvas.paste((40, 34, 28), (x + shift, y + shift), outline.point(_SHADOW))
+    canvas.paste(SHADOW_COLOUR, (x + shift, y + shift), outline.point(SHADOW))
     canvas.paste(picture, (x, y), outline)
 
 
-def _turn(side: int, extent: int, *, angle: float, mirrored: bool) -> tuple[float, ...]:
+def turn(side: int, extent: int, *, angle: float, mirrored: bool, margin: float = 0.0) -> tuple[float, ...]:
     """Where each pixel of a square of `extent` pixels lies in one of `side`: turned by `angle` radians, then mirrored.
 
+    With a margin the square of `side` fills 1 / (1 + margin) of the other one's width, so that turning cuts no corner.
     PIL's affine coefficients (a, b, c, d, e, f): (x, y) is taken from (ax + by + c, dx + ey + f).
     """
-    cosine, sine = (side / extent * part for part in (math.cos(angle), math.sin(angle)))
+    cosine, sine = (side / extent * (1 + margin) * part for part in (math.cos(angle), math.sin(angle)))
     sign, half = (-1 if mirrored else 1), extent / 2
     return (
         *(sign * cosine, sign * sine, side / 2 - sign * half * (cosine + sine)),
@@ -83,21 +86,22 @@ def _turn(side: int, extent: int, *, angle: float, mirrored: bool) -> tuple[floa
     )
 
 
-def _picture(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
+def thing_picture(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
     """The thing alone, RGB, and the mask of what it covers: outline, coloured and textured body, details."""
     outline, body, light, dark = _masks(thing.kind, resolution)
-    deep = _scaled(PALETTE[thing.colour], 0.38)
+    deep = scaled(PALETTE[thing.colour], 0.38)
     picture = Image.new("RGB", (resolution, resolution), deep)
-    filled = Image.new("RGB", (resolution, resolution), _scaled(PALETTE[thing.colour], brightness))
+    filled = Image.new("RGB", (resolution, resolution), scaled(PALETTE[thing.colour], brightness))
     if thing.texture != "plain":
-        filled.paste(_scaled(_INK[thing.colour], brightness), None, _pattern(thing.texture, resolution))
+        filled.paste(scaled(_INK[thing.colour], brightness), None, _pattern(thing.texture, resolution))
     picture.paste(filled, None, body)
     picture.paste(_LIGHT_DETAIL, None, light)
     picture.paste(deep, None, dark)
     return picture, outline
 
 
-def _scaled(colour: Rgb, factor: float) -> Rgb:
+def scaled(colour: Rgb, factor: float) -> Rgb:
+    """The colour, lighter or darker."""
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue
 

@@ -1,22 +1,43 @@
-"""Scenes as a Flickr8k folder, the way Kaggle ships it, so that loaders for real data read it."""
+"""Scenes and parts as a Flickr8k folder, the way Kaggle ships it, so that loaders for real data read it."""
 
-import csv
-import json
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
+from clip_common.synthetic.folders import Progress, new_folder, read_lines, require_counts, write_lines, write_table
 from clip_common.synthetic.oracle import attribute_oracle
+from clip_common.synthetic.part_captions import part_captions
+from clip_common.synthetic.part_draw import render_part
+from clip_common.synthetic.parts import Part, novelty, sample_part
 from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
 
-SCENES = "scenes.jsonl"
+SCENES, PARTS, TOGETHER = "scenes.jsonl", "parts.jsonl", "together.csv"
+
 _LISTS = {"train": "train", "val": "dev", "test": "test"}
-_README = """Scenes of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
-{size} x {size} pixels with {captions} captions each, in the layout of Flickr8k. scenes.jsonl holds what is in each.
+_README = """{what} of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
+{size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl and parts.jsonl hold what is in
+each; together.csv (image,group) names the pictures of the same part with and without its defect.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image of a set: its file, its split, what is in it, and the group of pictures it belongs with, if any."""
+
+    name: str
+    split: str
+    content: Scene | Part
+    group: str = ""
+
+    @property
+    def captions(self) -> list[str]:
+        """Five of them."""
+        return captions(self.content) if isinstance(self.content, Scene) else part_captions(self.content)
 
 
 def write_flickr8k(
@@ -27,8 +48,8 @@ def write_flickr8k(
     test: int,
     seed: int = 0,
     size: int = 64,
-    captions_per_image: int = 5,
-    progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> Path:
     """Draw scenes and write Images/, captions.txt, the split lists and scenes.jsonl; whole or not at all.
 
@@ -37,62 +58,117 @@ def write_flickr8k(
         train, val, test: Images of each split; different scenes throughout.
         seed: Another seed is another set.
         size: Pixels a side.
-        captions_per_image: Different captions of each image.
+        workers: Processes that draw; the files are the same.
         progress: Called as `progress(done, total)`.
 
     Raises:
         ValueError: The folder exists, or a number that makes no set.
         OSError: The disk is full.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a folder that does not, or remove it")
-    if min(train, val, test) < 0 or train + val + test < 1:
-        raise ValueError(f"nothing to draw: train={train}, val={val}, test={test}")
+    require_counts(train=train, val=val, test=test)
     splits = [split for split, count in (("train", train), ("val", val), ("test", test)) for _ in range(count)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        (draft / "Images").mkdir()
-        rows = []
-        for index, split in enumerate(splits):
-            scene = sample_scene(seed, index)
-            name = f"scene_{seed}_{index:06d}.jpg"
-            render(scene, size=size).save(draft / "Images" / name, quality=92, subsampling=0)
-            rows.append((name, split, scene))
-            if progress is not None:
-                progress(index + 1, len(splits))
-        with (draft / "captions.txt").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(["image", "caption"])
-            writer.writerows((name, text) for name, _, scene in rows for text in captions(scene, captions_per_image))
-        for split, word in _LISTS.items():
-            names = "".join(f"{name}\n" for name, owner, _ in rows if owner == split)
-            (draft / f"Flickr_8k.{word}Images.txt").write_text(names, encoding="utf-8")
-        lines = "".join(json.dumps({"image": name} | scene.to_dict()) + "\n" for name, _, scene in rows)
-        (draft / SCENES).write_text(lines, encoding="utf-8")
-        about = _README.format(version=VERSION, seed=seed, count=len(rows), size=size, captions=captions_per_image)
-        (draft / "README.txt").write_text(about, encoding="utf-8")
-        draft.chmod(0o755)
-        draft.rename(folder)
-    except OSError as error:
-        error.filename = error.filename or str(folder.parent)  # a full disk does not say which it is
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+    pictures = [_scene(seed, index, split) for index, split in enumerate(splits)]
+    return _write(Path(folder), pictures, what="Scenes", seed=seed, size=size, workers=workers, progress=progress)
+
+
+def write_pretraining(
+    folder: str | Path,
+    *,
+    scenes: int,
+    parts: int,
+    val_scenes: int,
+    val_parts: int,
+    seed: int = 0,
+    size: int = 112,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw what the tiny CLIP learns from: scenes, and parts with and without their defect, as `write_flickr8k` does.
+
+    Of a part whose damage is held out (`parts.novelty`) only the flawless picture is written, of the others both.
+
+    Args:
+        scenes, parts: Scenes and parts to train on.
+        val_scenes, val_parts: Others to select on.
+
+    Raises:
+        ValueError: The folder exists, or a number that makes no set.
+        OSError: The disk is full.
+    """
+    require_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
+    pictures = [_scene(seed, index, "train" if index < scenes else "val") for index in range(scenes + val_scenes)]
+    for index in range(parts + val_parts):
+        split = "train" if index < parts else "val"
+        part, name = sample_part(seed, index), f"part_{seed}_{index:06d}"
+        assert part.defect is not None
+        if novelty(part.kind, part.defect) == "known":
+            pictures.append(Picture(f"{name}_damaged.jpg", split, part, group=name))
+        pictures.append(Picture(f"{name}.jpg", split, part.flawless(), group=name))
+    what = "Scenes and parts"
+    return _write(Path(folder), pictures, what=what, seed=seed, size=size, workers=workers, progress=progress)
 
 
 def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The attribute oracle's metrics for some images of a folder that `write_flickr8k` wrote.
+    """The attribute oracle's metrics for some images of a folder of scenes; nothing where some are no scenes.
 
     Args:
-        folder: The folder.
+        folder: A folder that `write_flickr8k` or `write_pretraining` wrote.
         images: File names of N images in it.
         texts: Their captions.
     """
-    scenes = {}
-    for line in (Path(folder) / SCENES).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        scenes[row["image"]] = Scene.from_dict(row)
+    scenes = {row["image"]: Scene.from_dict(row) for row in read_lines(Path(folder) / SCENES)}
+    if not all(name in scenes for name in images):
+        return {}
     return attribute_oracle([scenes[name] for name in images], texts)
+
+
+def _scene(seed: int, index: int, split: str) -> Picture:
+    return Picture(f"scene_{seed}_{index:06d}.jpg", split, sample_scene(seed, index))
+
+
+def _write(
+    folder: Path,
+    pictures: Sequence[Picture],
+    *,
+    what: str,
+    seed: int,
+    size: int,
+    workers: int,
+    progress: Progress | None,
+) -> Path:
+    with new_folder(folder) as draft:
+        (draft / "Images").mkdir()
+        for done, _ in enumerate(_drawn(pictures, draft / "Images", size=size, workers=workers), start=1):
+            if progress is not None:
+                progress(done, len(pictures))
+        write_table(
+            draft / "captions.txt", ("image", "caption"), ((p.name, text) for p in pictures for text in p.captions)
+        )
+        for split, word in _LISTS.items():
+            names = "".join(f"{picture.name}\n" for picture in pictures if picture.split == split)
+            (draft / f"Flickr_8k.{word}Images.txt").write_text(names, encoding="utf-8")
+        for file, content in ((SCENES, Scene), (PARTS, Part)):
+            told = [p for p in pictures if isinstance(p.content, content)]
+            if told:
+                write_lines(draft / file, ({"image": p.name} | p.content.to_dict() for p in told))
+        if any(picture.group for picture in pictures):
+            write_table(draft / TOGETHER, ("image", "group"), ((p.name, p.group) for p in pictures if p.group))
+        about = _README.format(what=what, version=VERSION, seed=seed, count=len(pictures), size=size)
+        (draft / "README.txt").write_text(about, encoding="utf-8")
+    return folder
+
+
+def _drawn(pictures: Sequence[Picture], folder: Path, *, size: int, workers: int) -> Iterable[None]:
+    """Draw and save each picture, in this process or in others."""
+    save = partial(_save, folder=folder, size=size)
+    if workers == 1:
+        yield from map(save, pictures)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(save, pictures, chunksize=64)
+
+
+def _save(picture: Picture, *, folder: Path, size: int) -> None:
+    content = picture.content
+    image = render(content, size=size) if isinstance(content, Scene) else render_part(content, size=size)[0]
+    image.save(folder / picture.name, quality=92, subsampling=0)

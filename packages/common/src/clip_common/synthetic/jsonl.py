@@ -1,0 +1,183 @@
+"""Scenes with captions and sounds, and scenes with questions, as folders of pictures with one JSON line a sample.
+
+    data.jsonl       {"image": "images/….jpg", "captions": […], "audio": "sounds/….wav", "split": "train"}
+    questions.jsonl  {"image": "images/….jpg", "question": …, "answer": …, "answers": […], "type": …, "split": …}
+
+Paths are relative to the folder. scenes.jsonl holds what is in each picture, README.txt what the folder is.
+"""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import soundfile
+
+from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
+from clip_common.synthetic.captions import captions
+from clip_common.synthetic.draw import render
+from clip_common.synthetic.folders import Progress, new_folder, read_lines, require_counts, write_lines
+from clip_common.synthetic.questions import Question, read_question
+from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
+from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound
+
+DATA, QUESTIONS, SCENES = "data.jsonl", "questions.jsonl", "scenes.jsonl"
+
+_PEOPLE = 10  # the VQA metric compares an answer with those of ten people; here they agree
+_SPARE = 200  # scenes beyond one a question: nearly always enough for whole blocks
+_README = """Scenes of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
+{size} x {size} pixels with {what}. scenes.jsonl holds what is in each.
+"""
+
+
+def write_sounds(
+    folder: str | Path,
+    *,
+    train: int,
+    val: int,
+    test: int,
+    seed: int = 0,
+    size: int = 64,
+    captions_per_image: int = 5,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw scenes and write images/, sounds/ (mono 16-bit PCM at 16 kHz) and data.jsonl; whole or not at all.
+
+    Args:
+        folder: A folder that does not exist yet.
+        train, val, test: Scenes of each split; different throughout.
+        seed: Another seed is another set.
+        size: Pixels a side.
+        captions_per_image: Different captions of each image.
+        progress: Called as `progress(done, total)`, in scenes.
+
+    Raises:
+        ValueError: The folder exists, or a number that makes no set.
+        OSError: The disk is full.
+    """
+    folder = Path(folder)
+    require_counts(train=train, val=val, test=test)
+    splits = [split for split, count in (("train", train), ("val", val), ("test", test)) for _ in range(count)]
+    scenes = [sample_scene(seed, index) for index in range(len(splits))]
+    with new_folder(folder) as draft:
+        (draft / "sounds").mkdir()
+        rows = []
+        for scene, split, image in zip(scenes, splits, _draw(scenes, draft, size, progress), strict=True):
+            audio = f"sounds/{_name(scene)}.wav"
+            (draft / audio).write_bytes(_wav(scene))
+            said = captions(scene, captions_per_image)
+            rows.append({"image": image, "captions": said, "audio": audio, "split": split})
+        write_lines(draft / DATA, rows)
+        what = f"{captions_per_image} captions and a sound each, see {DATA}"
+        _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
+    return folder
+
+
+def write_questions(
+    folder: str | Path,
+    *,
+    train: int,
+    val: int,
+    test: int,
+    seed: int = 0,
+    size: int = 64,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw as many scenes as balanced sets of questions need, write images/ and questions.jsonl; whole or not at all.
+
+    `answers` repeats the answer ten times, as VQA's files have ten people's, so that its metric runs unchanged.
+
+    Args:
+        folder: A folder that does not exist yet.
+        train, val, test: Questions of each type (of five) of each split, as `per_type` of `balanced_questions`, or 0;
+            no scene is in two splits.
+        seed: Another seed is another set.
+        size: Pixels a side.
+        progress: Called as `progress(done, total)`, in pictures.
+
+    Raises:
+        ValueError: The folder exists, or a number that makes no set.
+        OSError: The disk is full.
+    """
+    folder = Path(folder)
+    require_counts(train=train, val=val, test=test)
+    asked: list[tuple[str, Question]] = []
+    first = 0
+    for split, per_type in (("train", train), ("val", val), ("test", test)):
+        if per_type > 0:
+            drawn, first = _enough_questions(seed, first, per_type)
+            asked += [(split, question) for question in drawn]
+    scenes = list(dict.fromkeys(question.scene for _, question in asked))
+    with new_folder(folder) as draft:
+        images = dict(zip(scenes, _draw(scenes, draft, size, progress), strict=True))
+        rows = (
+            {
+                "image": images[question.scene],
+                "question": question.text,
+                "answer": question.answer,
+                "answers": [question.answer] * _PEOPLE,
+                "type": question.type,
+                "split": split,
+            }
+            for split, question in asked
+        )
+        write_lines(draft / QUESTIONS, rows)
+        what = f"{len(asked)} questions and answers, see {QUESTIONS}"
+        _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
+    return folder
+
+
+def read_scenes(folder: str | Path) -> dict[str, Scene]:
+    """What is in each picture of a folder of scenes, by the image's name in its lists: for the oracles."""
+    rows = read_lines(Path(folder) / SCENES)
+    return {row["image"]: Scene.from_dict(row) for row in rows}
+
+
+def read_questions(folder: str | Path, *, split: str) -> list[Question]:
+    """The questions of a split that `write_questions` wrote: for `majority_answer` and `answer`."""
+    scenes = read_scenes(folder)
+    return [
+        Question(scenes[row["image"]], read_question(row["question"])[0], row["question"], row["answer"])
+        for row in read_lines(Path(folder) / QUESTIONS)
+        if row["split"] == split
+    ]
+
+
+def _enough_questions(seed: int, first: int, per_type: int) -> tuple[list[Question], int]:
+    """A balanced set about the scenes from number `first` on, and the number of the first scene not looked at."""
+    count = per_type + _SPARE
+    while True:
+        scenes = [sample_scene(seed, first + offset) for offset in range(count)]
+        try:
+            return balanced_questions(scenes, per_type=per_type, seed=seed), first + count
+        except TooFewScenesError:
+            count += count // 4
+
+
+def _name(scene: Scene) -> str:
+    return f"scene_{scene.seed}_{scene.index:06d}"
+
+
+def _draw(scenes: list[Scene], draft: Path, size: int, progress: Progress | None) -> Iterable[str]:
+    """Write scenes.jsonl, then draw and save each picture; yields its path in the folder."""
+    images = [f"images/{_name(scene)}.jpg" for scene in scenes]
+    write_lines(
+        draft / SCENES, ({"image": image} | scene.to_dict() for image, scene in zip(images, scenes, strict=True))
+    )
+    (draft / "images").mkdir()
+    for done, (image, scene) in enumerate(zip(images, scenes, strict=True), start=1):
+        render(scene, size=size).save(draft / image, quality=92, subsampling=0)
+        if progress is not None:
+            progress(done, len(scenes))
+        yield image
+
+
+def _wav(scene: Scene) -> bytes:
+    # by way of memory: soundfile says a full disk as an error of its own, not as an OSError
+    stream = io.BytesIO()
+    soundfile.write(stream, render_sound(scene), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return stream.getvalue()
+
+
+def _write_about(draft: Path, *, what: str, seed: int, size: int, count: int) -> None:
+    about = _README.format(version=VERSION, seed=seed, count=count, size=size, what=what)
+    (draft / "README.txt").write_text(about, encoding="utf-8")

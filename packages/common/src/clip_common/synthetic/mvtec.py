@@ -1,0 +1,80 @@
+"""Parts as an MVTec tree, so that loaders for real inspection data read it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from clip_common.synthetic.folders import Progress, new_folder, read_lines, write_lines
+from clip_common.synthetic.part_draw import render_part
+from clip_common.synthetic.parts import DEFECTS, Part, sample_part
+from clip_common.synthetic.scenes import KINDS, VERSION
+
+_ROOM = 100_000  # parts of one kind
+_README = """Parts of the procedural world of clip_common, version {version}, seed {seed}, in the layout of MVTec AD:
+KIND/train/good, KIND/test/good, KIND/test/DEFECT and KIND/ground_truth/DEFECT, {size} x {size} pixels each.
+parts.jsonl holds what is in each picture.
+"""
+
+
+def write_mvtec(
+    folder: str | Path,
+    *,
+    kinds: Sequence[str] = KINDS,
+    defects: Sequence[str] = DEFECTS,
+    train: int,
+    good: int,
+    damaged: int,
+    seed: int = 0,
+    size: int = 112,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw parts of some kinds, with masks of their defects, as KIND/train, test and ground_truth; whole or not at all.
+
+    Args:
+        folder: A folder that does not exist yet.
+        kinds: One category each.
+        defects: One folder of defective pictures each, `missing_part` for "missing part".
+        train: Flawless pictures to train on, a kind.
+        good: Flawless pictures to test on, a kind.
+        damaged: Pictures with a defect to test on, a kind and defect.
+        seed: Another seed is another set.
+        size: Pixels a side.
+        progress: Called as `progress(done, total)`.
+
+    Raises:
+        ValueError: The folder exists, a number that makes no set, or a kind or defect that the world does not have.
+        OSError: The disk is full.
+    """
+    if min(train, good, damaged) < 0 or train + good + damaged < 1 or train + good + damaged * len(DEFECTS) > _ROOM:
+        raise ValueError(f"nothing to draw: train={train}, good={good}, damaged={damaged}, {_ROOM} a kind at most")
+    parts: list[tuple[str, Part]] = []
+    for kind in kinds:
+        first = KINDS.index(kind) * _ROOM if kind in KINDS else 0
+        plan: list[tuple[str, str | None]] = [*[("train/good", None)] * train, *[("test/good", None)] * good]
+        plan += [(f"test/{defect.replace(' ', '_')}", defect) for defect in defects for _ in range(damaged)]
+        for offset, (place, defect) in enumerate(plan):
+            part = sample_part(seed, first + offset, kinds=(kind,), defects=(defect,) if defect else DEFECTS)
+            parts.append((f"{kind}/{place}/{offset:05d}.png", part if defect else part.flawless()))
+    with new_folder(Path(folder)) as draft:
+        for done, (name, part) in enumerate(parts, start=1):
+            picture, mask = render_part(part, size=size)
+            _save(picture, draft / name)
+            if part.defect is not None:
+                kind, _, defect, file = name.split("/")
+                _save(mask, draft / kind / "ground_truth" / defect / file.replace(".png", "_mask.png"))
+            if progress is not None:
+                progress(done, len(parts))
+        write_lines(draft / "parts.jsonl", ({"image": name} | part.to_dict() for name, part in parts))
+        (draft / "README.txt").write_text(_README.format(version=VERSION, seed=seed, size=size), encoding="utf-8")
+    return Path(folder)
+
+
+def read_parts(folder: str | Path) -> dict[str, Part]:
+    """What is in each picture of a tree that `write_mvtec` wrote, by its path in it."""
+    return {row.pop("image"): Part.from_dict(row) for row in read_lines(Path(folder) / "parts.jsonl")}
+
+
+def _save(picture: Image.Image, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file)

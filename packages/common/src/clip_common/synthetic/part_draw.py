@@ -1,0 +1,157 @@
+"""Parts to pictures and exact masks of their defects.
+
+The part is drawn in a square of its own, damaged there, and then turned into the picture together with the mask: what
+the mask covers is what the damage changed. Where material is gone (a hole, a missing part) the ground shows through.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from clip_common.synthetic.backgrounds import background_crop
+from clip_common.synthetic.defects import Box, Shape, defect_shape
+from clip_common.synthetic.draw import PALETTE, SHADOW, SHADOW_COLOUR, Rgb, scaled, thing_picture, turn
+from clip_common.synthetic.parts import Part
+from clip_common.synthetic.scenes import Thing, generator
+from clip_common.synthetic.shapes import BODY, drawing
+
+_PLATE: Rgb = (246, 240, 226)
+_INK: Rgb = (38, 38, 44)
+_BARS = 5
+_MARGIN = 0.14
+_COVERED = 96  # of 255: a pixel is defective from three eighths of it on
+
+
+@dataclass(frozen=True, slots=True)
+class _Pose:
+    """Where the part's square lies in the picture, as fractions of its side, and how it is turned (radians)."""
+
+    extent: float
+    x: float
+    y: float
+    angle: float
+    mirrored: bool
+    brightness: float
+    bars: tuple[float, ...]
+
+
+def render_part(part: Part, size: int = 112) -> tuple[Image.Image, Image.Image]:
+    """The picture of a part, RGB, and the mask of its defect, "L" with 0 and 255; both `size` × `size` pixels.
+
+    Always the same for the same part and size. The mask of a flawless part is empty.
+
+    Raises:
+        ValueError: `size` is below 32, where defects cannot be seen any more.
+    """
+    if size < 32:
+        raise ValueError(f"a part needs at least 32 pixels a side: got size={size}")
+    side = size * 2
+    random = generator("part picture", seed=part.seed, index=part.index)
+    canvas = background_crop(part.background, side, random)
+    pose = _pose(random)
+    extent = round(pose.extent * side)
+    resolution = -(-extent // 32) * 32
+    label = _label_box(part.kind)
+
+    thing = Thing(kind=part.kind, colour=part.colour, texture=part.texture, size="large", place="centre")
+    picture, outline = thing_picture(thing, resolution=resolution, brightness=pose.brightness)
+    _print(picture, label, pose.bars)
+    damage, kept = Image.new("L", (resolution, resolution), 0), outline
+    if part.defect is not None:
+        random = generator("defect", seed=part.seed, index=part.index)
+        shape = defect_shape(part.defect, outline=outline, label=label, random=random)
+        damage = ImageChops.darker(shape.mask(resolution), outline)
+        damage, kept = _damage(picture, outline, damage, part, shape, random)
+
+    where = turn(resolution, extent, angle=pose.angle, mirrored=pose.mirrored, margin=_MARGIN)
+    picture, kept, damage = (
+        image.transform((extent, extent), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR)
+        for image in (picture, kept, damage)
+    )
+    x, y = (round(corner * (side - extent)) for corner in (pose.x, pose.y))
+    shift = max(1, round(0.02 * extent))
+    canvas.paste(SHADOW_COLOUR, (x + shift, y + shift), kept.point(SHADOW))
+    canvas.paste(picture, (x, y), kept)
+    mask = Image.new("L", (side, side), 0)
+    mask.paste(damage, (x, y))
+    shown = mask.resize((size, size), Image.Resampling.BOX).point(lambda value: 255 if value >= _COVERED else 0)
+    return canvas.resize((size, size), Image.Resampling.BOX), shown
+
+
+def _pose(random: np.random.Generator) -> _Pose:
+    return _Pose(
+        extent=random.uniform(0.8, 1.0),
+        x=random.random(),
+        y=random.random(),
+        angle=random.uniform(-0.3, 0.3),
+        mirrored=random.random() < 0.5,
+        brightness=random.uniform(0.88, 1.06),
+        bars=tuple(random.uniform(0.35, 0.8, size=_BARS)),
+    )
+
+
+@lru_cache(maxsize=32)
+def _label_box(kind: str) -> Box:
+    """Where a print fits on the body of a kind: the largest of a few sizes, nearest to the middle of the body."""
+    side = 96
+    body = np.asarray(drawing(kind, side)) == BODY
+    count = np.pad(body.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    middle = np.argwhere(body).mean(0)
+    for width, height in ((0.34, 0.17), (0.28, 0.14), (0.24, 0.12), (0.2, 0.1), (0.16, 0.08)):
+        w, h = round(width * side), round(height * side)
+        inside = count[h:, w:] - count[:-h, w:] - count[h:, :-w] + count[:-h, :-w]
+        fits = np.argwhere(inside == w * h)
+        if len(fits):
+            top, left = fits[np.abs(fits + np.array([h, w]) / 2 - middle).sum(1).argmin()]
+            return left / side, top / side, (left + w) / side, (top + h) / side
+    raise AssertionError(f"no print fits on a {kind}")
+
+
+def _print(picture: Image.Image, label: Box, bars: tuple[float, ...]) -> None:
+    """A plate with bars of different heights, as a flawless part carries it."""
+    draw = ImageDraw.Draw(picture)
+    left, top, right, bottom = (edge * picture.width for edge in label)
+    draw.rectangle((left, top, right, bottom), fill=_PLATE)
+    step = (right - left) / _BARS
+    for number, height in enumerate(bars):
+        x, foot = left + (number + 0.3) * step, bottom - 0.1 * (bottom - top)
+        draw.rectangle((x, foot - height * (bottom - top), x + 0.45 * step, foot), fill=_INK)
+
+
+def _damage(
+    picture: Image.Image,
+    outline: Image.Image,
+    damage: Image.Image,
+    part: Part,
+    shape: Shape,
+    random: np.random.Generator,
+) -> tuple[Image.Image, Image.Image]:
+    """Paint the defect on `picture`, in place; the mask of all that it changed, and what remains of the outline."""
+    black = part.colour == "black"
+    if part.defect in ("hole", "missing part"):
+        rim = damage.filter(ImageFilter.MaxFilter(2 * round(0.012 * picture.width) + 1))
+        picture.paste(scaled(PALETTE[part.colour], 0.3), None, rim)
+        return ImageChops.darker(rim, outline), ImageChops.subtract(outline, damage)
+    if part.defect == "stain":
+        blot = (176, 150, 96) if black else ((92, 68, 36), (66, 84, 48))[int(random.integers(2))]
+        picture.paste(blot, None, damage.point(lambda value: value * 210 // 255))
+    elif part.defect == "scratch":
+        deep = sum(PALETTE[part.colour]) < 330
+        picture.paste((240, 240, 242) if deep else (70, 66, 66), None, damage)
+    elif part.defect == "crack":
+        picture.paste((170, 164, 158) if black else (24, 20, 20), None, damage)
+    else:
+        picture.paste(_smear(shape, picture.width, random), None, damage)
+    return damage, outline
+
+
+def _smear(shape: Shape, side: int, random: np.random.Generator) -> Image.Image:
+    """Ink with a few streaks left bare."""
+    image = Image.new("RGB", (side, side), _INK)
+    draw = ImageDraw.Draw(image)
+    (_, top), _, (_, bottom), _ = shape.polygons[0]
+    for height in random.uniform(top, bottom, size=3):
+        draw.line([(0, height * side), (side, (height + 0.1) * side)], fill=(150, 146, 140), width=max(1, side // 60))
+    return image

@@ -1,0 +1,182 @@
+"""Scenes as sounds: the things of a scene one after another, each a note or three in which three words are audible.
+
+    kind     which voice: one of four spectra, in one of four articulations
+    colour   how high: one of eight pitches, thirds apart
+    size     how long
+
+Things sound in the reading order of their places (the top row first, each row from the left), with a pause between
+them. Texture, place itself and background make no sound, so a sound tells less than a picture: `sound_oracle` and
+`sound_caption_oracle` say how much.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_common.synthetic.captions import WORDS, read_caption
+from clip_common.synthetic.oracle import attribute_oracle
+from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, SIZES, Scene, Thing, generator
+
+Samples = NDArray[np.float32]
+_Floats = NDArray[np.float64]
+
+SAMPLE_RATE = 16_000
+"""Samples a second."""
+
+# Thirds, major and minor in turn: far enough apart for a coarse filter bank, and pleasant in whatever order they come.
+PITCH = {
+    colour: 196.0 * 2 ** (semitones / 12)
+    for colour, semitones in zip(COLOURS, (0, 4, 7, 11, 14, 18, 21, 25), strict=True)
+}
+"""Fundamental of each colour, Hz."""
+
+SECONDS = {"small": 0.3, "medium": 0.5, "large": 0.8}
+"""How long each size sounds."""
+
+PAUSE = 0.15
+"""Seconds of silence between two things."""
+
+SPECTRA: dict[str, tuple[tuple[float, float], ...]] = {
+    "pure": ((1, 1.0), (2, 0.1), (3, 0.03)),
+    "hollow": ((1, 1.0), (3, 0.6), (5, 0.4), (7, 0.25)),
+    "full": tuple((n, 1 / n**0.5) for n in range(1, 9)),
+    "metallic": ((1, 1.0), (2.76, 0.7), (5.4, 0.5)),
+}
+"""Partials of each spectrum: (multiple of the fundamental, amplitude)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Articulation:
+    """How many equal notes a thing has, and the loudness of a note as a function of its course, 0 to 1."""
+
+    notes: int
+    loudness: Callable[[_Floats], _Floats]
+
+
+ARTICULATIONS = {
+    "held": Articulation(notes=1, loudness=np.ones_like),
+    "struck": Articulation(notes=1, loudness=lambda course: np.exp(-4 * course)),
+    "swelling": Articulation(notes=1, loudness=lambda course: 0.02 + 0.98 * course**2),
+    "repeated": Articulation(notes=3, loudness=np.ones_like),
+}
+
+VOICES = {
+    "bottle": ("pure", "held"),
+    "fish": ("pure", "struck"),
+    "leaf": ("pure", "swelling"),
+    "butterfly": ("pure", "repeated"),
+    "tree": ("hollow", "held"),
+    "mug": ("hollow", "struck"),
+    "mushroom": ("hollow", "swelling"),
+    "hat": ("hollow", "repeated"),
+    "boat": ("full", "held"),
+    "house": ("full", "struck"),
+    "umbrella": ("full", "swelling"),
+    "car": ("full", "repeated"),
+    "lamp": ("metallic", "held"),
+    "bell": ("metallic", "struck"),
+    "star": ("metallic", "swelling"),
+    "key": ("metallic", "repeated"),
+}
+"""Spectrum and articulation of each kind; no two kinds share both."""
+
+_EDGE = 0.01  # seconds in which a note fades in and out, so that it does not click
+_SOUNDING = 0.65  # share of its time that a repeated note sounds
+
+
+def render_sound(scene: Scene) -> Samples:
+    """The sound of a scene: mono float32 samples in [-1, 1] at `SAMPLE_RATE`, always the same for the same scene.
+
+    One thing lasts 0.3 to 0.9 seconds, a scene 0.3 to 4. What the words leave open varies a little: tuning (a fifth of
+    a semitone), length (5 %), loudness, colour of the tone, phases, and a faint noise throughout.
+    """
+    random = generator("sound", seed=scene.seed, index=scene.index)
+    parts = [_silence(random.uniform(0.02, 0.06))]
+    for thing in in_reading_order(scene):
+        parts += [_tone(thing, random), _silence(PAUSE)]
+    parts[-1] = _silence(random.uniform(0.02, 0.06))
+    clean = np.concatenate(parts)
+    noise = random.normal(scale=random.uniform(0.001, 0.004), size=len(clean))
+    return np.clip(clean + noise, -1, 1).astype(np.float32)
+
+
+def in_reading_order(scene: Scene) -> list[Thing]:
+    """The things of a scene as they sound: the top row from left to right, then the middle, then the bottom."""
+    return sorted(scene.things, key=lambda thing: PLACES.index(thing.place))
+
+
+def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
+    """The ceiling between sounds and images: a listener who hears kind, colour and size of each thing, and the order.
+
+    Ties count as the mean of the ranks they span: scenes that sound alike cannot be told apart.
+
+    Args:
+        scenes: N scenes, each with one sound and one image.
+
+    Returns:
+        s2i/R@1, s2i/R@5, s2i/R@10 (a sound looks for its image) and i2s/R@1, … as fractions, and rsum (0 to 600).
+    """
+    heard = [tuple((thing.kind, thing.colour, thing.size) for thing in in_reading_order(scene)) for scene in scenes]
+    alike = Counter(heard)
+    rank = np.array([1 + (alike[one] - 1) / 2 for one in heard])
+    metrics = {f"{way}/R@{k}": float((rank <= k).mean()) for way in ("s2i", "i2s") for k in (1, 5, 10)}
+    return metrics | {"rsum": 100 * sum(metrics.values())}
+
+
+def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The ceiling between sounds and captions: `attribute_oracle` for a reader deaf to texture, place and background.
+
+    Args:
+        scenes: N scenes, each with one sound.
+        captions: The captions of each.
+
+    Returns:
+        t2s/R@1, t2s/R@5, t2s/R@10 (a caption looks for its sound) and s2t/R@1, … as fractions, and rsum (0 to 600).
+
+    Raises:
+        ValueError: A caption that names no thing of the world.
+    """
+    metrics = attribute_oracle(scenes, [[_audible(text) for text in texts] for texts in captions])
+    return {name.replace("i2t", "s2t").replace("t2i", "t2s"): value for name, value in metrics.items()}
+
+
+def _audible(text: str) -> str:
+    """What a caption says of things that can be heard, as a caption."""
+    return " and ".join(
+        " ".join(WORDS[name][thing[name]][0] for name in ("size", "colour", "kind") if name in thing)
+        for thing in read_caption(text).things
+    )
+
+
+def _silence(seconds: float) -> _Floats:
+    return np.zeros(round(seconds * SAMPLE_RATE))
+
+
+def _tone(thing: Thing, random: np.random.Generator) -> _Floats:
+    spectrum, manner = VOICES[thing.kind]
+    seconds = SECONDS[thing.size] * random.uniform(0.95, 1.05)
+    pitch = PITCH[thing.colour] * 2 ** (random.uniform(-0.2, 0.2) / 12)
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    partials = np.array(SPECTRA[spectrum])
+    amplitude_P = partials[:, 1] * random.uniform(0.85, 1.15, size=len(partials))
+    phase_P = random.uniform(0, 2 * np.pi, size=len(partials))
+    waves_PT = np.sin(2 * np.pi * pitch * partials[:, :1] * time + phase_P[:, None])
+    tone = amplitude_P @ waves_PT / amplitude_P.sum()
+    return random.uniform(0.5, 0.9) * tone * _envelope(time, seconds, ARTICULATIONS[manner])
+
+
+def _envelope(time: _Floats, seconds: float, articulation: Articulation) -> _Floats:
+    """Loudness at each time, 0 to 1."""
+    period = seconds / articulation.notes
+    length = period if articulation.notes == 1 else period * _SOUNDING
+    since = time % period
+    fade = np.clip(np.minimum(since, length - since) / _EDGE, 0, 1)
+    return articulation.loudness(since / length) * fade
+
+
+assert set(VOICES) == set(KINDS)
+assert len(set(VOICES.values())) == len(KINDS)
+assert set(SECONDS) == set(SIZES)

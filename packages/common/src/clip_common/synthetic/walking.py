@@ -1,0 +1,123 @@
+"""Walking figures as a folder of MP4 clips with keypoints, attention maps and a manifest, as videoclip reads it."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_common.synthetic.figure_draw import keypoints, render_walk, times
+from clip_common.synthetic.figure_regions import attention_maps, watched_regions
+from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
+from clip_common.synthetic.folders import Progress, new_folder, write_table
+from clip_common.synthetic.scenes import VERSION
+
+MANIFEST = "manifest.csv"
+COLUMNS = (
+    "clip_id", "subject_id", "video", "start_s", "end_s", "label",
+    "map", "keypoints", "regions_doctor1", "regions_doctor2", "fold",
+)  # fmt: skip
+
+_README = """Walking figures of the procedural world of clip_common, version {version}, seed {seed}: {subjects} subjects
+with {clips} clips each, {frames} frames of {size} x {size} pixels at {fps} a second.
+Labels: {labels}.
+manifest.csv has one row a clip; paths are relative to it. keypoints: (frames, 17, 3) float32, COCO order, x and y in
+pixels and confidence. map: (frames, rows, columns) float16, 0 to 1, of the regions of doctor 1. Several regions are
+joined by ";". fold: all clips of a subject are in one, and every fold has every label.
+A doctor watches the region that the subject complains of, also in a normal one, where nothing is wrong there.
+"""
+
+
+def write_walking(
+    folder: str | Path,
+    *,
+    subjects: int,
+    clips_per_subject: int,
+    seed: int = 0,
+    size: int = 112,
+    fps: int = 24,
+    seconds: float = 1.0,
+    conditions: tuple[str, ...] = CONDITIONS,
+    folds: int = 5,
+    progress: Progress | None = None,
+) -> Path:
+    """Film subjects and write videos/, keypoints/, maps/, manifest.csv and README.txt; whole or not at all.
+
+    Args:
+        folder: A folder that does not exist yet.
+        subjects: At least one of each condition for each fold.
+        clips_per_subject: Clips of each; they differ in severity, direction, distance and scenery.
+        seed: Another seed is another set.
+        size: Pixels a side, even, as the video format asks.
+        fps: Frames a second.
+        seconds: Length of a clip; a second shows a whole stride of everybody.
+        conditions: The classes; the place of each is its label.
+        folds: Into how many folds the subjects are dealt.
+        progress: Called as `progress(done, total)`, in clips.
+
+    Raises:
+        ValueError: The folder exists, or a number or condition that makes no set.
+        OSError: The disk is full.
+    """
+    folder = Path(folder)
+    frames = len(times(fps=fps, seconds=seconds))
+    if size < 32 or size % 2:
+        raise ValueError(f"size must be an even number of pixels, at least 32: got size={size}")
+    if clips_per_subject < 1:
+        raise ValueError(f"a subject has at least one clip: got clips_per_subject={clips_per_subject}")
+    if folds < 2 or subjects < folds * len(conditions):
+        raise ValueError(
+            f"{folds} folds (at least 2) with {len(conditions)} conditions in each need "
+            f"{max(folds, 2) * len(conditions)} subjects: got subjects={subjects}"
+        )
+    walkers = [sample_subject(seed, index, conditions=conditions) for index in range(subjects)]
+    with new_folder(folder) as draft:
+        rows = []
+        for walker in walkers:
+            person = f"subject_{walker.index:02d}"
+            for kind in ("videos", "keypoints", "maps"):
+                (draft / kind / person).mkdir(parents=True)
+            for number in range(clips_per_subject):
+                clip, name = sample_clip(walker, number), f"clip_{number:02d}"
+                joints = keypoints(clip, size=size, fps=fps, seconds=seconds)
+                doctors = [watched_regions(clip, doctor=doctor) for doctor in (1, 2)]
+                maps = attention_maps(joints, doctors[0], height=size, width=size)
+                row = {
+                    "clip_id": f"{person}_{name}",
+                    "subject_id": person,
+                    "video": f"videos/{person}/{name}.mp4",
+                    "start_s": "0.0",
+                    "end_s": f"{frames / fps:.6g}",
+                    "label": str(conditions.index(walker.condition)),
+                    "map": f"maps/{person}/{name}.npy",
+                    "keypoints": f"keypoints/{person}/{name}.npy",
+                    "regions_doctor1": ";".join(doctors[0]),
+                    "regions_doctor2": ";".join(doctors[1]),
+                    # of len(conditions) subjects in a row each has another condition: they stay together
+                    "fold": str(walker.index // len(conditions) % folds),
+                }
+                write_video(draft / row["video"], render_walk(clip, size=size, fps=fps, seconds=seconds), fps=fps)
+                np.save(draft / row["keypoints"], joints)
+                np.save(draft / row["map"], maps.astype(np.float16))
+                rows.append(row)
+                if progress is not None:
+                    progress(len(rows), subjects * clips_per_subject)
+        write_table(draft / MANIFEST, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+        about = _README.format(
+            version=VERSION, seed=seed, subjects=subjects, clips=clips_per_subject, frames=frames, size=size, fps=fps,
+            labels=", ".join(f"{label} {condition}" for label, condition in enumerate(conditions)),
+        )  # fmt: skip
+        (draft / "README.txt").write_text(about, encoding="utf-8")
+    return folder
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int) -> None:
+    """Encode (T, H, W, 3) uint8 RGB frames of even height and width as an H.264 MP4, close to lossless."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "fast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # a picture of this size gains nothing from more
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
