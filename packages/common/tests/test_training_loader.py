@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from clip_common.training import ResumableLoader, ShuffledBatchSampler
@@ -89,3 +91,34 @@ def test_ranks_share_an_epoch_without_overlap_in_equally_many_batches(world, dro
 def test_a_batch_larger_than_the_data_is_an_error():
     with pytest.raises(ValueError, match=r"3 rows do not fill a batch of 4 on 1 device\(s\): lower the batch size"):
         ShuffledBatchSampler(3, batch_size=4)
+
+
+@given(
+    st.integers(2, 60).flatmap(lambda n: st.lists(st.integers(0, n // 2), min_size=n, max_size=n)),
+    st.integers(1, 3),
+    st.integers(0, 5),
+)
+def test_rows_of_one_group_are_neighbours_in_the_order_of_all_ranks(groups, world, epoch):
+    numbers = torch.tensor(groups)
+    samplers = [
+        ShuffledBatchSampler(len(groups), batch_size=1, seed=3, rank=rank, world=world, groups=numbers)
+        for rank in range(world)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    order = [row for step in zip(*samplers, strict=True) for batch in step for row in batch]
+    assert len(order) == len(set(order)) == len(groups) // world * world
+    runs = [group for group, _ in itertools.groupby(groups[row] for row in order)]
+    assert len(runs) == len(set(runs))
+
+
+def test_groups_are_shuffled_and_so_are_their_members():
+    groups = torch.arange(20) // 2
+    sampler = ShuffledBatchSampler(20, batch_size=20, groups=groups)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        orders.append(next(iter(sampler)))
+    assert len({tuple(order) for order in orders}) == 4
+    firsts = {row % 2 for order in orders for row in order[::2]}
+    assert firsts == {0, 1}

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clipse.config import Config
-    from clipse.data import CLIPCollator, Flickr8kDataset, load_captions, read_records
+    from clipse.data import CLIPCollator, Flickr8kDataset, TopicalBatchSampler, load_captions, read_records
     from clipse.evaluation import evaluate, evaluate_source
     from clipse.experiment import train
     from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
@@ -29,6 +29,7 @@ _HOMES = {
     "Retriever": "clipse.retriever",
     "SANWBandpass": "clipse.losses",
     "SANWDebias": "clipse.losses",
+    "TopicalBatchSampler": "clipse.data",
     "evaluate": "clipse.evaluation",
     "evaluate_source": "clipse.evaluation",
     "load_captions": "clipse.data",
@@ -45,6 +46,7 @@ __all__ = [
     "Retriever",
     "SANWBandpass",
     "SANWDebias",
+    "TopicalBatchSampler",
     "evaluate",
     "evaluate_source",
     "load_captions",

@@ -7,6 +7,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides
@@ -75,6 +76,107 @@ def evaluate(
     settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
     show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
     for file in written:
+        console.print(f"written to {file}", soft_wrap=True)
+
+
+@app.command()
+def search(
+    source: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="Run, saved model, or model name.")],
+    query: Annotated[str, typer.Argument(help="Words, or an image file.")],
+    images: Annotated[Path, typer.Argument(help="Folder to search.")],
+    overrides: Overrides = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Images to return.")] = 10,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page that works offline; an earlier search page is replaced."),
+    ] = None,
+) -> None:
+    """Find the images of a folder that are most like some words, or like an image.
+
+    The folder is encoded once. The index is kept in runs/cache/index; later searches encode what is new or changed.
+    Images that cannot be read are left out and named.
+
+    Examples:
+
+        clipse search runs/clipse/first "a dog in the snow" photos/
+
+        clipse search runs/clipse/first photos/dog.jpg photos/ --k 20 --html dogs.html
+
+        clipse search ViT-B-32 "a dog in the snow" photos/ model.pretrained=laion2b_s34b_b79k
+    """
+    from clipse.index import printable
+    from clipse.search import search_source
+
+    found = search_source(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)
+    title = f"images like {query}" if isinstance(found.query, Path) else query
+    table = Table(title=Text(printable(title)), box=box.SIMPLE)
+    table.add_column("", justify="right")
+    table.add_column("similarity", justify="right")
+    table.add_column("image", overflow="fold")
+    for rank, hit in enumerate(found.hits, start=1):
+        table.add_row(str(rank), f"{hit.similarity:.3f}", Text(printable(hit.path.relative_to(images))))
+    console.print(table)
+    lines = [f"{len(found.gallery):,} images of {printable(images)}; their index is {printable(found.file)}"]
+    lines += [] if found.page is None else [f"page   {printable(found.page)}"]
+    if found.skipped:
+        lines.append(f"skipped {len(found.skipped):,} that cannot be read, such as")
+        lines += [f"  {problem}" for problem in list(found.skipped.values())[:LISTED]]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)  # as it is: a file name may hold [brackets]
+
+
+@app.command()
+def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
+    """Train losses × seeds and say how far each is from the first: losses=[…] seeds=[…], then overrides of the runs.
+
+    A loss is NAME or NAME:PRESET. The val split is scored, on which weights are selected; split=test once, at the end.
+    The same command typed again goes on where it was stopped, with more losses or seeds too.
+
+    Examples:
+
+        clipse compare losses=[clip,sanw_debias,sanw_bandpass] seeds=[13,17,23] --config scenes data.root=scenes/
+
+        clipse compare losses=[clip,sanw_debias:conservative] seeds=[0,1] --config scenes data.root=scenes/ name=mild
+
+        clipse compare losses=[clip,sanw_bandpass] seeds=[1,2] --config scenes data.root=scenes/ split=test
+    """
+    from clipse.compare import caption, cells, resolve_comparison
+    from clipse.compare import compare as run_comparison
+
+    settings, options = resolve_comparison(config=config, overrides=overrides or [])
+    found = run_comparison(
+        settings, losses=options.losses, seeds=options.seeds, split=options.split, reporter=cli.progress, announce=say
+    )
+    table = Table("loss", "rsum", f"minus {options.losses[0]}", "p", box=box.SIMPLE)
+    for row in found.rows:
+        table.add_row(*cells(row))
+    console.print(table)
+    console.print(caption(found), highlight=False)
+    for file in (found.table, found.plot):
+        console.print(f"written to {file}", soft_wrap=True)
+
+
+@app.command()
+def tune(overrides: Overrides = None, config: ConfigName = None) -> None:
+    """Search a weighting's parameters for validation rsum: loss=… trials=…, then overrides of the runs.
+
+    Parameters that are set (loss.alpha=1) are not searched. The same command typed again goes on where it was stopped;
+    the test split is not touched. Compare the best on seeds that it was not found with.
+
+    Examples:
+
+        clipse tune loss=sanw_bandpass trials=40 --config scenes data.root=scenes/
+
+        clipse tune loss=sanw_debias trials=20 --config scenes data.root=scenes/ loss.alpha=1 trainer.max_epochs=4
+    """
+    from clipse.tune import resolve_tuning
+    from clipse.tune import tune as run_tuning
+
+    settings, options = resolve_tuning(config=config, overrides=overrides or [])
+    found = run_tuning(settings, loss=options.loss, trials=options.trials, reporter=cli.progress, announce=say)
+    best = f"best validation rsum {found.best.rsum:.1f}, trial {found.best.number} of {len(found.trials)}:"
+    console.print(f"{best}\n\n    {' '.join(found.overrides)}\n", soft_wrap=True, highlight=False)
+    for file in (found.table, found.csv, found.plot):
         console.print(f"written to {file}", soft_wrap=True)
 
 
@@ -206,7 +308,14 @@ def show(evaluation: "Evaluation", *, title: str) -> None:
     )
 
 
+LISTED = 5
+"""Skipped images that are named."""
 COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
+
+
+def say(line: str) -> None:
+    """One line on stderr, where progress is shown too."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def _number(name: str, value: float) -> str:

@@ -6,7 +6,28 @@ Nothing here imports torch, so that `clipse --help` and `clipse config` answer a
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from clip_common.config import OptimConfig, TrainerConfig
+from clip_common.config import ConfigError, OptimConfig, TrainerConfig
+
+
+@dataclass
+class TopicalConfig:
+    """Batches of which a share is about one topic: k-means over the mean text features of each image's captions."""
+
+    fraction: float = 0.0
+    """Share of a batch (over all devices) from one topic, the rest mixed; 0 shuffles plainly, 1 is all of it."""
+    clusters: int = 100
+    """Topics; at most as many as training images."""
+    every: int = 0
+    """Epochs after which topics are found again, from the model's text features of then; 0 keeps the first ones."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction <= 1:
+            raise ConfigError(f"data.topical.fraction: expected a share from 0 to 1, got {self.fraction}")
+        for name, least in (("clusters", 1), ("every", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"data.topical.{name}: expected a whole number from {least}, got {getattr(self, name)}"
+                )
 
 
 @dataclass
@@ -23,6 +44,9 @@ class DataConfig:
     """Seed of the split by image, where the set brings none, and of `hold_out`."""
     captions: Literal["one", "all"] = "one"
     """Captions of an image in a batch: one at random each epoch, or all of them with the image encoded once."""
+    together: str | None = None
+    """A CSV file (image,group) in the root: training images of one group stand in one batch, as contrast pairs do."""
+    topical: TopicalConfig = field(default_factory=TopicalConfig)
     batch_size: int = 64
     """Images per optimizer step and accumulation, over all devices together."""
     augment: bool = True
@@ -122,3 +146,25 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5, weight_decay=0.01))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=10))
+
+
+@dataclass
+class CompareConfig:
+    """What `clipse compare` takes besides the configuration of its runs."""
+
+    losses: list[str] = field(default_factory=lambda: ["clip", "sanw_debias", "sanw_bandpass"])
+    """`NAME` or `NAME:PRESET` each; the first is the baseline."""
+    seeds: list[int] = field(default_factory=lambda: [13, 17, 23])
+    """Seeds of training."""
+    split: Literal["train", "val", "test"] = "val"
+    """The split that is scored; weights are selected on `val`, so score `test` once, at the end."""
+
+
+@dataclass
+class TuneConfig:
+    """What `clipse tune` takes besides the configuration of its runs."""
+
+    loss: str = "sanw_bandpass"
+    """The weighting whose parameters are searched: `sanw_debias` or `sanw_bandpass`."""
+    trials: int = 40
+    """Runs in all, those of earlier calls included."""

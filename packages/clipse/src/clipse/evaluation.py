@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_common.config import load_config
 from clip_common.metrics import ImageTextResult, image_text_retrieval
-from clip_common.runs import Run
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel, load_towers, model_folder
+from clipse.model import RetrievalModel, open_source
 from clipse.reporting import Progress, Reporter, silent
 from clipse.results import write_registry
 
@@ -70,22 +68,16 @@ def evaluate_source(
     """Score a run folder, a model by name, or a weights file; register the scores.
 
     Args:
-        source: A run folder (its configuration holds unless overridden), or what `model.name` takes.
+        source: A run folder (its configuration holds unless overridden), a saved model, or what `model.name` takes.
         overrides: `data.root=…`, `split=…` and the like.
         reporter: Shows progress.
 
     Returns:
         The configuration that held, the scores, and the files that were written.
     """
-    if (Path(source) / "config.yaml").exists():
-        run = Run.open(source)
-        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
-        model = RetrievalModel.from_pretrained(model_folder(run.path))
-        name, epoch = run.name, int(run.result["epochs"])
-    else:
-        run, name, epoch = None, source, 0
-        config = load_config(Config, overrides=[f"model.name={source}", *overrides])
-        model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
+    opened = open_source(source, overrides=overrides)
+    config, model, run = opened.config, opened.model, opened.run
+    name, epoch = (source, 0) if run is None else (run.name, int(run.result["epochs"]))
     records = read_records(config.data)
     with reporter(f"embedding the {config.split} split") as progress:
         evaluation = evaluate(

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from clip_common.backbones import Bundle, Tokens, load_bundle, load_clip, load_dual, save_bundle
+from clip_common.config import load_config
 from clip_common.losses import LogitScale
 from clip_common.runs import Run
-from clipse.config import ModelConfig
+from clipse.config import Config, ModelConfig
 
 
 class RetrievalModel(nn.Module):
@@ -95,3 +98,37 @@ def model_folder(source: str | Path) -> Path:
             raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
         return run.path / "model"
     return folder
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a RUN-or-MODEL stands for.
+
+    Attributes:
+        model: In eval mode.
+        config: A run's own unless overridden, else the defaults and the overrides.
+        run: None where it is no run.
+        name: For a person: the run's name, or the model's with its weights.
+    """
+
+    model: RetrievalModel
+    config: Config
+    run: Run | None
+    name: str
+
+
+def open_source(source: str, *, overrides: Sequence[str] = ()) -> Source:
+    """Load a run folder, a folder that `save_pretrained` wrote, or what `model.name` takes.
+
+    Raises:
+        ValueError: One line: none of these, a damaged one, or a run without a model yet.
+    """
+    if (Path(source) / "config.yaml").exists():
+        run = Run.open(source)
+        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
+        return Source(RetrievalModel.from_pretrained(model_folder(run.path)), config, run=run, name=run.name)
+    config = load_config(Config, overrides=[f"model.name={source}", *overrides])
+    if (Path(source) / "config.json").exists():
+        return Source(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
+    model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
+    return Source(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))

@@ -5,22 +5,40 @@ B images of a batch, T texts, D the shared width.
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import move
 from clip_common.metrics import image_text_retrieval
 from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
+from clip_common.training.loader import epoch_seed
 from clipse.config import Config
-from clipse.data import Batch, CLIPCollator, Flickr8kDataset, ImageCache, ImageRecord, Sample
+from clipse.data import (
+    Batch,
+    CLIPCollator,
+    DataError,
+    Flickr8kDataset,
+    ImageCache,
+    ImageRecord,
+    Sample,
+    TopicalBatchSampler,
+    read_groups,
+    topics,
+)
+from clipse.data.topical import check_clusters
 from clipse.features import FrozenFeatures, ImageFeatureDataset
 from clipse.losses import build_loss
 from clipse.model import RetrievalModel
 from clipse.references import ReferenceModel
+
+TEXTS_AT_ONCE = 256
+"""Captions embedded together when topics are found."""
 
 
 class RetrievalModule(L.LightningModule):
@@ -43,6 +61,17 @@ class RetrievalModule(L.LightningModule):
         self.validated: list[tuple[Tensor, ...]] = []
         decay = {"frozen": 1.0, "ema": config.loss.ema_decay}.get(config.loss.references)
         self.reference = None if decay is None else ReferenceModel(model, decay=decay)
+
+    def on_train_epoch_start(self) -> None:
+        """Find the topics of the training images where they are due; a resume inside an epoch has them saved."""
+        epoch, topical = self.current_epoch, self.config.data.topical
+        # overfitting repeats the first epoch's batches, so its topics stay too
+        again = topical.every > 0 and epoch % topical.every == 0 and self.config.trainer.overfit_batches is None
+        if topical.fraction and (epoch == 0 or again):
+            data = self.trainer.datamodule
+            features_ND = data.caption_features(self.model, frozen=epoch == 0)
+            found = topics(features_ND, clusters=topical.clusters, seed=epoch_seed(self.config.trainer.seed, epoch))
+            data.set_topics(self.trainer.strategy.broadcast(found))  # devices may round otherwise; batches are shared
 
     def configure_optimizers(self) -> dict[str, Any]:
         return optimizer_and_schedule(self, self.config.optim)
@@ -181,24 +210,75 @@ class RetrievalData(L.LightningDataModule):
         self.config = config
         self.features = features
         self.image_caches = image_caches
+        together = config.data.together
+        self.groups = read_groups(Path(str(config.data.root)) / together, records["train"]) if together else None
+        self.sampler: ShuffledBatchSampler | TopicalBatchSampler | None = None
+        self.topics_N = torch.zeros(len(records["train"]), dtype=torch.long)
+        if config.data.topical.fraction:
+            check_clusters(config.data.topical.clusters, images=len(records["train"]))
+            if together:
+                raise DataError(
+                    "data.together and data.topical.fraction both say who meets in a batch: set one of them"
+                )
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.trainer is not None
         data, world = self.config.data, self.trainer.world_size
-        sampler = ShuffledBatchSampler(
-            len(self.records["train"]),
-            batch_size=data.batch_size // world,
-            seed=self.config.trainer.seed,
-            rank=self.trainer.global_rank,
-            world=world,
-        )
+        place: dict[str, Any] = {
+            "batch_size": data.batch_size // world,
+            "seed": self.config.trainer.seed,
+            "rank": self.trainer.global_rank,
+            "world": world,
+        }
+        if data.topical.fraction:
+            self.sampler = TopicalBatchSampler(self.topics_N, fraction=data.topical.fraction, **place)
+        else:
+            self.sampler = ShuffledBatchSampler(len(self.records["train"]), groups=self.groups, **place)
         return ResumableLoader(
             self.dataset("train"),
-            batch_sampler=sampler,
+            batch_sampler=self.sampler,
             collate_fn=self.collate,
             num_workers=data.workers,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The topics, for a resume in the epochs that they hold for: the model has moved on since they were found."""
+        return {"topics": self.topics_N} if self.config.data.topical.fraction else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the saved topics."""
+        self.set_topics(state_dict["topics"])
+
+    def set_topics(self, topics_N: Tensor) -> None:
+        """Make batches about these topics from the next epoch's beginning, or the resumed one's rest."""
+        self.topics_N = topics_N
+        if isinstance(self.sampler, TopicalBatchSampler):
+            self.sampler.set_topics(topics_N)
+
+    @torch.no_grad()
+    def caption_features(self, model: RetrievalModel, *, frozen: bool) -> Tensor:
+        """(N, D) mean text features of each training image's captions, each caption of unit length, on the CPU.
+
+        Args:
+            model: As it is now; run in eval mode.
+            frozen: For a locked text tower, what its trunk yields, without the head that trains on top.
+        """
+        records, size = self.records["train"], TEXTS_AT_ONCE
+        captions = [text for record in records for text in record.captions]
+        training = model.training
+        model.eval()
+        parts = []
+        for start in range(0, len(captions), size):
+            tokens = self.collate.tokenizer(captions[start : start + size])
+            if self.features.texts is None:
+                text_TD = model.text_tower(move(tokens, model.device))
+            else:
+                text_TD = tokens if frozen else model.text_tower.head(tokens.to(model.device))
+            parts.append(functional.normalize(text_TD.float(), dim=1).cpu())
+        model.train(training)
+        of_image = torch.cat(parts).split([len(record.captions) for record in records])
+        return torch.stack([text_TD.mean(dim=0) for text_TD in of_image])
 
     def val_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None

@@ -1,6 +1,6 @@
 """Files to samples to batches.
 
-from clipse.data import load_captions, Flickr8kDataset, CLIPCollator, UniqueImageBatchSampler
+from clipse.data import load_captions, Flickr8kDataset, CLIPCollator
 
 data = load_captions("flickr8k/")                                   # any of the formats, told apart by their files
 dataset = Flickr8kDataset(data.split("train"), preprocess=bundle.train_preprocess, seed=13, augment=True)
@@ -10,9 +10,11 @@ from clipse.data.cache import ImageCache
 from clipse.data.check import CheckReport, Stats, check, stats
 from clipse.data.dataset import Batch, CLIPCollator, Flickr8kDataset, Sample, chosen_captions
 from clipse.data.errors import DataError
+from clipse.data.groups import read_groups
 from clipse.data.loading import Records, load_captions, read_records
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.splits import hold_out
+from clipse.data.topical import TopicalBatchSampler, topics
 
 __all__ = [
     "Batch",
@@ -26,10 +28,13 @@ __all__ = [
     "Records",
     "Sample",
     "Stats",
+    "TopicalBatchSampler",
     "check",
     "chosen_captions",
     "hold_out",
     "load_captions",
+    "read_groups",
     "read_records",
     "stats",
+    "topics",
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -19,6 +20,9 @@ from clip_common.backbones.tokenizers import ClipTokenizer
 if TYPE_CHECKING:
     from open_clip.model import CustomTextCLIP
 
+TINY = Path(__file__).parent / "tiny"
+"""The CLIP that is part of this package; README.md in it is its card."""
+SUMS = "SHA256SUMS"
 TRAIN_CROP = (0.9, 1.0)
 """Share of the area that a training crop keeps: open_clip's default."""
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -73,8 +77,8 @@ def load_clip(
     """Load a CLIP, in eval mode.
 
     Args:
-        name: open_clip architecture (`ViT-L-14-336`, with `pretrained`), `hf-hub:org/name`, `local-dir:/folder`, a file
-            of weights (with `model`), or any label (with `model_config`).
+        name: `tiny` (the package's own, no network), an open_clip architecture (`ViT-L-14-336`, with `pretrained`),
+            `hf-hub:org/name`, `local-dir:/folder`, a file of weights (with `model`), or any label (with `model_config`).
         pretrained: Tag of the architecture's weights, a file of them, or `random`.
         model: Architecture of the file of weights that `name` is.
         model_config: An open_clip model configuration (embed_dim, vision_cfg, text_cfg): a CLIP of one's own, from
@@ -112,9 +116,8 @@ def find_source(
 ) -> Source:
     """Resolve the arguments of `load_clip`; downloads weights, builds nothing."""
     if name == "tiny":
-        raise BackboneError(
-            "the tiny CLIP is not part of this version; name an open_clip architecture such as ViT-B-32"
-        )
+        require_whole(TINY)
+        return _from_folder(TINY, name=name)
     if model_config is not None:
         weights = None if pretrained in (None, "random") else _file(pretrained)
         config = _checked(model_config)
@@ -170,6 +173,15 @@ def _from_hub(repository: str, *, name: str) -> Source:
     except FileNotFoundError as error:
         raise BackboneError(f"{name} is no open_clip model: {error}") from error
     return Source(name, None, content["model_cfg"], preprocess=content.get("preprocess_cfg", {}), weights=weights)
+
+
+def require_whole(folder: Path) -> None:
+    """Raise BackboneError where a file of package data is not the one that was shipped (`sha256sum -c` says the same)."""
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        expected, name = line.split()
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise BackboneError(f"{file} is absent or damaged: install clip-common again")
 
 
 def _from_folder(folder: Path, *, name: str) -> Source:

@@ -59,6 +59,21 @@ def draws(groups: int, *, samples: int, seed: int, width: int) -> Iterator[NDArr
         yield np.bincount(drawn_SG.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
+def over_runs(values_RS: Floats, *, seed: int) -> Floats:
+    """Resample runs as well: the mean of R runs drawn with replacement, for each of the S resamples of the queries.
+
+    R runs drawn from R vary by (R − 1)/R of the variance between runs: with three runs the spread that comes from the
+    seeds is understated by a factor of √(2/3), with ten by √(9/10). One run is returned as it is.
+
+    Args:
+        values_RS: a metric, or a difference of two systems, of each run on each resample.
+        seed: of the draw of runs; independent of that of the queries.
+    """
+    runs, samples = values_RS.shape
+    drawn_SR = np.random.default_rng((seed, 1)).integers(runs, size=(samples, runs))
+    return np.take_along_axis(values_RS.T, drawn_SR, axis=1).mean(1)
+
+
 def percentile_intervals(resampled: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
     """The middle 95 % of each metric's resamples, as (low, high)."""
     tail = (1 - COVERAGE) / 2

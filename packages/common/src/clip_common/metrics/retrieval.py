@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_common.metrics.bootstrap import Floats, draws, percentile_intervals, stacked, weighted_metrics
+from clip_common.metrics.bootstrap import Floats, draws, over_runs, percentile_intervals, stacked, weighted_metrics
 from clip_common.metrics.ranking import DEPTH, Ranks, Ties, one_way_ranks, two_way_ranks
 
 T = TypeVar("T", float, Floats)
@@ -217,37 +217,60 @@ def image_text_retrieval(
 
 
 def paired_bootstrap(
-    a: ImageTextResult, b: ImageTextResult, key: str = "rsum", samples: int = 2000, seed: int = 0
+    a: ImageTextResult | Sequence[ImageTextResult],
+    b: ImageTextResult | Sequence[ImageTextResult],
+    key: str = "rsum",
+    samples: int = 2000,
+    seed: int = 0,
 ) -> Paired:
     """Compare two systems on the same images: both are resampled alike, so that what is hard for both cancels.
 
+    Systems that were trained several times are compared over images and over runs: each resample draws the images, the
+    same for all runs, and the runs, the same for both systems (see `bootstrap.over_runs` for how few runs count).
+
     Args:
-        a: one system.
-        b: the other, on the same images and captions in the same order.
+        a: one system: a result, or those of several runs.
+        b: the other, on the same images and captions in the same order; run i of both shares what can be shared (the
+            seed), and there are as many.
         key: a key of `ImageTextResult.metrics`.
         samples: resamples drawn.
         seed: of the draw.
 
     Raises:
-        ValueError: the two were not evaluated on the same images and captions, or have no metric of that name.
+        ValueError: the two were not evaluated on the same images and captions, have no metric of that name, or not the
+            same number of runs.
 
     Example:
         >>> paired_bootstrap(ours, theirs, key="rsum")
         Paired(difference=4.1, low=1.3, high=6.8, p=0.004)
     """
-    if not np.array_equal(a.image_of_text, b.image_of_text):
+    ours, theirs = ([side] if isinstance(side, ImageTextResult) else list(side) for side in (a, b))
+    if len(ours) != len(theirs) or not ours:
         raise ValueError(
-            f"a paired bootstrap needs two results on the same images and captions; got {len(a.image_of_text)} and "
-            f"{len(b.image_of_text)} captions with different images: evaluate both systems on the same split"
+            f"a paired bootstrap pairs run by run; got {len(ours)} and {len(theirs)} runs: give as many of both systems"
         )
-    known = a.metrics.keys() & b.metrics.keys()
+    captions = ours[0].image_of_text
+    for result in (*ours, *theirs):
+        if not np.array_equal(captions, result.image_of_text):
+            raise ValueError(
+                f"a paired bootstrap needs two results on the same images and captions; got {len(captions)} and "
+                f"{len(result.image_of_text)} captions with different images: evaluate both systems on the same split"
+            )
+    known = set.intersection(*({*result.metrics} for result in (*ours, *theirs)))
     if key not in known:
         raise ValueError(f"no metric {key!r} in both results; known: {', '.join(sorted(known))}")
-    difference_S = a.resampled(samples=samples, seed=seed)[key] - b.resampled(samples=samples, seed=seed)[key]
+    pairs = list(zip(ours, theirs, strict=True))
+    difference_RS = np.stack(
+        [
+            one.resampled(samples=samples, seed=seed)[key] - other.resampled(samples=samples, seed=seed)[key]
+            for one, other in pairs
+        ]
+    )
+    difference_S = over_runs(difference_RS, seed=seed)
     low, high = percentile_intervals({key: difference_S})[key]
     smaller_tail = min(np.sum(difference_S <= 0), np.sum(difference_S >= 0))
     return Paired(
-        difference=a.metrics[key] - b.metrics[key],
+        difference=float(np.mean([one.metrics[key] - other.metrics[key] for one, other in pairs])),
         low=low,
         high=high,
         p=float(min(1.0, 2 * (smaller_tail + 1) / (samples + 1))),

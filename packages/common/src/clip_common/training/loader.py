@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -42,18 +43,29 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         drop_last: Leave out a last batch that is not full.
         rank: This process.
         world: Number of processes.
+        groups: (n,) numbers: rows of one group are neighbours in the order, so that they meet in a batch (of all ranks
+            together) unless one ends between them.
 
     Raises:
         ValueError: Not one batch would come out.
     """
 
     def __init__(
-        self, n: int, *, batch_size: int, seed: int = 0, drop_last: bool = True, rank: int = 0, world: int = 1
+        self,
+        n: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        groups: Tensor | None = None,
     ) -> None:
         self.rows = n // world // batch_size * batch_size if drop_last else n // world
         if self.rows == 0:
             raise ValueError(f"{n} rows do not fill a batch of {batch_size} on {world} device(s): lower the batch size")
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.groups = groups
         self.epoch, self.batch = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -62,7 +74,11 @@ class ShuffledBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        mine = torch.randperm(self.n, generator=generator)[self.rank :: self.world][: self.rows].tolist()
+        order = torch.randperm(self.n, generator=generator)
+        if self.groups is not None:
+            place = torch.randperm(int(self.groups.max()) + 1, generator=generator)
+            order = order[place[self.groups[order]].argsort(stable=True)]
+        mine = order[self.rank :: self.world][: self.rows].tolist()
         while self.batch < len(self):
             self.batch += 1
             yield mine[(self.batch - 1) * self.batch_size : self.batch * self.batch_size]

@@ -1,0 +1,91 @@
+"""`clipse search`: words or an image, a model by whatever name, a folder; to the images that are most alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipse.data import DataError
+from clipse.index import SUFFIXES, Hit, ImageIndex, store_file
+from clipse.model import open_source
+from clipse.page import require_replaceable, write_page
+from clipse.reporting import Reporter, silent
+from clipse.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `clipse search` prints.
+
+    Attributes:
+        query: Words, or the image that was searched by.
+        hits: Best first.
+        gallery: What was searched.
+        skipped: Path below the folder → what is wrong with it, of the images that could not be read.
+        file: Where the index is kept.
+        page: The HTML page, where one was asked for.
+    """
+
+    query: str | Path
+    hits: list[Hit]
+    gallery: ImageIndex
+    skipped: dict[str, str]
+    file: Path
+    page: Path | None
+
+
+def search_source(
+    source: str,
+    query: str,
+    folder: Path,
+    *,
+    k: int = 10,
+    page: Path | None = None,
+    overrides: Sequence[str] = (),
+    reporter: Reporter = silent,
+) -> Found:
+    """Search a folder with a run, a saved model, or a model by name; its index is kept in the cache of the runs.
+
+    Args:
+        source: A run folder, a folder that `save_pretrained` wrote, or what `model.name` takes.
+        query: An image file, or words.
+        folder: The images. Unreadable ones are left out.
+        k: Images to return.
+        page: HTML file to write.
+        overrides: `model.pretrained=…`, `data.cache_dir=…` and the like.
+        reporter: Shows progress.
+
+    Raises:
+        ValueError: One line for anything in the query, the model, the folder or the index that cannot be used.
+    """
+    asked = image_or_words(query)
+    if page is not None:
+        require_replaceable(page)  # told now, not once a thousand images are encoded
+    opened = open_source(source, overrides=overrides)
+    retriever = Retriever(opened.model)
+    vector_D = retriever.encode_query(asked)
+    cache = Path(opened.config.data.cache_dir or Path(opened.config.runs) / "cache")
+    file = store_file(cache / "index", folder, retriever.fingerprint)
+    batch_size = opened.config.data.batch_size
+    with reporter("encoding images") as progress:
+        retriever.index(folder, store=file, on_error="skip", batch_size=batch_size, progress=progress)
+    assert retriever.gallery is not None
+    hits = retriever.gallery.nearest(vector_D, k)
+    if page is not None:
+        write_page(page, query=asked, hits=hits, root=folder, images=len(retriever.gallery), model=opened.name)
+    return Found(asked, hits, gallery=retriever.gallery, skipped=retriever.skipped, file=file, page=page)
+
+
+def image_or_words(query: str) -> str | Path:
+    """What a query is: the name of an existing file is an image, anything else is words.
+
+    Raises:
+        DataError: It ends like the name of an image, and there is none.
+    """
+    path = Path(query)
+    try:
+        is_file = path.is_file()
+    except OSError:  # words too long for a name
+        return query
+    if not is_file and path.suffix.lower() in SUFFIXES:
+        raise DataError(f"{query}: there is no such image; give an existing file, or words")
+    return path if is_file else query

@@ -1,0 +1,117 @@
+"""`clipse tune`: what it leaves, resume, what it does not touch, what it refuses."""
+
+import csv
+import shutil
+import sys
+
+import pytest
+
+from clip_common.config import load_config
+from clipse import Config
+from clipse.config import LossConfig
+from clipse.data import read_records
+from clipse.losses import PRESETS, build_loss
+from clipse.training import RetrievalModule
+from clipse.tune import SPACES, space_of, tune
+
+
+@pytest.fixture
+def quick(small):
+    return [*small, "trainer.max_epochs=1", "name=study"]
+
+
+def configured(overrides):
+    return load_config(Config, overrides=overrides, package="clipse")
+
+
+def test_a_search_leaves_its_trials_and_overrides_that_can_be_pasted(quick, tmp_path, scenes):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    overrides = [*quick, f"data.root={data}"]
+    for record in read_records(configured(overrides).data).splits["test"]:
+        record.path.write_bytes(b"broken")  # the test split is not touched
+    found = tune(configured(overrides), loss="sanw_debias", trials=3)
+    assert [trial.number for trial in found.trials] == [0, 1, 2]
+    assert found.trials[0].parameters == PRESETS["sanw_debias"]["default"]
+    assert found.best.rsum == max(trial.rsum for trial in found.trials)
+    pasted = configured([*overrides, *found.overrides]).loss
+    assert pasted == LossConfig(name="sanw_debias", **found.best.parameters)
+    build_loss(pasted)
+    with found.csv.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["rsum"]) for row in rows] == [trial.rsum for trial in found.trials]
+    assert rows[0].keys() == {"trial", "alpha", "delta", "lam", "rsum"}
+    assert f"`{' '.join(found.overrides)}`" in found.table.read_text(encoding="utf-8")
+    assert found.plot.stat().st_size > 10_000
+    for trial in found.trials:  # a trial is what its run was trained with
+        run = found.folder / "clipse" / f"trial-{trial.number:03d}" / "config.yaml"
+        assert load_config(Config, config=run).loss == LossConfig(name="sanw_debias", **trial.parameters)
+
+
+def test_a_stopped_search_goes_on_with_the_trial_it_was_in_and_ends_as_an_uninterrupted_one(
+    quick, tmp_path, monkeypatch
+):
+    whole = tune(configured([*quick, f"runs={tmp_path / 'whole'}"]), loss="sanw_bandpass", trials=3)
+    count = 0
+    original = RetrievalModule.training_step
+
+    def stop(self, batch, batch_idx):
+        nonlocal count
+        count += 1
+        if count == 5:  # in the second trial
+            raise RuntimeError("stopped here")
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalModule, "training_step", stop)
+        with pytest.raises(RuntimeError, match="stopped here"):
+            tune(configured(quick), loss="sanw_bandpass", trials=3)
+    first = tune(configured(quick), loss="sanw_bandpass", trials=2)
+    assert first.trials == whole.trials[:2]
+    assert tune(configured(quick), loss="sanw_bandpass", trials=3).trials == whole.trials
+
+
+def test_parameters_that_are_set_are_not_searched_and_the_band_stays_a_band():
+    assert list(space_of(LossConfig(alpha=1.0), "sanw_bandpass")) == ["m1", "m2", "gamma"]
+    assert space_of(LossConfig(m2=0.3), "sanw_bandpass")["m1"][1] < 0.3
+    assert space_of(LossConfig(m1=0.7), "sanw_bandpass")["m2"][0] > 0.7
+    for name, space in SPACES.items():
+        assert all(low <= PRESETS[name]["default"][key] <= high for key, (low, high, _) in space.items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=clip"], "loss=clip: there is nothing to tune; known: sanw_debias, sanw_bandpass"),
+        (["trials=0"], "trials=0: expected a whole number from 1"),
+        (["trials=many"], "trials: expected int, got 'many'"),
+        (
+            ["loss=sanw_debias", "loss.alpha=1", "loss.delta=0.5", "loss.lambda=4"],
+            "loss=sanw_debias: every parameter is set (alpha, delta, lam): leave one of them open",
+        ),
+        (["trainer.devices=0,1"], "tune trains one run after another on one device"),
+        (["loss=sanw_debias", "loss.m1=0.2"], "does not take"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_one_line(clipse, quick, tmp_path, overrides, message):
+    code, _, error = clipse("tune", *quick, *overrides)
+    assert code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_optuna_the_error_names_the_extra(clipse, quick, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, error = clipse("tune", *quick)
+    assert code == 2
+    assert "tune needs Optuna; install it with: pip install 'clipse[tune]'" in error
+
+
+def test_the_command_prints_the_best_and_refuses_another_search_in_its_folder(clipse, quick):
+    code, printed, error = clipse("tune", "loss=sanw_debias", "trials=1", *quick)
+    assert code == 0, error
+    assert "loss.name=sanw_debias loss.alpha=1 loss.delta=0.6 loss.lambda=4" in printed
+    code, _, error = clipse("tune", "loss=sanw_bandpass", "trials=1", *quick)
+    assert code == 2
+    assert "was started with another configuration (name: sanw_debias → name: sanw_bandpass)" in error

@@ -1,0 +1,118 @@
+"""A run of scripts/pretrain_tiny.py as package data of clip_common: half precision, checksums, and its card.
+
+    uv run python benchmarks/tiny.py --model local-dir:runs/tiny/clipse/tiny-112/model
+    uv run python scripts/export_tiny.py runs/tiny/clipse/tiny-64 runs/tiny/clipse/tiny-112
+
+Name every run that led to the weights, the last one last. The card repeats what benchmarks/tiny.py found last
+(results/benchmarks/tiny.json): score the same weights first.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from clip_common.backbones.clip import SUMS, TINY
+from clip_common.runs import Run
+from clip_common.synthetic import VERSION
+
+SCORES = Path("results") / "benchmarks" / "tiny.json"
+KEPT = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
+LARGEST = 6 * 2**20
+
+CARD = """# The tiny CLIP
+
+{parameters:,} parameters: a ViT of 8 blocks, width 128, patch 8, at {image_size} pixels, and a causal text transformer of 4
+blocks over a byte-level BPE of {vocabulary} tokens. It knows the procedural world (version {version}) of
+`clip_common.synthetic` and nothing else: it is there so that every command, test and demo runs without a network. Do not
+use it on photographs.
+
+    from clip_common.backbones import load_clip
+    bundle = load_clip("tiny")
+
+## What it reaches
+
+On worlds of other seeds than those it was trained on (`benchmarks/tiny.py`); {note}.
+
+{scores}
+
+"oracle" reads every attribute of every scene: what is left to reach. The damage figures are zero-shot: nothing of the set
+was seen. "held pair": this damage was never seen on this kind; "held kind": no damage of this kind was ever seen. The
+thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples.
+
+## How it was trained
+
+By `clipse train` (`scripts/pretrain_tiny.py`, configuration `tiny`), CLIP's loss, on drawn scenes and on parts with and
+without their defects, both of a pair in one batch.
+
+{runs}
+"""
+
+
+def describe(path: Path) -> str:
+    """One line about a run: what it saw and for how long."""
+    run = Run.open(path)
+    with (run.path / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+    steps = max(int(row["step"]) for row in rows)
+    rsums = [float(row["val/rsum"]) for row in rows if row.get("val/rsum")]
+    machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    hardware = machine.get("processor") or machine.get("platform") or "CPU"
+    best = f", validation rsum {max(rsums):.1f}" if rsums else ""
+    return f"- {run.name}: {steps:,} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}{best}; on {hardware}"
+
+
+def main() -> None:
+    """Write the package data anew, whole or not at all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    options = parser.parse_args()
+    model = options.runs[-1] / "model"
+    found = json.loads(SCORES.read_text(encoding="utf-8"))
+    state = {name: tensor.half() for name, tensor in load_file(model / "model.safetensors").items()}
+    with tempfile.TemporaryDirectory(dir=TINY.parent, prefix=".tiny-") as place:
+        draft = Path(place) / "tiny"
+        draft.mkdir()
+        for name in KEPT:
+            shutil.copyfile(model / name, draft / name)
+        config = json.loads((draft / "open_clip_config.json").read_text(encoding="utf-8"))
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # its files lie beside; no path of this machine
+        (draft / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(state, draft / "open_clip_model.safetensors", metadata={"format": "pt"})
+        header = "| what | mean | " + " | ".join(key for key in found["rows"][0] if key.startswith("seed")) + " |"
+        table = [header, "|" + "---|" * header.count(" | ") + "---|"]
+        table += [
+            "| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}" for v in row.values()) + " |"
+            for row in found["rows"]
+        ]
+        card = CARD.format(
+            parameters=sum(tensor.numel() for tensor in state.values()),
+            image_size=config["model_cfg"]["vision_cfg"]["image_size"],
+            vocabulary=config["model_cfg"]["text_cfg"]["vocab_size"],
+            version=VERSION,
+            note=found["note"],
+            scores="\n".join(table),
+            runs="\n".join(describe(path) for path in options.runs),
+        )
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        files = sorted(path for path in draft.iterdir())
+        size = sum(path.stat().st_size for path in files)
+        if size > LARGEST:
+            raise SystemExit(
+                f"{size / 2**20:.1f} MiB is more than the {LARGEST / 2**20:.0f} MiB that package data may have"
+            )
+        sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+        (draft / SUMS).write_text(sums, encoding="utf-8")
+        shutil.rmtree(TINY, ignore_errors=True)
+        draft.rename(TINY)
+    print(f"{TINY}: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()

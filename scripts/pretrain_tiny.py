@@ -1,0 +1,102 @@
+"""Train the tiny CLIP that clip_common ships, with clipse's own trainer, on the procedural world.
+
+    uv run python scripts/pretrain_tiny.py                                   # the recipe: hours on two cores
+    uv run python scripts/pretrain_tiny.py --folder runs/small --scenes 3000 --parts 1500 --epochs 4 --epochs-112 1
+
+Draws the world and the tokenizer, trains at 64 pixels and then at 112, and leaves the second run's folder. Each step
+that is finished is skipped when the command is typed again, and a run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_common import cli
+from clip_common.synthetic import captions, sample_scene, write_pretraining
+from clip_common.synthetic.part_captions import part_captions
+from clip_common.synthetic.parts import sample_part
+from clipse import train
+from clipse.experiment import resolve
+
+VOCABULARY = 1024
+SPECIAL = ("<pad>", "<start>", "<end>")  # the end has the largest id: CLIP pools there
+
+
+def texts(count: int = 4000) -> Iterator[str]:
+    """Captions to learn the tokenizer from."""
+    for index in range(count):
+        part = sample_part(0, index)
+        yield from (*captions(sample_scene(0, index)), *part_captions(part), *part_captions(part.flawless()))
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A byte-level BPE of the world's words, in lower case: every other word is spelled. Returns its size."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL), initial_alphabet=alphabet, min_frequency=2, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    pad, start, end = SPECIAL
+    ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=start, eos_token=end)
+    whole.save_pretrained(folder)
+    return len(whole)
+
+
+def trained(name: str, overrides: list[str], *, root: Path) -> Path:
+    """The folder of a finished run: trained now, or gone on with, or there already."""
+    folder = root / "clipse" / name
+    if (folder / "model" / "config.json").exists():
+        print(f"{folder} is finished")
+        return folder
+    resume = folder if folder.exists() else None
+    paths = [f"name={name}", f"runs={root}", f"results={root / 'results'}"]
+    config = resolve(resume=resume) if resume else resolve(config="tiny", overrides=[*paths, *overrides])
+    return train(config, resume=resume, reporter=cli.progress).run.path
+
+
+def main() -> None:
+    """Every step of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "tiny")
+    parser.add_argument("--scenes", type=int, default=30_000)
+    parser.add_argument("--parts", type=int, default=12_000)
+    parser.add_argument("--epochs", type=int, default=20, help="at 64 pixels")
+    parser.add_argument("--epochs-112", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--start", help="go on from these weights (local-dir:FOLDER or tiny) instead of from scratch")
+    options = parser.parse_args()
+
+    world, tokenizer = options.folder / "world", options.folder / "tokenizer"
+    if not world.exists():
+        counts = {"scenes": options.scenes, "parts": options.parts}
+        held = {"val_scenes": max(50, options.scenes // 40), "val_parts": max(20, options.parts // 60)}
+        with cli.progress("drawing the world") as progress:
+            write_pretraining(world, **counts, **held, workers=options.workers, progress=progress)
+    if not (tokenizer / "tokenizer.json").exists():
+        write_tokenizer(tokenizer)
+    size = len(json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]) + len(SPECIAL)
+    text = "model.architecture.text_cfg"
+    start = [f"{text}.vocab_size={size}", f"{text}.hf_tokenizer_name={tokenizer}"]
+    own = ["model.architecture=null", "model.pretrained=null"]  # weights bring their own
+    if options.start:
+        start = [f"model.name={options.start}", "model.image_size=64", *own]
+    data = [f"data.root={world}"]
+    first = trained("tiny-64", [*data, *start, f"trainer.max_epochs={options.epochs}"], root=options.folder)
+    weights = [f"model.name=local-dir:{first / 'model'}", *own]
+    gentle = ["model.image_size=112", "optim.lr=0.0003", f"trainer.max_epochs={options.epochs_112}"]
+    print(trained("tiny-112", [*data, *weights, *gentle], root=options.folder))
+
+
+if __name__ == "__main__":
+    main()
