@@ -1,11 +1,10 @@
-"""The tiny CLIP on what it has not seen: retrieval of held-out scenes, kinds without examples, damaged against flawless.
+"""The tiny CLIP on what it has not seen: retrieval of held-out scenes, zero-shot kinds, damaged against flawless.
 
     uv run python benchmarks/tiny.py                                      # the one in the package
     uv run python benchmarks/tiny.py --model local-dir:runs/tiny/clipse/tiny-112/model --seeds 3
 
-Worlds of seeds that training does not use. Retrieval stands beside the attribute oracle on the same captions; image AUROC
-of damaged against flawless is of the model that has seen no example of the set, beside a linear classifier on thumbnails
-that learned from 700 examples of it.
+Worlds of seeds that training does not use. Retrieval stands beside the attribute oracle on the same captions. Image
+AUROC of damaged against flawless is zero-shot, beside a linear classifier on thumbnails that learned from 700 examples.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from clip_common.synthetic import (
     attribute_oracle,
     captions,
     novelty,
-    part_captions,
     render,
     render_part,
     sample_part,

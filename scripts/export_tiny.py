@@ -27,10 +27,10 @@ LARGEST = 6 * 2**20
 
 CARD = """# The tiny CLIP
 
-{parameters:,} parameters: a ViT of 8 blocks, width 128, patch 8, at {image_size} pixels, and a causal text transformer of 4
-blocks over a byte-level BPE of {vocabulary} tokens. It knows the procedural world (version {version}) of
-`clip_common.synthetic` and nothing else: it is there so that every command, test and demo runs without a network. Do not
-use it on photographs.
+{parameters:,} parameters: a ViT of 8 blocks, width 128, patch 8, at {image_size} pixels, and a causal text
+transformer of 4 blocks over a byte-level BPE of {vocabulary} tokens. It knows the procedural world (version {version})
+of `clip_common.synthetic` and nothing else: it is there so that every command, test and demo runs without a network. Do
+not use it on photographs.
 
     from clip_common.backbones import load_clip
     bundle = load_clip("tiny")
@@ -41,8 +41,8 @@ On worlds of other seeds than those it was trained on (`benchmarks/tiny.py`); {n
 
 {scores}
 
-"oracle" reads every attribute of every scene: what is left to reach. The damage figures are zero-shot: nothing of the set
-was seen. "held pair": this damage was never seen on this kind; "held kind": no damage of this kind was ever seen. The
+"oracle" reads every attribute of every scene: what is left to reach. The damage figures are zero-shot: nothing of the
+set was seen. "held pair": this damage was never seen on this kind; "held kind": no damage of this kind was seen. The
 thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples.
 
 ## How it was trained

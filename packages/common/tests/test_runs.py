@@ -5,6 +5,7 @@ import multiprocessing
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,16 +23,15 @@ from clip_common.runs import (
 )
 
 
-@pytest.fixture
-def full_disk():
+@contextmanager
+def full_disk(size: int):
     """A limit on the size of files, beyond which the kernel fails a write in its middle, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(size: int) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def create(root, **arguments):
@@ -90,9 +90,8 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path, full_disk):
-    full_disk(10)
-    with pytest.raises(OSError):
+def test_a_run_that_cannot_be_written_leaves_nothing(tmp_path):
+    with full_disk(10), pytest.raises(OSError):
         create(tmp_path, name="first", config_yaml="seed: 1\n" * 10)
     assert list((tmp_path / "clipse").iterdir()) == []
 
@@ -177,27 +176,25 @@ def test_rows_after_the_resumed_step_are_dropped_in_their_phase_only(tmp_path):
     assert [row["step"] for row in table.rows()] == ["1", "2", "1"]
 
 
-def test_a_full_disk_leaves_the_table_as_it_was(tmp_path, full_disk):
+def test_a_full_disk_leaves_the_table_as_it_was(tmp_path):
     table = MetricsCsv(tmp_path / "metrics.csv")
     table.extend({"step": step, "loss": 0.5} for step in range(100))
     before = table.path.read_bytes()
-    full_disk(len(before) + 20)
-    with pytest.raises(OSError):
+    with full_disk(len(before) + 20), pytest.raises(OSError):
         table.extend({"step": step, "loss": 0.5} for step in range(100, 200))
     assert table.path.read_bytes() == before
-    with pytest.raises(OSError):
+    with full_disk(len(before) + 20), pytest.raises(OSError):
         table.append({"step": 100, "a column that widens every row": 1.0})
     assert table.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_a_full_disk_leaves_the_former_file(tmp_path, full_disk):
+def test_a_full_disk_leaves_the_former_file(tmp_path):
     file = write_json(tmp_path / "result.json", {"rsum": 1})
-    full_disk(100)
-    with pytest.raises(OSError):
+    with full_disk(100), pytest.raises(OSError):
         write_json(file, {"rsum": list(range(1000))})
     assert json.loads(file.read_text()) == {"rsum": 1}
-    with pytest.raises(OSError), write_atomically(file) as temporary:
+    with full_disk(100), pytest.raises(OSError), write_atomically(file) as temporary:
         temporary.write_bytes(bytes(200))
     assert json.loads(file.read_text()) == {"rsum": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

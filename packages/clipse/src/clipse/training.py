@@ -212,7 +212,7 @@ class RetrievalData(L.LightningDataModule):
         self.image_caches = image_caches
         together = config.data.together
         self.groups = read_groups(Path(str(config.data.root)) / together, records["train"]) if together else None
-        self.sampler: ShuffledBatchSampler | TopicalBatchSampler | None = None
+        self.sampler: ShuffledBatchSampler | None = None
         self.topics_N = torch.zeros(len(records["train"]), dtype=torch.long)
         if config.data.topical.fraction:
             check_clusters(config.data.topical.clusters, images=len(records["train"]))

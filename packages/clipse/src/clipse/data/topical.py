@@ -3,21 +3,18 @@
 N images, D width of their features.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Sampler
 
-from clip_common.training.loader import epoch_seed
+from clip_common.training import ShuffledBatchSampler
 from clipse.data.errors import DataError
 
 STARTS = 3
 """Times that k-means starts, from other centres; the best end is kept."""
 
 
-class TopicalBatchSampler(Sampler[list[int]]):
+class TopicalBatchSampler(ShuffledBatchSampler):
     """Batches of which a share comes from one topic and the rest from all; the order is a function of (seed, epoch).
 
     A batch is global: `batch_size` · `world` rows about one topic, dealt out to the ranks in turn, because negatives
@@ -56,15 +53,10 @@ class TopicalBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        n = len(labels_N)
-        self.rows = n // world // batch_size * batch_size if drop_last else n // world
-        if self.rows == 0:
-            raise ValueError(f"{n} rows do not fill a batch of {batch_size} on {world} device(s): lower the batch size")
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction}: expected a share of a batch, from 0 to 1")
-        self.labels_N, self.batch_size, self.fraction, self.seed = labels_N, batch_size, fraction, seed
-        self.rank, self.world = rank, world
-        self.epoch, self.batch = 0, 0
+        super().__init__(len(labels_N), batch_size=batch_size, seed=seed, drop_last=drop_last, rank=rank, world=world)
+        self.labels_N, self.fraction = labels_N, fraction
 
     def set_topics(self, labels_N: Tensor) -> None:
         """Other topics of the same rows, from the next iteration on.
@@ -79,31 +71,8 @@ class TopicalBatchSampler(Sampler[list[int]]):
             )
         self.labels_N = labels_N
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next iteration is that of `epoch`, from its first batch."""
-        self.epoch, self.batch = epoch, 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        mine = self._order()[self.rank :: self.world].tolist()
-        while self.batch < len(self):
-            self.batch += 1
-            yield mine[(self.batch - 1) * self.batch_size : self.batch * self.batch_size]
-        self.batch = 0
-
-    def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
-
-    def state_dict(self) -> dict[str, int]:
-        """`{"epoch", "batch"}`: `batch` batches of the epoch were given out. The topics are the owner's to keep."""
-        return {"epoch": self.epoch, "batch": self.batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on with batch `state["batch"]` of epoch `state["epoch"]`."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
-
-    def _order(self) -> Tensor:
-        """The rows of the epoch, global batch after global batch."""
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The rows of an epoch, global batch after global batch."""
 
         def shuffled(rows: Tensor) -> Tensor:
             return rows[torch.randperm(len(rows), generator=generator)]

@@ -78,7 +78,8 @@ def load_clip(
 
     Args:
         name: `tiny` (the package's own, no network), an open_clip architecture (`ViT-L-14-336`, with `pretrained`),
-            `hf-hub:org/name`, `local-dir:/folder`, a file of weights (with `model`), or any label (with `model_config`).
+            `hf-hub:org/name`, `local-dir:/folder`, a file of weights (with `model`), or any label (with
+            `model_config`).
         pretrained: Tag of the architecture's weights, a file of them, or `random`.
         model: Architecture of the file of weights that `name` is.
         model_config: An open_clip model configuration (embed_dim, vision_cfg, text_cfg): a CLIP of one's own, from
@@ -176,7 +177,7 @@ def _from_hub(repository: str, *, name: str) -> Source:
 
 
 def require_whole(folder: Path) -> None:
-    """Raise BackboneError where a file of package data is not the one that was shipped (`sha256sum -c` says the same)."""
+    """Raise BackboneError where a file of package data is not the one that was shipped (as `sha256sum -c` does)."""
     for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         file = folder / name

@@ -74,15 +74,19 @@ class ShuffledBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        order = torch.randperm(self.n, generator=generator)
-        if self.groups is not None:
-            place = torch.randperm(int(self.groups.max()) + 1, generator=generator)
-            order = order[place[self.groups[order]].argsort(stable=True)]
-        mine = order[self.rank :: self.world][: self.rows].tolist()
+        mine = self.order(generator)[self.rank :: self.world][: self.rows].tolist()
         while self.batch < len(self):
             self.batch += 1
             yield mine[(self.batch - 1) * self.batch_size : self.batch * self.batch_size]
         self.batch = 0
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The rows of an epoch, batch of all ranks after batch; of what is too much, the end is left out."""
+        order = torch.randperm(self.n, generator=generator)
+        if self.groups is not None:
+            place = torch.randperm(int(self.groups.max()) + 1, generator=generator)
+            order = order[place[self.groups[order]].argsort(stable=True)]
+        return order
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
