@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from clip_common.config import load_config
 from clip_common.metrics import paired_bootstrap
@@ -14,6 +16,7 @@ from clipse.config import LossConfig
 from clipse.data import read_records
 from clipse.evaluation import evaluate
 from clipse.model import RetrievalModel
+from clipse.series import series_folder
 from clipse.training import RetrievalModule
 
 LOSSES, SEEDS = ["clip", "sanw_debias", "sanw_bandpass:conservative"], [13, 17]
@@ -99,7 +102,7 @@ def test_the_table_the_picture_and_the_numbers(quick, tmp_path, steps, scenes):
     assert found.rows[1].against.difference == pytest.approx(found.rows[1].mean - found.rows[0].mean)
     results = {
         loss: [
-            scores(Run.open(runs / f"{loss}-s{seed}"), configured(overrides), "val", [], reporter=None)
+            scores(Run.open(runs / f"{loss}-s{seed}"), configured(overrides), "val", records["val"], reporter=None)
             for seed in SEEDS
         ]
         for loss in LOSSES[:2]
@@ -120,6 +123,44 @@ def test_more_losses_and_seeds_and_another_split_train_only_what_is_missing(quic
     assert found.table.name == "comparison-test.md"
     assert "selected on this split" not in found.table.read_text(encoding="utf-8")
     assert compare(config, losses=["clip"], seeds=[1]).rows[0].sd is None
+
+
+def test_results_on_other_images_or_captions_are_not_put_beside_each_other(clipse, quick, tmp_path, scenes):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    captions, val, test = (next(data.glob(f"*{name}*.txt")) for name in ("token", "devImages", "testImages"))
+    overrides = [*quick, f"data.root={data}", "seeds=[1]"]
+    assert clipse("compare", "losses=[clip]", *overrides)[0] == 0
+
+    def swap():
+        kept = val.read_bytes()
+        val.write_bytes(test.read_bytes())
+        test.write_bytes(kept)
+
+    def refused(splits):
+        code, _, error = clipse("compare", "losses=[clip,sanw_debias]", *overrides)
+        assert code == 2
+        assert f"some: the images or captions of {splits} have changed since it was started: restore them, or" in error
+        assert len(error.splitlines()) == 1
+
+    swap()
+    refused("val")
+    swap()
+    before = captions.read_text(encoding="utf-8")
+    captions.write_text(before.replace("red", "blue"), encoding="utf-8")
+    refused("train, val")
+    captions.write_text(before, encoding="utf-8")
+    code, _, error = clipse("compare", "losses=[clip,sanw_debias]", *overrides)
+    assert code == 0, error
+
+
+def test_one_process_at_a_time_works_on_a_comparison(clipse, quick, steps):
+    with FileLock(series_folder("compare", configured(quick)).path / ".lock"):  # as another process holds it
+        code, _, error = clipse("compare", "losses=[clip]", "seeds=[1]", *quick)
+    assert code == 2
+    assert "another process" in error
+    assert len(error.splitlines()) == 1
+    assert steps.count == 0
 
 
 def test_locked_towers_are_scored_through_their_cached_features(small, tmp_path):
@@ -182,7 +223,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(clipse, quick, tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, quick, steps):
+def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, quick, tmp_path):
     command = ["compare", "losses=[clip,sanw_debias]", "seeds=[3]", *quick]
     code, printed, error = clipse(*command)
     assert code == 0, error
@@ -190,6 +231,11 @@ def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, 
     assert "sanw_debias" in printed
     assert "with one seed nothing is known of the next" in " ".join(printed.split())
     assert "sanw_debias, seed 3 (2 of 2)" in error
+    folder = Path("runs/compare/some")
+    code, _, error = clipse("eval", tmp_path / folder)
+    assert code == 2
+    assert f"{folder} is a series of runs, not one: name one of them, e.g. " in error
+    assert error.rstrip().endswith(str(folder / "clipse" / "clip-s3"))
     code, _, error = clipse(*command, "optim.lr=5e-4")
     assert code == 2
     assert "was started with another configuration (lr: 0.001 → lr: 0.0005): resume with that, or name" in error

@@ -1,10 +1,13 @@
 """`clipse tune`: what it leaves, resume, what it does not touch, what it refuses."""
 
 import csv
+import math
 import shutil
 import sys
 
+import optuna
 import pytest
+from filelock import FileLock
 
 from clip_common.config import load_config
 from clipse import Config
@@ -69,6 +72,66 @@ def test_a_stopped_search_goes_on_with_the_trial_it_was_in_and_ends_as_an_uninte
     first = tune(configured(quick), loss="sanw_bandpass", trials=2)
     assert first.trials == whole.trials[:2]
     assert tune(configured(quick), loss="sanw_bandpass", trials=3).trials == whole.trials
+
+
+def test_a_search_that_is_killed_while_the_first_trial_is_drawn_still_begins_with_the_default(quick, monkeypatch):
+    original = optuna.Study.ask
+
+    def stop(self, distributions):
+        original(self)  # the trial runs, its parameters are not drawn yet
+        raise RuntimeError("stopped here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "ask", stop)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="stopped here"):
+                tune(configured(quick), loss="sanw_debias", trials=1)
+    found = tune(configured(quick), loss="sanw_debias", trials=1)
+    assert [trial.parameters for trial in found.trials] == [PRESETS["sanw_debias"]["default"]]
+
+
+def test_a_trial_that_diverges_has_failed_and_the_search_goes_on(quick, monkeypatch):
+    original, count, diverge_at, said = RetrievalModule.training_step, 0, {5}, []
+
+    def step(self, batch, batch_idx):
+        nonlocal count
+        count += 1
+        return original(self, batch, batch_idx) * (math.nan if count in diverge_at else 1.0)
+
+    monkeypatch.setattr(RetrievalModule, "training_step", step)
+    found = tune(configured(quick), loss="sanw_debias", trials=3, announce=said.append)
+    assert [trial.number for trial in found.trials] == [0, 2]
+    assert said[2].startswith("trial 2 of 3 failed: the loss is nan at step 2 (epoch 1, batch 1), samples: ")
+    # the next point is another one, not the same again
+    assert len({line.partition(": ")[2] for line in said}) == 4
+    before = count
+    assert tune(configured(quick), loss="sanw_debias", trials=3).trials == found.trials
+    assert count == before
+
+    diverge_at.update(range(1000))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the loss of all 2 trials became NaN or infinite: lower optim"):
+            tune(configured([*quick, "name=hot"]), loss="sanw_debias", trials=2)
+    assert count == before + 2
+
+
+def test_one_process_at_a_time_works_on_a_search_and_on_the_data_it_began_with(clipse, quick, tmp_path, scenes):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    overrides = [*quick, f"data.root={data}"]
+    command = ["tune", "loss=sanw_debias", "trials=1", *overrides]
+    assert clipse(*command)[0] == 0
+    with FileLock(tmp_path / "runs" / "tune" / "study" / ".lock"):  # as another process holds it
+        code, _, error = clipse(*command)
+    assert code == 2
+    assert "another process" in error
+    assert len(error.splitlines()) == 1
+
+    val = next(data.glob("*devImages.txt"))
+    val.write_text("".join(val.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    code, _, error = clipse(*command)
+    assert code == 2
+    assert "study: the images or captions of val have changed since it was started" in error
 
 
 def test_parameters_that_are_set_are_not_searched_and_the_band_stays_a_band():

@@ -1,15 +1,15 @@
 """Losses × presets × seeds: train what is missing, score all of it on one split, and say what differs by how much."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from clip_common.config import load_config, to_yaml
+from clip_common.config import load_config
 from clip_common.features import FeatureCache
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
 from clip_common.runs import Run, write_atomically
@@ -18,17 +18,20 @@ from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, owners
 from clipse.evaluation import ceiling, chance_rsum, evaluate, score
-from clipse.experiment import train
 from clipse.features import frozen_features
 from clipse.losses import PARAMETERS, PRESETS, build_loss
 from clipse.model import RetrievalModel, model_folder
 from clipse.plots import draw_comparison
 from clipse.reporting import Reporter, silent
-from clipse.results import model_label
-
-Options = TypeVar("Options")
-Announce = Callable[[str], None]
-"""Told in one line what begins."""
+from clipse.series import (
+    Announce,
+    member_config,
+    own_options,
+    require_one_device,
+    require_same_data,
+    series_folder,
+    trained,
+)
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
 
@@ -98,12 +101,6 @@ def resolve_comparison(*, config: str | None, overrides: Sequence[str]) -> tuple
     return load_config(Config, config=config, overrides=rest, package="clipse"), options
 
 
-def own_options(schema: type[Options], overrides: Sequence[str], *, own: Sequence[str]) -> tuple[Options, list[str]]:
-    """Options of the verb, and the overrides that are the configuration's."""
-    mine = [text for text in overrides if text.partition("=")[0].strip() in own]
-    return load_config(schema, overrides=mine), [text for text in overrides if text not in mine]
-
-
 def compare(
     config: Config,
     *,
@@ -129,7 +126,8 @@ def compare(
 
     Raises:
         ValueError: One line: no loss or seed, one twice, an unknown loss or preset, several devices, a folder of that
-            name with another configuration, and whatever `train` refuses.
+            name with another configuration, other data than it began with or another process at work in it, and
+            whatever `train` refuses.
     """
     losses_of = {label: loss_of(config.loss, label) for label in losses}
     for name, given, example in (("losses", losses, "[clip,sanw_debias]"), ("seeds", seeds, "[13,17,23]")):
@@ -138,55 +136,58 @@ def compare(
         if len(set(given)) < len(given):
             raise ValueError(f"{name}=[{','.join(map(str, given))}]: one stands twice; give each once")
     require_one_device(config, verb="compare")
-    records = read_records(config.data).splits[split]
+    splits = read_records(config.data).splits
+    records = splits[split]
     if len(records) < 2:
         raise ValueError(f"split={split}: {config.data.root} has {len(records)} image(s) in it, expected at least 2")
 
     series = series_folder("compare", config)
-    results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
-    total = len(losses) * len(seeds)
-    pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: what a kill leaves is comparable
-    for number, (seed, label) in enumerate(pairs, start=1):
-        member = replace(
-            member_config(config, series, name=f"{label.replace(':', '-')}-s{seed}"),
-            loss=losses_of[label],
-            trainer=replace(config.trainer, seed=seed),
-        )
-        announce(f"{label}, seed {seed} ({number} of {total})")
-        run = trained(member, series, reporter=reporter)
-        results[label].append(scores(run, member, split, records, reporter=reporter))
+    with series.locked():
+        require_same_data(series, {name: splits[name] for name in ("train", "val", split)})
+        results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
+        total = len(losses) * len(seeds)
+        pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: what a kill leaves is comparable
+        for number, (seed, label) in enumerate(pairs, start=1):
+            member = replace(
+                member_config(config, series, name=f"{label.replace(':', '-')}-s{seed}"),
+                loss=losses_of[label],
+                trainer=replace(config.trainer, seed=seed),
+            )
+            announce(f"{label}, seed {seed} ({number} of {total})")
+            run = trained(member, series, reporter=reporter)
+            results[label].append(scores(run, member, split, records, reporter=reporter))
 
-    baseline = results[losses[0]]
-    rows = [
-        Row(
-            label=label,
-            rsums=[result.metrics["rsum"] for result in found],
-            metrics={name: mean(result.metrics[name] for result in found) for name in found[0].metrics},
-            against=None if label == losses[0] else paired_bootstrap(found, baseline),
+        baseline = results[losses[0]]
+        rows = [
+            Row(
+                label=label,
+                rsums=[result.metrics["rsum"] for result in found],
+                metrics={name: mean(result.metrics[name] for result in found) for name in found[0].metrics},
+                against=None if label == losses[0] else paired_bootstrap(found, baseline),
+            )
+            for label, found in results.items()
+        ]
+        captions = len(baseline[0].image_of_text)
+        comparison = Comparison(
+            folder=series.path,
+            split=split,
+            seeds=tuple(seeds),
+            rows=rows,
+            images=len(records),
+            captions=captions,
+            chance=chance_rsum(len(records), captions),
+            ceiling=ceiling(records).get("rsum"),
+            table=series.path / f"comparison-{split}.md",
+            plot=series.path / f"comparison-{split}.png",
         )
-        for label, found in results.items()
-    ]
-    captions = len(baseline[0].image_of_text)
-    comparison = Comparison(
-        folder=series.path,
-        split=split,
-        seeds=tuple(seeds),
-        rows=rows,
-        images=len(records),
-        captions=captions,
-        chance=chance_rsum(len(records), captions),
-        ceiling=ceiling(records).get("rsum"),
-        table=series.path / f"comparison-{split}.md",
-        plot=series.path / f"comparison-{split}.png",
-    )
-    write_text(comparison.table, markdown(comparison))
-    draw_comparison(comparison, comparison.plot)
-    summary = {
-        row.label: {"rsums": row.rsums, "metrics": row.metrics, "against": row.against and vars(row.against)}
-        for row in rows
-    }
-    series.write_result(series.result | {split: {"seeds": list(seeds), "losses": summary}})
-    return comparison
+        write_text(comparison.table, markdown(comparison))
+        draw_comparison(comparison, comparison.plot)
+        summary = {
+            row.label: {"rsums": row.rsums, "metrics": row.metrics, "against": row.against and vars(row.against)}
+            for row in rows
+        }
+        series.write_result(series.result | {split: {"seeds": list(seeds), "losses": summary}})
+        return comparison
 
 
 def loss_of(base: LossConfig, label: str) -> LossConfig:
@@ -205,49 +206,6 @@ def loss_of(base: LossConfig, label: str) -> LossConfig:
     loss = replace(base, **given)
     build_loss(loss)
     return loss
-
-
-def require_one_device(config: Config, *, verb: str) -> None:
-    """Raise ValueError where a run would take several processes: they cannot follow one another in one command."""
-    several = config.trainer.devices not in ("auto", "cpu", "cpu:1", "1") or config.trainer.nodes > 1
-    if several or (config.trainer.devices == "auto" and torch.cuda.device_count() > 1):
-        raise ValueError(
-            f"trainer.devices={config.trainer.devices}, trainer.nodes={config.trainer.nodes}: {verb} trains one "
-            "run after another on one device: set trainer.devices=1 (or cpu) and trainer.nodes=1"
-        )
-
-
-def series_folder(kind: str, config: Config) -> Run:
-    """The folder `runs/KIND/NAME` of several runs, new or gone on with.
-
-    Raises:
-        ValueError: It is there with another configuration.
-    """
-    name = config.name or f"{model_label(config)}-{Path(str(config.data.root)).name}"
-    text = to_yaml(replace(config, name=name))
-    return Run.create(kind, config_yaml=text, name=name, root=config.runs, resume=True)
-
-
-def member_config(config: Config, series: Run, *, name: str) -> Config:
-    """The configuration of one run of a series: everything it writes lies in the series' folder but for the caches."""
-    cache = config.data.cache_dir or str(Path(config.runs) / "cache")
-    return replace(
-        config,
-        name=name,
-        runs=series.path.as_posix(),
-        results=(series.path / "results").as_posix(),
-        data=replace(config.data, cache_dir=cache),
-    )
-
-
-def trained(config: Config, series: Run, *, reporter: Reporter) -> Run:
-    """The run of this configuration, finished: trained, resumed where it was killed, or as it lies there."""
-    path = Path(config.runs) / "clipse" / str(config.name)
-    if not series.ledger.done(path.name):
-        series.ledger.start(path.name)
-        train(config, resume=path if path.exists() else None, reporter=reporter)
-        series.ledger.finish(path.name)
-    return Run.open(path)
 
 
 def scores(

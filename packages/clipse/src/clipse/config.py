@@ -48,7 +48,7 @@ class DataConfig:
     """A CSV file (image,group) in the root: training images of one group stand in one batch, as contrast pairs do."""
     topical: TopicalConfig = field(default_factory=TopicalConfig)
     batch_size: int = 64
-    """Images per optimizer step and accumulation, over all devices together."""
+    """Images per optimizer step and accumulation, over all devices together: a multiple of their number."""
     augment: bool = True
     """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied where features are cached."""
     cache: bool = False
@@ -59,6 +59,11 @@ class DataConfig:
     """A missing or broken image stops the run, or is left out and counted in result.json."""
     workers: int = 0
     """Loader processes per device; 0 decodes in the training process."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("hold_out", 0), ("batch_size", 2), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name}: expected a whole number from {least}, got {getattr(self, name)}")
 
 
 @dataclass
@@ -127,6 +132,14 @@ class LossConfig:
     """Scale a row's negative weights to mean 1, or leave them."""
     temperature: float | None = None
     """A fixed softmax temperature such as 0.07; null learns it from the model's own."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ema_decay <= 1:
+            raise ConfigError(f"loss.ema_decay: expected a decay above 0 and at most 1, got {self.ema_decay}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ConfigError(
+                f"loss.temperature: expected a temperature above 0, or null to learn it, got {self.temperature}"
+            )
 
 
 @dataclass

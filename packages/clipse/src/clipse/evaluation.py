@@ -9,7 +9,7 @@ from clip_common.metrics import ImageTextResult, image_text_retrieval
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel, open_source
+from clipse.model import RetrievalModel, open_source, pick_device
 from clipse.reporting import Progress, Reporter, silent
 from clipse.results import write_registry
 
@@ -76,8 +76,9 @@ def evaluate_source(
         The configuration that held, the scores, and the files that were written.
     """
     opened = open_source(source, overrides=overrides)
-    config, model, run = opened.config, opened.model, opened.run
-    name, epoch = (source, 0) if run is None else (run.name, int(run.result["epochs"]))
+    config, model, run = opened.config, opened.model.to(pick_device()), opened.run
+    # from the ledger: a run that was killed while it was scored has a model and no result.json
+    name, epoch = (source, 0) if run is None else (run.name, int(run.ledger.payload("fit")["epochs"]))
     records = read_records(config.data)
     with reporter(f"embedding the {config.split} split") as progress:
         evaluation = evaluate(

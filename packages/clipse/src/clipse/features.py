@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from clip_common.features import FeatureCache
 from clipse.config import ModelConfig
 from clipse.data import ImageRecord, Sample, chosen_captions
-from clipse.model import RetrievalModel
+from clipse.model import RetrievalModel, pick_device
 from clipse.reporting import Reporter
 
 
@@ -80,9 +80,12 @@ def frozen_features(
     *,
     cache: FeatureCache,
     reporter: Reporter,
+    devices: str = "auto",
 ) -> FrozenFeatures:
-    """Compute, or read back, the features of every locked trunk."""
+    """Compute, or read back, the features of every locked trunk, on a GPU if `devices` (`trainer.devices`) allows."""
     dual = config.kind == "dual"
+    home = model.device
+    model.to(pick_device(devices))
     images: dict[str, Tensor] = {}
     if dual or config.lock_image:
         for split, rows in records.items():
@@ -93,4 +96,5 @@ def frozen_features(
         captions = sorted({text for rows in records.values() for record in rows for text in record.captions})
         with reporter("caption features") as progress:
             texts = TextFeatures(captions, cache.text_features(model.bundle, captions, progress=progress))
+    model.to(home)
     return FrozenFeatures(images=images, texts=texts)

@@ -6,6 +6,7 @@
 Shapes: B rows of this process, D shared width, I and J the rows and columns of one tile, F width of the references.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -66,14 +67,17 @@ class _Similar:
         """A (I, J) = mix·cos of texts + (1 − mix)·cos of images."""
         return self.mix * (text_IF @ text_JF.T) + (1 - self.mix) * (image_IF @ image_JF.T)
 
-    def weight(self, similarity_IJ: Tensor) -> Tensor:
-        """w (I, J) at full strength."""
+    def log_full(self, similarity_IJ: Tensor) -> Tensor:
+        """ln w (I, J) at full strength; finite for every similarity."""
         raise NotImplementedError
 
     def log_weight(self, image_IF: Tensor, text_IF: Tensor, image_JF: Tensor, text_JF: Tensor) -> Tensor:
         """ln((1 − alpha) + alpha·w) (I, J)."""
-        weight = self.weight(self.similarity(image_IF, text_IF, image_JF, text_JF))
-        return torch.log1p(self.alpha * (weight - 1))
+        # from ln w all the way: float32 does not tell w = 1e-8 from 0, nor 1 − w from 1
+        log_IJ = self.log_full(self.similarity(image_IF, text_IF, image_JF, text_JF))
+        if self.alpha in (0, 1):
+            return self.alpha * log_IJ
+        return torch.logaddexp(log_IJ + math.log(self.alpha), log_IJ.new_full((), math.log1p(-self.alpha)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +105,11 @@ class SANWDebias(_Similar):
         if self.lam <= 0:
             raise ValueError(f"loss.lambda={self.lam}: expected a sharpness above 0")
 
-    def weight(self, similarity_IJ: Tensor) -> Tensor:
-        """w (I, J) at full strength."""
+    def log_full(self, similarity_IJ: Tensor) -> Tensor:
+        """ln w (I, J) at full strength."""
         if self.kernel == "hinge":
-            return torch.exp(-self.lam * functional.relu(similarity_IJ - self.delta))
-        return torch.sigmoid(self.lam * (self.delta - similarity_IJ))
+            return -self.lam * functional.relu(similarity_IJ - self.delta)
+        return functional.logsigmoid(self.lam * (self.delta - similarity_IJ))
 
     def in_band(self, similarity_IJ: Tensor) -> Tensor:
         """Above the threshold."""
@@ -136,11 +140,11 @@ class SANWBandpass(_Similar):
         if self.gamma <= 0:
             raise ValueError(f"loss.gamma={self.gamma}: expected a width above 0")
 
-    def weight(self, similarity_IJ: Tensor) -> Tensor:
-        """w (I, J) at full strength."""
-        low = torch.sigmoid((similarity_IJ - self.m1) / self.gamma)
-        high = torch.sigmoid((self.m2 - similarity_IJ) / self.gamma)
-        return (low * high).clamp_min(self.floor)
+    def log_full(self, similarity_IJ: Tensor) -> Tensor:
+        """ln w (I, J) at full strength."""
+        low = functional.logsigmoid((similarity_IJ - self.m1) / self.gamma)
+        high = functional.logsigmoid((self.m2 - similarity_IJ) / self.gamma)
+        return (low + high).clamp_min(math.log(self.floor))
 
     def in_band(self, similarity_IJ: Tensor) -> Tensor:
         """Between the edges."""
@@ -240,15 +244,18 @@ def weight_statistics(
         (0 where one of them is constant).
     """
     image_BF, text_BF = (functional.normalize(side.float(), dim=1) for side in references)
-    weight_BB = weighting.log_weight(image_BF, text_BF, image_BF, text_BF).exp()
+    log_weight_BB = weighting.log_weight(image_BF, text_BF, image_BF, text_BF)
     ids = torch.arange(len(image_BD), device=image_BD.device) if image_ids is None else image_ids
     negative_BB = ids[:, None] != ids[None]
     if not negative_BB.any():
         return {}
     if normalise == "mean1":
-        total_B1 = (weight_BB * negative_BB).sum(dim=1, keepdim=True)
-        weight_BB = weight_BB * (negative_BB.sum(dim=1, keepdim=True) / total_B1.clamp_min(1e-30))
-    weight = weight_BB[negative_BB]
+        total_B1 = log_weight_BB.masked_fill(~negative_BB, float("-inf")).logsumexp(dim=1, keepdim=True)
+        log_mean_B1 = total_B1 - negative_BB.sum(dim=1, keepdim=True).log()
+        log_weight_BB = log_weight_BB - torch.where(total_B1 > float("-inf"), log_mean_B1, 0.0)
+    log_weight = log_weight_BB[negative_BB]
+    weight = log_weight.exp()
+    share = (log_weight - log_weight.amax()).exp()  # of the largest weight: without mean1 all of them may vanish
     low, middle, high = weight.quantile(weight.new_tensor([0.05, 0.5, 0.95]))
     unit_image, unit_text = (functional.normalize(side.float(), dim=1) for side in (image_BD, text_BD))
     logit = (scale * unit_image @ unit_text.T)[negative_BB]
@@ -264,8 +271,8 @@ def weight_statistics(
         "low_pct": 100 * (weight < 0.5).float().mean(),
         "high_pct": 100 * (weight > 1.5).float().mean(),
         "band_coverage_pct": 100 * covered,
-        "ess": weight.sum() ** 2 / (weight**2).sum() / len(weight),
-        "corr_wz": _correlation(weight, logit),
+        "ess": share.sum() ** 2 / (share**2).sum() / len(share),
+        "corr_wz": _correlation(share, logit),
     }
 
 

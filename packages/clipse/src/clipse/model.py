@@ -61,6 +61,11 @@ class RetrievalModel(nn.Module):
         return cls(bundle, bias=bundle.logit_bias is not None).eval()
 
 
+def pick_device(devices: str = "auto") -> torch.device:
+    """Where what no Trainer moves runs: a GPU where there is one, unless `devices` (`trainer.devices`) says CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() and not devices.startswith("cpu") else "cpu")
+
+
 def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
     """The two towers that the configuration names; `seed` draws what starts from scratch."""
     if config.kind == "dual":
@@ -106,7 +111,7 @@ class Source:
 
     Attributes:
         model: In eval mode.
-        config: A run's own unless overridden, else the defaults and the overrides.
+        config: A run's own but for its data, or else the defaults; with the overrides.
         run: None where it is no run.
         name: For a person: the run's name, or the model's with its weights.
     """
@@ -121,14 +126,25 @@ def open_source(source: str, *, overrides: Sequence[str] = ()) -> Source:
     """Load a run folder, a folder that `save_pretrained` wrote, or what `model.name` takes.
 
     Raises:
-        ValueError: One line: none of these, a damaged one, or a run without a model yet.
+        ValueError: One line: none of these, a damaged one, a run without a model yet, or overrides of what a run was.
     """
     if (Path(source) / "config.yaml").exists():
         run = Run.open(source)
         config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
+        _refuse_settled(overrides, run)
         return Source(RetrievalModel.from_pretrained(model_folder(run.path)), config, run=run, name=run.name)
     config = load_config(Config, overrides=[f"model.name={source}", *overrides])
     if (Path(source) / "config.json").exists():
         return Source(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
     model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
     return Source(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))
+
+
+def _refuse_settled(overrides: Sequence[str], run: Run) -> None:
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    settled = [key for key in keys if not key.startswith("data.") and key not in ("split", "runs", "results")]
+    if settled:
+        raise ValueError(
+            f"{', '.join(settled)}: the run {run.name} is trained and keeps its settings; set data.*, split, runs or "
+            "results, or train another run"
+        )

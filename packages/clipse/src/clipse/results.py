@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_common.runs import Run, append_row
+from clip_common.runs import MetricsCsv, Run, append_row, write_atomically
 from clipse.config import Config
 
 DIRECTIONS = {"i2t": "I2T", "t2i": "T2I"}
@@ -39,14 +39,13 @@ def write_training(config: Config, run: Run) -> Path:
         if values:
             documented = documented_row(config, values, epoch=int(row["epoch"]))
             rows.append(documented | {"val_loss": values["loss"], "step": int(row["step"])})
-    file.unlink(missing_ok=True)
-    for row in rows:
-        append_row(file, row)
+    with write_atomically(file) as temporary:
+        MetricsCsv(temporary).extend(rows)
     return file
 
 
 def write_registry(config: Config, name: str, metrics: Mapping[str, float], *, epoch: int) -> Path:
-    """Append one evaluation to results/run_registry.csv."""
+    """Append one evaluation to results/run_registry.csv; `epoch` is how many were trained, of which the best is scored."""
     file = Path(config.results) / "run_registry.csv"
     append_row(file, {"run": name, "split": config.split} | documented_row(config, metrics, epoch=epoch))
     return file

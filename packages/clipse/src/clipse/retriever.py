@@ -22,7 +22,7 @@ from clip_common.features.jobs import in_threads
 from clipse.data import DataError
 from clipse.data.images import decode
 from clipse.index import Hit, ImageIndex, IndexFileError, Stamp, printable, scan
-from clipse.model import RetrievalModel, model_folder
+from clipse.model import RetrievalModel, model_folder, pick_device
 from clipse.reporting import Progress
 
 SECONDS_BETWEEN_SAVES = 120.0
@@ -43,7 +43,7 @@ class Retriever:
     """
 
     def __init__(self, model: RetrievalModel, *, device: str | torch.device | None = None) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device() if device is None else torch.device(device)
         self.model = model.eval().to(self.device)
         self.gallery: ImageIndex | None = None
         self.skipped: dict[str, str] = {}

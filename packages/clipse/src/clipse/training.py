@@ -87,6 +87,14 @@ class RetrievalModule(L.LightningModule):
         text_TD = towers.text_tower.head(batch.tokens) if self.text_rows else towers.text_tower(batch.tokens)
         return image_BD, text_TD
 
+    def references(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Features (B, ·) and (T, ·) that pairs are compared by; None for the embeddings themselves."""
+        if self.reference is None:
+            return None
+        rows = {"image_rows": self.image_rows, "text_rows": self.text_rows}
+        image_BF, text_TF = self.reference(batch.images_B3HW, batch.tokens, **rows)
+        return image_BF, text_TF
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move the tensors of a batch; its file names stay."""
         return Batch(
@@ -100,12 +108,9 @@ class RetrievalModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image_BD, text_TD = self.embed(batch)
         # with all captions of an image its row stands once for each; rows of one image are no negatives of each other
-        references = None
-        if self.reference is not None:
-            image_ref, text_ref = self.reference(
-                batch.images_B3HW, batch.tokens, image_rows=self.image_rows, text_rows=self.text_rows
-            )
-            references = (image_ref[batch.owner_T], text_ref)
+        references = self.references(batch)
+        if references is not None:
+            references = (references[0][batch.owner_T], references[1])
         scale = self.model.logit_scale()
         output = self.loss(
             image_BD[batch.owner_T],
@@ -139,18 +144,23 @@ class RetrievalModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         image_BD, text_TD = self.embed(batch)
         part = (batch.image_ids_B, image_BD.float(), batch.image_ids_B[batch.owner_T], text_TD.float())
-        self.validated.append(tuple(tensor.cpu() for tensor in part))
+        self.validated.append(tuple(tensor.cpu() for tensor in (*part, *(self.references(batch) or ()))))
 
     def on_validation_epoch_end(self) -> None:
-        image_ids, image_ND, text_ids, text_TD = map(torch.cat, zip(*_from_all_ranks(self.validated), strict=True))
+        parts = map(torch.cat, zip(*_from_all_ranks(self.validated), strict=True))
+        image_ids, image_ND, text_ids, text_TD, *references = parts
         self.validated = []
         order = image_ids.argsort()
         image_ND, owner_T = image_ND[order], torch.searchsorted(image_ids[order], text_ids)
         result = image_text_retrieval(image_ND, text_TD, owner_T)
         self.log_dict({f"val/{key}": value for key, value in result.metrics.items()})
-        self.log("val/loss", self.validation_loss(image_ND, text_TD[first_of_each(owner_T, len(image_ND))]))
+        first_N = first_of_each(owner_T, len(image_ND))
+        compared = (references[0][order], references[1][first_N]) if references else None
+        self.log("val/loss", self.validation_loss(image_ND, text_TD[first_N], references=compared))
 
-    def validation_loss(self, image_ND: Tensor, text_ND: Tensor) -> Tensor:
+    def validation_loss(
+        self, image_ND: Tensor, text_ND: Tensor, *, references: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """The training loss on pairs, in batches of the training size (one smaller batch where there are fewer).
 
         Every rank holds all pairs and gives the loss its share of each batch: the loss gathers the shares again.
@@ -161,13 +171,29 @@ class RetrievalModule(L.LightningModule):
         for start in range(0, len(image_ND) - size + 1, size):
             mine = slice(start + rank, start + size, world)
             image_BD, text_BD = image_ND[mine].to(self.device), text_ND[mine].to(self.device)
-            scale = self.model.logit_scale()
-            losses.append(self.loss(image_BD, text_BD, scale=scale, bias=self.model.logit_bias).loss)
+            compared = references and (references[0][mine].to(self.device), references[1][mine].to(self.device))
+            scale, bias = self.model.logit_scale(), self.model.logit_bias
+            losses.append(self.loss(image_BD, text_BD, scale=scale, references=compared, bias=bias).loss)
         return torch.stack(losses).mean()
 
     def describe_batch(self, batch: Batch) -> str:
         """File names of a batch, for the message of a loss that is not finite."""
         return ", ".join(batch.names)
+
+
+def batch_of_rank(batch_size: int, *, world: int) -> int:
+    """A rank's share of the batch of all.
+
+    Raises:
+        ValueError: The batch does not divide.
+    """
+    if batch_size % world:
+        near = max(1, batch_size // world) * world
+        raise ValueError(
+            f"data.batch_size={batch_size} does not divide among {world} devices: "
+            f"set a multiple of {world}, e.g. data.batch_size={near}"
+        )
+    return batch_size // world
 
 
 def first_of_each(owner_T: Tensor, images: int) -> Tensor:
@@ -225,7 +251,7 @@ class RetrievalData(L.LightningDataModule):
         assert self.trainer is not None
         data, world = self.config.data, self.trainer.world_size
         place: dict[str, Any] = {
-            "batch_size": data.batch_size // world,
+            "batch_size": batch_of_rank(data.batch_size, world=world),
             "seed": self.config.trainer.seed,
             "rank": self.trainer.global_rank,
             "world": world,

@@ -9,13 +9,23 @@ from typing import Any
 
 from clip_common.config import load_config
 from clip_common.runs.files import write_text
+from clip_common.training.guards import LossNotFiniteError
 from clip_common.training.loader import epoch_seed
-from clipse.compare import Announce, member_config, own_options, require_one_device, series_folder, trained
 from clipse.config import Config, LossConfig, TuneConfig
+from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
 from clipse.plots import draw_tuning
 from clipse.reporting import Reporter, silent
 from clipse.results import model_label
+from clipse.series import (
+    Announce,
+    member_config,
+    own_options,
+    require_one_device,
+    require_same_data,
+    series_folder,
+    trained,
+)
 
 SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
     "sanw_debias": {"alpha": (0.0, 1.0, False), "delta": (0.0, 1.0, False), "lam": (0.5, 32.0, True)},
@@ -111,46 +121,60 @@ def tune(
     require_one_device(config, verb="tune")
     optuna = _optuna()
 
+    splits = read_records(config.data).splits
     name = config.name or f"{loss}-{model_label(config)}-{Path(str(config.data.root)).name}"
     series = series_folder("tune", replace(config, name=name))
-    storage = f"sqlite:///{series.path / 'study.db'}"
-    study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
-    if not study.trials:
-        study.enqueue_trial({name: PRESETS[loss]["default"][name] for name in space})
-    distributions = {
-        name: optuna.distributions.FloatDistribution(low, high, log=log) for name, (low, high, log) in space.items()
-    }
-    state = optuna.trial.TrialState
-    while (done := len(study.get_trials(states=[state.COMPLETE]))) < trials:
-        killed = study.get_trials(states=[state.RUNNING])
-        # a sampler that went on after a resume as it began would propose its first points again
-        study.sampler = optuna.samplers.TPESampler(seed=epoch_seed(config.trainer.seed, done) % 2**32)
-        trial: Any = killed[0] if killed else study.ask(distributions)
-        if trial.params.keys() != space.keys():  # killed while it was drawn
-            study.tell(trial.number, state=state.FAIL)
-            continue
-        parameters = rounded(trial.params)
-        member = member_config(config, series, name=f"trial-{trial.number:03d}")
-        announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(parameters))}")
-        run = trained(replace(member, loss=replace(config.loss, **parameters)), series, reporter=reporter)
-        study.tell(trial.number, run.result["val"]["metrics"]["rsum"])
+    with series.locked():
+        require_same_data(series, {name: splits[name] for name in ("train", "val")})
+        storage = f"sqlite:///{series.path / 'study.db'}"
+        study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
+        distributions = {
+            name: optuna.distributions.FloatDistribution(low, high, log=log) for name, (low, high, log) in space.items()
+        }
+        state = optuna.trial.TrialState
+        for trial in study.get_trials(states=[state.RUNNING]):
+            if trial.params.keys() != space.keys():  # killed while it was drawn
+                study.tell(trial.number, state=state.FAIL)
+        default = {name: PRESETS[loss]["default"][name] for name in space}
+        if not any(trial.params == default or trial.state == state.WAITING for trial in study.trials):
+            study.enqueue_trial(default)
+        while (done := sum(trial.state.is_finished() and trial.params.keys() == space.keys() for trial in study.trials)) < trials:
+            killed = study.get_trials(states=[state.RUNNING])
+            # a sampler that went on after a resume as it began would propose its first points again
+            study.sampler = optuna.samplers.TPESampler(seed=epoch_seed(config.trainer.seed, done) % 2**32)
+            trial: Any = killed[0] if killed else study.ask(distributions)
+            parameters = rounded(trial.params)
+            member = member_config(config, series, name=f"trial-{trial.number:03d}")
+            announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(parameters))}")
+            try:
+                run = trained(replace(member, loss=replace(config.loss, **parameters)), series, reporter=reporter)
+            except LossNotFiniteError as error:
+                study.tell(trial.number, state=state.FAIL)
+                announce(f"trial {done + 1} of {trials} failed: {error}")
+            else:
+                study.tell(trial.number, run.result["val"]["metrics"]["rsum"])
 
-    finished = [
-        Trial(number=trial.number, parameters=rounded(trial.params), rsum=float(trial.value))
-        for trial in study.get_trials(states=[state.COMPLETE])
-    ]
-    tuning = Tuning(
-        folder=series.path,
-        trials=finished,
-        overrides=[f"loss.name={loss}", *as_overrides(max(finished, key=lambda trial: trial.rsum).parameters)],
-        table=series.path / "trials.md",
-        csv=series.path / "trials.csv",
-        plot=series.path / "trials.png",
-    )
-    write(tuning)
-    draw_tuning(tuning, tuning.plot, spaces=space)
-    series.write_result({"best": vars(tuning.best), "overrides": tuning.overrides, "trials": len(finished)})
-    return tuning
+        finished = [
+            Trial(number=trial.number, parameters=rounded(trial.params), rsum=float(trial.value))
+            for trial in study.get_trials(states=[state.COMPLETE])
+        ]
+        if not finished:
+            raise ValueError(
+                f"{series.path}: the loss of all {done} trials became NaN or infinite: lower optim.lr and give "
+                "another name="
+            )
+        tuning = Tuning(
+            folder=series.path,
+            trials=finished,
+            overrides=[f"loss.name={loss}", *as_overrides(max(finished, key=lambda trial: trial.rsum).parameters)],
+            table=series.path / "trials.md",
+            csv=series.path / "trials.csv",
+            plot=series.path / "trials.png",
+        )
+        write(tuning)
+        draw_tuning(tuning, tuning.plot, spaces=space)
+        series.write_result({"best": vars(tuning.best), "overrides": tuning.overrides, "trials": len(finished)})
+        return tuning
 
 
 def space_of(loss: LossConfig, name: str) -> dict[str, tuple[float, float, bool]]:

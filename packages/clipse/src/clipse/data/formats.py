@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clipse.data.errors import DataError
 
@@ -72,10 +73,22 @@ def parse_karpathy(file: Path) -> Iterator[Row]:
         images = json.loads(file.read_text(encoding="utf-8-sig"))["images"]
         for number, image in enumerate(images):
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-            captions = tuple(sentence["raw"] for sentence in image["sentences"])
+            sentences = image["sentences"]
+            captions = tuple(caption_of(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
             yield Row(name, captions, _split(image.get("split"), file, number))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
+
+
+def caption_of(value: Any, *, sample: str) -> str:
+    """A caption out of JSON, where null is an empty one.
+
+    Raises:
+        DataError: Neither text nor null.
+    """
+    if not isinstance(value, str | None):
+        raise DataError(f"{sample}: expected a caption as text, got {value!r:.80}: write it in quotes, or remove it")
+    return value or ""
 
 
 PARSERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipse.data.errors import DataError
+from clipse.data.formats import caption_of
 from clipse.data.records import ImageRecord
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -15,10 +16,10 @@ TEXTS = frozenset({"txt", "json"})
 def read_shards(root: Path) -> list[ImageRecord]:
     """One record a sample, in the order of the shards; a folder or file name that begins with a split is its split.
 
-    Captions are the lines of `key.txt`, or `caption` / `captions` of `key.json`.
+    Captions are the lines of `key.txt`, or `caption` / `captions` of `key.json`, null an empty one.
 
     Raises:
-        DataError: No shard, a broken one, or a sample without image or captions.
+        DataError: No shard, a broken one, a sample without image or captions, or a caption that is no text.
     """
     shards = [root] if root.is_file() else sorted(root.rglob("*.tar"))
     if not shards:
@@ -55,7 +56,9 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[str, ...
                 elif member.isfile() and suffix.lower() in TEXTS:
                     content = archive.extractfile(member)
                     assert content is not None
-                    captions[key] = _captions(content.read().decode("utf-8"), suffix.lower())
+                    captions[key] = _captions(
+                        content.read().decode("utf-8"), suffix.lower(), sample=f"{shard}: {member.name}"
+                    )
     except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, EOFError) as error:
         raise DataError(f"{shard}: broken shard ({error})") from error
     odd = images.keys() ^ captions.keys()
@@ -65,9 +68,9 @@ def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[str, ...
         yield name, span, captions[key]
 
 
-def _captions(text: str, suffix: str) -> tuple[str, ...]:
+def _captions(text: str, suffix: str, *, sample: str) -> tuple[str, ...]:
     if suffix == "txt":
         return tuple(line for line in text.split("\n") if line.strip())
     content = json.loads(text)
     found = content.get("captions", content.get("caption", ""))
-    return tuple(found) if isinstance(found, list) else (str(found),)
+    return tuple(caption_of(value, sample=sample) for value in (found if isinstance(found, list) else [found]))

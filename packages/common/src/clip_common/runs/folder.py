@@ -6,10 +6,13 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from clip_common.runs.card import model_card
 from clip_common.runs.environment import environment, rank
@@ -29,7 +32,7 @@ class Run:
     """One run, a folder.
 
     It holds config.yaml, environment.json, metrics.csv, phases.json, checkpoints/, plots/, result.json and README.md.
-    Make one with `Run.create`, read one with `Run.open`.
+    Make one with `Run.create`, go on with one with `Run.resume`, read one with `Run.open`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +82,7 @@ class Run:
             return cls.open(path)
         os.environ[PATH_VARIABLE] = str(path.absolute())  # for processes that Lightning's launcher starts from here
         if path.exists() and resume:
-            return cls.open(path)._resumed(config_yaml)
+            return cls.resume(path, config_yaml=config_yaml)
         draft = path.with_name(f".{name}.{os.getpid()}.tmp")
         try:
             draft.mkdir(parents=True)
@@ -109,18 +112,53 @@ class Run:
             raise ValueError(f"{path}: not a run folder (it holds no config.yaml)")
         return cls(path)
 
-    def _resumed(self, config_yaml: str) -> Run:
-        before, after = self.config_yaml.splitlines(), config_yaml.splitlines()
+    @classmethod
+    def resume(cls, path: str | Path, *, config_yaml: str) -> Run:
+        """Go on with the run folder `path`, wherever it lies and whatever it is called.
+
+        Args:
+            path: The folder itself, the same for all processes.
+            config_yaml: The configuration that the run started with.
+
+        Raises:
+            ValueError: `path` is no run folder, or was started with another configuration.
+        """
+        run = cls.open(path)
+        if rank() > 0:
+            return run
+        before, after = run.config_yaml.splitlines(), config_yaml.splitlines()
         if before != after:
             changed = [f"{old.strip()} → {new.strip()}" for old, new in zip(before, after, strict=False) if old != new]
             what = "; ".join(changed[:3]) or "fields were added or removed"
             raise ValueError(
-                f"run {self.path} was started with another configuration ({what}): resume with that, or name a new run"
+                f"run {path} was started with another configuration ({what}): resume with that, or name a new run"
             )
-        started = read_json(self.path / "environment.json")
+        started = read_json(run.path / "environment.json")
         resumed = [*started.get("resumed", []), environment()]
-        write_json(self.path / "environment.json", started | {"resumed": resumed})
-        return self
+        write_json(run.path / "environment.json", started | {"resumed": resumed})
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this run while the block lasts; the lock ends with the process.
+
+        The process that holds it may take it again. Of the processes of one job the first takes it for all.
+
+        Raises:
+            ValueError: Another process holds it.
+        """
+        if rank() > 0:
+            yield
+            return
+        lock = FileLock(self.path.resolve() / ".lock", timeout=0, is_singleton=True)
+        try:
+            held = lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"run {self.path} is being trained by another process: wait until that ends, or name a new run"
+            ) from None
+        with held:
+            yield
 
     @property
     def name(self) -> str:
