@@ -1,6 +1,8 @@
 """The pictures of docs/world.md: a sheet of each kind of sample of the procedural world.
 
     uv run python scripts/gallery.py            # writes docs/pictures/*.png
+
+Look at them afterwards.
 """
 
 import argparse

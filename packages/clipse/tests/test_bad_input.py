@@ -85,6 +85,30 @@ def test_a_batch_larger_than_the_set(clipse, small):
     refused(clipse("train", *small, "data.batch_size=49"), "data.batch_size", "48")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.batch_size=0", "data.batch_size"),
+        ("data.batch_size=-4", "data.batch_size"),
+        ("data.batch_size=1", "from 2"),
+        ("data.workers=-1", "data.workers"),
+        ("data.hold_out=-1", "data.hold_out"),
+        ("loss.temperature=0", "loss.temperature"),
+        ("loss.ema_decay=3", "loss.ema_decay"),
+        ("loss.ema_decay=0", "loss.ema_decay"),
+    ],
+)
+def test_a_number_out_of_its_range(clipse, small, tmp_path, override, said):
+    refused(clipse("train", *small, override), said, "expected", override.partition("=")[2])
+    assert runs_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("devices", ["cpu:3", "3", "0,1,2"])
+def test_a_batch_that_does_not_divide_among_the_devices(clipse, small, tmp_path, devices):
+    refused(clipse("train", *small, f"trainer.devices={devices}"), "data.batch_size=16", "3 devices", "=15")
+    assert runs_of(tmp_path) == []
+
+
 def test_an_unknown_key_names_the_nearest(clipse, small):
     refused(clipse("train", *small, "loss.nmae=clip"), "loss.nmae", "loss.name")
 
@@ -138,6 +162,11 @@ def test_a_damaged_run_is_refused(clipse, trained, tmp_path):
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(clipse("eval", run), "model.safetensors")
+
+
+@pytest.mark.parametrize("override", ["loss.name=siglip", "model.pretrained=openai", "trainer.seed=5", "name=other"])
+def test_what_a_run_was_cannot_be_overridden_when_it_is_scored(clipse, trained, override):
+    refused(clipse("eval", trained(), override), override.partition("=")[0], "data.*")
 
 
 def test_resume_of_no_run(clipse, tmp_path):

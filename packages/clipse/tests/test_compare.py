@@ -128,7 +128,7 @@ def test_more_losses_and_seeds_and_another_split_train_only_what_is_missing(quic
 def test_results_on_other_images_or_captions_are_not_put_beside_each_other(clipse, quick, tmp_path, scenes):
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
-    captions, val, test = (next(data.glob(f"*{name}*.txt")) for name in ("token", "devImages", "testImages"))
+    captions, val, test = (next(data.glob(f"*{name}*.txt")) for name in ("captions", "devImages", "testImages"))
     overrides = [*quick, f"data.root={data}", "seeds=[1]"]
     assert clipse("compare", "losses=[clip]", *overrides)[0] == 0
 
@@ -234,7 +234,7 @@ def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, 
     folder = Path("runs/compare/some")
     code, _, error = clipse("eval", tmp_path / folder)
     assert code == 2
-    assert f"{folder} is a series of runs, not one: name one of them, e.g. " in error
+    assert f"{folder} is a comparison or a search of several runs: name one of them, e.g. " in error
     assert error.rstrip().endswith(str(folder / "clipse" / "clip-s3"))
     code, _, error = clipse(*command, "optim.lr=5e-4")
     assert code == 2

@@ -84,9 +84,13 @@ def write_shards(folder: Path) -> None:
                 texts = "\n".join(CAPTIONS[name]) if number else json.dumps({"captions": CAPTIONS[name]})
                 contents = {f"{stem}.jpg": jpeg(), f"{stem}.{'txt' if number else 'json'}": texts.encode()}
                 for member, content in contents.items():
-                    entry = tarfile.TarInfo(member)
-                    entry.size = len(content)
-                    archive.addfile(entry, io.BytesIO(content))
+                    add(archive, member, content)
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 WRITERS = {
@@ -342,6 +346,44 @@ def test_a_broken_image_is_found_by_check_and_skipped_when_asked(folder, content
     assert not report.ok
     assert "c.jpg" in report.problems[0]
     assert load_captions(folder, on_error="skip").skipped == 1
+
+
+def write_captions_as_json(folder: Path, format: str, captions: list[object]) -> None:
+    """Two images; `captions` are those of c.jpg, as JSON."""
+    if format == "karpathy":
+        named = {"c.jpg": captions, "d.jpg": ["one more"]}
+        images = [{"filename": name, "sentences": [{"raw": one} for one in of]} for name, of in named.items()]
+        (folder / "dataset.json").write_text(json.dumps({"images": images}))
+        return
+    with tarfile.open(folder / "train-0.tar", "w") as archive:
+        for name, one in (("c", captions), ("d", ["one more"])):
+            add(archive, f"{name}.jpg", jpeg())
+            content = {"captions": one} if len(one) > 1 else {"caption": one[0]}
+            add(archive, f"{name}.json", json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("format", ["karpathy", "webdataset"])
+def test_a_caption_that_is_null_is_an_empty_one(folder, format):
+    write_captions_as_json(folder, format, ["plain", None])
+    assert "1 empty caption(s)" in message(folder)
+    data = load_captions(folder, on_error="skip")
+    assert data.images[0].captions == ("plain",)
+    assert data.skipped_captions == 1
+
+
+@pytest.mark.parametrize("format", ["karpathy", "webdataset"])
+def test_an_image_whose_only_caption_is_null_has_none(folder, format):
+    write_captions_as_json(folder, format, [None])
+    assert "1 empty caption(s)" in message(folder)
+
+
+@pytest.mark.parametrize("captions", [["plain", 5], [{"en": "plain"}], ["plain", ["nested"]], [False]], ids=str)
+@pytest.mark.parametrize("format", ["karpathy", "webdataset"])
+def test_a_caption_that_is_no_text_names_its_sample(folder, format, captions):
+    write_captions_as_json(folder, format, captions)
+    said = message(folder)
+    assert "c.j" in said
+    assert "expected a caption as text" in said
 
 
 def test_an_image_in_two_splits(folder):

@@ -100,6 +100,42 @@ def test_strength_zero_is_clip_with_gradients(made):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("normalise", ["mean1", "none"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        SANWDebias(delta=0.2, lam=32.0),
+        SANWDebias(delta=0.2, lam=200.0),
+        SANWDebias(delta=0.2, lam=32.0, alpha=0.999),
+        SANWDebias(delta=0.2, lam=200.0, kernel="hinge"),
+        SANWDebias(delta=0.2, lam=200.0, kernel="hinge", alpha=1e-3),
+        SANWBandpass(m1=-0.2, m2=0.2, gamma=0.01),
+        SANWBandpass(m1=-0.2, m2=0.2, gamma=0.01, alpha=0.5),
+    ],
+    ids=str,
+)
+def test_weights_near_zero_are_as_good_in_float32_as_in_float64(made, normalise):
+    torch.manual_seed(0)
+    image = torch.ones(12, 6, dtype=torch.float64) + 0.05 * torch.randn(12, 6, dtype=torch.float64)
+    text = image + 0.05 * torch.randn(12, 6, dtype=torch.float64)
+    v, t = normalize(image, dim=1), normalize(text, dim=1)
+    similarity = made.mix * (t @ t.T) + (1 - made.mix) * (v @ v.T)
+    assert similarity.min() > 0.98
+    loss = RetrievalLoss(made, normalise=normalise)
+    exact, found = (loss(image.to(dtype), text.to(dtype), scale=5.0) for dtype in (torch.float64, torch.float32))
+    ids = torch.arange(12)
+    theirs = dense(made, image, text, 5.0, normalise=normalise, form="infonce", ids=ids)
+    torch.testing.assert_close(exact.loss, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss.double(), theirs, atol=1e-5, rtol=1e-5)
+
+    weight = formula(made, similarity).masked_fill(torch.eye(12, dtype=torch.bool), 0.0)
+    weight = weight * 11 / weight.sum(dim=1, keepdim=True) if normalise == "mean1" else weight
+    ess = (weight.sum() ** 2 / (weight**2).sum() / 132).item()
+    assert found.statistics["ess"].item() == pytest.approx(ess, rel=1e-3)
+    assert found.statistics["w_mean"].item() == pytest.approx(weight.sum().item() / 132, rel=1e-3, abs=1e-37)
+    assert all(torch.isfinite(value) for value in found.statistics.values())
+
+
 def test_references_are_what_pairs_are_compared_by_and_get_no_gradient():
     image, text = batch()
     references = tuple(side.detach().roll(1, dims=0).requires_grad_() for side in (image, text))
@@ -113,15 +149,15 @@ def test_references_are_what_pairs_are_compared_by_and_get_no_gradient():
 def test_weights_by_hand():
     similarity = torch.tensor([0.6, 0.85])
     debias = SANWDebias(delta=0.6, lam=4.0)
-    assert debias.weight(similarity).tolist() == pytest.approx([0.5, 1 / (1 + math.e)])
+    assert debias.log_full(similarity).exp().tolist() == pytest.approx([0.5, 1 / (1 + math.e)])
     hinge = SANWDebias(delta=0.6, lam=4.0, kernel="hinge")
-    assert hinge.weight(similarity).tolist() == pytest.approx([1.0, 1 / math.e])
+    assert hinge.log_full(similarity).exp().tolist() == pytest.approx([1.0, 1 / math.e])
     bandpass = SANWBandpass(m1=0.3, m2=0.6, gamma=0.05)
     edge = 1 / (1 + math.exp(-6))  # the far edge is six widths away
-    assert bandpass.weight(torch.tensor([0.3, 0.6, 0.45])).tolist() == pytest.approx(
+    assert bandpass.log_full(torch.tensor([0.3, 0.6, 0.45])).exp().tolist() == pytest.approx(
         [0.5 * edge, 0.5 * edge, (1 / (1 + math.exp(-3))) ** 2]
     )
-    assert bandpass.weight(torch.tensor([5.0])).item() == pytest.approx(1e-3)
+    assert bandpass.log_full(torch.tensor([5.0])).exp().item() == pytest.approx(1e-3)
 
 
 def test_the_similarity_mixes_texts_and_images_by_hand():

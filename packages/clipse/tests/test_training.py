@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from clip_common.config import load_config
+from clip_common.losses import contrastive_loss
+from clip_common.runs import Run, table
 from clipse import Config, Retriever, evaluate, read_records, train
 from clipse.evaluation import evaluate_source
-from clipse.training import first_of_each
+from clipse.losses import SANWDebias
+from clipse.model import pick_device
+from clipse.results import write_training
+from clipse.training import RetrievalModule, batch_of_rank, first_of_each
 
 
 def configured(small: list[str], *overrides: str) -> Config:
@@ -75,6 +81,131 @@ def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
     assert rows(tmp_path / "results" / "run_registry.csv")[0]["run"] == "saved"
     assert json.loads((trained.run.path / "result.json").read_text())["test"]["images"] == 16
     assert all(file.exists() for file in written)
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
+    config = configured(small, "name=done", "trainer.max_epochs=1")
+    run = train(config).run
+    evaluate_source(str(run.path))
+    before, registered = run.result, rows(tmp_path / "runs" / "registry.csv")
+    train(config, resume=run.path)
+    assert run.result == before
+    assert before.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
+    assert rows(tmp_path / "runs" / "registry.csv") == registered
+    assert [row["epoch"] for row in rows(tmp_path / "results" / "training_done.csv")] == ["1"]
+
+
+def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tmp_path, monkeypatch):
+    config = configured(small, "name=unscored", "trainer.max_epochs=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("clipse.experiment.evaluate", lambda *arguments, **keywords: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    run = Run.open(tmp_path / "runs" / "clipse" / "unscored")
+    evaluate_source(str(run.path))
+    assert rows(tmp_path / "results" / "run_registry.csv")[0]["epoch"] == "1"
+    train(config, resume=run.path)
+    assert run.result.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
+    assert [row["split"] for row in rows(tmp_path / "runs" / "registry.csv")] == ["test", "val"]
+
+
+def test_a_run_that_was_moved_is_resumed_where_it_lies(small, tmp_path):
+    config = configured(small, "name=moved", "trainer.max_epochs=1")
+    moved = shutil.move(train(config).run.path, tmp_path / "archive" / "renamed")
+    assert train(config, resume=moved).run.path == moved
+    assert not (tmp_path / "clipse").exists()
+    assert not (tmp_path / "runs" / "clipse" / "moved").exists()
+
+
+def test_later_ranks_of_a_finished_run_publish_nothing(small, tmp_path, monkeypatch):
+    config = configured(small, "name=ranks", "trainer.max_epochs=1")
+    run = train(config).run
+    shutil.rmtree(run.path / "model")
+    monkeypatch.setenv("RANK", "1")
+    assert train(config, resume=run.path).validation is None
+    assert not (run.path / "model").exists()
+
+
+def test_the_training_csv_is_whole_or_as_it_was(small, tmp_path, monkeypatch):
+    config = configured(small, "name=csv")
+    run = train(config).run
+    file = tmp_path / "results" / "training_csv.csv"
+    before = file.read_text()
+    assert len(before.splitlines()) == 3
+    written = []
+
+    def killed(*arguments):
+        if written:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        return line(*arguments)
+
+    line = table._line
+    monkeypatch.setattr(table, "_line", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_training(config, run)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("references", ["frozen", "ema"])
+def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(small, monkeypatch, references):
+    given = []
+    original = RetrievalModule.validation_loss
+
+    def noted(self, image_ND, text_ND, *, references):
+        given.append((image_ND, text_ND, references, self.model.logit_scale()))
+        return original(self, image_ND, text_ND, references=references)
+
+    monkeypatch.setattr(RetrievalModule, "validation_loss", noted)
+    overrides = ["name=compared", "loss.name=sanw_debias", "loss.delta=0.1", f"loss.references={references}"]
+    run = train(configured(small, *overrides)).run.path
+    image_ND, text_ND, compared, scale = given[-1]
+    assert [len(side) for side in compared] == [16, 16]
+    weighting = SANWDebias(delta=0.1)
+    theirs, online = (
+        contrastive_loss(image_ND, text_ND, scale=scale, weighting=weighting, references=by).item()
+        for by in (compared, None)
+    )
+    logged = [float(row["val/loss"]) for row in rows(run / "metrics.csv") if row["val/loss"]]
+    assert logged[-1] == pytest.approx(theirs, abs=1e-5)
+    assert abs(theirs - online) > 1e-4
+    # the references are the starting model's where they are frozen, and apart from the trained one's in any case
+    assert not torch.allclose(compared[0], image_ND)
+    assert torch.equal(compared[0], given[0][2][0]) == (references == "frozen")
+
+
+def test_what_no_trainer_moves_goes_to_the_gpu(small, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert pick_device() == torch.device("cuda")
+    assert pick_device("0,1") == torch.device("cuda")
+    assert pick_device("cpu:2") == torch.device("cpu")
+    monkeypatch.undo()
+    asked: list[tuple[str, str]] = []
+    for name in ("features", "experiment", "evaluation"):
+        patched = lambda devices="auto", name=name: asked.append((name, devices)) or torch.device("cpu")  # noqa: E731
+        monkeypatch.setattr(f"clipse.{name}.pick_device", patched)
+    overrides = ["name=placed", "model.lock_image=true", "trainer.max_epochs=1", "trainer.devices=cpu"]
+    evaluate_source(str(train(configured(small, *overrides)).run.path))
+    assert asked == [("features", "cpu"), ("experiment", "cpu"), ("evaluation", "auto")]
+
+
+@pytest.mark.gpu
+def test_every_image_is_encoded_on_the_gpu(small, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    devices = []
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: devices.append(x.device.type) or forward(self, x))
+    for name in ("model.lock_image=true", "model.lock_image=false"):
+        evaluate_source(str(train(configured(small, f"name={name[-4:]}", name)).run.path))
+    assert set(devices) == {"cuda"}
+
+
+@pytest.mark.parametrize(("size", "world", "near"), [(63, 2, 62), (7, 4, 4), (2, 3, 3)])
+def test_a_batch_is_shared_out_whole_or_refused(size, world, near):
+    assert batch_of_rank(near, world=world) * world == near
+    with pytest.raises(ValueError, match=f"data.batch_size={near}"):
+        batch_of_rank(size, world=world)
 
 
 def test_search_finds_an_image_by_itself(trained, scenes):
@@ -196,10 +327,20 @@ def test_killed_at_any_step_and_resumed_equals_uninterrupted(small, tmp_path, lo
 @pytest.mark.slow
 def test_two_ranks_train_as_one(small, tmp_path):
     one = train(configured(small, "name=one", "optim.lr=1e-4")).run.path
-    finish(start("fresh", *small, "name=two", "optim.lr=1e-4", "trainer.devices=cpu:2", "trainer.strategy=ddp"))
+    script = tmp_path / "script.py"  # a file: Lightning starts the second rank by the same command
+    script.write_text(SCRIPT, encoding="utf-8")
+    options = [*small, "name=two", "optim.lr=1e-4", "trainer.devices=cpu:2", "trainer.strategy=ddp"]
+    process = subprocess.run([sys.executable, script, "fresh", *options], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
     two = tmp_path / "runs" / "clipse" / "two"
     first, second = (torch.tensor(losses(run)) for run in (one, two))
     torch.testing.assert_close(second, first, atol=1e-4, rtol=0)
+    last, found = (torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True) for run in (one, two))
+    assert last["state_dict"].keys() == found["state_dict"].keys()
+    for name, weight in last["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], weight, atol=1e-4, rtol=0)
+    rsums = [[float(row["val/rsum"]) for row in rows(run / "metrics.csv") if row["val/rsum"]] for run in (one, two)]
+    assert rsums[1] == pytest.approx(rsums[0], abs=1e-3)
 
 
 def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):

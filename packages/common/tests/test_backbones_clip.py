@@ -1,5 +1,6 @@
 """Loading a CLIP: by name, from folders and files; towers against open_clip's own; every mistake in one line."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 from open_clip.model import CustomTextCLIP
 
 from clip_common.backbones import BackboneError, load_clip, save_bundle
+from clip_common.backbones.clip import require_whole
 
 CONFIG = {
     "embed_dim": 24,
@@ -261,8 +263,37 @@ def test_mistakes_in_names_are_one_line_with_the_nearest_known():
     refused("ViT-B-23", "ViT-B-32", name="ViT-B-23", pretrained="openai")
     refused("laion2b_s34b_b79k", "openai", "'random'")
     refused("did you mean", "laion2b_s34b_b79k", pretrained="laion2b_s34b_b97k")
-    refused("tiny", name="tiny")
     refused("activation", "quick_gelu", pretrained="random", activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("tiny", {"pretrained": "random"}),
+        ("tiny", {"model_config": CONFIG}),
+        ("hf-hub:nobody/nothing", {"pretrained": "openai"}),
+        ("local-dir:absent", {"model": "ViT-B-32"}),
+        ("weights.pt", {"model": "ViT-B-32", "pretrained": "openai"}),
+        ("small", {"model_config": CONFIG, "model": "ViT-B-32"}),
+    ],
+)
+def test_an_argument_without_a_use_is_refused(name, arguments):
+    refused("leave", f"{list(arguments)[-1]} out", name=name, **arguments)
+
+
+def test_package_data_must_be_whole(tmp_path):
+    (tmp_path / "weights").write_bytes(b"weights")
+    sums = f"{hashlib.sha256(b'weights').hexdigest()}  weights\n"
+    with pytest.raises(BackboneError, match="SHA256SUMS is absent or damaged"):
+        require_whole(tmp_path)
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    require_whole(tmp_path)
+    (tmp_path / "weights").write_bytes(b"Weights")
+    with pytest.raises(BackboneError, match="weights is absent or damaged: install clip-common again"):
+        require_whole(tmp_path)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(BackboneError, match="weights is absent or damaged"):
+        require_whole(tmp_path)
 
 
 def test_no_network_and_no_cache_names_the_prefetch_command():
@@ -295,9 +326,10 @@ def test_files_and_folders_that_are_wrong_are_one_line(small, tmp_path):
     refused("no tokenizer", "other", name="x", model_config=config(text={"hf_tokenizer_name": str(tmp_path / "other")}))
     (tmp_path / "saved" / "open_clip_config.json").write_text("{")
     refused("open_clip_config.json", name=f"local-dir:{tmp_path / 'saved'}")
-    for name, content in (("cut.pt", b"PK\3\4 cut"), ("text.pt", b"hello"), ("empty.safetensors", b"")):
+    damaged = {"cut.pt": b"PK\3\4 cut", "text.pt": b"hello", "empty.safetensors": b"", "cut.npz": b"cut"}
+    for name, content in damaged.items():
         (tmp_path / name).write_bytes(content)
-        refused(name, model_config=CONFIG, pretrained=str(tmp_path / name))
+        refused(name, "cannot be read as", "get it again", model_config=CONFIG, pretrained=str(tmp_path / name))
 
 
 def test_a_checkpoint_of_another_architecture_says_what_differs(tmp_path):

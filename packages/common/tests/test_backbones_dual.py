@@ -7,7 +7,7 @@ import transformers
 from PIL import Image
 from torch.nn import functional
 
-from clip_common.backbones import BackboneError, fingerprint, load_bundle, load_dual, save_bundle
+from clip_common.backbones import BackboneError, behaviour, fingerprint, load_bundle, load_dual, save_bundle
 from clip_common.backbones.text_models import SentenceText, TransformersText
 from clip_common.backbones.towers import resized_positions
 
@@ -128,6 +128,61 @@ def test_a_sentence_transformer_gives_its_own_embeddings(folders, dual):
     features = dual.text_tower.trunk_features(dual.tokenizer(texts))
     torch.testing.assert_close(features, expected.clone(), rtol=0, atol=1e-6)
     assert dual.text_tower(dual.tokenizer(texts)).shape == (3, 16)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_a_sentence_transformer_gives_its_own_embeddings_under_its_default_prompt(folders, tmp_path, include_prompt):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(
+        str(folders / "sentence"), device="cpu", prompts={"q": "the red : "}, default_prompt_name="q"
+    )
+    model.set_pooling_include_prompt(include_prompt)
+    model.save_pretrained(str(tmp_path / "prompted"))
+    bundle = load_dual(vision=folders / "dinov2", text=tmp_path / "prompted", image_size=28)
+    texts = ["a dog in the snow", "the cat sits", "a"]
+    expected = model.encode(texts, convert_to_tensor=True).clone()
+    plain = model.encode(texts, convert_to_tensor=True, prompt="")
+    assert (expected - plain).abs().max() > 0.1
+    tokens = bundle.tokenizer(texts)
+    assert all(len(tensor) == 3 for tensor in tokens.values())
+    torch.testing.assert_close(bundle.text_tower.trunk_features(tokens), expected, rtol=0, atol=1e-6)
+
+
+def test_another_pooling_of_the_same_weights_is_another_behaviour(folders, tmp_path):
+    import json
+    import shutil
+
+    from clip_common.features import FeatureCache
+
+    bundles = {}
+    for mode in ("mean", "cls"):
+        shutil.copytree(folders / "sentence", tmp_path / mode)
+        file = tmp_path / mode / "1_Pooling" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pooling_mode": mode}))
+        bundles[mode] = load_dual(vision=folders / "dinov2", text=tmp_path / mode, image_size=28)
+    trunks = {mode: bundle.text_tower.trunk for mode, bundle in bundles.items()}
+    assert fingerprint(trunks["mean"]) == fingerprint(trunks["cls"])
+    assert behaviour(trunks["mean"]) != behaviour(trunks["cls"])
+    store, texts = FeatureCache(tmp_path / "cache"), ["a dog in the snow", "the cat sits"]
+    mean, cls = (store.text_features(bundles[mode], texts) for mode in ("mean", "cls"))
+    torch.testing.assert_close(cls, trunks["cls"](bundles["cls"].tokenizer(texts)), rtol=0, atol=1e-5)
+    assert (mean - cls).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip", "siglip"])
+def test_behaviour_does_not_depend_on_the_place_nor_on_having_run(folders, tmp_path, name):
+    import shutil
+
+    text = "sentence" if name == "dinov2" else name
+    shutil.copytree(folders, tmp_path / "moved")
+    own, moved = (
+        load_dual(vision=root / name, text=root / text, image_size=42) for root in (folders, tmp_path / "moved")
+    )
+    own.image_tower(torch.randn(1, 3, 42, 42), layers=(1,))
+    own.text_tower(own.tokenizer(["a dog"]))
+    assert behaviour(own.image_tower) == behaviour(moved.image_tower)
+    assert behaviour(own.text_tower) == behaviour(moved.text_tower)
 
 
 def test_a_plain_text_model_is_averaged_over_its_tokens(folders):
@@ -276,6 +331,17 @@ def test_a_dual_with_an_unfrozen_trunk_is_not_saved(dual, tmp_path):
     dual.text_tower.trunk.requires_grad_(True)
     with pytest.raises(BackboneError, match="unfrozen"):
         save_bundle(dual, tmp_path / "dual")
+
+
+@pytest.mark.parametrize("image_size", [28, 42])
+def test_a_dual_whose_trunk_was_trained_and_frozen_again_is_not_saved(folders, tmp_path, image_size):
+    bundle = load_dual(vision=folders / "dinov2", text=folders / "sentence", image_size=image_size)
+    save_bundle(bundle, tmp_path / "dual")
+    assert load_bundle(tmp_path / "dual").trunks == bundle.trunks
+    with torch.no_grad():
+        bundle.image_tower.trunk.model.layernorm.weight.add_(1)
+    with pytest.raises(BackboneError, match="was trained since it was loaded"):
+        save_bundle(bundle, tmp_path / "dual")
 
 
 @pytest.mark.real

@@ -6,7 +6,7 @@ import pickle
 import torch
 from torch import nn
 
-from clip_common.backbones import fingerprint, freeze, is_frozen
+from clip_common.backbones import behaviour, fingerprint, freeze, is_frozen
 
 
 def network() -> nn.Sequential:
@@ -66,3 +66,37 @@ def test_every_dtype_and_layout_has_a_fingerprint():
     value = torch.arange(12.0).reshape(3, 4)
     state = {"bf16": value.bfloat16(), "scalar": torch.tensor(1.5), "long": torch.arange(3), "bool": value > 3}
     assert fingerprint(state | {"x": value.T}) == fingerprint(state | {"x": value.T.contiguous()})
+
+
+class Masked(nn.Module):
+    """A mask that no checkpoint holds."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((2, 2), value), persistent=False)
+
+
+def test_equal_weights_that_yield_something_else_behave_differently():
+    def attention(heads):
+        torch.manual_seed(0)
+        return nn.MultiheadAttention(8, heads)
+
+    pairs = [
+        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), nn.Sequential(nn.Linear(2, 2), nn.ReLU())),
+        (attention(2), attention(4)),
+        (nn.LayerNorm(3, eps=1e-5), nn.LayerNorm(3, eps=1e-6)),
+        (Masked(0.0), Masked(1.0)),
+    ]
+    pairs[0][1].load_state_dict(pairs[0][0].state_dict())
+    for one, other in pairs:
+        assert fingerprint(one) == fingerprint(other)
+        assert behaviour(one) != behaviour(other), one
+
+
+def test_behaviour_is_that_of_copies_and_changes_with_the_weights():
+    model = network().train()
+    before = behaviour(model)
+    assert before == behaviour(freeze(copy.deepcopy(model)))
+    with torch.no_grad():
+        model[1].running_mean.add_(1)
+    assert behaviour(model) != before

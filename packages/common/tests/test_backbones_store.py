@@ -1,6 +1,8 @@
 """A bundle as a folder: it comes back the same, open_clip reads it, and damage is one line."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +156,22 @@ def test_a_full_disk_leaves_the_former_model_whole(small, tmp_path, monkeypatch)
     with pytest.raises(BackboneError, match="No space left"):
         save_bundle(small, tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["config.json", "open_clip_config.json"])
+def test_a_disk_that_is_full_after_the_weights_leaves_the_former_model_whole(small, tmp_path, monkeypatch, file):
+    save_bundle(small, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write = Path.write_text
+
+    def full(path, content, **options):
+        if path.name.endswith(file) or f".{file}." in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    small.logit_scale = 1.0
+    with pytest.raises(BackboneError, match=r"could not be written: .*No space left"):
+        save_bundle(small, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert load_bundle(tmp_path).logit_scale != 1.0

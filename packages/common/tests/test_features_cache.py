@@ -8,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
+import zlib
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from clip_common.backbones import load_clip
 from clip_common.features import FeatureCache, FeatureCacheError, cache
 
 TOY = Path(__file__).with_name("toy_features.py")
@@ -140,6 +144,38 @@ def test_nothing_stale_is_served(bundle, images, store, tmp_path):
     assert not torch.allclose(store.image_features(bundle, [picture]), before)
 
 
+@pytest.mark.parametrize(
+    ("change", "activation"),
+    [({}, "quick_gelu"), ({"head_width": 8}, "gelu"), ({"image_size": 36}, "gelu"), ({"pool_type": "avg"}, "gelu")],
+    ids=["activation", "heads", "image size", "pooling"],
+)
+def test_equal_weights_that_yield_something_else_do_not_share_rows(images, store, change, activation):
+    vision = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+
+    def clip(change, activation):
+        config = {"embed_dim": 8, "vision_cfg": vision | change, "text_cfg": text}
+        bundle = load_clip("small", model_config=config, activation=activation)
+        bundle.image_tower.freeze_trunk()
+        return bundle
+
+    first, second = clip({}, "gelu"), clip(change, activation)
+    assert first.spec.fingerprint == second.spec.fingerprint
+    store.image_features(first, images[:4])
+    torch.testing.assert_close(store.image_features(second, images[:4]), direct(second, images[:4]))
+    assert store.verify(second, images=images[:4]) < 1e-5
+
+
+def test_nothing_asked_for_is_no_rows_of_the_usual_shape(bundle, images, store, tmp_path):
+    assert store.image_features(bundle, []).shape == (0, 8)
+    assert store.image_features(bundle, [], layers=(1, 2)).shape == (0, 2, 16, 8)
+    assert store.image_features(bundle, [tmp_path / "absent.png"], on_error="skip").shape == (0, 8)
+    assert store.text_features(bundle, []).shape == (0, 6)
+    bundle.text_tower.trunk.requires_grad_(True)
+    with pytest.warns(UserWarning, match="the trunk trains"):
+        assert store.text_features(bundle, []).shape == (0, 6)
+
+
 def test_a_trunk_that_trains_is_computed_afresh_with_a_warning(bundle, images, store):
     bundle.image_tower.trunk.requires_grad_(True)
     with pytest.warns(UserWarning, match="the trunk trains"):
@@ -237,6 +273,33 @@ def test_unreadable_images_are_skipped_and_named_when_asked(bundle, images, stor
     assert store.skipped == [truncated, text, absent, truncated]
     store.image_features(bundle, images[:2], on_error="skip")
     assert store.skipped == []
+
+
+def test_a_decompression_bomb_is_skipped_and_named(bundle, images, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 400)  # the others have at most 360 pixels
+    bomb = tmp_path / "bomb.png"
+    Image.new("RGB", (100, 100)).save(bomb)
+    features = store.image_features(bundle, [images[0], bomb, images[1]], on_error="skip")
+    torch.testing.assert_close(features, direct(bundle, images[:2]))
+    assert store.skipped == [bomb]
+    with pytest.raises(FeatureCacheError, match=r"bomb\.png is not an image that can be read"):
+        store.image_features(bundle, [bomb])
+
+
+@pytest.mark.parametrize("error", [tarfile.ReadError, zipfile.BadZipFile, zlib.error, EOFError])
+def test_a_member_of_a_damaged_archive_is_skipped_and_named(bundle, images, store, error):
+    class Member:
+        name = "shard.tar/01.png"
+
+        def read(self):
+            raise error("unexpected end of data")
+
+    member = Member()
+    features = store.image_features(bundle, [images[0], member], on_error="skip")
+    torch.testing.assert_close(features, direct(bundle, images[:1]))
+    assert store.skipped == [member]
+    with pytest.raises(FeatureCacheError, match=r"01\.png .*its archive is damaged: unexpected end"):
+        store.image_features(bundle, [member])
 
 
 def test_a_damaged_shard_is_named(bundle, images, store):

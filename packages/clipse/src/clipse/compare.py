@@ -20,7 +20,7 @@ from clipse.embedding import EmbeddedPairs, owners
 from clipse.evaluation import ceiling, chance_rsum, evaluate, score
 from clipse.features import frozen_features
 from clipse.losses import PARAMETERS, PRESETS, build_loss
-from clipse.model import RetrievalModel, model_folder
+from clipse.model import RetrievalModel, model_folder, pick_device
 from clipse.plots import draw_comparison
 from clipse.reporting import Reporter, silent
 from clipse.series import (
@@ -249,6 +249,7 @@ def scored(
             image_ND = model.image_tower.head(features.images[split])
             text_TD = model.text_tower.head(features.texts([text for record in records for text in record.captions]))
         return score(EmbeddedPairs(image_ND, text_TD, owners(records)), records).result
+    model.to(pick_device(config.trainer.devices))
     with reporter(f"scoring the {split} split") as progress:
         return evaluate(model, records, batch_size=config.data.batch_size, progress=progress).result
 

@@ -4,19 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.config import load_config, to_yaml
+import torch
+
+from clip_common.config import TrainerConfig, load_config, to_yaml
 from clip_common.features import FeatureCache
 from clip_common.runs import Run
+from clip_common.runs.environment import rank
 from clip_common.training import fit, load_weights
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.evaluation import Evaluation, evaluate
 from clipse.features import frozen_features
-from clipse.model import RetrievalModel, load_towers
+from clipse.model import RetrievalModel, load_towers, pick_device
 from clipse.plots import draw_run
 from clipse.reporting import Reporter, silent
 from clipse.results import model_label, write_training
-from clipse.training import RetrievalData, RetrievalModule
+from clipse.training import RetrievalData, RetrievalModule, batch_of_rank
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,21 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     """
     if resume is None and config.name is not None:
         Run.require_new("clipse", config.name, root=config.runs)
+    batch_of_rank(config.data.batch_size, world=device_count(config.trainer))
     records = read_records(config.data)
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)
     model = RetrievalModel(towers, temperature=config.loss.temperature, bias=config.loss.name == "siglip")
     cache = Path(config.data.cache_dir or Path(config.runs) / "cache")
     fitted = {split: records.splits[split] for split in ("train", "val")}
-    features = frozen_features(model, fitted, config.model, cache=FeatureCache(cache / "features"), reporter=reporter)
+    features = frozen_features(
+        model,
+        fitted,
+        config.model,
+        cache=FeatureCache(cache / "features"),
+        reporter=reporter,
+        devices=config.trainer.devices,
+    )
     image_caches = {}
     if config.data.cache and not features.images:
         for split, rows in fitted.items():
@@ -79,32 +90,43 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     module = RetrievalModule(model, config, image_rows=bool(features.images), text_rows=features.texts is not None)
     data = RetrievalData(model, fitted, config, features=features, image_caches=image_caches)
 
-    run = Run.create(
-        "clipse",
-        config_yaml=to_yaml(config),
-        name=config.name if resume is None else resume.resolve().name,
-        label=f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}",
-        root=config.runs if resume is None else resume.resolve().parent.parent,
-        resume=resume is not None,
-    )
+    if resume is None:
+        label = f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}"
+        run = Run.create("clipse", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
+    else:
+        run = Run.resume(resume.resolve(), config_yaml=to_yaml(config))
     result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max", resume=resume is not None)
-    if module.global_rank != 0:
+    if rank() != 0:
         return Trained(run=run, validation=None, plots=[])
 
     load_weights(module, result.best)
-    model.eval().save_pretrained(run.folder("model"))
+    model.eval().to(pick_device(config.trainer.devices)).save_pretrained(run.folder("model"))
     with reporter("scoring the best weights") as progress:
         validation = evaluate(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
-    run.write_result(
-        {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped, "val": validation.as_dict()}
-    )
-    run.register(
-        {"loss": config.loss.name, "model": model_label(config), "seed": config.trainer.seed, "split": "val"}
-        | validation.result.metrics
-    )
+    counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
+    run.write_result(run.result | counts | {"val": validation.as_dict()})  # a resumed run may have been scored on test
+    if not run.ledger.done("register"):
+        run.ledger.start("register")
+        run.register(
+            {"loss": config.loss.name, "model": model_label(config), "seed": config.trainer.seed, "split": "val"}
+            | validation.result.metrics
+        )
+        run.ledger.finish("register")
     write_training(config, run)
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
+
+
+def device_count(config: TrainerConfig) -> int:
+    """How many devices `trainer.devices` and `trainer.nodes` stand for, as far as this machine can tell."""
+    kind, _, count = config.devices.partition(":")
+    if kind == "auto":
+        here = max(1, torch.cuda.device_count())
+    elif kind == "cpu":
+        here = int(count or 1)
+    else:
+        here = len(kind.split(",")) if "," in kind else int(kind)
+    return here * config.nodes
 
 
 def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:

@@ -84,6 +84,8 @@ def frozen_features(
 ) -> FrozenFeatures:
     """Compute, or read back, the features of every locked trunk, on a GPU if `devices` (`trainer.devices`) allows."""
     dual = config.kind == "dual"
+    if not (dual or config.lock_image or config.lock_text):
+        return FrozenFeatures()
     home = model.device
     model.to(pick_device(devices))
     images: dict[str, Tensor] = {}

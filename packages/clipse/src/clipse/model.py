@@ -100,6 +100,10 @@ def model_folder(source: str | Path) -> Path:
     if (folder / "phases.json").exists():
         run = Run.open(folder)
         if not (run.path / "model" / "config.json").exists():
+            if runs := sorted(folder.glob("clipse/[!.]*")):
+                raise ValueError(
+                    f"{folder} is a comparison or a search of several runs: name one of them, e.g. {runs[0]}"
+                )
             raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
         return run.path / "model"
     return folder

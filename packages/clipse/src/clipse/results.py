@@ -45,7 +45,7 @@ def write_training(config: Config, run: Run) -> Path:
 
 
 def write_registry(config: Config, name: str, metrics: Mapping[str, float], *, epoch: int) -> Path:
-    """Append one evaluation to results/run_registry.csv; `epoch` is how many were trained, of which the best is scored."""
+    """Append one evaluation to results/run_registry.csv; `epoch` counts those trained, of which the best is scored."""
     file = Path(config.results) / "run_registry.csv"
     append_row(file, {"run": name, "split": config.split} | documented_row(config, metrics, epoch=epoch))
     return file

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_common.backbones import Tokenizer, fingerprint, move
+from clip_common.backbones import Tokenizer, behaviour, move
 from clip_common.backbones.tokenizers import ClipTokenizer, SentenceTokenizer, TransformersTokenizer
 from clip_common.features.jobs import in_threads
 from clipse.data import DataError
@@ -68,11 +68,11 @@ class Retriever:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names all that decides the vector of an image: the weights of the image tower, and the preprocessing.
+        """Names all that decides the vector of an image: the image tower, weights and all, and the preprocessing.
 
         Models with the same image tower share it, and so their indexes.
         """
-        content = f"1 {fingerprint(self.model.image_tower)} {self.model.bundle.preprocess.key}"
+        content = f"2 {behaviour(self.model.image_tower)} {self.model.bundle.preprocess.key}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.inference_mode()

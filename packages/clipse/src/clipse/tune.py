@@ -54,7 +54,7 @@ class Tuning:
 
     Attributes:
         folder: The study's folder; the runs are in `clipse/` in it.
-        trials: All that were finished, in their order.
+        trials: All that ended well, in their order.
         overrides: The best parameters as overrides of `clipse train`.
         table, csv: The trials as Markdown, best first, and as CSV, in their order.
         plot: The PNG.
@@ -94,19 +94,21 @@ def tune(
     """Search the parameters that `config.loss` leaves open, by Optuna's TPE, for the best validation rsum.
 
     The first trial is the `default` preset. Called again it goes on where it was, a killed trial included, up to
-    `trials` in all: what is proposed next depends on the seed and the trials so far alone. Validation decides, the test
-    split is not scored. The best of many trials flatters itself: compare it on other seeds before believing it.
+    `trials` in all: what is proposed next depends on the seed and the trials so far alone. A trial whose loss becomes
+    NaN or infinite has failed: it counts, without a score. Validation decides, the test split is not scored. The best
+    of many trials flatters itself: compare it on other seeds before believing it.
 
     Args:
         config: Of every run. Parameters set in `loss` are kept; `name` is the study's, default: loss, model, data.
         loss: `sanw_debias` or `sanw_bandpass`.
         trials: Runs in all.
         reporter: Shows progress of what is not training.
-        announce: Told of each trial as it begins.
+        announce: Told of each trial as it begins, and of one that failed.
 
     Raises:
         ValueError: One line: a loss without parameters to search, all of them set, no trial, several devices, a folder
-            of that name with another configuration, and whatever `train` refuses.
+            of that name with another configuration, other data than it began with or another process at work in it, no
+            trial that ended well, and whatever `train` refuses.
         ImportError: Optuna is not installed.
     """
     if loss not in SPACES:
@@ -132,13 +134,15 @@ def tune(
             name: optuna.distributions.FloatDistribution(low, high, log=log) for name, (low, high, log) in space.items()
         }
         state = optuna.trial.TrialState
-        for trial in study.get_trials(states=[state.RUNNING]):
-            if trial.params.keys() != space.keys():  # killed while it was drawn
-                study.tell(trial.number, state=state.FAIL)
+        for half in study.get_trials(states=[state.RUNNING]):
+            if half.params.keys() != space.keys():  # killed while it was drawn
+                study.tell(half.number, state=state.FAIL)
         default = {name: PRESETS[loss]["default"][name] for name in space}
-        if not any(trial.params == default or trial.state == state.WAITING for trial in study.trials):
+        # a kill may have come before the first trial was drawn
+        if not any(found.params == default or found.state == state.WAITING for found in study.trials):
             study.enqueue_trial(default)
-        while (done := sum(trial.state.is_finished() and trial.params.keys() == space.keys() for trial in study.trials)) < trials:
+        ended = sum(found.state.is_finished() and found.params.keys() == space.keys() for found in study.trials)
+        for done in range(ended, trials):
             killed = study.get_trials(states=[state.RUNNING])
             # a sampler that went on after a resume as it began would propose its first points again
             study.sampler = optuna.samplers.TPESampler(seed=epoch_seed(config.trainer.seed, done) % 2**32)
@@ -160,8 +164,7 @@ def tune(
         ]
         if not finished:
             raise ValueError(
-                f"{series.path}: the loss of all {done} trials became NaN or infinite: lower optim.lr and give "
-                "another name="
+                f"{series.path}: the loss of every trial became NaN or infinite: lower optim.lr and give another name="
             )
         tuning = Tuning(
             folder=series.path,

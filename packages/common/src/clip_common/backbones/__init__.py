@@ -9,7 +9,7 @@ open_clip and transformers are imported by the first load, not by this import.
 
 from clip_common.backbones.clip import load_clip
 from clip_common.backbones.dual import load_dual
-from clip_common.backbones.frozen import fingerprint, freeze, is_frozen
+from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
 from clip_common.backbones.hub import prefetch
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle, Spec, Tokens, move
@@ -27,6 +27,7 @@ __all__ = [
     "Tokens",
     "VisionOutput",
     "VisionTower",
+    "behaviour",
     "fingerprint",
     "freeze",
     "is_frozen",

@@ -50,6 +50,7 @@ class Source:
         preprocess: Statistics and resize as open_clip names them.
         weights: None for random ones.
         folder: Holds the files of a transformers tokenizer, where it came with the weights.
+        wanted: What to prefetch to have the tokenizer; empty: its own repository.
     """
 
     name: str
@@ -58,10 +59,10 @@ class Source:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     folder: Path | None = None
+    wanted: str = ""
 
     def tokenizer(self) -> ClipTokenizer:
-        wanted = f"{self.name} {self.pretrained or ''}".strip()
-        return ClipTokenizer(self.config["text_cfg"], folder=self.folder, wanted=wanted)
+        return ClipTokenizer(self.config["text_cfg"], folder=self.folder, wanted=self.wanted)
 
 
 def load_clip(
@@ -117,23 +118,35 @@ def find_source(
 ) -> Source:
     """Resolve the arguments of `load_clip`; downloads weights, builds nothing."""
     if name == "tiny":
+        refuse(name, pretrained=pretrained, model=model, model_config=model_config)
         require_whole(TINY)
         return _from_folder(TINY, name=name)
     if model_config is not None:
+        refuse("model_config", model=model)
         weights = None if pretrained in (None, "random") else _file(pretrained)
         config = _checked(model_config)
         return Source(name, "random" if weights is None else pretrained, config, weights=weights)
+    if name.startswith(("local-dir:", "hf-hub:")):
+        refuse(name, pretrained=pretrained, model=model)
     if name.startswith("local-dir:"):
         return _from_folder(Path(name.removeprefix("local-dir:")), name=name)
     if name.startswith("hf-hub:"):
         return _from_hub(name.removeprefix("hf-hub:"), name=name)
     if model is not None:
-        return Source(model, name, architecture(model), weights=_file(name))
+        refuse(f"model={model!r}", pretrained=pretrained)
+        return Source(model, name, architecture(model), weights=_file(name), wanted=f"{model} random")
     if Path(name).is_dir():
         raise BackboneError(f"{name} is a folder: write local-dir:{name}")
     if Path(name).is_file():
         raise BackboneError(f"{name} is a file of weights: say of which architecture, model='ViT-B-32'")
     return _from_tag(name, pretrained)
+
+
+def is_architecture(name: str) -> bool:
+    """Whether open_clip knows a model configuration of this name."""
+    import open_clip
+
+    return open_clip.get_model_config(name.replace("/", "-")) is not None
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -156,29 +169,33 @@ def _from_tag(name: str, pretrained: str | None) -> Source:
         known = ", ".join(tags) or "none"
         raise BackboneError(f"{name} needs pretrained=: one of its tags ({known}), a file of weights, or 'random'")
     if pretrained == "random":
-        return Source(name, pretrained, config)
+        return Source(name, pretrained, config, wanted=f"{name} random")
     tag: dict[str, Any] = get_pretrained_cfg(name, pretrained)
     if not tag:
         if Path(pretrained).is_file():
-            return Source(name, pretrained, config, weights=Path(pretrained))
+            return Source(name, pretrained, config, weights=Path(pretrained), wanted=f"{name} random")
         raise BackboneError(f"{name} has no weights {pretrained!r}; {_nearest(pretrained, [*tags, 'random'])}")
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
-    return Source(name, pretrained, config, preprocess=tag, weights=fetch_tag(name, pretrained, tag))
+    weights = fetch_tag(name, pretrained, tag)
+    return Source(name, pretrained, config, preprocess=tag, weights=weights, wanted=f"{name} {pretrained}")
 
 
 def _from_hub(repository: str, *, name: str) -> Source:
     try:
-        content = json.loads(fetch(repository, (CONFIG,), wanted=name).read_text(encoding="utf-8"))
+        config, preprocess = _read_config(fetch(repository, (CONFIG,), wanted=name))
         weights = fetch(repository, WEIGHTS, wanted=name)
     except FileNotFoundError as error:
         raise BackboneError(f"{name} is no open_clip model: {error}") from error
-    return Source(name, None, content["model_cfg"], preprocess=content.get("preprocess_cfg", {}), weights=weights)
+    return Source(name, None, config, preprocess=preprocess, weights=weights, wanted=name)
 
 
 def require_whole(folder: Path) -> None:
     """Raise BackboneError where a file of package data is not the one that was shipped (as `sha256sum -c` does)."""
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise BackboneError(f"{sums} is absent or damaged: install clip-common again")
+    for line in sums.read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         file = folder / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
@@ -189,18 +206,21 @@ def _from_folder(folder: Path, *, name: str) -> Source:
     file = folder / CONFIG
     if not file.is_file():
         raise BackboneError(f"{name}: expected a folder with {CONFIG} and weights in it; there is no {file}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        config = _checked(content["model_cfg"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
+    config, preprocess = _read_config(file)
     candidates = [folder / name for name in (*WEIGHTS, "model.safetensors", "pytorch_model.bin")]
     found = [*filter(Path.is_file, candidates), *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.pt"))]
     if not found:
         raise BackboneError(f"{folder} has no weights: expected one of {', '.join(file.name for file in candidates)}")
-    return Source(
-        name, None, config, preprocess=content.get("preprocess_cfg", {}), weights=found[0], folder=folder.absolute()
-    )
+    return Source(name, None, config, preprocess=preprocess, weights=found[0], folder=folder.absolute())
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The model configuration and the preprocessing in an open_clip_config.json."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return _checked(content["model_cfg"]), content.get("preprocess_cfg", {})
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
 
 
 def build(source: Source, *, image_size: int | None, seed: int) -> "tuple[CustomTextCLIP, dict[str, Any]]":
@@ -319,6 +339,13 @@ def _resize_timm(network: "CustomTextCLIP", image_size: int) -> None:
     own = getattr(getattr(network.visual.trunk, "patch_embed", None), "img_size", None)
     if own is None or tuple(own) != (image_size, image_size):
         network.visual.set_input_size(image_size)
+
+
+def refuse(name: str, **arguments: object) -> None:
+    """Raise BackboneError for an argument that was given beside a `name` that has no use for it."""
+    for argument, value in arguments.items():
+        if value is not None:
+            raise BackboneError(f"{name} with {argument}={value!r}: it has no use for that, leave {argument} out")
 
 
 def _file(name: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from clip_common.backbones.clip import TRAIN_CROP
+from clip_common.backbones.frozen import fingerprint
 from clip_common.backbones.hub import fetch_folder
 from clip_common.backbones.spec import BackboneError, Bundle, Spec
 from clip_common.backbones.towers import TextTower, VisionTower
@@ -97,6 +98,8 @@ def load_dual(
         tokenizer=read.tokenizer,
         spec=spec,
         logit_scale=LOGIT_SCALE,
+        # not those of the configuration: position embeddings may have been interpolated since
+        trunks=(fingerprint(image_tower.trunk), fingerprint(text_tower.trunk)),
     )
 
 

@@ -4,8 +4,10 @@ What is cached is used as it is, without asking the network whether there is som
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +25,33 @@ def prefetch(name: str, pretrained: str | None = None) -> Path:
 
     Args:
         name: open_clip architecture, `hf-hub:org/name`, or `org/name` of a transformers or SentenceTransformer model.
-        pretrained: Tag of the weights of an architecture.
+        pretrained: Tag of the weights of an architecture, or `random` for its tokenizer alone.
 
     Returns:
-        The weights file, or the folder of a transformers model.
+        The weights file, or the folder of a transformers model or tokenizer.
 
     Raises:
         BackboneError: An unknown name or tag, no network, or a file that does not have its checksum.
     """
-    from clip_common.backbones.clip import find_source
+    from clip_common.backbones.clip import find_source, is_architecture, refuse
 
-    repository = name.removeprefix("hf-hub:")
-    if name.startswith("hf-hub:") or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        if not _is_clip(repository, wanted=name):
-            folder = fetch_folder(repository)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_architecture(name):
+        refuse(name, pretrained=pretrained)
+        files = _files(name, wanted=name)
+        if CONFIG not in files or files & {"config.json", "modules.json"}:
+            folder = fetch_folder(name, ask=True)
             for file in folder.rglob("*.safetensors"):
                 verify(file)
             return folder
-        name = f"hf-hub:{repository}"
+        name = f"hf-hub:{name}"
     source = find_source(name, pretrained=pretrained)
-    if source.weights is None:
-        raise BackboneError(f"{name} {pretrained or ''} has no weights to fetch")
-    verify(source.weights)
-    source.tokenizer()
-    return source.weights
+    tokenizer = source.tokenizer()
+    if source.weights is not None:
+        verify(source.weights)
+        return source.weights
+    if tokenizer.folder is None:
+        raise BackboneError(f"{name} {pretrained} has no weights to fetch")
+    return tokenizer.folder
 
 
 def fetch(repository: str, candidates: Sequence[str], *, wanted: str) -> Path:
@@ -56,47 +61,73 @@ def fetch(repository: str, candidates: Sequence[str], *, wanted: str) -> Path:
         BackboneError: Not cached, and no network.
         FileNotFoundError: The repository has none of them.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    for candidate in candidates:
-        cached = try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return Path(cached)
-    try:
-        files = set(HfApi().list_repo_files(repository))
+    with _asking(wanted):
+        for candidate in candidates:
+            cached = try_to_load_from_cache(repository, candidate)
+            if isinstance(cached, str):
+                return Path(cached)
+        files = _listed(repository)
         for candidate in candidates:
             if candidate in files:
                 return Path(hf_hub_download(repository, candidate))
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
-        raise unavailable(wanted, error) from error
     raise FileNotFoundError(f"{repository} has no {' or '.join(candidates)}")
 
 
+def lacks_of_model(folder: Path) -> str | None:
+    """What a transformers or SentenceTransformer model needs and `folder` does not hold; None for a whole one."""
+    listing = folder / "modules.json"
+    modules = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else [{"path": "", "type": ""}]
+    # a Normalize has no file, and the hub keeps no empty folder
+    places = [folder / module["path"] for module in modules if not module["type"].endswith("Normalize")]
+    needed = [*places, places[0] / "config.json"]
+    index = places[0] / "model.safetensors.index.json"
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        needed += [places[0] / shard for shard in sorted(set(shards))]
+    else:
+        needed.append(places[0] / "model.safetensors")
+    return next((str(part.relative_to(folder)) for part in needed if not part.exists()), None)
+
+
+def lacks_of_tokenizer(folder: Path) -> str | None:
+    """As `lacks_of_model`, of a tokenizer."""
+    return None if any(folder.glob("tokenizer*")) else "tokenizer.json"
+
+
 def fetch_folder(
-    repository: str, *, files: Sequence[str] = MODEL_FILES, needs: str = "*.safetensors", wanted: str | None = None
+    repository: str,
+    *,
+    files: Sequence[str] = MODEL_FILES,
+    lacks: Callable[[Path], str | None] = lacks_of_model,
+    wanted: str | None = None,
+    ask: bool = False,
 ) -> Path:
     """The folder of a transformers or SentenceTransformer model, from the cache or from the network.
 
     Args:
         repository: `org/name` on the hub.
         files: Patterns of what is downloaded.
-        needs: Pattern of what a cached folder must hold to be complete.
+        lacks: Names what a folder misses to be complete.
         wanted: What to prefetch, where that is not the repository itself.
+        ask: Ask the hub even where the cached folder looks complete.
 
     Raises:
-        BackboneError: Not cached, and no network.
+        BackboneError: Not cached or not wholly, and no network.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    folder = _cached_folder(repository, needs=needs)
-    if folder is not None:
-        return folder
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(files)))
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
-        raise unavailable(wanted or repository, error) from error
+    wanted = wanted or repository
+    with _asking(wanted):
+        cached = None if ask else _cached_folder(repository, files=files)
+        if cached is not None and lacks(cached) is None:
+            return cached
+        folder = Path(snapshot_download(repository, allow_patterns=list(files)))
+        missing = lacks(folder)
+    if missing is not None:  # without a network the snapshot is what other loads left in the cache
+        raise unavailable(wanted, FileNotFoundError(f"{repository} without {missing}"))
+    return folder
 
 
 def fetch_tag(name: str, tag: str, config: dict[str, Any]) -> Path:
@@ -134,30 +165,54 @@ def verify(file: Path) -> None:
         raise BackboneError(f"{blob} does not have its checksum (sha256 {actual[:12]}…): delete it and prefetch again")
 
 
-def _is_clip(repository: str, *, wanted: str) -> bool:
-    if (folder := _cached_folder(repository, needs="*.safetensors")) is not None:
-        return (folder / CONFIG).exists()
-    try:
-        fetch(repository, (CONFIG,), wanted=wanted)
-    except FileNotFoundError:
-        return False
-    return True
+def _files(repository: str, *, wanted: str) -> set[str]:
+    """Names of the files of a hub repository; of those in the cache where the hub cannot be asked."""
+    with _asking(wanted):
+        cached = _cached_folder(repository, files=MODEL_FILES)
+        try:
+            return _listed(repository)
+        except Exception:
+            if cached is None:
+                raise
+    return {file.relative_to(cached).as_posix() for file in cached.rglob("*")}
 
 
-def _cached_folder(repository: str, *, needs: str) -> Path | None:
+def _listed(repository: str) -> set[str]:
+    from huggingface_hub import HfApi
+
+    # one request that is not repeated: without a network, `list_repo_files` goes on trying for half a minute
+    return {file.rfilename for file in HfApi().model_info(repository).siblings or ()}
+
+
+def _cached_folder(repository: str, *, files: Sequence[str]) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
+        return Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=True))
     except OSError:
         return None
-    return folder if any(folder.glob(needs)) else None
+
+
+@contextmanager
+def _asking(wanted: str) -> Iterator[None]:
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise BackboneError(f"{wanted}: no name of a model on the hub, expected org/name ({_line(error)})") from error
+    # the hub's errors, its HTTP library's and the file system's have no base in common
+    except Exception as error:
+        raise unavailable(wanted, error) from error
 
 
 def unavailable(wanted: str, error: Exception) -> BackboneError:
     """The one line for weights that are neither cached nor to be had."""
-    reason = " ".join(str(error).split())[:120]
     return BackboneError(
-        f"{wanted}: not in the cache and not to be had from the network ({type(error).__name__}: {reason}); "
+        f"{wanted}: not in the cache and not to be had from the network ({type(error).__name__}: {_line(error)}); "
         f"run: <package> prefetch {wanted} on a machine with network"
     )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

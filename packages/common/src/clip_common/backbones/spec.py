@@ -74,6 +74,7 @@ class Bundle:
         spec: What the towers are.
         logit_scale: ln of the scale that the loaded model was trained with, or ln(1/0.07) to start from.
         logit_bias: SigLIP's bias; None for a model without one.
+        trunks: Fingerprints of the trunks of a dual as it runs them, image and text; None for a CLIP.
     """
 
     image_tower: VisionTower
@@ -84,6 +85,7 @@ class Bundle:
     spec: Spec
     logit_scale: float
     logit_bias: float | None = None
+    trunks: tuple[str, str] | None = None
 
 
 def move(tokens: Tokens, device: torch.device | str) -> Tokens:

@@ -7,9 +7,9 @@ they were, and their fingerprints must be the same.
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,22 @@ TEXT_CONFIG = "text_config"
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write `bundle` as it is now; each file takes its name only when it is complete.
+    """Write `bundle` as it is now; files take their names only when all are complete.
 
     Raises:
-        BackboneError: A full disk, or a dual whose trunk was unfrozen: it would not come back.
+        BackboneError: A full disk, or a dual whose trunk was unfrozen or trained: it would not come back.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     spec, config = bundle.spec, dict(bundle.spec.config)
     if spec.kind == "dual":
         if not (is_frozen(bundle.image_tower.trunk) and is_frozen(bundle.text_tower.trunk)):
             raise BackboneError(f"{spec.name}: a trunk was unfrozen, but a dual is saved by its heads alone")
+        if bundle.trunks != (fingerprint(bundle.image_tower.trunk), fingerprint(bundle.text_tower.trunk)):
+            raise BackboneError(
+                f"{spec.name}: a trunk was trained since it was loaded, but a dual is saved by its heads"
+            )
         state = heads_state(bundle.image_tower, bundle.text_tower)
     else:
         config.pop("init_logit_bias", None)
@@ -51,14 +54,6 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     if bundle.logit_bias is not None:
         state["logit_bias"] = torch.tensor(bundle.logit_bias)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    try:
-        with atomically(folder / "model.safetensors") as file:
-            save_file(state, file, metadata={"format": "pt"})
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise BackboneError(f"{folder}: the weights could not be written: {error}") from error
-    if spec.kind == "open_clip":
-        _write_open_clip_config(bundle, config, folder)
-        bundle.tokenizer.save(folder)
     content = {
         "format": 1,
         "kind": spec.kind,
@@ -69,7 +64,19 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "train_preprocess": asdict(bundle.train_preprocess),
         "model": config,
     }
-    _write_json(folder / "config.json", content)
+    draft = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        draft.mkdir(parents=True)
+        save_file(state, draft / "model.safetensors", metadata={"format": "pt"})
+        if spec.kind == "open_clip":
+            _write_open_clip_config(bundle, config, draft)
+            bundle.tokenizer.save(draft)
+        _write_json(draft / "config.json", content)
+        _move(draft, folder)
+    except (OSError, SafetensorError) as error:  # safetensors makes its own of a full disk
+        raise BackboneError(f"{folder}: the model could not be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -161,18 +168,16 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with atomically(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def atomically(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file`; a body that ends well gives it the real one, any error leaves nothing behind."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
+def _move(draft: Path, folder: Path) -> None:
+    """Give the files of `draft` their places in `folder`, when all of them are on the disk."""
+    files = sorted(file for file in draft.rglob("*") if file.is_file())
+    for file in files:
+        with file.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    for file in files:
+        place = folder / file.relative_to(draft)
+        place.parent.mkdir(exist_ok=True)
+        file.replace(place)

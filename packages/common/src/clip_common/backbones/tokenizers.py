@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from clip_common.backbones.spec import BackboneError, Tokens
@@ -33,7 +34,10 @@ class ClipTokenizer:
     Args:
         text_config: `text_cfg` of an open_clip model configuration.
         folder: Where its files are, for a tokenizer of transformers that is not in the hub's cache.
-        wanted: What to prefetch to have it.
+        wanted: What to prefetch to have it; empty: the repository of the tokenizer itself.
+
+    Attributes:
+        folder: Where the files of a tokenizer of transformers lie; None for open_clip's own.
 
     Raises:
         BackboneError: A tokenizer of transformers that is neither in `folder` nor cached, or cannot be read.
@@ -45,17 +49,17 @@ class ClipTokenizer:
         options = dict(text_config.get("tokenizer_kwargs") or {})
         context = text_config.get("context_length", DEFAULT_CONTEXT_LENGTH)
         hub_name = text_config.get("hf_tokenizer_name")
-        if hub_name is None:
+        self.folder = None if hub_name is None else folder or _tokenizer_folder(hub_name, wanted=wanted)
+        if self.folder is None:
             self.encode = SimpleTokenizer(context_length=context, **options)
             described = f"open_clip {self.encode.vocab_size}"
         else:
-            place = folder or _tokenizer_folder(hub_name, wanted=wanted)
             mode = text_config.get("tokenizer_mode")
             try:
-                self.encode = HFTokenizer(str(place), context_length=context, tokenizer_mode=mode, **options)
+                self.encode = HFTokenizer(str(self.folder), context_length=context, tokenizer_mode=mode, **options)
             except (OSError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:160]
-                raise BackboneError(f"{place} has no tokenizer that transformers can read: {reason}") from error
+                raise BackboneError(f"{self.folder} has no tokenizer that transformers can read: {reason}") from error
             described = f"{mode} {digest(self.encode.tokenizer)}"
         self.key = json.dumps([described, context, options], sort_keys=True)
 
@@ -93,14 +97,16 @@ class TransformersTokenizer:
 
 
 class SentenceTokenizer:
-    """What a SentenceTransformer does to texts: its prompts, its cut, padded to the longest text of the batch."""
+    """What a SentenceTransformer does to texts: its default prompt, its cut, padded to the batch's longest."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.key = json.dumps([digest(model.tokenizer), model.max_seq_length, model.default_prompt_name, model.prompts])
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        encoded = self.model.preprocess(list(texts))
+        encoded = self.model.preprocess(list(texts), prompt=self.model.prompts.get(self.model.default_prompt_name))
+        if "prompt_length" in encoded:  # a pooling may leave the prompt out; tokens have B rows each
+            encoded["prompt_length"] = torch.full((len(texts),), encoded["prompt_length"])
         return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
 
     def save(self, folder: Path) -> None:
@@ -115,8 +121,8 @@ def digest(tokenizer: Any) -> str:
 
 
 def _tokenizer_folder(name: str, *, wanted: str) -> Path:
-    from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder
+    from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder, lacks_of_tokenizer
 
     if Path(name).is_dir():
         return Path(name)
-    return fetch_folder(name, files=TOKENIZER_FILES, needs="tokenizer*", wanted=wanted)
+    return fetch_folder(name, files=TOKENIZER_FILES, lacks=lacks_of_tokenizer, wanted=wanted)

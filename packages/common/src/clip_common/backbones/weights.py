@@ -62,7 +62,15 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str) -> None:
     if file.suffix == ".npz":
         from open_clip.convert import load_big_vision_weights
 
-        load_big_vision_weights(model, str(file))
+        try:
+            load_big_vision_weights(model, str(file))
+        # a damaged file, or one of another architecture: numpy's and open_clip's errors are of any kind
+        except Exception as error:
+            reason = " ".join(str(error).split())[:120]
+            raise BackboneError(
+                f"{file} cannot be read as big_vision weights of {name}: get it again, or name the model it was saved "
+                f"from ({type(error).__name__}: {reason})"
+            ) from error
         return
     state = convert_to_custom_text_state_dict(convert_state_dict(model, read_weights(file)))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's

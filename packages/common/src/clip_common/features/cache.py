@@ -1,7 +1,7 @@
 """Features of frozen trunks, computed once per image or text and kept on disk.
 
 A row is named by sha256 of the image's bytes (or of the text), and lies on a shelf named by everything else that it
-depends on: the preprocessing or the tokenizer, the fingerprint of the trunk's weights as they are now, and the layers.
+depends on: the preprocessing or the tokenizer, the behaviour of the trunk as it is now, and the layers.
 Whatever changes leads to another name, so a stale row is never served.
 
 Shapes: N images or texts, F width of a trunk, K layers, T tokens.
@@ -200,7 +200,7 @@ class FeatureCache:
                 report(len(rows), len(sources))
 
             job.compute(sources, batch_size=batch_size, keep=remember, unreadable=unreadable)
-            return lambda digests: torch.stack([rows[digest] for digest in digests]) if digests else torch.empty(0)
+            return lambda digests: torch.stack([rows[digest] for digest in digests]) if digests else job.no_rows()
 
         shelf = Shelf(self.root, job.description)
         kept = shelf.index()
@@ -224,7 +224,7 @@ class FeatureCache:
             job.compute(missing, batch_size=batch_size, keep=keep, unreadable=unreadable)
         finally:  # whatever stops the work, what was computed is kept
             shard.write()
-        return shelf.read
+        return lambda digests: shelf.read(digests) if digests else job.no_rows()
 
 
 class _Shard:

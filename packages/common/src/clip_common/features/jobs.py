@@ -6,6 +6,9 @@ Shapes: B of a batch, F width of a trunk, K layers, T tokens.
 import hashlib
 import io
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,19 +19,24 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from clip_common.backbones.frozen import fingerprint
+from clip_common.backbones.frozen import behaviour
 from clip_common.backbones.spec import Bundle, move
 
 THREADS = min(8, os.cpu_count() or 1)
 UNREADABLE = (OSError, SyntaxError, ValueError)
 """What Pillow raises for a damaged image; SyntaxError is its word for a broken PNG."""
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+"""What the archive behind an `Encoded` raises where it is damaged."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
 class Encoded(Protocol):
-    """An image that is not a file of its own, such as a member of a tar shard."""
+    """An image that is not a file of its own, such as a member of a tar shard.
+
+    `read` is called from several threads at once, and twice for an image that is not kept yet.
+    """
 
     @property
     def name(self) -> str: ...
@@ -66,6 +74,10 @@ class Job:
         """Shape of one row."""
         with inference(self.trunk):
             return self.run([self.example]).shape[1:]
+
+    def no_rows(self) -> Tensor:
+        """(0, …): what no sources yield."""
+        return torch.empty(0, *self.row_shape())
 
     def compute(
         self,
@@ -117,8 +129,11 @@ def image_job(bundle: Bundle, layers: Sequence[int]) -> Job:
         content = content_of(image)
         if hashlib.sha256(content).digest() != digest:
             raise OSError("it changed while it was being read")
-        with Pillow.open(io.BytesIO(content)) as picture:
-            return preprocess(picture)
+        try:
+            with Pillow.open(io.BytesIO(content)) as picture:
+                return preprocess(picture)
+        except Pillow.DecompressionBombError as error:  # of no kind in UNREADABLE
+            raise OSError(str(error)) from error
 
     def run(pixels: list[Tensor]) -> Tensor:
         images_B3HW = torch.stack(pixels).to(_device(trunk))
@@ -131,11 +146,11 @@ def image_job(bundle: Bundle, layers: Sequence[int]) -> Job:
         what="image features",
         trunk=trunk,
         description={
-            "version": 1,
+            "version": 2,
             "of": "images",
             "preprocess": preprocess.key,
             "layers": list(layers),
-            "trunk": fingerprint(trunk),
+            "trunk": behaviour(trunk),
         },
         load=load,
         run=run,
@@ -149,7 +164,7 @@ def text_job(bundle: Bundle) -> Job:
     return Job(
         what="text features",
         trunk=trunk,
-        description={"version": 1, "of": "texts", "tokenizer": tokenizer.key, "trunk": fingerprint(trunk)},
+        description={"version": 2, "of": "texts", "tokenizer": tokenizer.key, "trunk": behaviour(trunk)},
         load=lambda text, _digest: text,
         run=lambda texts: trunk(move(tokenizer(texts), _device(trunk))),
         example="a",
@@ -162,7 +177,10 @@ def content_of(image: Image) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    return image.read_bytes() if isinstance(image, Path) else image.read()
+    try:
+        return image.read_bytes() if isinstance(image, Path) else image.read()
+    except DAMAGED as error:
+        raise OSError(f"its archive is damaged: {error}") from error
 
 
 def digest_of_image(image: Image) -> bytes | OSError:

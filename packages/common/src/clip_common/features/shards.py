@@ -8,17 +8,17 @@ each other. There is no index that could disagree with the shards: their keys ar
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from clip_common.backbones.store import atomically
 
 DIGEST_BYTES = 32
 ABANDONED_SECONDS = 3600
@@ -55,7 +55,7 @@ class Shelf:
         return found
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
-        """(N, …) features of these digests, in their order; all of them must be kept. Shards are memory-mapped."""
+        """(N, …) features of these digests, one or more, in their order; all must be kept. Shards are memory-mapped."""
         index = self.index()
         rows_of: dict[Path, list[tuple[int, int]]] = {}
         for position, digest in enumerate(digests):
@@ -68,7 +68,8 @@ class Shelf:
                 result = features.new_empty(len(digests), *features.shape[1:])
             positions, rows = torch.tensor(pairs).T
             result[positions] = features[rows]
-        return torch.empty(0) if result is None else result
+        assert result is not None
+        return result
 
     def write(self, digests: Sequence[bytes], features: Tensor) -> None:
         """Add a shard.
@@ -114,6 +115,19 @@ class Shelf:
                     file.unlink()
             except FileNotFoundError:
                 pass  # another writer finished it, or swept it first
+
+
+@contextmanager
+def atomically(file: Path) -> Iterator[Path]:
+    """A temporary name beside `file`; a body that ends well gives it the real one, any error leaves nothing behind."""
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def readable(size_bytes: int) -> str:
