@@ -86,7 +86,7 @@ def compare(images: int, arm: str, *, pairs: int, warmup: int, memory: bool) -> 
     data = embeddings(images)
     found, expected = ours(*data), ARMS[arm](*data)
     for name, value in expected.items():
-        close = 1e-5  # scores within 1e-6 of each other share their rank in ours, and go by chance in theirs
+        close = 1e-3  # of scores within 1e-6 of each other every order counts in ours, and one by chance in theirs
         assert abs(found[name] - value) < close, f"{name}: ours {found[name]}, theirs {value}"
     timing = alternate(lambda: ours(*data), lambda: ARMS[arm](*data), pairs=pairs, warmup=warmup)
     row: dict[str, object] = {

@@ -44,6 +44,7 @@ PROGRAM = textwrap.dedent(
             "value": ValueError("one\\n  line"),
             "missing": FileNotFoundError(2, "No such file or directory", "there.txt"),
             "full": OSError(28, "No space left on device", "here.bin"),
+            "memory": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
             "defect": KeyError("name"),
             "term": SystemExit(143),
         }[how]
@@ -100,6 +101,14 @@ def test_a_verb_takes_overrides_and_succeeds(run):
 def test_an_error_is_one_line_on_stderr_and_exit_code_2(run, arguments, line):
     done = run(*arguments)
     assert (done.returncode, done.stdout, done.stderr.replace("HOW", "how")) == (2, "", f"error: {line}\n")
+
+
+def test_out_of_memory_says_what_a_smaller_batch_costs(run):
+    line = (
+        "out of GPU memory: set trainer.precision=bf16-mixed, or lower data.batch_size (which leaves a contrastive "
+        "loss fewer negatives; trainer.accumulate does not bring them back)"
+    )
+    assert run("fail", "memory").stderr == f"error: {line}\n"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(run):

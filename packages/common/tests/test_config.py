@@ -173,11 +173,23 @@ def test_devices_are_named_as_documented(devices):
     assert message(f"trainer.devices={devices}:x").startswith("trainer.devices: expected auto, cpu, cpu:2, a count")
 
 
-@pytest.mark.parametrize("knob", ["max_epochs=0", "accumulate=0", "checkpoint_every=0", "ema=1", "grad_clip=0"])
+@pytest.mark.parametrize(
+    "knob", ["max_epochs=0", "accumulate=0", "checkpoint_every=0", "ema=1", "grad_clip=0", "seed=-1"]
+)
 def test_a_knob_out_of_its_range_is_named(knob):
     name, _, value = knob.partition("=")
     assert message(f"trainer.{knob}").startswith(f"trainer.{name}: expected ")
     assert message(f"trainer.{knob}").endswith(f"got {float(value) if name in ('ema', 'grad_clip') else value}")
+
+
+@pytest.mark.parametrize("knob", ["lr=-1.0", "lr=.nan", "weight_decay=-0.1", "eps=-1.0", "warmup_epochs=-1.0"])
+def test_an_optimizer_s_knob_out_of_its_range_is_named(knob):
+    name, _, value = knob.partition("=")
+    assert message(f"optim.{knob}") == f"optim.{name}: expected a number from 0, got {float(value.strip('.'))}"
+
+
+def test_betas_out_of_their_range_are_named():
+    assert message("optim.betas=[0.9, 1.0]") == "optim.betas: expected two decays from 0 to below 1, got [0.9, 1.0]"
 
 
 def test_every_shared_field_says_what_it_is():

@@ -21,10 +21,12 @@ from clip_common.losses import (
     InfoNCE,
     LogitScale,
     Matryoshka,
+    ModalitiesOutput,
     PairwiseModalities,
     SigLIP,
     cached,
     contrastive_loss,
+    pair_softplus,
     pair_statistics,
 )
 
@@ -121,12 +123,48 @@ def test_a_form_is_its_formula_with_gradients(form, one_way, tile):
     same(form(x, y, scale=SCALE, tile=tile), both_ways(one_way, logits(x, y)), x, y)
 
 
+@pytest.mark.parametrize("positive", [None, torch.arange(17) % 3], ids=["one positive", "several"])
 @pytest.mark.parametrize(
     "form", [Boosted(beta=0.0), Debiased(tau_plus=0.0), HardNegative(beta=0.0, tau_plus=0.0)], ids=str
 )
-def test_a_form_without_strength_is_infonce(form):
+def test_a_form_without_strength_is_infonce(form, positive):
     x, y = batch()
-    same(form(x, y, scale=SCALE), InfoNCE()(x, y, scale=SCALE), x, y)
+    same(form(x, y, scale=SCALE, positive=positive), InfoNCE()(x, y, scale=SCALE, positive=positive), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(
+    ("form", "beta", "tau"),
+    [(Debiased(tau_plus=0.05), 0.0, 0.05), (HardNegative(beta=0.5, tau_plus=0.05), 0.5, 0.05)],
+    ids=["Debiased", "HardNegative"],
+)
+def test_several_positives_are_one_sum_and_their_mean_corrects_the_negatives(form, beta, tau, tile):
+    x, y = batch()
+    ids = torch.arange(17) % 5
+    positive = (ids[:, None] == ids[None]).double()
+
+    def tilted_mean(z: Tensor, of: Tensor) -> Tensor:
+        return (of * ((1 + beta) * z).exp()).sum(1) / (of * (beta * z).exp()).sum(1)
+
+    def one_way(z: Tensor) -> Tensor:
+        p, n = positive.sum(1), (1 - positive).sum(1)
+        corrected = n * (tilted_mean(z, 1 - positive) - tau * tilted_mean(z, positive)) / (1 - tau)
+        corrected = corrected.clamp_min(n[0] * math.exp(-SCALE))
+        return (p * tilted_mean(z, positive) + corrected).log() - (positive * z).sum(1) / p
+
+    same(form(x, y, scale=SCALE, positive=ids, tile=tile), both_ways(one_way, logits(x, y)), x, y)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_boosted_with_several_positives_is_its_formula(tile):
+    x, y = batch()
+    ids = torch.arange(17) % 5
+    positive = (ids[:, None] == ids[None]).double()
+
+    def one_way(z: Tensor) -> Tensor:
+        return ((positive + 1.5 * (1 - positive)) * z.exp()).sum(1).log() - (positive * z).sum(1) / positive.sum(1)
+
+    same(Boosted(beta=0.5)(x, y, scale=SCALE, positive=ids, tile=tile), both_ways(one_way, logits(x, y)), x, y)
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -206,16 +244,39 @@ def test_weights_are_normalised_by_rows_and_by_columns_of_one_matrix(normalise, 
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_weighted_softplus_is_its_formula(tile):
+@pytest.mark.parametrize("normalise", ["none", "mean1"])
+def test_weighted_softplus_is_its_formula(normalise, tile):
     x, y = batch()
     u, v = (normalize(side.detach(), dim=1) for side in (x, y))
     weight = (2 * (u @ v.T) - (v @ u.T)).exp()
 
     def one_way(z: Tensor, weight: Tensor) -> Tensor:
-        return (weight * off_diagonal(z) * softplus(z - 3)).sum(1) - logsigmoid(z.diag() - 3)
+        weight = weight * off_diagonal(z)
+        if normalise == "mean1":
+            weight = weight / (weight.sum(1, keepdim=True) / (len(z) - 1))
+        return (weight * softplus(z - 3)).sum(1) - logsigmoid(z.diag() - 3)
 
-    ours = SigLIP()(x, y, scale=SCALE, bias=-3.0, weighting=Tabulated(), normalise="none", tile=tile)
+    ours = SigLIP()(x, y, scale=SCALE, bias=-3.0, weighting=Tabulated(), normalise=normalise, tile=tile)
     same(ours, both_ways(one_way, logits(x, y), weight), x, y)
+
+
+class Constant:
+    """One weight for all, as large or as small as it may be."""
+
+    def __init__(self, log_weight: float) -> None:
+        self.value = log_weight
+
+    def log_weight(self, x_i: Tensor, y_i: Tensor, x_j: Tensor, y_j: Tensor) -> Tensor:
+        return torch.full((len(x_i), len(x_j)), self.value)
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("log_weight", [100.0, -200.0])
+@pytest.mark.parametrize("form", [InfoNCE(), SigLIP(), Guided(SigLIP()), Matryoshka(SigLIP(), dims=(4,))], ids=str)
+def test_a_constant_weight_of_any_size_changes_nothing_under_mean1(form, log_weight, tile):
+    x, y = batch(dtype=torch.float32)
+    weighted = form(x, y, scale=SCALE, bias=-3.0, weighting=Constant(log_weight), tile=tile)
+    same(weighted, form(x, y, scale=SCALE, bias=-3.0), x, y, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -283,16 +344,21 @@ def test_the_order_of_pairs_does_not_matter_and_nothing_is_ever_nan(rows, form, 
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: type(form).__name__)
-@pytest.mark.parametrize("case", ["one", "two", "duplicates", "excluded", "bfloat16"])
+@pytest.mark.parametrize("case", ["one", "two", "duplicates", "excluded", "left out", "bfloat16"])
 def test_the_ends_of_what_can_be_asked(form, case):
     x, y = batch({"one": 1, "two": 2}.get(case, 6), dtype=torch.bfloat16 if case == "bfloat16" else torch.float32)
     if case == "duplicates":
         x, y = (side.detach()[:1].repeat(6, 1).requires_grad_() for side in (x, y))
     exclude = torch.tensor([0, 1, 1, 1, 1, 1]) if case == "excluded" else None
-    loss = form(x, y, scale=20.0, exclude=exclude)
+    positive = None
+    if case == "left out":  # row 5 has no positive, and no negative either; column 5 has no positive
+        positive = torch.tensor([0, 1, 2, 3, 4, 8]), torch.tensor([0, 1, 2, 3, 4, 9])
+        exclude = torch.tensor([0, 0, 0, 0, 0, 7]), torch.full((6,), 7)
+    loss = form(x, y, scale=20.0, exclude=exclude, positive=positive)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(y.grad).all()
     assert x.grad.dtype == x.dtype
 
 
@@ -352,6 +418,10 @@ def test_a_cached_loss_is_the_loss_with_gradients_and_dropout():
         torch.testing.assert_close(one, other)
 
 
+def modalities(image: Tensor, text: Tensor, **keywords) -> ModalitiesOutput:
+    return PairwiseModalities({("image", "text"): 1.0})({"image": image, "text": text}, **keywords)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -361,6 +431,16 @@ def test_a_cached_loss_is_the_loss_with_gradients_and_dropout():
         (lambda x, y: Matryoshka(dims=(16,))(x, y, scale=1.0), "exceed"),
         (lambda x, y: Debiased(tau_plus=1.0), "tau_plus"),
         (lambda x, y: PairwiseModalities({}), "empty"),
+        (lambda x, y: InfoNCE()(x, y, scale=1.0, exclude=torch.zeros(1)), r"exclude .* ids \(1,\) and \(1,\)"),
+        (lambda x, y: InfoNCE()(x, y, scale=1.0, positive=torch.zeros(20)), r"positive .* ids \(20,\)"),
+        (lambda x, y: InfoNCE()(x, y[:5], scale=1.0, positive=(torch.arange(17), torch.arange(6))), r"and \(6,\)"),
+        (lambda x, y: InfoNCE()(x, y, scale=1.0, tile=-1), "tile must be at least 1"),
+        (lambda x, y: pair_statistics(x, y[:5], scale=1.0), "row i of x is paired"),
+        (lambda x, y: pair_softplus(x, y, scale=1.0, exclude=torch.zeros(1)), "exclude"),
+        (lambda x, y: modalities(x, y, present={"adio": torch.ones(17)}), "names adio, and there are image, text"),
+        (lambda x, y: modalities(x, y[:8]), "17 of image, 8 of text"),
+        (lambda x, y: modalities(x, y, present={"text": torch.ones(1)}), "1 of present of text"),
+        (lambda x, y: modalities(x, y, exclude=torch.zeros(1)), "1 of exclude"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(call, said):

@@ -55,6 +55,46 @@ rank, world, sizes, out = int(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3]),
 if world > 1:
     dist.init_process_group("gloo", init_method=sys.argv[5], rank=rank, world_size=world)
 run(rank, world, sizes, out)
+if world > 1:
+    dist.destroy_process_group()
+"""
+
+WITHOUT_GRADIENT = """
+import sys
+import torch
+from torch import distributed as dist
+from clip_common.losses import *
+
+rank, address = int(sys.argv[1]), sys.argv[2]
+x, y = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+y.requires_grad_()
+(alone,) = torch.autograd.grad(InfoNCE()(x[:3], y[:3], scale=1 / 0.07), y)  # before there is another rank
+y = y.detach()
+dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+mine = slice(3 * rank, 3 * rank + 3)
+here = lambda rows, learns: rows[mine].clone().requires_grad_(learns)
+
+# a modality of which one rank has no sample: zeros, and present says so
+audio = here(y, True) if rank == 0 else torch.zeros(3, 4, dtype=torch.float64)
+output = PairwiseModalities({("image", "audio"): 1.0}, learned=False)(
+    {"image": here(x, True), "audio": audio}, present={"audio": torch.full((3,), rank == 0)}
+)
+output.loss.backward()
+if rank == 0:
+    torch.testing.assert_close(audio.grad / 2, alone[:3])  # which DDP averages
+
+# whichever side learns, on whichever ranks
+for x_learns in ((True, False), (False, False), (True, True)):
+    for y_learns in ((False, True), (False, False)):
+        rows, columns = here(x, x_learns[rank]), here(y, y_learns[rank])
+        loss = InfoNCE()(rows, columns, scale=5.0)
+        assert loss.requires_grad == any(x_learns + y_learns)
+        if loss.requires_grad:
+            loss.backward()
+        assert (rows.grad is None) == (not x_learns[rank]) and (columns.grad is None) == (not y_learns[rank])
+gathered = gather_rows(here(x, rank == 0))
+gathered.square().sum().backward()
+dist.destroy_process_group()
 """
 
 
@@ -85,3 +125,17 @@ def test_two_ranks_are_one(tmp_path, sizes):
         for ours, whole in zip(rank, one, strict=True):
             for part, expected in zip(ours, whole, strict=True):
                 torch.testing.assert_close(part, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_rank_whose_rows_carry_no_gradient_keeps_the_others_from_no_backward():
+    address = f"tcp://127.0.0.1:{free_port()}"
+    commands = [[sys.executable, "-c", WITHOUT_GRADIENT, str(rank), address] for rank in range(2)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        for process in processes:
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == 0, error
+    finally:
+        for process in processes:
+            process.kill()

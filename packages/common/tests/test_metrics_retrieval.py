@@ -1,5 +1,7 @@
 """Retrieval metrics against hand-computed cases and a brute-force reference that counts one query at a time."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -21,11 +23,17 @@ def metrics_of(scores_NM, positives, **options):
 
 
 def reference(scores_M, positives, ties):
-    """Rank of the first positive and AP@10 of one query: a negative at the positive's own score counts `tied` times."""
+    """Rank of the first positive and AP@10 of one query: a negative at the positive's own score counts `tied` times.
+
+    The AP of one positive is the mean over the ranks of its tie.
+    """
     tied = {"optimistic": 0.0, "mean": 0.5, "pessimistic": 1.0}[ties]
     negatives = np.delete(scores_M, positives)
     best_first = sorted((scores_M[p] for p in positives), reverse=True)
     ranks = [k + np.sum(negatives > s) + tied * np.sum(negatives == s) for k, s in enumerate(best_first, start=1)]
+    if ties == "mean" and len(positives) == 1:
+        tie = 1 + np.sum(negatives > best_first[0]) + np.arange(1 + np.sum(negatives == best_first[0]))
+        return ranks[0], np.mean((tie <= 10) / tie)
     return ranks[0], sum(k / r for k, r in enumerate(ranks, start=1) if r <= 10) / min(len(positives), 10)
 
 
@@ -95,9 +103,49 @@ def test_positives_that_tie_with_each_other_alone_are_found_at_the_top():
 
 
 def test_a_collapsed_model_gets_what_chance_gets_not_a_perfect_score():
-    result = image_text_retrieval(torch.ones(50, 1), torch.ones(50, 1), torch.arange(50))
-    assert result.metrics["rsum"] == 0
-    assert result.metrics["i2t/MeanR"] == result.metrics["t2i/MeanR"] == 25.5
+    result = image_text_retrieval(torch.ones(19, 1), torch.ones(19, 1), torch.arange(19))
+    chance = {
+        "R@1": 1 / 19,
+        "R@5": 5 / 19,
+        "R@10": 10 / 19,
+        "MRR@10": sum(1 / r for r in range(1, 11)) / 19,
+        "MeanR": 10,
+    }
+    chance["mAP@10"] = chance["MRR@10"]
+    for name, value in chance.items():
+        assert result.metrics[f"i2t/{name}"] == result.metrics[f"t2i/{name}"] == pytest.approx(value), name
+    tiny = image_text_retrieval(torch.ones(2, 1), torch.ones(2, 1), torch.arange(2))
+    assert tiny.metrics["rsum"] == pytest.approx(100 * 2 * (1 / 2 + 1 + 1))
+
+
+def test_a_collapsed_model_with_several_positives_stays_below_chance():
+    result = image_text_retrieval(torch.ones(6, 1), torch.ones(12, 1), torch.arange(12) // 2)
+    for k in (1, 5, 10):
+        chance = 1 - math.comb(10, k) / math.comb(12, k)
+        assert result.metrics[f"i2t/R@{k}"] == pytest.approx(min(1, k / 11))  # one positive, ten negatives
+        assert result.metrics[f"i2t/R@{k}"] < chance
+        assert result.metrics[f"t2i/R@{k}"] == pytest.approx(min(1, k / 6))
+
+
+def test_every_place_in_a_tie_is_as_likely():
+    for seed in range(5):
+        scores_NM, positives = tied_world(seed, most=1)
+        result = metrics_of(scores_NM, positives, ks=(1, 3, 5)).per_query
+        for query, (row, (right,)) in enumerate(zip(scores_NM, positives, strict=True)):
+            best, worst = 1 + np.sum(row > row[right]), np.sum(row >= row[right])
+            tie = np.arange(best, worst + 1)
+            assert result["rank"][query] == np.mean(tie)
+            assert result["MRR@10"][query] == pytest.approx(np.mean((tie <= 10) / tie))
+            for k in (1, 3, 5):
+                assert result[f"R@{k}"][query] == pytest.approx(np.mean(tie <= k))
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e7])
+def test_a_tie_of_plain_products_is_measured_by_the_positive_whatever_else_is_in_the_gallery(length):
+    query_1D, gallery_MD = torch.tensor([[3.0, 0.0]]), length * torch.tensor([[1.0, 0.0], [1 - 1e-5, 0.0], [0.0, 1e7]])
+    assert retrieval_metrics(query_1D, gallery_MD, torch.tensor([0]), normalise=False).metrics["MedR"] == 1
+    gallery_MD[1, 0] = length * (1 - 1e-7)
+    assert retrieval_metrics(query_1D, gallery_MD, torch.tensor([0]), normalise=False).metrics["MedR"] == 1.5
 
 
 @pytest.mark.parametrize("ties", ["mean", "optimistic", "pessimistic"])

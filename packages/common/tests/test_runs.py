@@ -75,6 +75,46 @@ def test_a_run_is_resumed_with_its_own_configuration_only(tmp_path):
         create(tmp_path, resume=True)
 
 
+def test_a_run_is_resumed_wherever_it_lies(tmp_path):
+    moved = create(tmp_path, name="first").path.rename(tmp_path / "kept")
+    run = Run.resume(moved, config_yaml="seed: 1\n")
+    assert run.path == moved
+    assert len(json.loads((moved / "environment.json").read_text())["resumed"]) == 1
+    assert not (tmp_path / "clipse" / "kept").exists()
+    with pytest.raises(ValueError, match=r"another configuration \(seed: 1 → seed: 2\)"):
+        Run.resume(moved, config_yaml="seed: 2\n")
+    with pytest.raises(ValueError, match="not a run folder"):
+        Run.resume(tmp_path / "nowhere", config_yaml="seed: 1\n")
+
+
+def _hold(path, held, free):
+    with Run.open(path).locked():
+        held.set()
+        free.wait()
+
+
+def test_one_process_at_a_time_trains_in_a_run(tmp_path, monkeypatch):
+    run = create(tmp_path, name="first")
+    context = multiprocessing.get_context("fork")
+    held, free = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(run.path, held, free))
+    process.start()
+    assert held.wait(timeout=60)
+    with (
+        pytest.raises(ValueError, match="first is being trained by another process: wait until that ends"),
+        run.locked(),
+    ):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    with run.locked():  # a later process of the job that holds it
+        pass
+    monkeypatch.delenv("RANK")
+    process.kill()
+    process.join()
+    with run.locked(), Run.open(run.path).locked():  # free again, and a process may take its own twice
+        pass
+
+
 @pytest.mark.parametrize("name", ["été à Zürich", "実験 1", "a=b, c;d", "🐕"])
 def test_a_name_may_be_any_unicode(tmp_path, name):
     run = create(tmp_path, name=name)

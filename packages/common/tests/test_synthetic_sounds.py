@@ -133,11 +133,11 @@ def test_kind_colour_and_size_are_audible_to_a_linear_classifier():
 
 def test_the_ceiling_by_hand():
     red, blue = thing(), thing(colour="blue", place="bottom")
-    # two scenes that differ only in what is not heard share the ranks 1 and 2; the third is alone
+    # of two scenes that differ only in what is not heard each is first half of the time; the third is alone
     metrics = sound_oracle([scene(red), scene(dataclasses.replace(red, texture="dotted", place="top")), scene(blue)])
-    assert metrics["s2i/R@1"] == metrics["i2s/R@1"] == pytest.approx(1 / 3)
+    assert metrics["s2i/R@1"] == metrics["i2s/R@1"] == pytest.approx(2 / 3)
     assert metrics["s2i/R@5"] == 1.0
-    assert metrics["rsum"] == pytest.approx(100 * (2 / 3 + 4))
+    assert metrics["rsum"] == pytest.approx(100 * (4 / 3 + 4))
     # the order is heard: blue after red, red after blue
     other = scene(dataclasses.replace(red, place="bottom"), dataclasses.replace(blue, place="centre"))
     assert sound_oracle([scene(red, blue), other])["s2i/R@1"] == 1.0
@@ -145,7 +145,7 @@ def test_the_ceiling_by_hand():
 
 def test_the_ceiling_of_a_thousand_scenes():
     metrics = sound_oracle([sample_scene(0, index) for index in range(1000)])
-    assert metrics["s2i/R@1"] == pytest.approx(0.88, abs=0.03)
+    assert metrics["s2i/R@1"] == pytest.approx(0.93, abs=0.03)
     assert metrics["s2i/R@10"] > 0.99
 
 
@@ -154,7 +154,7 @@ def test_the_ceiling_between_sounds_and_captions():
     # the second caption tells of the texture, which is not heard, and nothing else that tells the two apart
     texts = [["a red mug"], ["a large dotted red key"], ["a dotted red thing: a key"]]
     metrics = sound_caption_oracle([scene(mug), scene(key), scene(key)], texts)
-    assert metrics["t2s/R@1"] == pytest.approx(1 / 3)
+    assert metrics["t2s/R@1"] == pytest.approx(2 / 3)
     assert metrics["t2s/R@5"] == 1.0
     scenes = [sample_scene(0, index) for index in range(400)]
     said = [captions(one) for one in scenes]

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from clip_common.config import TrainerConfig
 from clip_common.runs import Run
-from clip_common.training import CheckpointError, load_weights
+from clip_common.training import CheckpointError, ResumableLoader, ShuffledBatchSampler, fit, load_weights
 from clip_common.training.determinism import random_state, seed_everything, set_random_state
 
 TOY = Path(__file__).with_name("toy_training.py")
@@ -215,6 +217,46 @@ def test_a_monitor_that_is_not_logged_and_a_loader_that_cannot_resume_are_named(
 
     with pytest.raises(ValueError, match=r"gave a DataLoader: return a clip_common\.training.ResumableLoader"):
         train(Toy(), data=Plain())
+
+
+def test_a_run_in_which_another_process_trains_is_left_alone(train, tmp_path):
+    run, result = train(Toy(), "max_epochs=1", name="same")
+    half_written = result.last.with_name(".last.ckpt.17.tmp")
+    half_written.touch()
+    code = (
+        "import sys; from clip_common.runs import Run\n"
+        "with Run.open(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for resume in (True, False):
+            arguments = {"monitor": "val/accuracy", "mode": "max", "phase": "fit", "resume": resume}
+            run.ledger.start("fit")
+            with pytest.raises(ValueError, match="same is being trained by another process: wait until that ends"):
+                fit(Toy(), Data(), TrainerConfig(devices="cpu"), run, **arguments)
+        other.stdin.close()
+    assert half_written.exists()
+    assert len(rows_of(run)) == 5
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_sample_s_error_in_a_worker_is_its_own(train, split):
+    class Broken(toy["Points"]):
+        def __getitem__(self, index):
+            raise ValueError(f"row {index}: not an image; mend it")
+
+    class BrokenData(Data):
+        def train_dataloader(self):
+            sampler = ShuffledBatchSampler(40, batch_size=8)
+            points = Broken() if split == "train" else toy["Points"]()
+            return ResumableLoader(points, batch_sampler=sampler, num_workers=1)
+
+        def val_dataloader(self):
+            return DataLoader(Broken(), num_workers=1)
+
+    with pytest.raises(ValueError, match=r"^row \d+: not an image; mend it$"):
+        train(Toy(), data=BrokenData())
 
 
 def test_ctrl_c_is_a_keyboard_interrupt(train):

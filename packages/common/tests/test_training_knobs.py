@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from clip_common.config import OptimConfig, TrainerConfig
-from clip_common.training import fit, load_weights
+from clip_common.training import fit, load_weights, require_trainer
 
 toy = runpy.run_path(str(Path(__file__).with_name("toy_training.py")), run_name="toy")
-Toy, Watched, rows_of, weights_of = (toy[name] for name in ("Toy", "Watched", "rows_of", "weights_of"))
+names = ("Toy", "Watched", "Data", "rows_of", "weights_of")
+Toy, Watched, Data, rows_of, weights_of = (toy[name] for name in names)
 
 
 @pytest.fixture
@@ -66,6 +67,17 @@ def test_settings_that_do_not_exist_are_one_line(train):
     with pytest.raises(ValueError, match=r"^trainer: .*warp") as error:
         train(Toy(), "strategy=warp")
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^trainer: .*warp"):
+        require_trainer(TrainerConfig(devices="cpu", strategy="warp"))
+    require_trainer(TrainerConfig(devices="cpu"))
+
+
+def test_settings_that_do_not_exist_change_nothing_in_the_run(train):
+    run, _ = train(Toy(), "max_epochs=1")
+    files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"^trainer: .*warp"):
+        fit(Toy(), Data(), TrainerConfig(devices="cpu", strategy="warp"), run, monitor="val/accuracy", mode="max")
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == files
 
 
 def test_accumulate_averages_batches_into_one_step(train):
@@ -147,6 +159,8 @@ def test_a_logger_that_is_not_installed_is_named(train, logger, monkeypatch):
     monkeypatch.setattr(sys.modules[fit.__module__], "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=f"trainer.logger={logger}: not installed; install it with: pip install"):
         train(Toy(), f"logger={logger}")
+    with pytest.raises(ValueError, match=f"trainer.logger={logger}: not installed"):
+        require_trainer(TrainerConfig(devices="cpu", logger=logger))
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from clip_common.training import ResumableLoader, ShuffledBatchSampler
+from clip_common.training import ResumableLoader, ShuffledBatchSampler, original_errors
 
 
 class Rows(Dataset):
@@ -74,6 +74,43 @@ def test_iterating_draws_nothing_from_the_global_generators(workers):
     before = torch.get_rng_state()
     epoch_of(loader(workers=workers), 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class BrokenError(ValueError):
+    """Its last row cannot be read."""
+
+
+class Broken(Rows):
+    def __getitem__(self, index):
+        if index == 22:
+            raise BrokenError("row 22: not an image; mend it")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_s_error_is_the_same_from_a_worker(workers):
+    sampler = ShuffledBatchSampler(23, batch_size=1)
+    with pytest.raises(BrokenError, match=r"^row 22: not an image; mend it$"):
+        list(ResumableLoader(Broken(), batch_sampler=sampler, num_workers=workers))
+    with pytest.raises(BrokenError, match=r"^row 22: not an image; mend it$"), original_errors():
+        list(DataLoader(Broken(), num_workers=workers))
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("two\nlines: here"), "two\nlines: here"),
+        (FileNotFoundError(2, "gone", "a.png"), "[Errno 2] gone: 'a.png'"),
+    ],
+)
+def test_errors_of_python_s_own_kinds_too(error, line):
+    class Failing(Rows):
+        def __getitem__(self, index):
+            raise error
+
+    with pytest.raises(type(error)) as raised, original_errors():
+        list(DataLoader(Failing(), num_workers=1))
+    assert str(raised.value) == line
 
 
 @pytest.mark.parametrize("drop_last", [True, False])

@@ -130,30 +130,54 @@ def test_worker_processes_change_nothing(train, uninterrupted, tmp_path):
     assert_same(run, uninterrupted(*trainer))
 
 
-def test_sigterm_saves_between_two_steps_and_ends(train, uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("moment", "step"),
+    [
+        ("in step 7", 7),
+        ("in step 5", 5),  # the last of the first epoch: there is no checkpoint yet
+        ("in step 10", 10),
+        ("validating after step 10", 10),
+        ("in step 25", 25),  # the last of all
+    ],
+)
+def test_sigterm_saves_behind_a_step_or_an_epoch_and_ends(train, uninterrupted, tmp_path, moment, step):
     trainer = ("max_epochs=5",)
-    assert train(root=tmp_path, kill=["SIGTERM in step 7"], trainer=trainer) == 143
+    assert train(root=tmp_path, kill=[f"SIGTERM {moment}"], trainer=trainer) == 143
     last = torch.load(tmp_path / "toy/toy/checkpoints/fit/last.ckpt", weights_only=True)
-    assert last["global_step"] == 7
+    assert last["global_step"] == step
     assert train(root=tmp_path, resume=True, trainer=trainer) == 0
     assert_same(tmp_path / "toy" / "toy", uninterrupted(*trainer))
 
 
-def test_slurm_s_signal_saves_between_two_steps_and_requeues_the_job(train, uninterrupted, tmp_path, monkeypatch):
+def test_sigterm_waits_for_the_step_of_accumulated_gradients(train, uninterrupted, tmp_path):
+    trainer = ("accumulate=2",)
+    assert train(root=tmp_path, kill=["SIGTERM in step 5"], trainer=trainer) == 143
+    last = torch.load(tmp_path / "toy/toy/checkpoints/fit/last.ckpt", weights_only=True)
+    assert last["global_step"] == 5
+    assert train(root=tmp_path, resume=True, trainer=trainer) == 0
+    assert_same(tmp_path / "toy" / "toy", uninterrupted(*trainer))
+
+
+@pytest.mark.parametrize(
+    ("moment", "killed", "step"),
+    [
+        ("in step 7", "inside step 9", 7),
+        ("in step 5", "inside step 7", 5),
+        ("validating after step 10", "inside step 11", 10),
+    ],
+)
+def test_slurm_s_signal_saves_and_then_requeues_the_job(train, uninterrupted, tmp_path, moment, killed, step):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    last = tmp_path / "toy/toy/checkpoints/fit/last.ckpt"
+    scontrol.write_text(f'#!/bin/sh\ntest -f {last} && echo "$@" >> {tmp_path}/requeued\n')
     scontrol.chmod(0o755)
     slurm = {"JOB_ID": "17", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     environment = {f"SLURM_{name}": value for name, value in slurm.items()}
     environment["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
     trainer = ("max_epochs=5",)
-    assert (
-        train(root=tmp_path, trainer=trainer, kill=["SIGUSR1 in step 7", "inside step 9"], environment=environment)
-        == -9
-    )
+    assert train(root=tmp_path, trainer=trainer, kill=[f"SIGUSR1 {moment}", killed], environment=environment) == -9
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
-    last = torch.load(tmp_path / "toy/toy/checkpoints/fit/last.ckpt", weights_only=True)
-    assert last["global_step"] == 7
+    assert torch.load(last, weights_only=True)["global_step"] == step
     assert train(root=tmp_path, resume=True, trainer=trainer) == 0
     assert_same(tmp_path / "toy" / "toy", uninterrupted(*trainer))

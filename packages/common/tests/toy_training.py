@@ -71,6 +71,11 @@ class Toy(L.LightningModule):
         if moment in self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def hear_at(self, moment):
+        for name in ("SIGTERM", "SIGUSR1"):
+            if f"{name} {moment}" in self.kill:
+                os.kill(os.getpid(), signal.Signals[name])
+
     def training_step(self, batch, batch_idx):
         points, index = batch
         jitter = 1 + 0.1 * random.random() + 0.1 * np.random.rand()
@@ -82,9 +87,7 @@ class Toy(L.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch, batch_idx):
-        for name in ("SIGTERM", "SIGUSR1"):
-            if f"{name} in step {self.global_step + 1}" in self.kill:
-                os.kill(os.getpid(), signal.Signals[name])
+        self.hear_at(f"in step {self.global_step + 1}")
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.die_at(f"after step {self.global_step}")
@@ -92,6 +95,7 @@ class Toy(L.LightningModule):
     def validation_step(self, batch, batch_idx):
         points, index = batch
         self.die_at(f"validating after step {self.global_step}")
+        self.hear_at(f"validating after step {self.global_step}")
         logits = self.head(self.frozen(points + 0.1 * torch.randn_like(points)))
         self.log("val/accuracy", (logits.argmax(1) == index % 4).float().mean())
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clip_common.backbones import move
+from clip_common.loader import original_errors
 from clipse.data import CLIPCollator, Flickr8kDataset, ImageRecord
 from clipse.model import RetrievalModel
 from clipse.reporting import Progress
@@ -46,11 +47,12 @@ def embed_pairs(
     training = model.training
     model.eval()
     images, texts = [], []
-    for batch in loader:
-        images.append(model.encode_image(batch.images_B3HW.to(model.device)).cpu())
-        texts.append(model.encode_text(move(batch.tokens, model.device)).cpu())
-        if progress is not None:
-            progress(sum(map(len, images)), len(records))
+    with original_errors():
+        for batch in loader:
+            images.append(model.encode_image(batch.images_B3HW.to(model.device)).cpu())
+            texts.append(model.encode_text(move(batch.tokens, model.device)).cpu())
+            if progress is not None:
+                progress(sum(map(len, images)), len(records))
     model.train(training)
     return EmbeddedPairs(torch.cat(images), torch.cat(texts), owners(records))
 

@@ -10,7 +10,7 @@ from clip_common.config import TrainerConfig, load_config, to_yaml
 from clip_common.features import FeatureCache
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
-from clip_common.training import fit, load_weights
+from clip_common.training import fit, load_weights, require_trainer
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.evaluation import Evaluation, evaluate
@@ -65,6 +65,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     """
     if resume is None and config.name is not None:
         Run.require_new("clipse", config.name, root=config.runs)
+    require_trainer(config.trainer)
     batch_of_rank(config.data.batch_size, world=device_count(config.trainer))
     records = read_records(config.data)
     check_sizes(config.data, records.splits)

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import move
+from clip_common.loader import epoch_seed
 from clip_common.metrics import image_text_retrieval
 from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
-from clip_common.training.loader import epoch_seed
 from clipse.config import Config
 from clipse.data import (
     Batch,

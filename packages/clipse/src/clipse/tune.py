@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from clip_common.config import load_config
+from clip_common.loader import epoch_seed
 from clip_common.runs.files import write_text
 from clip_common.training.guards import LossNotFiniteError
-from clip_common.training.loader import epoch_seed
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss

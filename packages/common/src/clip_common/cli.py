@@ -127,7 +127,10 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if type(error).__name__ == "OutOfMemoryError":
-        return "out of GPU memory: lower data.batch_size, or raise trainer.accumulate beside it", 2
+        return (
+            "out of GPU memory: set trainer.precision=bf16-mixed, or lower data.batch_size (which leaves a contrastive "
+            "loss fewer negatives; trainer.accumulate does not bring them back)"
+        ), 2
     if isinstance(error, (ValueError, OSError, ImportError)):
         return _one_line(str(error)) or type(error).__name__, 2
     return f"{type(error).__name__}: {_one_line(str(error))} (a defect; --debug shows where)", 1

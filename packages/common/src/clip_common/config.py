@@ -8,6 +8,7 @@ Nothing here imports torch.
 """
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,14 @@ class OptimConfig:
     """Epochs (or a fraction of one) of linear warmup from 0 to `lr`, counted in steps."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After warmup: cosine to 0 at the last step, or constant."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "eps", "warmup_epochs"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"optim.{name}: expected a number from 0, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas: expected two decays from 0 to below 1, got {list(self.betas)}")
 
 
 @dataclass
@@ -87,6 +96,8 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"trainer.{name}: expected a whole number from 1, got {value}")
+        if self.seed < 0:
+            raise ConfigError(f"trainer.seed: expected a whole number from 0, got {self.seed}")
         if not re.fullmatch(r"auto|cpu(:[1-9]\d*)?|[1-9]\d*|\d+(,\d+)+", self.devices):
             raise ConfigError(
                 f"trainer.devices: expected auto, cpu, cpu:2, a count or indices 0,1, got {self.devices!r}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clip_common.training import ShuffledBatchSampler
+from clip_common.loader import ShuffledBatchSampler
 from clipse.data.errors import DataError
 
 STARTS = 3

@@ -4,7 +4,7 @@ Legend: B rows on this process, C columns, D width, F width of the references, I
 or columns, W widths at which the loss is taken.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clip_common.losses.distributed import Ranks
 from clip_common.losses.logits import Head
 from clip_common.losses.reductions import Sides
-from clip_common.losses.statistics import Direction, Ids, Normalise, directions, make_pairs
+from clip_common.losses.statistics import Direction, Ids, Normalise, check_pairs, directions, make_pairs
 
 
 class Weighting(Protocol):
@@ -141,8 +141,10 @@ def contrastive_loss(
     form = form or InfoNCE()
     base = form.base
     judged = weighting is not None or base.guided
-    _check(x_BD, y_CD, positive=positive, references=references or (x_BD, y_CD) if judged else None)
-    ranks = Ranks.holding(y_CD)
+    check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
+    if judged:
+        _check_references(x_BD, y_CD, references or (x_BD, y_CD))
+    ranks, (x_BD, y_CD) = Ranks.meet(x_BD, y_CD)
     log_weight = hide = None
     if judged:
         judges = _Judges(references or (x_BD, y_CD), ranks)
@@ -186,20 +188,16 @@ class _Judges:
 
 def _sums(form: Form, side: Direction, *, widths: int) -> Tensor:
     """The sum of the losses at each width, and last how many they are; what has no positive is left out."""
-    each_WN = form.each(side.by_width(widths))
     counted_N = side.positive_count > 0
+    # Where nothing is found the logarithms are −∞, and the gradient of −∞ − (−∞) would be NaN whoever leaves it out.
+    side = replace(side, positives=torch.where(counted_N, side.positives, 0.0))
+    each_WN = form.each(side.by_width(widths))
     return torch.cat([torch.where(counted_N, each_WN, 0.0).sum(1), counted_N.sum()[None]])
 
 
-def _check(x_BD: Tensor, y_CD: Tensor, *, positive: Ids | None, references: tuple[Tensor, Tensor] | None) -> None:
-    given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
-    if x_BD.ndim != 2 or y_CD.ndim != 2 or x_BD.shape[1] != y_CD.shape[1]:
-        raise ValueError(f"x and y must be (B, D) with one width D, {given}: project both to the same width")
-    if len(x_BD) != len(y_CD) and not isinstance(positive, tuple):
-        raise ValueError(
-            f"row i of x is paired with row i of y, {given}: give as many rows, or positive=(ids of x, ids of y)"
-        )
-    if references is not None and not len(x_BD) == len(y_CD) == len(references[0]) == len(references[1]):
+def _check_references(x_BD: Tensor, y_CD: Tensor, references: tuple[Tensor, Tensor]) -> None:
+    if not len(x_BD) == len(y_CD) == len(references[0]) == len(references[1]):
+        given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
         sizes = f"references of {len(references[0])} and {len(references[1])} rows"
         raise ValueError(
             f"weights and guides judge pairs by a reference of each side, {given} and {sizes}: give B of each"

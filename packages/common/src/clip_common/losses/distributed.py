@@ -20,7 +20,8 @@ def gather_rows(rows_BX: Tensor) -> Tensor:
     Args:
         rows_BX: (B, …); B may differ from process to process, and may be 0. All else must agree.
     """
-    return Ranks.holding(rows_BX).gather(rows_BX)
+    ranks, (rows_BX,) = Ranks.meet(rows_BX)
+    return ranks.gather(rows_BX)
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,31 @@ class Ranks:
         return Ranks((rows,), 0)
 
     @staticmethod
-    def holding(rows: Tensor) -> "Ranks":
-        """Ask every process how many rows it holds (one small collective)."""
+    def meet(*tensors: Tensor) -> tuple["Ranks", list[Tensor]]:
+        """Ask every process how many rows it holds, and which of these learn somewhere (one small collective).
+
+        The backward of a gather is a collective too, and waits for those whose rows carry no gradient: what learns on
+        one process takes a gradient on all, if need be a copy of it that nobody reads.
+
+        Args:
+            tensors: What is to be gathered, or goes into it, in one order on every process; the rows of the last count.
+
+        Returns:
+            The ranks, and the tensors to go on with.
+        """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return Ranks.alone(len(rows))
-        size = torch.tensor([len(rows)], device=rows.device)
-        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, size)
-        return Ranks(tuple(torch.cat(sizes).tolist()), dist.get_rank())
+            return Ranks.alone(len(tensors[-1])), list(tensors)
+        here = torch.tensor(
+            [len(tensors[-1]), *(tensor.requires_grad for tensor in tensors)], device=tensors[-1].device
+        )
+        everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+        dist.all_gather(everywhere, here)
+        sizes, *learns = zip(*(part.tolist() for part in everywhere), strict=True)
+        alike = [
+            tensor.detach().requires_grad_() if any(somewhere) and not tensor.requires_grad else tensor
+            for tensor, somewhere in zip(tensors, learns, strict=True)
+        ]
+        return Ranks(sizes, dist.get_rank()), alike
 
     @property
     def offset(self) -> int:

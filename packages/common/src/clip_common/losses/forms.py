@@ -1,8 +1,8 @@
 """What can be made of a row's positives and negatives, besides `InfoNCE`: each form is a few lines on short vectors.
 
-In all of them z_ij = scale · cos(x_i, y_j), z⁺ is the mean logit of the positives, Σ_j runs over a row's negatives and
-w̃ are their normalised weights (1 without a weighting). The loss is the mean over rows and columns alike
-(`contrastive_loss`).
+In all of them z_ij = scale · cos(x_i, y_j), z⁺ is the mean logit of the positives, Σ_p runs over a row's positives and
+Σ_j over its negatives, and w̃ are their normalised weights (1 without a weighting). The loss is the mean over rows and
+columns alike (`contrastive_loss`).
 
 Legend: B rows, D width, I rows and J columns of one tile, F width of the references.
 """
@@ -65,7 +65,7 @@ class Decoupled(Form):
 class Boosted(Form):
     """InfoNCE in which weights can only add: every negative counts once, and β·w̃ times more.
 
-    L_i = −z⁺ + log(e^{z⁺} + Σ_j (1 + β·w̃_ij) e^{z_ij}). β = 0 is InfoNCE.
+    L_i = −z⁺ + log(Σ_p e^{z_ip} + Σ_j (1 + β·w̃_ij) e^{z_ij}). β = 0 is InfoNCE.
 
     Args:
         beta: Strength of the weighted part, ≥ 0.
@@ -97,14 +97,14 @@ class Boosted(Form):
 class Debiased(Form):
     """InfoNCE corrected for negatives that are positives in truth, a share τ⁺ of all.
 
-    L_i = −z⁺ + log(e^{z⁺} + G_i),   G_i = max( (Σ_j w̃_ij e^{z_ij} − N τ⁺ e^{z⁺}) / (1 − τ⁺),  N e^{−scale} ),
-    N negatives. τ⁺ = 0 is InfoNCE.
+    L_i = −z⁺ + log(S_i + G_i),   S_i = Σ_p e^{z_ip},   G_i = max( (Σ_j w̃_ij e^{z_ij} − τ⁺ S_i N/P) / (1 − τ⁺),
+    N e^{−scale} ), N negatives and P positives. τ⁺ = 0 is InfoNCE.
 
     Args:
         tau_plus: Prior probability that a negative is of the same class, in [0, 1).
 
     Reference:
-        Chuang et al., Debiased Contrastive Learning, 2020, section 4, with M = 1.
+        Chuang et al., Debiased Contrastive Learning, 2020, section 4, with M = P.
 
     Example:
         >>> loss = Debiased(tau_plus=0.05)(image_BD, text_BD, scale=1 / 0.07)
@@ -116,7 +116,7 @@ class Debiased(Form):
         _check_prior(self.tau_plus)
 
     def each(self, side: Direction) -> Tensor:
-        return _debiased(side.negatives[0], side, tau_plus=self.tau_plus, positive=side.positive[0])
+        return _debiased(side.negatives[0], side.positives[0], side, tau_plus=self.tau_plus, positive=side.positive[0])
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class HardNegative(Form):
     """`Debiased` with each negative weighted by its own e^{β z}: the harder, the more it counts.
 
     Σ_j w̃_ij e^{z_ij} is replaced by N Σ_j w_ij e^{(1+β) z_ij} / Σ_j w_ij e^{β z_ij}; gradients flow through both sums.
+    Several positives are tilted alike, S_i = P Σ_p e^{(1+β) z_ip} / Σ_p e^{β z_ip}, which for one is e^{z⁺} as ever.
     β = 0 is Debiased, β = 0 and τ⁺ = 0 is InfoNCE.
 
     Args:
@@ -155,7 +156,9 @@ class HardNegative(Form):
     def each(self, side: Direction) -> Tensor:
         tilted, weights = side.negatives
         negatives = torch.where(side.negative_count > 0, tilted - weights, 0.0) + side.negative_count.log()
-        return _debiased(negatives, side, tau_plus=self.tau_plus, positive=side.positive[0] - side.positive[1])
+        positives = side.positives[0] - side.positives[1] + side.positive_count.clamp_min(1.0).log()
+        positive = side.positive[0] - side.positive[1]
+        return _debiased(negatives, positives, side, tau_plus=self.tau_plus, positive=positive)
 
 
 @dataclass(frozen=True)
@@ -214,12 +217,13 @@ class Guided(Form):
         return guide_IJ >= row_I[:, None], guide_IJ >= column_J
 
 
-def _debiased(negatives: Tensor, side: Direction, *, tau_plus: float, positive: Tensor) -> Tensor:
-    # Divided by e^top, so that nothing overflows; without negatives the rest is log(e⁰ + 0) = 0.
-    top = torch.maximum(negatives, positive).detach()
-    rest = (negatives - top).exp() - side.negative_count * tau_plus * (positive - top).exp()
+def _debiased(negatives: Tensor, positives: Tensor, side: Direction, *, tau_plus: float, positive: Tensor) -> Tensor:
+    # Divided by e^top, so that nothing overflows; without negatives and with one positive it is log(e⁰ + 0) = 0.
+    top = torch.maximum(negatives, positives).detach()
+    each = (positives - top).exp() / side.positive_count.clamp_min(1.0)
+    rest = (negatives - top).exp() - side.negative_count * tau_plus * each
     least = side.negative_count * (-side.scale - top).exp()
-    return ((positive - top).exp() + torch.maximum(rest / (1 - tau_plus), least)).log() + top - positive
+    return ((positives - top).exp() + torch.maximum(rest / (1 - tau_plus), least)).log() + top - positive
 
 
 def _check_prior(tau_plus: float) -> None:

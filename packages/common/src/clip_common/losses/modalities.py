@@ -76,7 +76,11 @@ class PairwiseModalities(nn.Module):
 
         Returns:
             The loss, and that of each pair that took part.
+
+        Raises:
+            ValueError: A modality that is missing or unknown, or one that has not as many rows as the others.
         """
+        _check(embeddings, present=present or {}, ids={"exclude": exclude, "positive": positive})
         missing = sorted({name for pair in self.pairs for name in pair} - set(embeddings))
         if missing:
             raise ValueError(f"no embeddings of {', '.join(missing)}: give rows of any content and say so in `present`")
@@ -103,6 +107,22 @@ class PairwiseModalities(nn.Module):
 
 def _name(pair: tuple[str, str]) -> str:
     return "-".join(pair)
+
+
+def _check(
+    embeddings: Mapping[str, Tensor], *, present: Mapping[str, Tensor], ids: Mapping[str, Tensor | None]
+) -> None:
+    unknown = sorted(set(present) - set(embeddings))
+    if unknown:
+        raise ValueError(
+            f"present names {', '.join(unknown)}, and there are {', '.join(embeddings)}: name one of these"
+        )
+    masks = {f"present of {name}": mask for name, mask in present.items()}
+    named = [*embeddings.items(), *masks.items(), *ids.items()]
+    sizes = [(name, len(tensor)) for name, tensor in named if tensor is not None]
+    if len({size for _, size in sizes}) > 1:
+        counts = ", ".join(f"{size} of {name}" for name, size in sizes)
+        raise ValueError(f"every sample has a row of each modality, a mask and an id, got {counts}: give B of each")
 
 
 def _rows_of(pair: tuple[str, str], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:

@@ -1,11 +1,12 @@
 """What a loss keeps of a tile of logits: one number for each row and one for each column.
 
 A reduction turns logits z_ij, with optional log-weights, into a total over the row and a total over the column; joins
-the totals of several tiles; and gives the derivative of the totals for the backward. Three of them:
+the totals of several tiles; and gives the derivative of the totals for the backward. Four of them:
 
-    LogSumExp         log Σ w·exp(z)         any range of logits, each direction with its own maximum
-    BoundedLogSumExp  log Σ exp(z)           logits known to be small: one exponential serves both directions
-    SoftplusSum       Σ w·log(1 + exp(±z))   the sigmoid loss
+    LogSumExp            log Σ w·exp(z)        any range of logits, each direction with its own maximum
+    BoundedLogSumExp     log Σ exp(z)          logits known to be small: one exponential serves both directions
+    SoftplusSum          Σ log(1 + exp(±z))    the sigmoid loss
+    WeightedSoftplusSum  Σ w·log(1 + exp(z))   its negatives with weights of any size
 
 Legend: I rows and J columns of one tile. A pair that does not count holds `absent` (∓∞) and adds nothing.
 """
@@ -51,7 +52,7 @@ class Reduction(Protocol):
         """The total of disjoint sets of pairs whose finished totals are stacked along dimension 0; differentiable."""
 
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
-        """The finished total had every weight been divided by exp(log_factor)."""
+        """What a loss reads: the finished total had every weight been divided by exp(log_factor)."""
 
     def slope(
         self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
@@ -129,7 +130,7 @@ class BoundedLogSumExp(LogSumExp):
 
 
 class SoftplusSum:
-    """Σ w·log(1 + exp(sign·z)): `sign` is +1 for negatives, −1 for positives."""
+    """Σ log(1 + exp(sign·z)): `sign` is +1 for negatives, −1 for positives. Without weights."""
 
     def __init__(self, sign: int) -> None:
         self.sign = sign
@@ -139,8 +140,8 @@ class SoftplusSum:
         return torch.zeros_like(like)
 
     def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
-        row_IJ = self._terms(z[0], log_weight_IJ)
-        column_IJ = row_IJ if z[0] is z[1] else self._terms(z[1], log_weight_IJ)
+        row_IJ = self.single(z[0])
+        column_IJ = row_IJ if z[0] is z[1] else self.single(z[1])
         return row_IJ.sum(1), column_IJ.sum(0)
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
@@ -168,11 +169,32 @@ class SoftplusSum:
         else:
             slope_IJ *= row_I[:, None]
             slope_IJ += (self.sign * z[1]).sigmoid_().mul_(column_J)
-        return slope_IJ.mul_(self.sign if log_weight_IJ is None else log_weight_IJ.exp().mul_(self.sign))
+        return slope_IJ.mul_(self.sign)
 
-    def _terms(self, z_IJ: Tensor, log_weight_IJ: Tensor | None) -> Tensor:
-        terms_IJ = self.single(z_IJ)
-        return terms_IJ if log_weight_IJ is None else terms_IJ.mul_(log_weight_IJ.exp())
+
+class WeightedSoftplusSum(LogSumExp):
+    """Σ w·log(1 + exp(z)), kept as its logarithm until `divide`: a weight may be larger than any float before that."""
+
+    def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
+        return super().tile(self._logs(z), log_weight_IJ, scratch)
+
+    def single(self, z: Tensor) -> Tensor:
+        return F.softplus(z, threshold=30.0).log_()
+
+    def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
+        return (total - log_factor).exp()
+
+    def slope(
+        self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
+    ) -> Tensor:
+        slope_IJ = super().slope(self._logs(z), log_weight_IJ, total, grad, out_IJ, scratch)
+        # log(log(1 + exp(z))) rises by σ(z) / log(1 + exp(z)), which below −40 is 1 to the last digit
+        known_IJ = torch.maximum(*z).clamp_min_(-40.0)
+        return slope_IJ.mul_(known_IJ.sigmoid()).div_(F.softplus(known_IJ, threshold=30.0))
+
+    def _logs(self, z: Sides) -> Sides:
+        row_IJ = self.single(z[0])
+        return row_IJ, row_IJ if z[0] is z[1] else self.single(z[1])
 
 
 def log_sum_exp(values: Tensor, *, dim: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from clip_common.losses.distributed import Ranks
 from clip_common.losses.logits import Head
 from clip_common.losses.pairs import TileFunction
-from clip_common.losses.statistics import Direction, Ids, Normalise, directions, make_pairs
+from clip_common.losses.statistics import Direction, Ids, Normalise, check_pairs, directions, make_pairs
 
 
 def pair_softplus(
@@ -34,6 +34,7 @@ def pair_softplus(
         >>> rows, _ = pair_softplus(x_BD, y_BD, scale=10.0, bias=-10.0)
         >>> (rows.positives + rows.negatives).mean()  # the sigmoid loss
     """
+    check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
     pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=Ranks.alone(len(y_CD)))
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(

@@ -13,7 +13,14 @@ from torch import Tensor
 from clip_common.losses.distributed import Ranks
 from clip_common.losses.logits import Head
 from clip_common.losses.pairs import MaskFunction, Pairs, TileFunction
-from clip_common.losses.reductions import BoundedLogSumExp, LogSumExp, Reduction, Sides, SoftplusSum
+from clip_common.losses.reductions import (
+    BoundedLogSumExp,
+    LogSumExp,
+    Reduction,
+    Sides,
+    SoftplusSum,
+    WeightedSoftplusSum,
+)
 from clip_common.losses.tiles import Totals, reduce_pairs
 
 Normalise = Literal["none", "mean1"]
@@ -110,6 +117,9 @@ def pair_statistics(
     Returns:
         `PairStatistics`.
 
+    Raises:
+        ValueError: Shapes that do not go together.
+
     Cost:
         O(B + tile²) memory above the inputs and their gradients; one product of x and y in the forward, three in the
         backward, which recomputes the tiles.
@@ -118,11 +128,32 @@ def pair_statistics(
         >>> row_lse_B, column_lse_B, positives_B = pair_statistics(x_BD, y_BD, scale=14.0)
         >>> torch.nn.functional.softplus(row_lse_B - positives_B).mean()  # InfoNCE from x to y
     """
+    check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
     ranks = Ranks.alone(len(y_CD))
     pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=ranks)
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(x_BD, y_CD, scale=scale, heads=heads, pairs=pairs, normalise=normalise, tile=tile)
     return PairStatistics(rows.head(0), columns.head(0))
+
+
+def check_pairs(x_BD: Tensor, y_CD: Tensor, *, exclude: Ids | None, positive: Ids | None, tile: int | None) -> None:
+    """Refuse what does not go together, as far as this process can see: before any collective, which would hang."""
+    given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
+    if x_BD.ndim != 2 or y_CD.ndim != 2 or x_BD.shape[1] != y_CD.shape[1]:
+        raise ValueError(f"x and y must be (B, D) with one width D, {given}: project both to the same width")
+    if len(x_BD) != len(y_CD) and not isinstance(positive, tuple):
+        raise ValueError(
+            f"row i of x is paired with row i of y, {given}: give as many rows, or positive=(ids of x, ids of y)"
+        )
+    named = {"exclude": exclude, "positive": positive}
+    for name, (rows, columns) in {name: _both(ids) for name, ids in named.items() if ids is not None}.items():
+        if rows.shape != x_BD.shape[:1] or columns.shape != y_CD.shape[:1]:
+            shapes = f"{tuple(rows.shape)} and {tuple(columns.shape)}"
+            raise ValueError(
+                f"{name} must hold one id of each row of x and of y, {given} and ids {shapes}: give as many"
+            )
+    if tile is not None and tile < 1:
+        raise ValueError(f"tile must be at least 1, or None to choose, got {tile}")
 
 
 def make_pairs(
@@ -192,7 +223,7 @@ def directions(
 
 def _reductions(scale: Tensor, *, heads: tuple[Head, ...], pairs: Pairs, sigmoid: bool) -> tuple[Reduction, Reduction]:
     if sigmoid:
-        return SoftplusSum(+1), SoftplusSum(-1)
+        return SoftplusSum(+1) if pairs.log_weight is None else WeightedSoftplusSum(), SoftplusSum(-1)
     # Elsewhere than on a CPU the scale's value would have to be waited for, and fused passes make up for it.
     if scale.device.type == "cpu" and pairs.plain:
         largest = abs(scale.item()) * max(head.times for head in heads)
@@ -219,16 +250,16 @@ def _merged(totals: Totals, ranks: Ranks, *, negatives: Reduction, positives: Re
 def _direction(
     totals: Totals, scale: Tensor, normalise: Normalise, heads: tuple[Head, ...], negatives: Reduction
 ) -> Direction:
-    negative_total_KN = totals.negative_total_KN
+    log_mean_KN = torch.zeros_like(totals.negative_total_KN)
     if normalise == "mean1":
         log_mean_N = totals.log_weight_N - totals.negatives_N.log()
         log_mean_N = torch.where(totals.log_weight_N > float("-inf"), log_mean_N, 0.0)
         weighted_K = torch.tensor([head.weighted for head in heads], device=scale.device)
-        negative_total_KN = negatives.divide(negative_total_KN, weighted_K[:, None] * log_mean_N)
+        log_mean_KN = weighted_K[:, None] * log_mean_N
     return Direction(
         positive=totals.positive_sum_KN / totals.positives_N.clamp_min(1.0),
         positives=totals.positive_total_KN,
-        negatives=negative_total_KN,
+        negatives=negatives.divide(totals.negative_total_KN, log_mean_KN),
         positive_count=totals.positives_N,
         negative_count=totals.negatives_N,
         scale=scale,
@@ -238,5 +269,9 @@ def _direction(
 def _sides(ids: Ids | None, ranks: Ranks) -> Sides | None:
     if ids is None:
         return None
-    rows, columns = ids if isinstance(ids, tuple) else (ids, ids)
+    rows, columns = _both(ids)
     return rows, ranks.gather(columns)
+
+
+def _both(ids: Ids) -> Sides:
+    return ids if isinstance(ids, tuple) else (ids, ids)

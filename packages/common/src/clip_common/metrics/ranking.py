@@ -5,10 +5,11 @@ Two traps lie in the last bits of a score, which change with the shape of the pr
 is scored by another product is found ahead of or behind itself: so positives are read from the very tile that is
 counted, and then hidden there. And of two equal captions one comes out ahead, by chance, and another one with another
 size of tile: so scores within `TIE` of each other are tied, which is wider than such noise and narrower than what a
-person would call a difference.
+person would call a difference. The noise of a product goes with the lengths of its two vectors, whatever comes out: so
+where items are not of length 1, a tie is within `TIE` times the length of the positive.
 
 Shapes: N queries (or images), M items (or texts), D width, E pairs of a query and a positive, P positives of one query
-(best first), T × U one tile of scores.
+(best first), T × U one tile of scores, C comparisons that say what is ahead.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,11 @@ DEPTH = 10  # how far down mAP@10 and MRR@10 look
 TIE = 2.0**-20  # 1e-6: cosines this close are equal; shapes of the product alone move one by up to 6e-7
 BLOCK = 32  # neighbouring scores of a row that are kept or left out of its shortlist together
 TILE_SCORES = 1 << 23  # scores in a tile by default: 32 MiB, large enough for the matrix product to run at full speed
-# What is ahead of a threshold: the mean count over these comparisons, each with the margin added to the threshold.
-COMPARISONS: dict[Ties, list[tuple[Callable[..., Tensor], float]]] = {
-    "optimistic": [(torch.gt, TIE)],
-    "mean": [(torch.gt, TIE), (torch.ge, -TIE)],
-    "pessimistic": [(torch.ge, -TIE)],
+# What is ahead of a positive, from the fewest to the most: each compares with its score, moved by so many margins.
+COMPARISONS: dict[Ties, list[tuple[Callable[..., Tensor], int]]] = {
+    "optimistic": [(torch.gt, 1)],
+    "mean": [(torch.gt, 1), (torch.ge, -1)],
+    "pessimistic": [(torch.ge, -1)],
 }
 
 
@@ -37,12 +38,32 @@ class Ranks:
     """What one direction of retrieval comes to for each query, float64 on the CPU.
 
     Attributes:
-        first_N: rank of the best positive, 1 = top; fractional where a tie is shared (`ties="mean"`).
+        best_N, worst_N: rank of the best positive, 1 = top, ahead of all that it ties with and behind them. Two numbers
+            only for `ties="mean"`: every rank from one to the other is then as likely.
         precision_N: average precision within the first 10, AP@10 = 1/min(R, 10) · Σ_{k≤10} P@k · rel_k for R positives.
     """
 
-    first_N: Tensor
+    best_N: Tensor
+    worst_N: Tensor
     precision_N: Tensor
+
+    @property
+    def mean_N(self) -> Tensor:
+        """Mean rank of the best positive."""
+        return (self.best_N + self.worst_N) / 2
+
+    def within_N(self, k: int) -> Tensor:
+        """Share of its ranks that are k or better."""
+        return ((k + 1 - self.best_N) / (self.worst_N + 1 - self.best_N)).clamp(0, 1)
+
+    def ordered(self, order_N: Tensor) -> "Ranks":
+        """Those of the queries in another order."""
+        return Ranks(self.best_N[order_N], self.worst_N[order_N], self.precision_N[order_N])
+
+    @property
+    def reciprocal_N(self) -> Tensor:
+        """Mean of 1/rank over its ranks, 0 for those beyond `DEPTH`."""
+        return _mean_reciprocal(self.best_N, self.worst_N)
 
 
 def one_way_ranks(
@@ -58,19 +79,22 @@ def one_way_ranks(
 
     Args:
         queries_ND: float32 embeddings of length 1.
-        gallery_MD: float32 embeddings of length at most 1.
+        gallery_MD: float32 embeddings of any length.
         query_E: query of each (query, positive item) pair; ascending, every query at least once.
         item_E: item of each pair.
         ties: as in `retrieval_metrics`.
         tile: queries in a tile; by default as many as give about 8 M scores.
     """
     positives_N = torch.bincount(query_E, minlength=len(queries_ND))
+    margin_E = TIE * gallery_MD[item_E].norm(dim=1)
     tile = tile or max(1, TILE_SCORES // len(gallery_MD))
     done = []
     for rows, pairs in _tiles(positives_N, tile=tile):
         scores_TU = _scores(queries_ND[rows], gallery_MD)
-        threshold_TP = _take_positives(scores_TU, query_E[pairs] - rows.start, item_E[pairs], positives_N[rows])
-        done.append(_ranks(_ahead_of_rows(scores_TU, threshold_TP, ties=ties), positives_N[rows]))
+        row_E, column_E = query_E[pairs] - rows.start, item_E[pairs]
+        threshold_CE = _thresholds(scores_TU[row_E, column_E], margin_E[pairs], ties=ties)
+        threshold_CTP = _take_positives(scores_TU, threshold_CE, row_E, column_E, positives_N[rows])
+        done.append(_ranks(_ahead_of_rows(scores_TU, threshold_CTP, ties=ties), positives_N[rows]))
     return _joined(done)
 
 
@@ -101,8 +125,8 @@ def two_way_ranks(
         scores_TU = _scores(image_ND[images], text_MD[texts])
         row_U = text_to_image_M[texts] - images.start
         column_U = torch.arange(len(row_U), device=row_U.device)
-        text_threshold.append(scores_TU[row_U, column_U])
-        image_threshold.append(_take_positives(scores_TU, row_U, column_U, texts_N[images]))
+        text_threshold.append(_thresholds(scores_TU[row_U, column_U], TIE, ties=ties))
+        image_threshold.append(_take_positives(scores_TU, text_threshold[-1], row_U, column_U, texts_N[images]))
         image_ahead.append(_ahead_of_rows(scores_TU, image_threshold[-1], ties=ties))
         text_ahead.append(_ahead_of_columns(scores_TU, text_threshold[-1], ties=ties))
     for a, (images, _) in enumerate(tiles):
@@ -112,8 +136,10 @@ def two_way_ranks(
                 image_ahead[a] += _ahead_of_rows(scores_TU, image_threshold[a], ties=ties)
                 text_ahead[b] += _ahead_of_columns(scores_TU, text_threshold[b], ties=ties)
 
-    image_ranks = [_ranks(ahead_TP, texts_N[images]) for ahead_TP, (images, _) in zip(image_ahead, tiles, strict=True)]
-    return _joined(image_ranks), _ranks(torch.cat(text_ahead)[:, None], torch.ones_like(text_to_image_M))
+    image_ranks = [
+        _ranks(ahead_CTP, texts_N[images]) for ahead_CTP, (images, _) in zip(image_ahead, tiles, strict=True)
+    ]
+    return _joined(image_ranks), _ranks(torch.cat(text_ahead, dim=1)[:, :, None], torch.ones_like(text_to_image_M))
 
 
 def _tiles(positives_N: Tensor, *, tile: int) -> Iterator[tuple[slice, slice]]:
@@ -133,51 +159,58 @@ def _scores(rows_TD: Tensor, columns_UD: Tensor) -> Tensor:
     return scores_TU
 
 
-def _take_positives(scores_TU: Tensor, row_E: Tensor, column_E: Tensor, positives_T: Tensor) -> Tensor:
-    """Read the positives' scores out of a tile and hide them there (-inf).
+def _thresholds(score_E: Tensor, margin: Tensor | float, *, ties: Ties) -> Tensor:
+    """What each comparison holds against the positives of these scores: (C, E)."""
+    return torch.stack([score_E + moved * margin for _, moved in COMPARISONS[ties]])
+
+
+def _take_positives(
+    scores_TU: Tensor, threshold_CE: Tensor, row_E: Tensor, column_E: Tensor, positives_T: Tensor
+) -> Tensor:
+    """Hide the positives in a tile (-inf), and bring their thresholds in order.
 
     Returns:
-        (T, P) scores of each row's best positives, best first: at most `DEPTH` of them, since a worse one can be
+        (C, T, P) thresholds of each row's best positives, best first: at most `DEPTH` of them, since a worse one can be
         neither the first nor within the first ten. Where a row has fewer: +inf, which nothing is ahead of.
     """
     slot_E = torch.arange(len(row_E), device=row_E.device) - (positives_T.cumsum(0) - positives_T)[row_E]
-    threshold_TP = scores_TU.new_full((len(scores_TU), int(positives_T.max())), -torch.inf)
-    threshold_TP[row_E, slot_E] = scores_TU[row_E, column_E]
+    threshold_CTP = scores_TU.new_full((len(threshold_CE), len(scores_TU), int(positives_T.max())), -torch.inf)
+    threshold_CTP[:, row_E, slot_E] = threshold_CE
     scores_TU[row_E, column_E] = -torch.inf
-    best_TP = threshold_TP.topk(min(DEPTH, threshold_TP.shape[1]), dim=1).values
-    return best_TP.masked_fill_(best_TP == -torch.inf, torch.inf)
+    best_CTP = threshold_CTP.topk(min(DEPTH, threshold_CTP.shape[2]), dim=2).values
+    return best_CTP.masked_fill_(best_CTP == -torch.inf, torch.inf)
 
 
-def _ahead_of_rows(scores_TU: Tensor, threshold_TP: Tensor, *, ties: Ties) -> Tensor:
-    """Count the scores of each row ahead of its thresholds: (T, P) float64.
+def _ahead_of_rows(scores_TU: Tensor, threshold_CTP: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each row ahead of its thresholds: (C, T, P) float64.
 
-    The counts are exact for the first threshold, and wherever they are below `DEPTH`; else they are `DEPTH` or more.
+    The counts are exact for the first positive, and wherever their mean is below `DEPTH`; else that is `DEPTH` or more.
     Only each row's shortlist is read P times. If a score at or above a threshold is not in it, then all its 2·DEPTH
     blocks hold one as well, and counting even half of each gives `DEPTH`: a count below that has missed nothing.
     """
     short_TV = _shortlist(scores_TU)
-    ahead_TP = torch.stack([_ahead(short_TV, threshold_T, ties=ties) for threshold_T in threshold_TP.T], dim=1)
-    far_T = ahead_TP[:, 0] >= DEPTH
-    ahead_TP[far_T, 0] = _ahead(scores_TU[far_T], threshold_TP[far_T, 0], ties=ties)
-    return ahead_TP
+    ahead_CTP = torch.stack([_ahead(short_TV, threshold_CT, ties=ties) for threshold_CT in threshold_CTP.unbind(2)], 2)
+    far_T = ahead_CTP[:, :, 0].mean(0) >= DEPTH
+    ahead_CTP[:, far_T, 0] = _ahead(scores_TU[far_T], threshold_CTP[:, far_T, 0], ties=ties)
+    return ahead_CTP
 
 
-def _ahead(scores_TV: Tensor, threshold_T: Tensor, *, ties: Ties) -> Tensor:
-    """Count the scores of each row ahead of its one threshold: (T,) float64, exact."""
-    ahead_T = torch.zeros_like(threshold_T, dtype=torch.float64)
+def _ahead(scores_TV: Tensor, threshold_CT: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each row ahead of its one positive: (C, T) float64, exact."""
+    ahead_CT = torch.zeros_like(threshold_CT, dtype=torch.float64)
     into_floats_TV = torch.empty_like(scores_TV)  # several times quicker to add up along rows than booleans
-    for compare, margin in COMPARISONS[ties]:
-        ahead_T += compare(scores_TV, threshold_T[:, None] + margin, out=into_floats_TV).sum(1)
-    return ahead_T / len(COMPARISONS[ties])
+    for (compare, _), threshold_T, ahead_T in zip(COMPARISONS[ties], threshold_CT, ahead_CT, strict=True):
+        ahead_T += compare(scores_TV, threshold_T[:, None], out=into_floats_TV).sum(1)
+    return ahead_CT
 
 
-def _ahead_of_columns(scores_TU: Tensor, threshold_U: Tensor, *, ties: Ties) -> Tensor:
-    """Count the scores of each column ahead of its one threshold: (U,) float64, exact."""
-    ahead_U = torch.zeros_like(threshold_U, dtype=torch.float64)
-    for compare, margin in COMPARISONS[ties]:
+def _ahead_of_columns(scores_TU: Tensor, threshold_CU: Tensor, *, ties: Ties) -> Tensor:
+    """Count the scores of each column ahead of its one positive: (C, U) float64, exact."""
+    ahead_CU = torch.zeros_like(threshold_CU, dtype=torch.float64)
+    for (compare, _), threshold_U, ahead_U in zip(COMPARISONS[ties], threshold_CU, ahead_CU, strict=True):
         for part in scores_TU[:, : len(threshold_U)].split(255):  # as many as a byte counts: bytes add up quickest
-            ahead_U += compare(part, threshold_U + margin).view(torch.uint8).sum(0, dtype=torch.uint8)
-    return ahead_U / len(COMPARISONS[ties])
+            ahead_U += compare(part, threshold_U).view(torch.uint8).sum(0, dtype=torch.uint8)
+    return ahead_CU
 
 
 def _shortlist(scores_TU: Tensor) -> Tensor:
@@ -191,14 +224,24 @@ def _shortlist(scores_TU: Tensor) -> Tensor:
     return blocks_TKB.flatten(0, 1).index_select(0, best_TK.flatten()).view(rows, -1)
 
 
-def _ranks(ahead_TP: Tensor, positives_T: Tensor) -> Ranks:
+def _ranks(ahead_CTP: Tensor, positives_T: Tensor) -> Ranks:
     """Turn counts of negatives ahead into ranks: the p-th best positive has p - 1 positives ahead of it as well."""
-    order_P = torch.arange(1, ahead_TP.shape[1] + 1, device=ahead_TP.device)
-    rank_TP = ahead_TP + order_P
+    order_P = torch.arange(1, ahead_CTP.shape[2] + 1, device=ahead_CTP.device)
+    rank_TP = ahead_CTP.mean(0) + order_P
+    best_T, worst_T = ahead_CTP[0, :, 0] + 1, ahead_CTP[-1, :, 0] + 1
     found_TP = (rank_TP <= DEPTH) & (order_P <= positives_T[:, None])
     precision_T = (found_TP * order_P / rank_TP).sum(1) / positives_T.clamp(max=DEPTH)
-    return Ranks(first_N=rank_TP[:, 0].cpu(), precision_N=precision_T.cpu())
+    precision_T = torch.where(positives_T == 1, _mean_reciprocal(best_T, worst_T), precision_T)
+    return Ranks(best_N=best_T.cpu(), worst_N=worst_T.cpu(), precision_N=precision_T.cpu())
+
+
+def _mean_reciprocal(best_N: Tensor, worst_N: Tensor) -> Tensor:
+    """Mean of 1/rank over the ranks from best to worst, 0 for those beyond `DEPTH`."""
+    rank_R = torch.arange(1, DEPTH + 1, device=best_N.device)
+    among_NR = (best_N[:, None] <= rank_R) & (rank_R <= worst_N[:, None])
+    return (among_NR / rank_R.double()).sum(1) / (worst_N + 1 - best_N)
 
 
 def _joined(parts: Sequence[Ranks]) -> Ranks:
-    return Ranks(torch.cat([part.first_N for part in parts]), torch.cat([part.precision_N for part in parts]))
+    best, worst, precision = zip(*((part.best_N, part.worst_N, part.precision_N) for part in parts), strict=True)
+    return Ranks(best_N=torch.cat(best), worst_N=torch.cat(worst), precision_N=torch.cat(precision))

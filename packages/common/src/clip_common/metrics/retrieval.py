@@ -28,9 +28,9 @@ class RetrievalResult:
     """One direction of retrieval.
 
     Attributes:
-        per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1), "MRR@10" and "mAP@10" (its
-            own 1/rank and AP). Each metric is the mean of the column of its name, but "MedR" and "MeanR", which are of
-            "rank".
+        per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1, or a share where a tie lies
+            across K), "MRR@10" and "mAP@10" (its own 1/rank and AP). Each metric is the mean of the column of its name,
+            but "MedR" and "MeanR", which are of "rank".
     """
 
     per_query: dict[str, Floats]
@@ -137,9 +137,12 @@ def retrieval_metrics(
         gallery_MD: (M, D) embeddings.
         positives: (N,) index of each query's one right item, or for each query the indices of all its right items.
         ks: the K of R@K.
-        ties: where a negative with the score of a positive (within 1e-6, cosine) stands. "optimistic": behind it;
-            "pessimistic": ahead of it; "mean": half of them ahead, the average of the two, so that a collapsed model
-            gets what chance gets.
+        ties: where the negatives that tie with a positive stand: those whose score is within 1e-6 (cosine; else 1e-6
+            times the lengths of the query and of the positive) of its own. "optimistic": behind it; "pessimistic":
+            ahead of it; "mean": anywhere, so that a collapsed model gets what chance gets. Every rank in the tie is
+            then as likely, and the figures of a query are their means over these ranks. Not so the AP of several
+            positives, which has each at the middle of its tie; and of several in one tie the best is ranked as if it
+            were alone there, so that R@K and MRR stay below chance, not above.
         tile: queries compared at a time; by default about 8 M scores.
         normalise: cosine similarity (default) or plain dot products.
 
@@ -209,7 +212,7 @@ def image_text_retrieval(
     as_given = torch.argsort(text_E)
     return ImageTextResult(
         image_to_text=_result(of_images, ks=ks),
-        text_to_image=_result(Ranks(of_texts.first_N[as_given], of_texts.precision_N[as_given]), ks=ks),
+        text_to_image=_result(of_texts.ordered(as_given), ks=ks),
         image_of_text=image_E[as_given].numpy(),
         bootstrap=bootstrap,
         seed=seed,
@@ -278,12 +281,14 @@ def paired_bootstrap(
 
 
 def _result(ranks: Ranks, *, ks: Sequence[int]) -> RetrievalResult:
-    rank_N = ranks.first_N.numpy()
-    recalls = {f"R@{k}": (rank_N <= k).astype(np.float64) for k in ks}
-    reciprocal_N = np.where(rank_N <= DEPTH, 1 / rank_N, 0.0)
-    return RetrievalResult(
-        {"rank": rank_N, **recalls, f"MRR@{DEPTH}": reciprocal_N, f"mAP@{DEPTH}": ranks.precision_N.numpy()}
-    )
+    recalls = {f"R@{k}": ranks.within_N(k) for k in ks}
+    columns = {
+        "rank": ranks.mean_N,
+        **recalls,
+        f"MRR@{DEPTH}": ranks.reciprocal_N,
+        f"mAP@{DEPTH}": ranks.precision_N,
+    }
+    return RetrievalResult({name: column_N.numpy() for name, column_N in columns.items()})
 
 
 def _both_ways(image_to_text: dict[str, T], text_to_image: dict[str, T]) -> dict[str, T]:
@@ -296,7 +301,7 @@ def _both_ways(image_to_text: dict[str, T], text_to_image: dict[str, T]) -> dict
 
 
 def _scaled(embeddings_ND: Tensor, *, name: str, each: bool = True) -> Tensor:
-    """Check embeddings and bring them to float32 and to length 1: each of them, or the longest and the others alike."""
+    """Check embeddings and bring them to float32, and each of them to length 1 if so asked."""
     if embeddings_ND.ndim != 2 or embeddings_ND.numel() == 0:
         shape = tuple(embeddings_ND.shape)
         raise ValueError(f"{name} must be embeddings (rows, width) with at least one row; got the shape {shape}")
@@ -305,7 +310,7 @@ def _scaled(embeddings_ND: Tensor, *, name: str, each: bool = True) -> Tensor:
     if not length_N1.isfinite().all():
         first = int((~length_N1.isfinite()).nonzero()[0, 0])
         raise ValueError(f"{name} hold NaN or infinity (first in row {first}): check the model that embedded them")
-    return embeddings_ND / (length_N1 if each else length_N1.max()).clamp(min=1e-12)
+    return embeddings_ND / length_N1.clamp(min=1e-12) if each else embeddings_ND
 
 
 def _check(*, ks: Sequence[int], ties: Ties, tile: int | None) -> None:

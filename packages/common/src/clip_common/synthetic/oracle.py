@@ -62,7 +62,8 @@ def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray
 def attribute_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
     """Retrieval by `oracle_scores`: R@1, R@5, R@10 both ways as fractions, and rsum (0 to 600).
 
-    Ties count as the mean of the ranks they span: an oracle that cannot tell two scenes apart gains nothing by it.
+    Ties count as in `clip_common.metrics`, every order of them alike: two scenes that cannot be told apart are guessed
+    between.
 
     Args:
         scenes: N scenes.
@@ -71,17 +72,17 @@ def attribute_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]])
     scores_CN = oracle_scores(scenes, [text for texts in captions for text in texts])
     owner_C = np.repeat(np.arange(len(scenes)), [len(texts) for texts in captions])
     own_C = scores_CN[np.arange(len(owner_C)), owner_C]
-    text_rank = _mean_rank(scores_CN, own_C[:, None], axis=1)
+    text_ahead, text_level = (scores_CN > own_C[:, None]).sum(axis=1), (scores_CN == own_C[:, None]).sum(axis=1) - 1
     best_N = np.full(len(scenes), -np.inf, dtype=np.float32)
     np.maximum.at(best_N, owner_C, own_C)
     # other captions of the same image are no rivals of its best one
     rivals_CN = np.where(owner_C[:, None] == np.arange(len(scenes)), -np.inf, scores_CN)
-    image_rank = 1 + (rivals_CN > best_N).sum(axis=0) + (rivals_CN == best_N).sum(axis=0) / 2
-    metrics = {f"i2t/R@{k}": float((image_rank <= k).mean()) for k in (1, 5, 10)}
-    metrics |= {f"t2i/R@{k}": float((text_rank <= k).mean()) for k in (1, 5, 10)}
+    image_ahead, image_level = (rivals_CN > best_N).sum(axis=0), (rivals_CN == best_N).sum(axis=0)
+    metrics = {f"i2t/R@{k}": expected_recall(image_ahead, image_level, k=k) for k in (1, 5, 10)}
+    metrics |= {f"t2i/R@{k}": expected_recall(text_ahead, text_level, k=k) for k in (1, 5, 10)}
     return metrics | {"rsum": 100 * sum(metrics.values())}
 
 
-def _mean_rank(scores: Floats, own: Floats, *, axis: int) -> NDArray[np.float64]:
-    ahead, level = (scores > own).sum(axis=axis), (scores == own).sum(axis=axis) - 1
-    return np.asarray(1 + ahead + level / 2)
+def expected_recall(ahead_N: NDArray[np.int64], level_N: NDArray[np.int64], *, k: int) -> float:
+    """R@K where so many rivals score higher than the right one, and so many the same, in any order."""
+    return float(np.clip((k - ahead_N) / (level_N + 1), 0, 1).mean())

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_common.synthetic.captions import WORDS, read_caption
-from clip_common.synthetic.oracle import attribute_oracle
+from clip_common.synthetic.oracle import attribute_oracle, expected_recall
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, SIZES, Scene, Thing, generator
 
 Samples = NDArray[np.float32]
@@ -111,7 +111,7 @@ def in_reading_order(scene: Scene) -> list[Thing]:
 def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
     """The ceiling between sounds and images: a listener who hears kind, colour and size of each thing, and the order.
 
-    Ties count as the mean of the ranks they span: scenes that sound alike cannot be told apart.
+    Ties count as in `clip_common.metrics`: scenes that sound alike cannot be told apart, and are guessed between.
 
     Args:
         scenes: N scenes, each with one sound and one image.
@@ -121,8 +121,12 @@ def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
     """
     heard = [tuple((thing.kind, thing.colour, thing.size) for thing in in_reading_order(scene)) for scene in scenes]
     alike = Counter(heard)
-    rank = np.array([1 + (alike[one] - 1) / 2 for one in heard])
-    metrics = {f"{way}/R@{k}": float((rank <= k).mean()) for way in ("s2i", "i2s") for k in (1, 5, 10)}
+    level_N = np.array([alike[one] - 1 for one in heard])
+    metrics = {
+        f"{way}/R@{k}": expected_recall(np.zeros_like(level_N), level_N, k=k)
+        for way in ("s2i", "i2s")
+        for k in (1, 5, 10)
+    }
     return metrics | {"rsum": 100 * sum(metrics.values())}
 
 

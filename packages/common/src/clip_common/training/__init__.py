@@ -4,9 +4,9 @@ result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max")
 load_weights(module, result.best)
 """
 
+from clip_common.loader import ResumableLoader, ShuffledBatchSampler, original_errors
 from clip_common.training.checkpoint import CheckpointError, load_weights
-from clip_common.training.fit import FitResult, fit
-from clip_common.training.loader import ResumableLoader, ShuffledBatchSampler
+from clip_common.training.fit import FitResult, fit, require_trainer
 from clip_common.training.optim import build_optimizer, optimizer_and_schedule, warmup_cosine
 
 __all__ = [
@@ -18,5 +18,7 @@ __all__ = [
     "fit",
     "load_weights",
     "optimizer_and_schedule",
+    "original_errors",
+    "require_trainer",
     "warmup_cosine",
 ]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from clip_common.training.loader import ResumableLoader
+from clip_common.loader import ResumableLoader
 
 
 def seed_everything(seed: int) -> None:

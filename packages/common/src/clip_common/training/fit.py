@@ -3,7 +3,7 @@
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from clip_common.config import TrainerConfig
+from clip_common.loader import original_errors
 from clip_common.runs import Run
 from clip_common.training.average import MovingAverage
 from clip_common.training.checkpoint import BEST, LAST, TrainedWeightsIO
@@ -85,22 +86,15 @@ def fit(
 
     Raises:
         ValueError: A loss that is not finite (names the samples), a checkpoint of another architecture, a logger
-            that is not installed, settings that do not go together, `monitor` not logged.
+            that is not installed, settings that do not go together, `monitor` not logged, a run in which another
+            process is training.
         KeyboardInterrupt: Ctrl-C; `last.ckpt` is as it was.
-        SystemExit: SIGTERM, with code 143, after `last.ckpt` was written behind the step that was running.
+        SystemExit: SIGTERM, with code 143, after `last.ckpt` was written behind the step that was running, or behind
+            the validation that ends its epoch.
     """
     if resume and run.ledger.done(phase):
         return _result(run, run.ledger.payload(phase))
-    folder = run.folder("checkpoints") / phase
-    for stale in folder.glob(".*.tmp" if resume else "*"):  # half-written when a kill came
-        stale.unlink(missing_ok=True)
-    seed_everything(config.seed)
-    module.train()
-    module.strict_loading = False  # frozen weights are not in checkpoints; TrainedWeightsIO checks the trained ones
-    if config.compile:
-        for child in module.children():
-            child.compile()
-
+    folder = run.path / "checkpoints" / phase
     preemption = Preemption()
     recorder = Recorder(
         run=run,
@@ -122,8 +116,24 @@ def fit(
         RandomState(),
         recorder,
     ]
-    with _without_chatter(), _own_interrupts():
-        trainer = _trainer(config, run, folder=folder, callbacks=callbacks, weights=TrainedWeightsIO(module))
+    with run.locked(), _without_chatter(), _own_interrupts(), original_errors():
+        trainer = _trainer(
+            config,
+            logger=_logger(config, run),
+            profiler=_profiler(config, run),
+            callbacks=callbacks,
+            plugins=[TrainedWeightsIO(module)],
+            default_root_dir=folder,
+        )
+        if trainer.is_global_zero:
+            for stale in folder.glob(".*.tmp" if resume else "*"):  # half-written when a kill came
+                stale.unlink(missing_ok=True)
+        seed_everything(config.seed)
+        module.train()
+        module.strict_loading = False  # frozen weights are not in checkpoints; TrainedWeightsIO checks the trained ones
+        if config.compile:
+            for child in module.children():
+                child.compile()
         last = folder / LAST if resume and (folder / LAST).exists() else None
         if trainer.is_global_zero:
             run.ledger.start(phase)
@@ -131,16 +141,23 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         except MisconfigurationException as error:
             raise ValueError(" ".join(str(error).split())) from error
-    payload = {
-        "best": f"checkpoints/{phase}/{BEST}",
-        "last": f"checkpoints/{phase}/{LAST}",
-        "best_score": recorder.best_score,
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-    }
-    if trainer.is_global_zero:
-        run.ledger.finish(phase, payload)
+        payload = {
+            "best": f"checkpoints/{phase}/{BEST}",
+            "last": f"checkpoints/{phase}/{LAST}",
+            "best_score": recorder.best_score,
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+        }
+        if trainer.is_global_zero:
+            run.ledger.finish(phase, payload)
     return _result(run, payload)
+
+
+def require_trainer(config: TrainerConfig) -> None:
+    """Raise ValueError where `fit` would for these settings on this machine, before long preparations."""
+    _require_logger(config)
+    with _without_chatter():
+        _trainer(config, logger=False)
 
 
 def _result(run: Run, payload: dict[str, Any]) -> FitResult:
@@ -148,9 +165,7 @@ def _result(run: Run, payload: dict[str, Any]) -> FitResult:
     return FitResult(**(payload | paths))
 
 
-def _trainer(
-    config: TrainerConfig, run: Run, *, folder: Path, callbacks: list[Callback], weights: TrainedWeightsIO
-) -> L.Trainer:
+def _trainer(config: TrainerConfig, *, plugins: Sequence[Any] = (), **arguments: Any) -> L.Trainer:
     kind, _, count = config.devices.partition(":")
     cpu = kind == "cpu"
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
@@ -168,16 +183,13 @@ def _trainer(
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.grad_clip,
             overfit_batches=config.overfit_batches or 0,
-            logger=_logger(config, run),
             log_every_n_steps=1,
-            profiler=_profiler(config, run),
-            callbacks=callbacks,
-            plugins=[weights, *slurm],
-            default_root_dir=folder,
+            plugins=[*plugins, *slurm],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            **arguments,
         )
     except (MisconfigurationException, ValueError) as error:
         raise ValueError(f"trainer: {' '.join(str(error).split())}") from error
@@ -185,16 +197,20 @@ def _trainer(
 
 def _logger(config: TrainerConfig, run: Run) -> Logger | Literal[False]:
     """The logger besides metrics.csv."""
+    _require_logger(config)
     if config.logger == "csv":
         return False
-    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}[config.logger]
-    if not any(find_spec(package) for package in packages):
-        raise ValueError(f"trainer.logger={config.logger}: not installed; install it with: pip install {packages[0]}")
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
     if config.logger == "wandb":
         return WandbLogger(name=run.name, project=run.package, save_dir=run.path)
     return TensorBoardLogger(save_dir=run.path, name="tensorboard", version="")
+
+
+def _require_logger(config: TrainerConfig) -> None:
+    packages = {"csv": (), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}[config.logger]
+    if packages and not any(find_spec(package) for package in packages):
+        raise ValueError(f"trainer.logger={config.logger}: not installed; install it with: pip install {packages[0]}")
 
 
 def _profiler(config: TrainerConfig, run: Run) -> Profiler | None:

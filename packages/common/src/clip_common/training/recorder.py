@@ -91,8 +91,8 @@ class Recorder(Checkpoint):
         asked = self.preemption.asked(trainer)
         if (due or asked) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer, LAST)
-        if asked:
-            self.preemption.requeue(trainer)
+            if asked:
+                self.preemption.answer(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One row a validation."""
@@ -108,6 +108,8 @@ class Recorder(Checkpoint):
             self._epochs_without_better += 1
         self._save(trainer, LAST)
         self._stop_without_better(trainer)
+        if self.preemption.asked(trainer):
+            self.preemption.answer(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the rows up to the failure."""

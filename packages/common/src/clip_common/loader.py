@@ -1,6 +1,7 @@
 """Loaders that know where they are: the first batch after a resume is the one that would have come next."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -105,7 +106,7 @@ class ResumableLoader(DataLoader[Any]):
 
     Only batches that were handed to the trainer count as consumed, not those that workers fetched ahead. A dataset
     with `set_epoch(epoch)` is told the epoch of each item, in the worker that makes it. Iterating draws nothing from
-    the global random generators.
+    the global random generators. A sample's ValueError is the same from a worker as without one (`original_errors`).
 
     Args:
         dataset: Index → sample, as a function of (seed, epoch, index).
@@ -146,9 +147,10 @@ class ResumableLoader(DataLoader[Any]):
         if state["batch"] >= len(self):  # the epoch was consumed; without set_epoch it comes again
             state["batch"] = 0
         self._sampler.load_state_dict(state)
-        for batch in super().__iter__():
-            state["batch"] += 1
-            yield batch
+        with original_errors():
+            for batch in super().__iter__():
+                state["batch"] += 1
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """`{"epoch", "batch"}`: `batch` batches of the epoch have been consumed."""
@@ -193,6 +195,29 @@ class _AtEpoch(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
+
+
+@contextmanager
+def original_errors() -> Iterator[None]:
+    """Let a ValueError or OSError of a DataLoader's worker leave the block as it was raised there.
+
+    torch puts the worker's whole traceback into its message; here that stays with the error that this one comes from.
+    A ResumableLoader and `fit` do this by themselves.
+
+    Example:
+        with original_errors():
+            for batch in DataLoader(dataset, num_workers=2):
+                ...
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        traceback, raised, message = str(error).rpartition(f"\n{name}: ")
+        if not (raised and "\nOriginal Traceback" in traceback):
+            raise
+        raise kind(message.rstrip()) from error
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
