@@ -65,8 +65,8 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     """
     if resume is None and config.name is not None:
         Run.require_new("clipse", config.name, root=config.runs)
-    require_trainer(config.trainer)
     batch_of_rank(config.data.batch_size, world=device_count(config.trainer))
+    require_trainer(config.trainer)
     records = read_records(config.data)
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)
