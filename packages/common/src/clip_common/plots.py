@@ -132,4 +132,5 @@ def _dress(axes: Any, *, title: str, ylabel: str, legend: bool) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c8c8c8")
     if legend:
-        axes.legend(frameon=False, fontsize=9, loc="upper right")  # "best" is slow where curves are long
+        # beside the curves: inside it would cover some, and looking for the best place is slow where they are long
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
