@@ -62,10 +62,9 @@ def describe(path: Path) -> str:
     losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
     steps = max(int(row["step"]) for row in rows)
     rsums = [float(row["val/rsum"]) for row in rows if row.get("val/rsum")]
-    machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-    hardware = machine.get("processor") or machine.get("platform") or "CPU"
+    machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["hardware"]
     best = f", validation rsum {max(rsums):.1f}" if rsums else ""
-    return f"- {run.name}: {steps:,} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}{best}; on {hardware}"
+    return f"- {run.name}: {steps:,} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}{best}; on {machine['cores']} cores"
 
 
 def main() -> None:

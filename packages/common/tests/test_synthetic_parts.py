@@ -12,9 +12,11 @@ from PIL import Image, ImageFilter
 from clip_common.synthetic import (
     novelty,
     part_captions,
+    read_caption,
     read_parts,
     render_part,
     sample_part,
+    sample_scene,
     thumbnail_auroc,
     write_mvtec,
     write_pretraining,
@@ -175,3 +177,15 @@ def test_bad_input_is_one_line(tmp_path, call, said):
         call(tmp_path)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pretraining_names_the_things_of_a_scene_in_one_caption_of_five(tmp_path):
+    folder = write_pretraining(tmp_path / "set", scenes=4, parts=0, val_scenes=1, val_parts=0, size=32)
+    with (folder / "captions.txt").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for index in range(5):
+        said = [row["caption"] for row in rows if row["image"] == f"scene_0_{index:06d}.jpg"]
+        assert len(said) == 5
+        claims = read_caption(said[-1])
+        assert list(claims.things) == [{"kind": thing.kind} for thing in sample_scene(0, index).things]
+        assert said[-1].startswith("a photo of a")

@@ -70,6 +70,13 @@ def captions(scene: Scene, count: int = 5) -> list[str]:
     return texts
 
 
+def naming_caption(scene: Scene) -> str:
+    """What is in a scene and no more, as people ask for it: "a photo of a mug and a star"."""
+    named = [f"{'an' if thing.kind[0] in 'aeiou' else 'a'} {thing.kind}" for thing in scene.things]
+    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+    return f"a photo of {listed}"
+
+
 def read_caption(text: str) -> Claims:
     """The claims of a caption of this grammar.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from clip_common.synthetic.captions import captions
+from clip_common.synthetic.captions import captions, naming_caption
 from clip_common.synthetic.draw import render
 from clip_common.synthetic.folders import Progress, new_folder, read_lines, require_counts, write_lines, write_table
 from clip_common.synthetic.oracle import attribute_oracle
@@ -32,12 +32,8 @@ class Picture:
     name: str
     split: str
     content: Scene | Part
+    captions: list[str]
     group: str = ""
-
-    @property
-    def captions(self) -> list[str]:
-        """Five of them."""
-        return captions(self.content) if isinstance(self.content, Scene) else part_captions(self.content)
 
 
 def write_flickr8k(
@@ -85,7 +81,8 @@ def write_pretraining(
 ) -> Path:
     """Draw what the tiny CLIP learns from: scenes, and parts with and without their defect, as `write_flickr8k` does.
 
-    Of a part whose damage is held out (`parts.novelty`) only the flawless picture is written, of the others both.
+    The last of a scene's five captions names its things and no more, so that a name alone means something. Of a part
+    whose damage is held out (`parts.novelty`) only the flawless picture is written, of the others both.
 
     Args:
         scenes, parts: Scenes and parts to train on.
@@ -96,14 +93,19 @@ def write_pretraining(
         OSError: The disk is full.
     """
     require_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
-    pictures = [_scene(seed, index, "train" if index < scenes else "val") for index in range(scenes + val_scenes)]
+    pictures = []
+    for index in range(scenes + val_scenes):
+        picture = _scene(seed, index, "train" if index < scenes else "val")
+        picture.captions[-1] = naming_caption(sample_scene(seed, index))
+        pictures.append(picture)
     for index in range(parts + val_parts):
         split = "train" if index < parts else "val"
         part, name = sample_part(seed, index), f"part_{seed}_{index:06d}"
         assert part.defect is not None
         if novelty(part.kind, part.defect) == "known":
-            pictures.append(Picture(f"{name}_damaged.jpg", split, part, group=name))
-        pictures.append(Picture(f"{name}.jpg", split, part.flawless(), group=name))
+            pictures.append(Picture(f"{name}_damaged.jpg", split, part, part_captions(part), group=name))
+        flawless = part.flawless()
+        pictures.append(Picture(f"{name}.jpg", split, flawless, part_captions(flawless), group=name))
     what = "Scenes and parts"
     return _write(Path(folder), pictures, what=what, seed=seed, size=size, workers=workers, progress=progress)
 
@@ -123,7 +125,8 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
 
 
 def _scene(seed: int, index: int, split: str) -> Picture:
-    return Picture(f"scene_{seed}_{index:06d}.jpg", split, sample_scene(seed, index))
+    scene = sample_scene(seed, index)
+    return Picture(f"scene_{seed}_{index:06d}.jpg", split, scene, captions(scene))
 
 
 def _write(
