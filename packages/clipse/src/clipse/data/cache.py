@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clipse.data.errors import DataError
 from clipse.data.images import load
-from clipse.data.records import ImageRecord, Progress
+from clipse.data.records import ImageRecord
+from clipse.reporting import Progress
 
 
 class ImageCache:

@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from clipse.data.loading import load_captions
-from clipse.data.records import SPLITS, CaptionData, ImageRecord, Progress
+from clipse.data.records import SPLITS, CaptionData, ImageRecord
+from clipse.reporting import Progress
 
 
 @dataclass(frozen=True, slots=True)

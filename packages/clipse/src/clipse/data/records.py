@@ -1,13 +1,9 @@
 """What every format is turned into: images with their captions, and the set they make."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
-
-Progress = Callable[[int, int], None]
-"""Called as `progress(done, total)` while something long runs."""
 
 
 @dataclass(frozen=True, slots=True)
