@@ -48,7 +48,7 @@ thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples.
 ## How it was trained
 
 By `clipse train` (`scripts/pretrain_tiny.py`, configuration `tiny`), CLIP's loss, on drawn scenes and on parts with and
-without their defects, both of a pair in one batch.
+without their defects, both of a pair in one batch.{remark}
 
 {runs}
 """
@@ -71,6 +71,7 @@ def main() -> None:
     """Write the package data anew, whole or not at all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--remark", default="", help="a sentence for the card")
     options = parser.parse_args()
     model = options.runs[-1] / "model"
     found = json.loads(SCORES.read_text(encoding="utf-8"))
@@ -97,6 +98,7 @@ def main() -> None:
             version=VERSION,
             note=found["note"],
             scores="\n".join(table),
+            remark=f" {options.remark}" if options.remark else "",
             runs="\n".join(describe(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")

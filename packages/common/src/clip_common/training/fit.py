@@ -4,7 +4,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from clip_common.config import TrainerConfig
 from clip_common.loader import original_errors
 from clip_common.runs import Run
+from clip_common.training.attention import float32_cpu_attention
 from clip_common.training.average import MovingAverage
 from clip_common.training.checkpoint import BEST, LAST, TrainedWeightsIO
 from clip_common.training.determinism import DataOrder, RandomState, seed_everything
@@ -137,8 +138,10 @@ def fit(
         last = folder / LAST if resume and (folder / LAST).exists() else None
         if trainer.is_global_zero:
             run.ledger.start(phase)
+        in_float32 = config.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu"
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+            with float32_cpu_attention() if in_float32 else nullcontext():
+                trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
         except MisconfigurationException as error:
             raise ValueError(" ".join(str(error).split())) from error
         payload = {
