@@ -263,6 +263,18 @@ def test_loader_processes_change_nothing_but_the_time(trained):
     assert same(weights(trained()), weights(trained("data.workers=2")))
 
 
+@pytest.mark.parametrize("choices", [[], ["loss.name=sanw_debias", "loss.references=ema", "data.captions=all"]])
+def test_a_batch_encoded_in_parts_trains_as_one_encoded_whole(small, trained, monkeypatch, choices):
+    whole = trained(*choices)
+    calls = []
+    forward = torch.nn.Conv2d.forward
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    overrides = ["trainer.max_epochs=1", "data.mini_batch=5", *choices]
+    parts = train(configured(small, "name=parts", *overrides)).run.path
+    assert max(calls[: 3 * 8]) == 5  # 3 steps of 16 images in 4 parts, forward and again for the backward
+    torch.testing.assert_close(losses(parts), losses(whole), atol=1e-4, rtol=0)
+
+
 def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(small, trained, monkeypatch):
     start = trained("optim.lr=0", "optim.weight_decay=0")
     calls = []

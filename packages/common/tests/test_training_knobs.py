@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import Logger
+from torch.nn.functional import scaled_dot_product_attention
 
 from clip_common.config import OptimConfig, TrainerConfig
 from clip_common.training import fit, load_weights, require_trainer
@@ -38,6 +39,21 @@ def test_precision_is_what_the_model_computes_in(train):
         finally:
             seen[precision] = module.dtypes
     assert seen == {"32-true": {torch.float32}, "bf16-mixed": {torch.bfloat16}, "64-true": {torch.float64}}
+
+
+def test_attention_of_a_mixed_precision_fit_on_a_cpu_is_float32(train):
+    class Attending(Toy):
+        def on_train_batch_start(self, batch, batch_idx):
+            with torch.autocast("cpu", torch.bfloat16):
+                self.dtype_of_attention = scaled_dot_product_attention(*torch.randn(3, 1, 1, 4, 8)).dtype
+
+    seen = []
+    for devices in ("cpu", "auto"):
+        module = Attending()
+        train(module, "precision=bf16-mixed", "fast_dev_run=true", f"devices={devices}")
+        seen.append(module.dtype_of_attention)
+    # on a GPU machine `auto` leaves the CPU's autocast alone
+    assert seen == [torch.float32, torch.bfloat16 if torch.cuda.is_available() else torch.float32]
 
 
 def test_devices_nodes_and_strategy_reach_the_trainer(train, monkeypatch, tmp_path):

@@ -49,6 +49,8 @@ class DataConfig:
     topical: TopicalConfig = field(default_factory=TopicalConfig)
     batch_size: int = 64
     """Images per optimizer step and accumulation, over all devices together: a multiple of their number."""
+    mini_batch: int | None = None
+    """Images encoded at a time (GradCache), for batches that memory does not hold; null encodes a batch whole."""
     augment: bool = True
     """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied where features are cached."""
     cache: bool = False
@@ -64,6 +66,8 @@ class DataConfig:
         for name, least in (("hold_out", 0), ("batch_size", 2), ("workers", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name}: expected a whole number from {least}, got {getattr(self, name)}")
+        if self.mini_batch is not None and self.mini_batch < 1:
+            raise ConfigError(f"data.mini_batch: expected a whole number from 1, or null, got {self.mini_batch}")
 
 
 @dataclass

@@ -29,18 +29,19 @@ class ReferenceModel(nn.Module):
         freeze(self)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, tokens: Tokens, *, image_rows: bool, text_rows: bool) -> tuple[Tensor, Tensor]:
-        """Reference features (B, ·) and (T, ·); rows of a locked trunk are references themselves when nothing moves."""
-        if image_rows:
-            image = images if self.decay == 1.0 else self.image_tower.head(images)
-        else:
-            image = self.image_tower(images).pooled
-        if text_rows:
+    def image(self, images: Tensor, *, rows: bool) -> Tensor:
+        """(B, ·) of pixels, or of rows of a locked trunk: those are references themselves where nothing moves."""
+        if rows:
+            return (images if self.decay == 1.0 else self.image_tower.head(images)).float()
+        return self.image_tower.pooled(images).float()
+
+    @torch.no_grad()
+    def text(self, tokens: Tokens, *, rows: bool) -> Tensor:
+        """(T, ·) of tokens, or of rows of a locked trunk."""
+        if rows:
             assert isinstance(tokens, Tensor)
-            text = tokens if self.decay == 1.0 else self.text_tower.head(tokens)
-        else:
-            text = self.text_tower(tokens)
-        return image.float(), text.float()
+            return (tokens if self.decay == 1.0 else self.text_tower.head(tokens)).float()
+        return self.text_tower(tokens).float()
 
     @torch.no_grad()
     def update(self, model: RetrievalModel) -> None:

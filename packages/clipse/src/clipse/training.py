@@ -4,7 +4,8 @@ B images of a batch, T texts, D the shared width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from clip_common.backbones import move
+from clip_common.backbones import Tokens, move
 from clip_common.loader import epoch_seed
+from clip_common.losses import embed_in_parts
 from clip_common.metrics import image_text_retrieval
 from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
 from clipse.config import Config
@@ -78,22 +80,27 @@ class RetrievalModule(L.LightningModule):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, D) images and (T, D) texts of a batch, not normalised."""
-        towers = self.model
-        image_BD = (
-            towers.image_tower.head(batch.images_B3HW)
-            if self.image_rows
-            else towers.image_tower(batch.images_B3HW).pooled
-        )
-        text_TD = towers.text_tower.head(batch.tokens) if self.text_rows else towers.text_tower(batch.tokens)
-        return image_BD, text_TD
+        return self._in_parts(self._image, batch.images_B3HW), self._in_parts(self._text, batch.tokens)
 
     def references(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Features (B, ·) and (T, ·) that pairs are compared by; None for the embeddings themselves."""
         if self.reference is None:
             return None
-        rows = {"image_rows": self.image_rows, "text_rows": self.text_rows}
-        image_BF, text_TF = self.reference(batch.images_B3HW, batch.tokens, **rows)
-        return image_BF, text_TF
+        image = partial(self.reference.image, rows=self.image_rows)
+        text = partial(self.reference.text, rows=self.text_rows)
+        return self._in_parts(image, batch.images_B3HW), self._in_parts(text, batch.tokens)
+
+    def _image(self, images: Tensor) -> Tensor:
+        tower = self.model.image_tower
+        return tower.head(images) if self.image_rows else tower.pooled(images)
+
+    def _text(self, tokens: Tokens) -> Tensor:
+        tower = self.model.text_tower
+        return tower.head(tokens) if self.text_rows else tower(tokens)
+
+    def _in_parts(self, encoder: Callable[[Any], Tensor], inputs: Tokens) -> Tensor:
+        size = self.config.data.mini_batch
+        return encoder(inputs) if size is None else embed_in_parts(encoder, inputs, size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move the tensors of a batch; its file names stay."""

@@ -23,7 +23,7 @@ How it is put together, from the inside out:
     temperature    the learned scale                                            `LogitScale`
 """
 
-from clip_common.losses.cached import cached
+from clip_common.losses.cached import cached, embed_in_parts
 from clip_common.losses.contrastive import Form, InfoNCE, Weighting, contrastive_loss
 from clip_common.losses.distributed import gather_rows
 from clip_common.losses.forms import Boosted, Debiased, Decoupled, Guided, HardNegative, SigLIP
@@ -51,6 +51,7 @@ __all__ = [
     "Weighting",
     "cached",
     "contrastive_loss",
+    "embed_in_parts",
     "gather_rows",
     "pair_softplus",
     "pair_statistics",

@@ -40,12 +40,16 @@ def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
     """
 
     def compute(*encoded: tuple[Encoder, Inputs], **keywords: Any) -> Any:
-        return loss(*(_embed(encoder, inputs, mini_batch) for encoder, inputs in encoded), **keywords)
+        return loss(*(embed_in_parts(encoder, inputs, mini_batch) for encoder, inputs in encoded), **keywords)
 
     return compute
 
 
-def _embed(encoder: Encoder, inputs: Inputs, mini_batch: int) -> Tensor:
+def embed_in_parts(encoder: Encoder, inputs: Inputs, mini_batch: int) -> Tensor:
+    """The embeddings (B, D) of all rows, a mini-batch at a time, computed again in the backward: what `cached` does.
+
+    Under `torch.no_grad` nothing is computed twice.
+    """
     return torch.cat([checkpoint(encoder, part, use_reentrant=False) for part in _parts(inputs, mini_batch)])
 
 
