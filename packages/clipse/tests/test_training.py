@@ -83,6 +83,17 @@ def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
     assert all(file.exists() for file in written)
 
 
+def test_eval_against_another_model_says_what_differs(small, trained, clipse):
+    run, other = (str(one) for one in (trained(), trained("trainer.seed=1")))
+    code, out, _ = clipse("eval", run, "--against", other)
+    assert code == 0
+    first, second = (float(part.split()[0]) for part in out.split("rsum ")[1:3])
+    minus = float(out.split(f"minus {Path(other).name}: ")[1].split()[0])
+    assert minus == pytest.approx(first - second, abs=0.11)
+    same_twice = clipse("eval", run, "--against", run)[1]
+    assert "+0.0 (+0.0 to +0.0, paired by image)" in same_twice
+
+
 def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
     config = configured(small, "name=done", "trainer.max_epochs=1")
     run = train(config).run

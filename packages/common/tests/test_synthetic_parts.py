@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from clip_common.synthetic import (
+    attribute_oracle,
     novelty,
+    oracle_of_folder,
     part_captions,
+    part_scores,
     read_caption,
     read_parts,
     render_part,
@@ -19,9 +22,10 @@ from clip_common.synthetic import (
     sample_scene,
     thumbnail_auroc,
     write_mvtec,
+    write_parts,
     write_pretraining,
 )
-from clip_common.synthetic.part_captions import DAMAGED, DAMAGED_AFTER, FLAWLESS, FLAWLESS_AFTER
+from clip_common.synthetic.part_captions import DAMAGED, DAMAGED_AFTER, FLAWLESS, FLAWLESS_AFTER, read_part_caption
 from clip_common.synthetic.parts import DEFECTS, HELD_KINDS, HELD_PAIRS
 from clip_common.synthetic.scenes import KINDS
 
@@ -111,6 +115,48 @@ def test_pretraining_never_shows_what_is_held_out_and_groups_each_pair(tmp_path)
         assert parts[twin] == part.flawless()
         assert group[name] == group[twin]
     assert len(list((folder / "Images").iterdir())) == 5 + len(parts)
+
+
+@given(PARTS, st.booleans())
+def test_every_claim_of_a_part_s_caption_is_true(part, damaged):
+    part = part if damaged else part.flawless()
+    for text in part_captions(part, 10):
+        claims = read_part_caption(text)
+        condition = claims.pop("condition")
+        assert claims.pop("kind") == part.kind
+        assert all(getattr(part, name) == value for name, value in claims.items()), text
+        assert condition in (("damaged", part.defect) if damaged else ("flawless",)), text
+
+
+def test_a_part_is_read_by_hand():
+    read = read_part_caption("a close-up photo of a cracked, striped red mug on sand")
+    assert read == {"kind": "mug", "colour": "red", "texture": "striped", "background": "sand", "condition": "crack"}
+    assert read_part_caption("a mug with a piece missing")["condition"] == "missing part"
+    with pytest.raises(ValueError, match="neither that the part is flawless nor"):
+        read_part_caption("a red mug")
+
+
+def test_the_oracle_tells_a_part_from_its_damaged_twin():
+    part = sample_part(3, 5, kinds=("mug",), defects=("crack",))
+    both = [part.flawless(), part]
+    texts = [["a flawless mug"], ["a damaged mug"]]
+    assert part_scores(both, [text for own in texts for text in own]).tolist() == [[2, -19], [-19, 2]]
+    assert attribute_oracle(both, texts)["t2i/R@1"] == 1.0
+    with pytest.raises(ValueError, match="scenes or parts"):
+        attribute_oracle([part, sample_scene(0, 0)], texts)
+
+
+def test_a_set_of_parts_shows_only_damage_that_pretraining_does_not(tmp_path):
+    folder = write_parts(tmp_path / "set", train=12, val=3, test=4, size=32)
+    parts = read_parts(folder)
+    assert len(parts) == 2 * (12 + 3 + 4)
+    damaged = {name: part for name, part in parts.items() if part.defect is not None}
+    assert {novelty(part.kind, part.defect) for part in damaged.values()} == {"held kind", "held pair"}
+    assert all(parts[name.replace("_damaged", "")] == part.flawless() for name, part in damaged.items())
+    test = (folder / "Flickr_8k.testImages.txt").read_text(encoding="utf-8").split()
+    assert len(test) == 8
+    assert {name.replace("_damaged", "") for name in test} <= set(test)  # pairs stay in one split
+    assert oracle_of_folder(folder, test, [part_captions(parts[name]) for name in test])["i2t/R@1"] > 0.5
 
 
 def test_more_processes_draw_the_same_files(tmp_path):

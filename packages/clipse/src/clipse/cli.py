@@ -1,5 +1,6 @@
 """`clipse`: the verbs. It parses, calls and prints; what is done is elsewhere."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,14 @@ app = cli.application("clipse", help="CLIP training for image-text retrieval wit
 data = cli.application("data", help="Look at a set of captioned images, or make one.")
 app.add_typer(data, name="data")
 console = Console()
+
+
+class World(StrEnum):
+    """What `clipse data synthetic` draws."""
+
+    scenes = "scenes"
+    parts = "parts"
+
 
 Root = Annotated[Path, typer.Argument(help="Folder of images and captions.", show_default=False)]
 Format = Annotated[str, typer.Option(help="Caption format; auto looks for the known files.")]
@@ -60,6 +69,9 @@ def train(
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, model name or weights file.")],
     overrides: Overrides = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="RUN-or-MODEL", help="Score this one too, and say what differs.")
+    ] = None,
 ) -> None:
     """Score retrieval both ways, with 95 % intervals, and append to results/run_registry.csv.
 
@@ -69,12 +81,22 @@ def evaluate(
 
         clipse eval ViT-B-32 model.pretrained=laion2b_s34b_b79k data.root=flickr8k/ split=test
 
+        clipse eval runs/clipse/mine --against ViT-B-32
+
         clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
     """
-    from clipse.evaluation import evaluate_source
+    from clipse.evaluation import evaluate_against, evaluate_source
 
     settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
     show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
+    if against is not None:
+        theirs, ahead = evaluate_against(evaluation, against, settings, reporter=cli.progress)
+        show(theirs, title=f"{Path(against).name}: the same images")
+        console.print(
+            f"rsum of {Path(source).name} minus {Path(against).name}: [bold]{ahead.difference:+.1f}[/bold] "
+            f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n",
+            highlight=False,
+        )
     for file in written:
         console.print(f"written to {file}", soft_wrap=True)
 
@@ -262,23 +284,33 @@ def stats(root: Root, format: Format = "auto") -> None:
 @data.command()
 def synthetic(
     folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    what: Annotated[
+        World, typer.Option(help="Scenes of one to four things, or close-ups of damaged and flawless parts.")
+    ] = World.scenes,
     train: Annotated[int, typer.Option(help="Training images.")] = 3000,
     val: Annotated[int, typer.Option(help="Validation images.")] = 200,
     test: Annotated[int, typer.Option(help="Test images.")] = 200,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
 ) -> None:
-    """Write scenes of the procedural world as a Flickr8k folder, five captions an image.
+    """Draw a set of the procedural world as a Flickr8k folder, five captions an image.
 
-    Example:
+    Parts come in pairs, with and without a defect, of kinds and defects that the tiny CLIP never saw together;
+    data.together=together.csv keeps the pairs in one batch.
+
+    Examples:
 
         clipse data synthetic scenes/ --train 3000
-    """
-    from clip_common.synthetic import write_flickr8k
 
-    with cli.progress("drawing scenes") as progress:
-        write_flickr8k(folder, train=train, val=val, test=test, size=size, seed=seed, progress=progress)
-    console.print(f"{train + val + test:,} scenes in {folder}", soft_wrap=True)
+        clipse data synthetic parts/ --what parts --train 1200 --size 112
+    """
+    from clip_common.synthetic import write_flickr8k, write_parts
+
+    write, images = (write_parts, 2) if what is World.parts else (write_flickr8k, 1)  # parts come in pairs
+    counts = {split: count // images for split, count in (("train", train), ("val", val), ("test", test))}
+    with cli.progress(f"drawing {what}") as progress:
+        write(folder, **counts, size=size, seed=seed, progress=progress)
+    console.print(f"{images * sum(counts.values()):,} {what} in {folder}", soft_wrap=True)
 
 
 def show(evaluation: "Evaluation", *, title: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_common.metrics import ImageTextResult, image_text_retrieval
+from clip_common.metrics import ImageTextResult, Paired, image_text_retrieval, paired_bootstrap
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
@@ -96,6 +96,29 @@ def evaluate_source(
     return config, evaluation, written
 
 
+def evaluate_against(
+    evaluation: Evaluation, other: str, config: Config, *, reporter: Reporter = silent
+) -> tuple[Evaluation, Paired]:
+    """Score another model on the same images: its scores, and how far ahead `evaluation` is in rsum.
+
+    Args:
+        evaluation, config: What `evaluate_source` gave.
+        other: A run folder, a saved model, or what `model.name` takes.
+        reporter: Shows progress.
+    """
+    model = open_source(other).model.to(pick_device())
+    data = config.data
+    with reporter(f"embedding the {config.split} split with {Path(other).name}") as progress:
+        theirs = evaluate(
+            model,
+            read_records(data).splits[config.split],
+            batch_size=data.batch_size,
+            workers=data.workers,
+            progress=progress,
+        )
+    return theirs, paired_bootstrap(evaluation.result, theirs.result)
+
+
 def score(pairs: EmbeddedPairs, records: Sequence[ImageRecord]) -> Evaluation:
     """Metrics of embeddings that are already there."""
     result = image_text_retrieval(pairs.image_ND, pairs.text_TD, pairs.text_to_image_T)
@@ -125,10 +148,8 @@ def chance_rsum(images: int, captions: int, ks: tuple[int, ...] = (1, 5, 10)) ->
 
 
 def ceiling(records: Sequence[ImageRecord]) -> dict[str, float]:
-    """The attribute oracle's metrics where the folder is of the procedural world (holds scenes.jsonl), else nothing."""
-    root = records[0].path.parent.parent
-    if not Path(root, "scenes.jsonl").exists():
-        return {}
+    """The attribute oracle's metrics where the folder is of the procedural world, else nothing."""
     from clip_common.synthetic import oracle_of_folder
 
+    root = records[0].path.parent.parent
     return oracle_of_folder(root, [record.name for record in records], [record.captions for record in records])

@@ -23,11 +23,11 @@ from clip_common.synthetic.figure_draw import keypoints, render_walk
 from clip_common.synthetic.figure_oracle import walking_ceilings
 from clip_common.synthetic.figure_regions import attention_maps, watched_regions
 from clip_common.synthetic.figures import sample_clip, sample_subject
-from clip_common.synthetic.flickr8k import oracle_of_folder, write_flickr8k, write_pretraining
+from clip_common.synthetic.flickr8k import oracle_of_folder, write_flickr8k, write_parts, write_pretraining
 from clip_common.synthetic.guards import thumbnail_auroc
 from clip_common.synthetic.jsonl import read_questions, read_scenes, write_questions, write_sounds
 from clip_common.synthetic.mvtec import read_parts, write_mvtec
-from clip_common.synthetic.oracle import attribute_oracle, oracle_scores
+from clip_common.synthetic.oracle import attribute_oracle, oracle_scores, part_scores
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
@@ -54,6 +54,7 @@ __all__ = [
     "oracle_of_folder",
     "oracle_scores",
     "part_captions",
+    "part_scores",
     "questions",
     "read_caption",
     "read_parts",
@@ -74,6 +75,7 @@ __all__ = [
     "watched_regions",
     "write_flickr8k",
     "write_mvtec",
+    "write_parts",
     "write_pretraining",
     "write_questions",
     "write_sounds",

@@ -35,7 +35,7 @@ def write_sounds(
     train: int,
     val: int,
     test: int,
-    seed: int = 0,
+    seed: int = 1,
     size: int = 64,
     captions_per_image: int = 5,
     progress: Progress | None = None,
@@ -78,7 +78,7 @@ def write_questions(
     train: int,
     val: int,
     test: int,
-    seed: int = 0,
+    seed: int = 1,
     size: int = 64,
     progress: Progress | None = None,
 ) -> Path:

@@ -25,7 +25,7 @@ def write_mvtec(
     train: int,
     good: int,
     damaged: int,
-    seed: int = 0,
+    seed: int = 1,
     size: int = 112,
     progress: Progress | None = None,
 ) -> Path:
@@ -71,8 +71,8 @@ def write_mvtec(
 
 
 def read_parts(folder: str | Path) -> dict[str, Part]:
-    """What is in each picture of a tree that `write_mvtec` wrote, by its path in it."""
-    return {row.pop("image"): Part.from_dict(row) for row in read_lines(Path(folder) / "parts.jsonl")}
+    """What is in each picture of a folder of parts, by the image's name in its lists: for the oracles."""
+    return {row["image"]: Part.from_dict(row) for row in read_lines(Path(folder) / "parts.jsonl")}
 
 
 def _save(picture: Image.Image, file: Path) -> None:

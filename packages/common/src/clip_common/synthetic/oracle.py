@@ -1,6 +1,6 @@
-"""The ceiling: what a reader who sees every attribute of every scene, and reads every caption, retrieves.
+"""The ceiling: what a reader who sees every attribute of every picture, and reads every caption, retrieves.
 
-C captions, N scenes, S slots for things (at most four), V attribute values.
+C captions, N scenes or parts, S slots for things (at most four), V attribute values.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_common.synthetic.captions import WORDS, Claims, read_caption
+from clip_common.synthetic.part_captions import read_part_caption
+from clip_common.synthetic.parts import Part
 from clip_common.synthetic.scenes import Scene
 
 _VALUES = {
@@ -59,24 +61,51 @@ def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray
     return np.asarray(best - _VIOLATION * (total[:, None] - best), dtype=np.float32)
 
 
-def attribute_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Retrieval by `oracle_scores`: R@1, R@5, R@10 both ways as fractions, and rsum (0 to 600).
+def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
+    """(C, N) score of each caption for each part, as `oracle_scores` counts: kind, colour, condition and the rest.
 
-    Ties count as in `clip_common.metrics`, every order of them alike: two scenes that cannot be told apart are guessed
-    between.
+    Raises:
+        ValueError: A caption that names no thing of the world, or no condition.
+    """
+    claims = [read_part_caption(text) for text in captions]
+    values = {value: column for column, value in enumerate(sorted({item for one in claims for item in one.items()}))}
+    seen_NV = np.zeros((len(parts), len(values)), dtype=np.float32)
+    for row, part in enumerate(parts):
+        conditions = ("flawless",) if part.defect is None else ("damaged", part.defect)
+        truths = [(name, getattr(part, name)) for name in ("kind", "colour", "texture", "background")]
+        for truth in [*truths, *(("condition", condition) for condition in conditions)]:
+            if truth in values:
+                seen_NV[row, values[truth]] = 1
+    said_CV = np.zeros((len(claims), len(values)), dtype=np.float32)
+    for row, claim in enumerate(claims):
+        said_CV[row, [values[item] for item in claim.items()]] = 1
+    held_CN = said_CV @ seen_NV.T
+    return np.asarray(held_CN - _VIOLATION * (said_CV.sum(axis=1, keepdims=True) - held_CN), dtype=np.float32)
+
+
+def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Retrieval by `oracle_scores` or `part_scores`: R@1, R@5, R@10 both ways as fractions, and rsum (0 to 600).
+
+    Ties count as in `clip_common.metrics`, every order of them alike: two pictures that cannot be told apart are
+    guessed between.
 
     Args:
-        scenes: N scenes.
+        pictures: N scenes, or N parts.
         captions: The captions of each.
     """
-    scores_CN = oracle_scores(scenes, [text for texts in captions for text in texts])
-    owner_C = np.repeat(np.arange(len(scenes)), [len(texts) for texts in captions])
+    texts = [text for own in captions for text in own]
+    scenes = [picture for picture in pictures if isinstance(picture, Scene)]
+    parts = [picture for picture in pictures if isinstance(picture, Part)]
+    if scenes and parts:
+        raise ValueError(f"an oracle reads scenes or parts: got {len(scenes)} and {len(parts)}; give one of them")
+    scores_CN = oracle_scores(scenes, texts) if scenes else part_scores(parts, texts)
+    owner_C = np.repeat(np.arange(len(pictures)), [len(texts) for texts in captions])
     own_C = scores_CN[np.arange(len(owner_C)), owner_C]
     text_ahead, text_level = (scores_CN > own_C[:, None]).sum(axis=1), (scores_CN == own_C[:, None]).sum(axis=1) - 1
-    best_N = np.full(len(scenes), -np.inf, dtype=np.float32)
+    best_N = np.full(len(pictures), -np.inf, dtype=np.float32)
     np.maximum.at(best_N, owner_C, own_C)
     # other captions of the same image are no rivals of its best one
-    rivals_CN = np.where(owner_C[:, None] == np.arange(len(scenes)), -np.inf, scores_CN)
+    rivals_CN = np.where(owner_C[:, None] == np.arange(len(pictures)), -np.inf, scores_CN)
     image_ahead, image_level = (rivals_CN > best_N).sum(axis=0), (rivals_CN == best_N).sum(axis=0)
     metrics = {f"i2t/R@{k}": expected_recall(image_ahead, image_level, k=k) for k in (1, 5, 10)}
     metrics |= {f"t2i/R@{k}": expected_recall(text_ahead, text_level, k=k) for k in (1, 5, 10)}

@@ -7,7 +7,7 @@ Every caption says whether the part is flawless or damaged; about half of those 
 
 import numpy as np
 
-from clip_common.synthetic.captions import BACKGROUND_WORDS
+from clip_common.synthetic.captions import BACKGROUND_WORDS, read_caption
 from clip_common.synthetic.parts import Part
 from clip_common.synthetic.scenes import generator
 
@@ -82,3 +82,28 @@ def _condition(part: Part, random: np.random.Generator) -> tuple[str, str]:
 
 def _one_of(phrases: tuple[str, ...], random: np.random.Generator) -> str:
     return phrases[random.integers(len(phrases))]
+
+
+def read_part_caption(text: str) -> dict[str, str]:
+    """What a caption of this grammar claims: its kind, colour, texture and background as far as said, and a condition.
+
+    The condition is `flawless`, `damaged`, or the defect where one is named.
+
+    Raises:
+        ValueError: No thing of the world is named, or no condition.
+    """
+    claims = read_caption(text)
+    said = claims.things[-1] | ({} if claims.background is None else {"background": claims.background})
+    for phrase, condition in _CONDITIONS:
+        if f" {phrase} " in f" {text.lower().replace(',', '')} ":
+            return said | {"condition": condition}
+    raise ValueError(f"{text!r} says neither that the part is flawless nor that it is damaged")
+
+
+# what names a defect comes first: it says more than that there is one
+_CONDITIONS = (
+    *((phrase, defect) for defect, phrases in DEFECT_AFTER.items() for phrase in phrases),
+    *((word, defect) for defect, word in DEFECT_ADJECTIVES.items()),
+    *((phrase, "damaged") for phrase in (*DAMAGED, *DAMAGED_AFTER)),
+    *((phrase, "flawless") for phrase in (*FLAWLESS, *FLAWLESS_AFTER)),
+)

@@ -46,8 +46,8 @@ class Part:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Part":
-        """The inverse of `to_dict`."""
-        return cls(**row)
+        """The inverse of `to_dict`; other keys are left alone."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
 
 def novelty(kind: str, defect: str) -> Novelty:

@@ -33,7 +33,7 @@ def write_walking(
     *,
     subjects: int,
     clips_per_subject: int,
-    seed: int = 0,
+    seed: int = 1,
     size: int = 112,
     fps: int = 24,
     seconds: float = 1.0,
