@@ -1,7 +1,7 @@
 """Train the tiny CLIP that clip_common ships, with clipse's own trainer, on the procedural world.
 
     uv run python scripts/pretrain_tiny.py                                   # the recipe: hours on two cores
-    uv run python scripts/pretrain_tiny.py --folder runs/small --scenes 3000 --parts 1500 --epochs 4 --epochs-112 1
+    uv run python scripts/pretrain_tiny.py --folder runs/small --scenes 1000 --parts 500 --epochs 6 --epochs-112 1
 
 Draws the world and the tokenizer, trains at 64 pixels and then at 112, and leaves the second run's folder. Each step
 that is finished is skipped when the command is typed again, and a run that was stopped goes on where it was.
@@ -61,7 +61,7 @@ def trained(name: str, overrides: list[str], *, root: Path) -> Path:
         return folder
     resume = folder if folder.exists() else None
     paths = [f"name={name}", f"runs={root}", f"results={root / 'results'}"]
-    config = resolve(resume=resume) if resume else resolve(config="tiny", overrides=[*paths, *overrides])
+    config = resolve(resume=resume) if resume else resolve(config="pretrain-tiny", overrides=[*paths, *overrides])
     return train(config, resume=resume, reporter=cli.progress).run.path
 
 
@@ -69,10 +69,10 @@ def main() -> None:
     """Every step of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tiny")
-    parser.add_argument("--scenes", type=int, default=30_000)
+    parser.add_argument("--scenes", type=int, default=12_000)
     parser.add_argument("--parts", type=int, default=12_000)
-    parser.add_argument("--epochs", type=int, default=20, help="at 64 pixels")
-    parser.add_argument("--epochs-112", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10, help="at 64 pixels")
+    parser.add_argument("--epochs-112", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--start", help="go on from these weights (local-dir:FOLDER or tiny) instead of from scratch")
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 """Parts in close-up, their defects, masks and captions, the trees they are written to, and the guard."""
 
 import csv
+import dataclasses
 import itertools
 
 import numpy as np
@@ -17,6 +18,7 @@ from clip_common.synthetic import (
     part_scores,
     read_caption,
     read_parts,
+    read_scenes,
     render_part,
     sample_part,
     sample_scene,
@@ -114,7 +116,27 @@ def test_pretraining_never_shows_what_is_held_out_and_groups_each_pair(tmp_path)
         twin = name.replace("_damaged", "")
         assert parts[twin] == part.flawless()
         assert group[name] == group[twin]
-    assert len(list((folder / "Images").iterdir())) == 5 + len(parts)
+    assert len(list((folder / "Images").iterdir())) == 2 * 5 + len(parts)
+
+
+def test_pretraining_shows_every_picture_with_another_kind_beside_it(tmp_path):
+    folder = write_pretraining(tmp_path / "set", scenes=6, parts=6, val_scenes=1, val_parts=1, size=32)
+    scenes, parts = read_scenes(folder), read_parts(folder)
+    with (folder / "together.csv").open(newline="", encoding="utf-8") as stream:
+        group = {row["image"]: row["group"] for row in csv.DictReader(stream)}
+    others = [name for name in (*scenes, *parts) if name.endswith("_other.jpg")]
+    assert len(others) == 6 + 1 + 6 + 1
+    for name in others:
+        first = name.replace("_other", "")
+        assert group[name] == group[first]
+        if name in parts:
+            assert parts[name].kind != parts[first].kind
+            assert dataclasses.replace(parts[name], kind=parts[first].kind) == parts[first]
+        else:
+            pairs = list(zip(scenes[name].things, scenes[first].things, strict=True))
+            (changed,) = [(one, two) for one, two in pairs if one != two]
+            assert dataclasses.replace(changed[0], kind=changed[1].kind) == changed[1]
+            assert scenes[name].background == scenes[first].background
 
 
 @given(PARTS, st.booleans())

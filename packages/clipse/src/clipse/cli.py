@@ -91,9 +91,10 @@ def evaluate(
     show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
     if against is not None:
         theirs, ahead = evaluate_against(evaluation, against, settings, reporter=cli.progress)
-        show(theirs, title=f"{Path(against).name}: the same images")
+        other, (low, high) = Path(against).name, theirs.result.intervals["rsum"]
         console.print(
-            f"rsum of {Path(source).name} minus {Path(against).name}: [bold]{ahead.difference:+.1f}[/bold] "
+            f"{other} on the same images: rsum {theirs.result.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
+            f"rsum of {Path(source).name} minus {other}: [bold]{ahead.difference:+.1f}[/bold] "
             f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n",
             highlight=False,
         )

@@ -3,10 +3,13 @@
 import multiprocessing
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from clip_common.synthetic.captions import captions, naming_caption
 from clip_common.synthetic.draw import render
@@ -15,14 +18,16 @@ from clip_common.synthetic.oracle import attribute_oracle
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
-from clip_common.synthetic.scenes import PRETRAINING_SEED, VERSION, Scene, sample_scene
+from clip_common.synthetic.scenes import KINDS, PRETRAINING_SEED, VERSION, Scene, generator, sample_scene
+
+Content = TypeVar("Content", Scene, Part)
 
 SCENES, PARTS, TOGETHER = "scenes.jsonl", "parts.jsonl", "together.csv"
 
 _LISTS = {"train": "train", "val": "dev", "test": "test"}
 _README = """{what} of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
 {size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl and parts.jsonl hold what is in
-each; together.csv (image,group) names the pictures of the same part with and without its defect.
+each; together.csv (image,group) names the pictures that differ in one thing.
 """
 
 
@@ -111,13 +116,15 @@ def write_pretraining(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw what the tiny CLIP learns from: scenes, and parts with and without their defect, as `write_flickr8k` does.
+    """Draw what the tiny CLIP learns from: scenes and parts, with pictures beside each that differ in one word.
 
-    The last of a scene's five captions names its things and no more, so that a name alone means something. Of a part
-    whose damage is held out (`parts.novelty`) only the flawless picture is written, of the others both.
+    Beside a scene the same scene in which one thing is of another kind; beside a part the same part with its defect,
+    where that is not held out (`parts.novelty`), and a flawless part of another kind. All of a group are named in
+    together.csv: a batch that holds them is not told apart by colours and places alone. The last of a scene's five
+    captions names its things and no more, so that a name alone means something.
 
     Args:
-        scenes, parts: Scenes and parts to train on.
+        scenes, parts: Scenes and parts to train on, two and about three images each.
         val_scenes, val_parts: Others to select on.
 
     Raises:
@@ -127,14 +134,17 @@ def write_pretraining(
     require_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
     pictures = []
     for index in range(scenes + val_scenes):
-        picture = _scene(seed, index, "train" if index < scenes else "val")
-        picture.captions[-1] = naming_caption(sample_scene(seed, index))
-        pictures.append(picture)
+        split, scene = "train" if index < scenes else "val", sample_scene(seed, index)
+        for one, name in ((scene, _name(scene)), (_with_another_kind(scene), f"{_name(scene)}_other")):
+            told = [*captions(one, 4), naming_caption(one)]
+            pictures.append(Picture(f"{name}.jpg", split, one, told, group=_name(scene)))
     for index in range(parts + val_parts):
-        split = "train" if index < parts else "val"
-        part = sample_part(seed, index)
+        split, part = "train" if index < parts else "val", sample_part(seed, index)
         damaged, flawless = _pair(part, split)
+        other = _with_another_kind(part.flawless())
         pictures += [damaged, flawless] if novelty(part.kind, str(part.defect)) == "known" else [flawless]
+        told = part_captions(other)
+        pictures.append(Picture(f"{_name(part)}_other.jpg", split, other, told, group=_name(part)))
     what = "Scenes and parts"
     return _write(Path(folder), pictures, what=what, seed=seed, size=size, workers=workers, progress=progress)
 
@@ -157,16 +167,36 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
 
 def _scene(seed: int, index: int, split: str) -> Picture:
     scene = sample_scene(seed, index)
-    return Picture(f"scene_{seed}_{index:06d}.jpg", split, scene, captions(scene))
+    return Picture(f"{_name(scene)}.jpg", split, scene, captions(scene))
 
 
 def _pair(part: Part, split: str) -> tuple[Picture, Picture]:
     """The part with its defect, and without."""
-    name, flawless = f"part_{part.seed}_{part.index:06d}", part.flawless()
+    name, flawless = _name(part), part.flawless()
     return (
         Picture(f"{name}_damaged.jpg", split, part, part_captions(part), group=name),
         Picture(f"{name}.jpg", split, flawless, part_captions(flawless), group=name),
     )
+
+
+def _name(content: Scene | Part) -> str:
+    return f"{type(content).__name__.lower()}_{content.seed}_{content.index:06d}"
+
+
+def _with_another_kind(content: Content) -> Content:
+    """The same picture, but for one thing in it that is of another kind."""
+    random = generator("another kind", seed=content.seed, index=content.index)
+    if isinstance(content, Part):
+        return replace(content, kind=_other(content.kind, random))
+    things = list(content.things)
+    number = random.integers(len(things))
+    things[number] = replace(things[number], kind=_other(things[number].kind, random))
+    return replace(content, things=tuple(things))
+
+
+def _other(kind: str, random: np.random.Generator) -> str:
+    others = [other for other in KINDS if other != kind]
+    return others[random.integers(len(others))]
 
 
 def _write(
