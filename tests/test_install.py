@@ -39,10 +39,10 @@ def test_clipse_installs_alone_and_does_its_job(fresh_environment, tmp_path):
     binaries = fresh_environment("clipse")
     assert "train" in run(binaries / "clipse", "--help")
     sizes = ["--train", "48", "--val", "16", "--test", "16"]
-    run(binaries / "clipse", "data", "synthetic", "scenes", *sizes, cwd=tmp_path)
-    overrides = ["data.root=scenes", "data.batch_size=16", "trainer.max_epochs=1", "name=alone"]
-    run(binaries / "clipse", "train", "--config", "scenes", *overrides, cwd=tmp_path)
-    run(binaries / "clipse", "eval", "runs/clipse/alone", "data.root=scenes", cwd=tmp_path)
+    run(binaries / "clipse", "data", "synthetic", "parts", "--what", "parts", *sizes, cwd=tmp_path)
+    overrides = ["data.root=parts", "data.batch_size=16", "trainer.max_epochs=1", "name=alone"]
+    run(binaries / "clipse", "train", "--config", "tiny", *overrides, cwd=tmp_path)  # the tiny CLIP is in the wheel
+    run(binaries / "clipse", "eval", "runs/clipse/alone", "data.root=parts", cwd=tmp_path)
     result = json.loads((tmp_path / "runs" / "clipse" / "alone" / "result.json").read_text())
     assert result["val"]["metrics"]["rsum"] > 0
     assert result["test"]["images"] == 16

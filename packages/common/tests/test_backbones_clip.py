@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from open_clip.model import CustomTextCLIP
+from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import BackboneError, load_clip, save_bundle
 from clip_common.backbones.clip import require_whole
@@ -279,6 +280,15 @@ def test_mistakes_in_names_are_one_line_with_the_nearest_known():
 )
 def test_an_argument_without_a_use_is_refused(name, arguments):
     refused("leave", f"{list(arguments)[-1]} out", name=name, **arguments)
+
+
+def test_weights_in_half_precision_load_at_another_size(small, tmp_path):
+    save_bundle(small, tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    ours = load_clip(f"local-dir:{tmp_path}", image_size=56)
+    assert {parameter.dtype for parameter in ours.image_tower.parameters()} == {torch.float32}
+    assert ours.image_tower(torch.zeros(1, 3, 56, 56)).pooled.isfinite().all()
 
 
 def test_package_data_must_be_whole(tmp_path):

@@ -81,9 +81,12 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str) -> None:
     if model.logit_bias is not None:
         state.setdefault("logit_bias", torch.zeros_like(model.logit_bias))
     state.pop("text.transformer.embeddings.position_ids", None)  # written by transformers before 4.31
+    positions = "text.positional_embedding"
+    for key in ("visual.positional_embedding", positions):
+        if key in state:
+            state[key] = state[key].float()  # weights in half precision: CPUs do not interpolate those
     resize_pos_embed(state, model)
     own = model.state_dict()
-    positions = "text.positional_embedding"
     if positions in state and positions in own and state[positions].shape[1] == own[positions].shape[1]:
         resize_text_pos_embed(state, model)
     require_fit(own, state, file=file, name=name)
