@@ -127,7 +127,7 @@ def search(
 
         clipse search ViT-B-32 "a dog in the snow" photos/ model.pretrained=laion2b_s34b_b79k
     """
-    from clipse.index import printable
+    from clip_common.page import printable
     from clipse.search import search_source
 
     found = search_source(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)

@@ -12,6 +12,7 @@ import torch
 from clip_common.config import load_config
 from clip_common.features import FeatureCache
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
+from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run, write_atomically
 from clip_common.runs.files import write_text
 from clipse.config import CompareConfig, Config, LossConfig
@@ -22,7 +23,6 @@ from clipse.features import frozen_features
 from clipse.losses import PARAMETERS, PRESETS, build_loss
 from clipse.model import RetrievalModel, model_folder, pick_device
 from clipse.plots import draw_comparison
-from clipse.reporting import Reporter, silent
 from clipse.series import (
     Announce,
     member_config,

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from clip_common.backbones import move
 from clip_common.loader import original_errors
+from clip_common.reporting import Progress
 from clipse.data import CLIPCollator, Flickr8kDataset, ImageRecord
 from clipse.model import RetrievalModel
-from clipse.reporting import Progress
 
 
 @dataclass(frozen=True)

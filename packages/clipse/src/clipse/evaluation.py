@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_common.metrics import ImageTextResult, Paired, image_text_retrieval, paired_bootstrap
+from clip_common.reporting import Progress, Reporter, silent
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
 from clipse.model import RetrievalModel, open_source, pick_device
-from clipse.reporting import Progress, Reporter, silent
 from clipse.results import write_registry
 
 

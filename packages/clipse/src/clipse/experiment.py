@@ -8,6 +8,7 @@ import torch
 
 from clip_common.config import TrainerConfig, load_config, to_yaml
 from clip_common.features import FeatureCache
+from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
 from clip_common.training import fit, load_weights, require_trainer
@@ -17,7 +18,6 @@ from clipse.evaluation import Evaluation, evaluate
 from clipse.features import frozen_features
 from clipse.model import RetrievalModel, load_towers, pick_device
 from clipse.plots import draw_run
-from clipse.reporting import Reporter, silent
 from clipse.results import model_label, write_training
 from clipse.training import RetrievalData, RetrievalModule, batch_of_rank
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clip_common.features import FeatureCache
+from clip_common.reporting import Reporter
 from clipse.config import ModelConfig
 from clipse.data import ImageRecord, Sample, chosen_captions
 from clipse.model import RetrievalModel, pick_device
-from clipse.reporting import Reporter
 
 
 class ImageFeatureDataset(Dataset[Sample]):

@@ -194,8 +194,3 @@ def _stamped(files: Iterable[Path], root: Path) -> Iterable[tuple[str, Stamp]]:
 def store_file(cache: Path, root: Path, model: str) -> Path:
     """Where the index of a folder by a model (its fingerprint) is kept."""
     return cache / f"{hashlib.sha256(os.fsencode(root.resolve()) + model.encode()).hexdigest()[:32]}.safetensors"
-
-
-def printable(path: str | Path) -> str:
-    """A path as text that any output can take: bytes that are no UTF-8 become a replacement character."""
-    return os.fsencode(path).decode("utf-8", "replace")

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_common.reporting import Reporter, silent
 from clipse.data import DataError
 from clipse.index import SUFFIXES, Hit, ImageIndex, store_file
 from clipse.model import open_source
 from clipse.page import require_replaceable, write_page
-from clipse.reporting import Reporter, silent
 from clipse.retriever import Retriever
 
 

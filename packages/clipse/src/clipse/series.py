@@ -10,12 +10,12 @@ from typing import TypeVar
 import torch
 
 from clip_common.config import load_config, to_yaml
+from clip_common.reporting import Reporter
 from clip_common.runs import Run, write_json
 from clip_common.runs.files import read_json
 from clipse.config import Config
 from clipse.data import ImageRecord
 from clipse.experiment import train
-from clipse.reporting import Reporter
 from clipse.results import model_label
 
 Options = TypeVar("Options")

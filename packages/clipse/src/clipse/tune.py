@@ -9,13 +9,13 @@ from typing import Any
 
 from clip_common.config import load_config
 from clip_common.loader import epoch_seed
+from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
 from clip_common.training.guards import LossNotFiniteError
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
 from clipse.plots import draw_tuning
-from clipse.reporting import Reporter, silent
 from clipse.results import model_label
 from clipse.series import (
     Announce,

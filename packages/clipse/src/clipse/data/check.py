@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_common.reporting import Progress
 from clipse.data.loading import load_captions
 from clipse.data.records import SPLITS, CaptionData, ImageRecord
-from clipse.reporting import Progress
 
 
 @dataclass(frozen=True, slots=True)

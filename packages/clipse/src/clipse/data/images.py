@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_common.reporting import Progress
 from clipse.data.errors import DataError
 from clipse.data.records import ImageRecord
-from clipse.reporting import Progress
 
 # What PIL raises on damaged files, by format.
 BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clip_common.reporting import Progress
 from clipse.config import DataConfig
 from clipse.data.errors import DataError
 from clipse.data.formats import PARSERS, Row, captions_file, detect
@@ -12,7 +13,6 @@ from clipse.data.images import problems_of
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.shards import read_shards
 from clipse.data.splits import draw_splits, hold_out, split_lists
-from clipse.reporting import Progress
 
 FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
 """Where images lie, relative to the captions file."""

@@ -125,8 +125,8 @@ class OpenClipText(TextTrunk):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         text = self.text
-        ends_B = self._ends(tokens_BT)
-        length = min(-(-(int(ends_B.max()) + 1) // LANES) * LANES, tokens_BT.shape[1])
+        ends_B = self.ends(tokens_BT)
+        length = self.real_length(ends_B, tokens_BT.shape[1])
         x_BLF = text.token_embedding(tokens_BT[:, :length]).to(text.transformer.get_cast_dtype())
         x_BLF = x_BLF + text.positional_embedding[:length].to(x_BLF.dtype)
         x_BLF = text.transformer(x_BLF, attn_mask=text.attn_mask[:length, :length])
@@ -137,8 +137,12 @@ class OpenClipText(TextTrunk):
             return text.text_projection(pooled_BF)
         return pooled_BF @ text.text_projection
 
-    def _ends(self, tokens_BT: Tensor) -> Tensor:
-        """Position of the end-of-text token: the largest id, or the tower's own `eos_id`."""
+    def real_length(self, ends_B: Tensor, context: int) -> int:
+        """Tokens that the longest text needs, rounded up to `LANES`; more than these change nothing."""
+        return min(-(-(int(ends_B.max()) + 1) // LANES) * LANES, context)
+
+    def ends(self, tokens_BT: Tensor) -> Tensor:
+        """(B,) position of the end-of-text token: the largest id, or the tower's own `eos_id`."""
         if self.text.pool_type == "eos":
             tokens_BT = (tokens_BT == self.text.eos_id).int()
         return tokens_BT.argmax(dim=-1)

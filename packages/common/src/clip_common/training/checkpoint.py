@@ -68,8 +68,12 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     module.load_state_dict(weights, strict=False)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, key: str = "state_dict") -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, without executing any pickle.
+
+    Args:
+        path: A file that `torch.save` wrote.
+        key: The entry that makes it a checkpoint; those of other programs have other ones.
 
     Raises:
         CheckpointError: Missing, truncated, or not a checkpoint.
@@ -80,8 +84,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such checkpoint") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: truncated, or not a checkpoint of weights and plain containers") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path}: not a checkpoint: it has no state_dict")
+    if not isinstance(content, dict) or key not in content:
+        raise CheckpointError(f"{path}: not a checkpoint: it has no {key}")
     return content
 
 

@@ -1,0 +1,5 @@
+"""`python -m aaclip`."""
+
+from aaclip.cli import main
+
+main()

@@ -1,0 +1,217 @@
+"""From maps to an image's score, and from scores to a threshold that means something.
+
+B, N images; H and W pixels of a map. A score at the threshold or above it says "anomalous".
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil, floor
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from clip_common.metrics import StreamingCurve
+from clip_common.metrics.histogram import as_labels, as_scores
+
+Floats = NDArray[np.float64]
+
+ROUNDING = 1e-9
+"""0.29 · 100 is 28.999…: counts are taken from products that are this much larger."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where "anomalous" begins.
+
+    Attributes:
+        value: Scores from here up are anomalous; the same ones whether they are kept in 32 or in 64 bits.
+        method: How it was found; `given` by a person.
+        target_fpr: False positive rate aimed at; None where none was.
+        images: Images it was found on.
+    """
+
+    value: float
+    method: Literal["normal_quantile", "conformal", "best_f1", "given"]
+    target_fpr: float | None = None
+    images: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Threshold":
+        """What `to_dict` gave."""
+        return cls(**values)
+
+
+def normal_quantile(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
+    """The lowest threshold that at most a share `target_fpr` of these normal scores reach.
+
+    With k = ⌊target_fpr · N⌋ it is the next float32 above the (k+1)-th highest score; of scores tied there none reaches
+    it, so that ties lower the rate and never raise it. It says what happened on these images; for a rate that is
+    promised for the next one, see `conformal`.
+
+    Raises:
+        ValueError: No score, a NaN, or a rate outside [0, 1).
+    """
+    if not 0 <= target_fpr < 1:
+        raise ValueError(f"target_fpr={target_fpr}: expected a share of normal images, from 0 to below 1")
+    scores = _normal(scores_N)
+    value = _above(scores, allowed=floor(target_fpr * len(scores) + ROUNDING))
+    return Threshold(value, method="normal_quantile", target_fpr=target_fpr, images=len(scores))
+
+
+def conformal(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
+    """The lowest threshold that the next normal image reaches with probability `target_fpr` at most.
+
+    Split-conformal prediction (Vovk et al., 2005): just above the ⌈(N+1)(1 − target_fpr)⌉-th lowest of N normal scores.
+    It holds for any distribution and any N if these images and the next are exchangeable and none was trained on.
+
+    Raises:
+        ValueError: Fewer than 1/target_fpr − 1 scores, a NaN, or a rate outside (0, 1).
+    """
+    if not 0 < target_fpr < 1:
+        raise ValueError(f"target_fpr={target_fpr}: expected a probability between 0 and 1")
+    scores = _normal(scores_N)
+    allowed = floor(target_fpr * (len(scores) + 1) + ROUNDING) - 1
+    if allowed < 0:
+        needed = ceil(1 / target_fpr - 1 - ROUNDING)
+        raise ValueError(
+            f"target_fpr={target_fpr}: {len(scores)} normal images cannot promise it, {needed} can: give more images, "
+            "a higher rate, or take normal_quantile, which promises nothing"
+        )
+    return Threshold(_above(scores, allowed=allowed), method="conformal", target_fpr=target_fpr, images=len(scores))
+
+
+def best_f1(scores_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> Threshold:
+    """The threshold with the highest F1 of "anomalous" on these images: halfway between the scores on its two sides.
+
+    Raises:
+        ValueError: Not both normal and anomalous images, a NaN, or unequal lengths.
+    """
+    scores, curve = as_scores(scores_N), StreamingCurve(exact=True)
+    curve.update(scores, anomalous_N)
+    lowest = np.float32(curve.compute().threshold)
+    below = np.max(scores, where=scores < lowest, initial=-np.inf)
+    other = below if np.isfinite(below) else np.nextafter(lowest, np.float32(-np.inf))
+    return Threshold((float(lowest) + float(other)) / 2, method="best_f1", images=len(scores))
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """An image's score: sigmoid(a·cls + b·top + c).
+
+    Attributes:
+        a: Weight of the classification, `cls`; never negative where fitted.
+        b: Weight of the map, `top`, see `top_mean`; never negative where fitted.
+        c: Offset.
+        images: Images it was fitted on; 0 if it was not.
+    """
+
+    a: float
+    b: float
+    c: float
+    images: int = 0
+
+    def __call__(self, cls_B: ArrayLike, top_B: ArrayLike) -> Floats:
+        """(B,) scores from 0 to 1, float64."""
+        from scipy.special import expit
+
+        scores_B: Floats = expit(self.logits(cls_B, top_B))
+        return scores_B
+
+    def logits(self, cls_B: ArrayLike, top_B: ArrayLike) -> Floats:
+        """(B,) the scores before the sigmoid, float64: in the same order, and apart where scores round to 1."""
+        return self.a * np.asarray(cls_B, np.float64) + self.b * np.asarray(top_B, np.float64) + self.c
+
+    @classmethod
+    def fit(cls, cls_N: Tensor | ArrayLike, top_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> "Logistic":
+        """Logistic regression on labelled images, the normal and the anomalous ones weighing the same in sum.
+
+        So 0.5 means "as likely normal as anomalous" whatever the share of either in training. Both inputs are scaled to
+        unit deviation first, so that the (weak, C = 1) penalty treats them alike. Both rise with defects: an input with
+        a negative weight only corrects the other on these images, and is left out.
+
+        Raises:
+            ValueError: Images of one kind only; or neither input is higher for anomalous images.
+        """
+        inputs_N2 = np.stack([as_scores(cls_N), as_scores(top_N)], axis=1).astype(np.float64)
+        anomalous = as_labels(anomalous_N, shape=(len(inputs_N2),))
+        count = int(anomalous.sum())
+        if count in (0, len(anomalous)):
+            raise ValueError(
+                f"a score is fitted on normal and anomalous images, got {len(anomalous) - count} and {count}: give "
+                "both, or keep the score that is not fitted"
+            )
+        both = cls._regression(inputs_N2, anomalous, columns=[0, 1])
+        fits = [both] if both.rises else [cls._regression(inputs_N2, anomalous, columns=[column]) for column in (0, 1)]
+        fits = [fit for fit in fits if fit.rises]
+        if not fits:
+            raise ValueError(
+                f"neither the classification nor the map is higher for the {count} anomalous images than for the "
+                f"{len(anomalous) - count} normal ones: train longer, or keep the score that is not fitted"
+            )
+        return min(fits, key=lambda fit: fit._loss(inputs_N2, anomalous))
+
+    @classmethod
+    def _regression(cls, inputs_N2: Floats, anomalous: NDArray[np.bool_], *, columns: list[int]) -> "Logistic":
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        scaler, regression = StandardScaler(), LogisticRegression(class_weight="balanced")
+        regression.fit(scaler.fit_transform(inputs_N2[:, columns]), anomalous)
+        weights_2 = np.zeros(2)
+        weights_2[columns] = regression.coef_[0] / scaler.scale_
+        offset = regression.intercept_[0] - weights_2[columns] @ scaler.mean_
+        return cls(a=float(weights_2[0]), b=float(weights_2[1]), c=float(offset), images=len(anomalous))
+
+    @property
+    def rises(self) -> bool:
+        """Whether a higher input never lowers the score, and some input raises it."""
+        return min(self.a, self.b) >= 0 and max(self.a, self.b) > 0
+
+    def _loss(self, inputs_N2: Floats, anomalous: NDArray[np.bool_]) -> float:
+        from sklearn.metrics import log_loss
+        from sklearn.utils import compute_sample_weight
+
+        return float(
+            log_loss(anomalous, self(*inputs_N2.T), sample_weight=compute_sample_weight("balanced", anomalous))
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Logistic":
+        """What `to_dict` gave."""
+        return cls(**values)
+
+
+def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:
+    """(B,) mean of the highest `share` of each map's pixels, of one at least.
+
+    Raises:
+        ValueError: A share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share}: expected a share of a map's pixels, above 0 to 1")
+    pixels_BP = maps_BHW.flatten(start_dim=1)
+    count = max(1, floor(share * pixels_BP.shape[1] + ROUNDING))
+    return pixels_BP.topk(count, dim=1).values.mean(dim=1)
+
+
+def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
+    scores = as_scores(scores_N)
+    if not scores.size:
+        raise ValueError("a threshold needs scores of normal images, got none")
+    return scores
+
+
+def _above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
+    """The lowest float32 that at most `allowed` scores reach."""
+    highest = np.sort(scores_N)[::-1][allowed]
+    return float(np.nextafter(highest, np.float32(np.inf)))

@@ -1,0 +1,41 @@
+"""Files to samples to batches.
+
+from aaclip.data import AnomalyDataset, check, read_dataset, require_masks, training_records
+
+data = read_dataset("mvtec/", classes=["bottle"])                     # any of the formats, told apart by their files
+records = training_records(data, config.data, seed=config.trainer.seed)
+require_masks(records)
+dataset = AnomalyDataset(records, preprocess=bundle.preprocess, size=518, seed=0)
+"""
+
+from aaclip.data.augment import Augment
+from aaclip.data.check import Count, Report, check
+from aaclip.data.dataset import AnomalyDataset, Batch, Sample, collate
+from aaclip.data.formats import FORMATS, read_dataset
+from aaclip.data.images import read_image, read_mask
+from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.selection import few_shot, load_list, refuse_overlap, require_masks, save_list, training_records
+
+__all__ = [
+    "FORMATS",
+    "AnomalyDataset",
+    "Augment",
+    "Batch",
+    "Count",
+    "DataError",
+    "Dataset",
+    "Record",
+    "Report",
+    "Sample",
+    "check",
+    "collate",
+    "few_shot",
+    "load_list",
+    "read_dataset",
+    "read_image",
+    "read_mask",
+    "refuse_overlap",
+    "require_masks",
+    "save_list",
+    "training_records",
+]

@@ -1,0 +1,63 @@
+"""What every format is read into: one record a picture, and a set of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+class DataError(ValueError):
+    """A set of images that cannot be used: one line that says what was found, what was expected and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One labelled picture.
+
+    Attributes:
+        image: The image file.
+        class_name: The class's folder name, such as `metal_nut`.
+        split: Whether the set means it for training or for testing.
+        anomalous: True if it shows a defect, False if not.
+        mask: File of the defect's mask (white on the defect); None where there is none: for a normal image, for a set
+            without masks, and where the mask is missing (`Dataset.problems` has its name).
+        defect: The set's name for the defect, such as `scratch`; "good" for a normal image.
+    """
+
+    image: Path
+    class_name: str
+    split: Literal["train", "test"]
+    anomalous: bool
+    mask: Path | None = None
+    defect: str = "good"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set as it lies on the disk.
+
+    Attributes:
+        root: Its folder.
+        format: The format's name, such as `mvtec`.
+        records: Its pictures, in an order that depends on their names alone.
+        problems: One line for each mask that the set should have and has not.
+    """
+
+    root: Path
+    format: str
+    records: list[Record]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, sorted."""
+        return sorted({record.class_name for record in self.records})
+
+    def of(self, *, classes: Iterable[str] | None = None, split: str | None = None) -> list[Record]:
+        """The records of some classes (all by default) and of one split (both by default)."""
+        wanted = None if classes is None else set(classes)
+        return [
+            record
+            for record in self.records
+            if (wanted is None or record.class_name in wanted) and (split is None or record.split == split)
+        ]

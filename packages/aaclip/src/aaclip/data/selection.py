@@ -1,0 +1,167 @@
+"""Which records to train on, kept in a list that can be checked, and never the ones that will be tested."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from aaclip.config import DataConfig
+from aaclip.data.records import DataError, Dataset, Record
+from clip_common.runs import write_json
+
+
+def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> list[Record]:
+    """The records that `config.mode`, `config.shot` and `config.labelled` choose.
+
+    Few-shot training draws from every labelled sample; `labelled` is of full-shot training alone.
+
+    Args:
+        dataset: The set.
+        config: What to choose.
+        seed: Of the few-shot draw.
+
+    Raises:
+        DataError: Nothing is left, or too little of a class.
+    """
+    if config.mode == "few_shot":
+        return few_shot(dataset.records, shot=config.shot, seed=seed)
+    records = dataset.of(split="test" if config.labelled == "test" else None)
+    if not records:
+        raise DataError(f"{dataset.root}: no image in its test split, which data.labelled=test asks for: set it to all")
+    return records
+
+
+def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]:
+    """`shot` / 2 normal and `shot` / 2 anomalous records of each class, class by class.
+
+    Who is drawn depends on the seed and on the names below the set's folder (class, split, defect, file), not on
+    where the set lies or in which order its records come; a larger `shot` holds a smaller one's records.
+
+    Raises:
+        DataError: An odd `shot`, or a class with too few records of a kind.
+    """
+    if shot < 2 or shot % 2:
+        raise DataError(f"data.shot={shot}: expected an even number from 2 (half normal, half anomalous)")
+    kinds: dict[tuple[str, bool], list[Record]] = {
+        (record.class_name, anomalous): [] for record in records for anomalous in (False, True)
+    }
+    for record in records:
+        kinds[record.class_name, record.anomalous].append(record)
+    chosen = []
+    for (class_name, anomalous), of_kind in sorted(kinds.items()):
+        if len(of_kind) < shot // 2:
+            raise DataError(
+                f"class {class_name}: {len(of_kind)} {'anomalous' if anomalous else 'normal'} image(s), "
+                f"data.shot={shot} needs {shot // 2}: lower data.shot, or leave the class out of data.classes"
+            )
+        chosen += sorted(of_kind, key=lambda record: _lot(record, seed))[: shot // 2]
+    return chosen
+
+
+def _lot(record: Record, seed: int) -> tuple[bytes, str]:
+    name = json.dumps([seed, record.class_name, record.split, record.defect, record.image.name])
+    return hashlib.sha256(name.encode()).digest(), record.image.as_posix()
+
+
+def require_masks(records: Iterable[Record]) -> None:
+    """Refuse anomalous records without a mask.
+
+    Raises:
+        DataError: The count and the first few.
+    """
+    bare = [str(record.image) for record in records if record.anomalous and record.mask is None]
+    if bare:
+        first = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
+        raise DataError(
+            f"{len(bare)} anomalous image(s) without a mask: {first}: restore the masks (aaclip data check)"
+        )
+
+
+def refuse_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
+    """Refuse to train on images that will be tested, compared by content: copies under other names are found too.
+
+    Raises:
+        DataError: How many training images are in the test set, and the first pair; or a file that cannot be read.
+    """
+    train_of_size, test_of_size = _by_size(train), _by_size(test)
+    pairs = []
+    for size in sorted(train_of_size.keys() & test_of_size.keys()):  # files of different sizes cannot be equal
+        tested = {_sha256(image): image for image in test_of_size[size]}
+        pairs += [(image, tested[digest]) for image in train_of_size[size] if (digest := _sha256(image)) in tested]
+    if pairs:
+        mine, theirs = min(pairs)
+        raise DataError(
+            f"{len(pairs)} training image(s) are in a test set too, first {mine} = {theirs}: "
+            "take them out of one of the two, or test on another set (data.test_roots)"
+        )
+
+
+def save_list(records: Sequence[Record], file: Path, *, root: Path) -> None:
+    """Write records as JSON, with paths from `root` and the sha256 of each image, so that a run can be repeated.
+
+    Raises:
+        DataError: An image that cannot be read.
+    """
+    rows = [
+        {
+            "image": _relative(record.image, root),
+            "class_name": record.class_name,
+            "split": record.split,
+            "anomalous": record.anomalous,
+            "mask": None if record.mask is None else _relative(record.mask, root),
+            "defect": record.defect,
+            "sha256": _sha256(record.image),
+        }
+        for record in records
+    ]
+    write_json(file, {"records": rows})
+
+
+def load_list(file: Path, *, root: Path) -> list[Record]:
+    """Read what `save_list` wrote, in its order.
+
+    Raises:
+        DataError: Not such a file, or images that are gone or have other content than when the list was saved.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["records"]
+        digests = [row.pop("sha256") for row in rows]
+        records = [
+            Record(**row | {"image": root / row["image"], "mask": None if row["mask"] is None else root / row["mask"]})
+            for row in rows
+        ]
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a list of records as aaclip saves it ({error!r})") from error
+    changed = [record.image for record, digest in zip(records, digests, strict=True) if _sha256(record.image) != digest]
+    if changed:
+        raise DataError(
+            f"{file}: {len(changed)} of {len(records)} images have other content than when the list was saved, "
+            f"first {changed[0]}: restore them, or draw a new list"
+        )
+    return records
+
+
+def _by_size(records: Iterable[Record]) -> dict[int, list[Path]]:
+    images = defaultdict(list)
+    for record in records:
+        try:
+            images[record.image.stat().st_size].append(record.image)
+        except OSError as error:
+            raise DataError(f"{record.image}: cannot be read ({error.strerror})") from error
+    return images
+
+
+def _sha256(image: Path) -> str:
+    try:
+        with image.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{image}: cannot be read ({error.strerror})") from error
+
+
+def _relative(path: Path, root: Path) -> str:
+    return Path(os.path.relpath(path, root)).as_posix()  # not relative_to: a list may name images beside the root

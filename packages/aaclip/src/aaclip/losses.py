@@ -1,0 +1,62 @@
+"""What the two stages minimise. B images, H and W pixels, D shared width.
+
+Two classes make one channel: p is the probability of abnormal, 1 − p that of normal, as softmax over two is the sigmoid
+of the difference.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+GAMMA = 2.0
+SMOOTH_FOCAL = 1e-5
+SMOOTH_DICE = 1.0
+
+
+def segmentation_loss(p_BHW: Tensor, masks_BHW: Tensor, *, focal_alpha: Literal["one", "dynamic"] = "one") -> Tensor:
+    """Focal(p, mask) + Dice(1 − p, 1 − mask) + Dice(p, mask), a scalar.
+
+    Args:
+        p_BHW: Probability of abnormal.
+        masks_BHW: 1 on the defect, 0 elsewhere, in the dtype of `p_BHW`.
+        focal_alpha: Pixels weigh one, or the inverse frequency of their class in the batch.
+    """
+    return (
+        focal_loss(p_BHW, masks_BHW, alpha=focal_alpha)
+        + dice_loss(1 - p_BHW, 1 - masks_BHW)
+        + dice_loss(p_BHW, masks_BHW)
+    )
+
+
+def focal_loss(p_BHW: Tensor, masks_BHW: Tensor, *, alpha: Literal["one", "dynamic"] = "one") -> Tensor:
+    """−α·(1 − p_t)²·ln p_t, the mean over pixels; p_t is the probability of the true class, labels smoothed by 1e-5.
+
+    Reference:
+        Lin et al., Focal Loss for Dense Object Detection, 2017, on probabilities, as AA-CLIP's released code has it:
+        targets clamped to [1e-5, 1 − 1e-5] and 1e-5 added to p_t.
+    """
+    target_BHW = masks_BHW.clamp(SMOOTH_FOCAL, 1 - SMOOTH_FOCAL)
+    true_BHW = target_BHW * p_BHW + (1 - target_BHW) * (1 - p_BHW) + SMOOTH_FOCAL
+    loss_BHW = -((1 - true_BHW) ** GAMMA) * true_BHW.log()
+    if alpha == "dynamic":
+        share = masks_BHW.mean().clamp(SMOOTH_FOCAL, 1 - SMOOTH_FOCAL)
+        # inverse frequencies with mean one over the pixels of the batch
+        loss_BHW = loss_BHW * torch.where(masks_BHW > 0.5, 0.5 / share, 0.5 / (1 - share))
+    return loss_BHW.mean()
+
+
+def dice_loss(p_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
+    """1 − (2·Σ p·m + 1) / (Σ p + Σ m + 1), sums over pixels, the mean over images.
+
+    Reference:
+        Milletari et al., V-Net, 2016, with linear sums in the denominator.
+    """
+    p_BN, masks_BN = p_BHW.flatten(1), masks_BHW.flatten(1)
+    shared_B = (p_BN * masks_BN).sum(dim=1)
+    return (1 - (2 * shared_B + SMOOTH_DICE) / (p_BN.sum(dim=1) + masks_BN.sum(dim=1) + SMOOTH_DICE)).mean()
+
+
+def orthogonal_loss(text_BD2: Tensor) -> Tensor:
+    """(mean over images of t_normal·t_abnormal)²: zero where the two are at right angles."""
+    return (text_BD2[..., 0] * text_BD2[..., 1]).sum(dim=1).mean() ** 2

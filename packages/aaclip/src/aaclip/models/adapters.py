@@ -1,0 +1,67 @@
+"""The trainable modules: adapters between frozen blocks, and the maps after them. F, D widths.
+
+Three kinds of adapter are in use: `aaclip-reference.md` describes `bottleneck`, the overview document `mlp`, and the
+released code of AA-CLIP (CVPR 2025, arXiv 2503.06661) is `linear`.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["bottleneck", "mlp", "linear"]
+
+SLOPE = 0.2
+"""Negative slope of LeakyReLU in the source documents."""
+OFFICIAL_SLOPE = 0.01
+"""Negative slope in the released code: torch's default."""
+
+
+def adapter(kind: Kind, width: int) -> nn.Sequential:
+    """An adapter (…, F) -> (…, F), Xavier-uniform."""
+    if kind == "linear":
+        layers: list[nn.Module] = [nn.Linear(width, width, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)]
+    else:
+        inner = width // 2 if kind == "bottleneck" else width
+        layers = [nn.Linear(width, inner), nn.LeakyReLU(SLOPE), nn.Linear(inner, width)]
+    return xavier(nn.Sequential(*layers))
+
+
+def head(width: int, out: int, *, activation: Literal["relu", "none"]) -> nn.Sequential:
+    """A map (…, F) -> (…, D), Xavier-uniform: with LeakyReLU behind it, or the matrix alone, without bias."""
+    if activation == "none":
+        return xavier(nn.Sequential(nn.Linear(width, out, bias=False)))
+    return xavier(nn.Sequential(nn.Linear(width, out), nn.LeakyReLU(SLOPE)))
+
+
+def final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequential:
+    """What replaces CLIP's text projection (…, F) -> (…, D).
+
+    Args:
+        width, out: F and D.
+        start: CLIP's own projection (F, D), from which it starts, with nothing behind it: untrained it is CLIP. None
+            starts from random numbers with LeakyReLU behind, as the released code does.
+    """
+    if start is None:
+        return xavier(nn.Sequential(nn.Linear(width, out, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)))
+    linear = nn.Linear(width, out, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(start.T)
+    return nn.Sequential(linear)
+
+
+def xavier(module: nn.Sequential) -> nn.Sequential:
+    """Xavier-uniform matrices; biases stay as torch draws them."""
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+    return module
+
+
+def mixed(x_BTF: Tensor, adapted_BTF: Tensor, *, weight: float, norm_preserving: bool) -> Tensor:
+    """x = w·a + (1 − w)·x, the adapter's output first scaled to the norm of its input, token by token."""
+    if norm_preserving:
+        # an adapter that says nothing about a token leaves its direction undefined, not infinite
+        norm = adapted_BTF.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(adapted_BTF.dtype).tiny)
+        adapted_BTF = adapted_BTF * x_BTF.norm(dim=-1, keepdim=True) / norm
+    return weight * adapted_BTF + (1 - weight) * x_BTF

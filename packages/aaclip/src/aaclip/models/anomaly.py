@@ -1,0 +1,159 @@
+"""The whole model, and plain CLIP to compare it with: images and class embeddings to evidence of a defect.
+
+Shapes: B images, g patches a side, K levels, D shared width, P prompts.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from aaclip.config import Config
+from aaclip.maps import TEMPERATURE, differences
+from aaclip.models.text import TextAdapter
+from aaclip.models.vision import (
+    ImageAdapter,
+    default_levels,
+    default_surgery_blocks,
+    require_levels,
+    surgery_features,
+    visual_of,
+)
+from clip_common.backbones import Bundle, freeze, move
+
+
+class Evidence(NamedTuple):
+    """What is known of a batch before it is made into maps and scores.
+
+    Attributes:
+        levels: (B, g, g) logit of abnormal minus logit of normal, one a level.
+        classification: (B,) cosine to abnormal minus cosine to normal, of the image as a whole.
+    """
+
+    levels: list[Tensor]
+    classification: Tensor
+
+
+class AnomalyModel(nn.Module):
+    """A frozen CLIP with the adapters of both stages.
+
+    Args:
+        bundle: The CLIP; it is frozen here.
+        config: Adapters, heads, levels, surgery, and what stage 2 learns besides.
+
+    Raises:
+        ValueError: Levels or blocks that the towers do not have.
+        BackboneError: Towers of another kind than CLIP's.
+    """
+
+    def __init__(self, bundle: Bundle, config: Config) -> None:
+        super().__init__()
+        self.bundle = bundle
+        self.image_tower = bundle.image_tower
+        self.text_tower = bundle.text_tower
+        freeze(self.image_tower)
+        freeze(self.text_tower)
+        self.levels = list(config.levels or default_levels(self.image_tower))
+        self.surgery = config.surgery
+        blocks, depth = config.surgery.blocks, len(visual_of(self.image_tower).transformer.resblocks)
+        self.surgery_blocks = default_surgery_blocks(self.image_tower) if blocks is None else blocks
+        if not 0 <= self.surgery_blocks <= depth:
+            raise ValueError(f"surgery.blocks={blocks}: the image tower has {depth} blocks")
+        self.text_adapter = TextAdapter(self.text_tower, config.adapters)
+        self.image_adapter = ImageAdapter(
+            self.image_tower, levels=self.levels, adapters=config.adapters, heads=config.heads
+        )
+        stage = config.stages.image
+        self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log(), requires_grad=stage.learned_temperature)
+        self.level_logits = nn.Parameter(torch.zeros(len(self.levels)), requires_grad=stage.learned_levels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.level_logits.device
+
+    @property
+    def level_weights(self) -> Tensor:
+        """(K,) shares of the levels in the map, of sum one."""
+        return self.level_logits.softmax(dim=0)
+
+    def inventory(self) -> list[tuple[str, int, str]]:
+        """Each part's name, its number of parameters, and whether it is frozen or in which stage it is trained."""
+        parts = {
+            "image tower": (self.image_tower, "frozen"),
+            "text tower": (self.text_tower, "frozen"),
+            "text adapters": (self.text_adapter.layers, "stage 1"),
+            "final text projection": (self.text_adapter.final, "stage 1"),
+            "image adapters": (self.image_adapter.layers, "stage 2"),
+            "segmentation heads": (self.image_adapter.segmentation, "stage 2"),
+            "detection head": (self.image_adapter.detection, "stage 2"),
+        }
+        return [
+            (name, sum(parameter.numel() for parameter in module.parameters()), state)
+            for name, (module, state) in parts.items()
+        ]
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(P, D) through the adapted text tower, not normalised."""
+        embedded_PD: Tensor = self.text_adapter(self.text_tower, move(self.bundle.tokenizer(texts), self.device))
+        return embedded_PD
+
+    def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
+        """What stage 1 compares texts with: patches (B, L, D) of the tower's V-V view, one a level."""
+        return surgery_features(
+            self.image_tower, images_B3HW, levels=self.levels, blocks=self.surgery_blocks, axis=self.surgery.axis
+        )
+
+    def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
+        """Evidence for each image against the embedding (D, 2) of its class."""
+        features = self.image_adapter(self.image_tower, images_B3HW)
+        temperature = self.log_temperature.exp()
+        levels = [differences(patches, text_BD2, temperature=temperature) for patches in features.levels]
+        return Evidence(levels, against(features.detection, text_BD2))
+
+
+class PlainCLIP(nn.Module):
+    """CLIP as it is, with the same prompts: the figure that training must beat.
+
+    Patches of each level go through CLIP's own last norm and projection, and the class embedding classifies.
+    """
+
+    def __init__(self, bundle: Bundle, *, levels: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.bundle = bundle
+        self.image_tower = bundle.image_tower
+        self.text_tower = bundle.text_tower
+        freeze(self.image_tower)
+        freeze(self.text_tower)
+        depth = len(visual_of(self.image_tower).transformer.resblocks)
+        self.levels = require_levels(levels or default_levels(self.image_tower), depth=depth)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.image_tower.parameters()).device
+
+    @property
+    def level_weights(self) -> Tensor:
+        """(K,) equal shares."""
+        return torch.full((len(self.levels),), 1 / len(self.levels), device=self.device)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """(P, D), not normalised."""
+        embedded_PD: Tensor = self.text_tower(move(self.bundle.tokenizer(texts), self.device))
+        return embedded_PD
+
+    def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
+        """Evidence for each image against the embedding (D, 2) of its class."""
+        visual = visual_of(self.image_tower)
+        output = self.image_tower(images_B3HW, layers=self.levels)
+        patches = [
+            normalize(visual.ln_post(output.layers[level][:, 1:]) @ visual.proj, dim=-1) for level in self.levels
+        ]
+        levels = [differences(patches_BLD, text_BD2) for patches_BLD in patches]
+        return Evidence(levels, against(normalize(output.pooled, dim=-1), text_BD2))
+
+
+def against(image_BD: Tensor, text_BD2: Tensor) -> Tensor:
+    """(B,) product with abnormal minus product with normal."""
+    return (image_BD * (text_BD2[..., 1] - text_BD2[..., 0])).sum(dim=1)

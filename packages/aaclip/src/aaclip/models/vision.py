@@ -1,0 +1,154 @@
+"""The frozen image tower: with adapters and heads (stage 2), and its view by V-V attention (stage 1's patches).
+
+Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width, H heads.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+
+from aaclip.config import AdapterConfig, HeadConfig
+from aaclip.models.adapters import adapter, head, mixed
+from clip_common.backbones import BackboneError, VisionTower
+from clip_common.backbones.open_clip_towers import OpenClipVision
+
+
+class ImageFeatures(NamedTuple):
+    """What stage 2 and the detector read.
+
+    Attributes:
+        levels: Unit patch embeddings (B, L, D), one a level.
+        detection: (B, D) mean over patches of unit embeddings of the last level; not unit itself.
+    """
+
+    levels: list[Tensor]
+    detection: Tensor
+
+
+class ImageAdapter(nn.Module):
+    """All that stage 2 trains: adapters behind the first blocks, one head a level, one for detection.
+
+    Args:
+        tower: The frozen tower, of which only sizes are read here.
+        levels: Blocks, from 1, whose patches are read.
+        adapters, heads: Which blocks, which kinds.
+
+    Raises:
+        ValueError: Levels or blocks that the tower does not have.
+        BackboneError: A tower that is no CLIP vision transformer of open_clip.
+    """
+
+    def __init__(
+        self, tower: VisionTower, *, levels: Sequence[int], adapters: AdapterConfig, heads: HeadConfig
+    ) -> None:
+        super().__init__()
+        visual = visual_of(tower)
+        depth = len(visual.transformer.resblocks)
+        blocks = depth // 4 or 1 if adapters.image_blocks is None else adapters.image_blocks
+        if not 0 <= blocks <= depth:
+            raise ValueError(f"adapters.image_blocks={blocks}: the image tower has {depth} blocks")
+        width, out = visual.proj.shape
+        self.levels = require_levels(levels, depth=depth)
+        self.layers = nn.ModuleList(adapter(adapters.kind, width) for _ in range(blocks))
+        self.segmentation = nn.ModuleList(head(width, out, activation=heads.activation) for _ in self.levels)
+        self.detection = head(width, out, activation=heads.activation)
+        self.weight = adapters.image_weight
+        self.norm_preserving = adapters.norm_preserving
+
+    def forward(self, tower: VisionTower, images_B3HW: Tensor) -> ImageFeatures:
+        """Patches of the levels and the detection token."""
+        visual = visual_of(tower)
+        x_BTF = visual._embeds(images_B3HW)
+        patches = []
+        for number, block in enumerate(visual.transformer.resblocks[: max(self.levels)], start=1):
+            x_BTF = block(x_BTF)
+            if number <= len(self.layers):
+                adapted_BTF = self.layers[number - 1](x_BTF)
+                x_BTF = mixed(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
+            if number in self.levels:
+                patches.append(visual.ln_post(x_BTF[:, 1:]))
+        heads = zip(self.segmentation, patches, strict=True)
+        detection_BLD = normalize(self.detection(patches[-1]), dim=-1)
+        return ImageFeatures([normalize(head(x), dim=-1) for head, x in heads], detection_BLD.mean(dim=1))
+
+
+@torch.no_grad()
+def surgery_features(
+    tower: VisionTower, images_B3HW: Tensor, *, levels: Sequence[int], blocks: int, axis: Literal["space", "batch"]
+) -> list[Tensor]:
+    """The frozen tower's patches (B, L, D) for stage 1: unit patches by V-V attention, plus the unit class embedding.
+
+    A view of the same weights, not a copy; the blocks before the last `blocks` run once for both views.
+
+    Args:
+        tower: Frozen.
+        images_B3HW: Preprocessed pixels.
+        levels: Blocks, from 1, whose patches are read.
+        blocks: How many of the last blocks attend by V-V.
+        axis: Among the patches of an image, or (official's slip) among the images of a batch.
+
+    Reference:
+        Li et al., CLIP Surgery for Better Explainability, 2023.
+    """
+    visual = visual_of(tower)
+    resblocks = list(visual.transformer.resblocks)
+    shared = len(resblocks) - blocks
+    plain_BTF = visual._embeds(images_B3HW)
+    patches: dict[int, Tensor] = {}
+    for number, block in enumerate(resblocks[:shared], start=1):
+        plain_BTF = block(plain_BTF)
+        patches[number] = plain_BTF
+    surgery_BTF = plain_BTF
+    for number, block in enumerate(resblocks[shared : max(levels)], start=shared + 1):
+        surgery_BTF = surgery_BTF + block.ls_1(value_attention(block.attn, block.ln_1(surgery_BTF), axis=axis))
+        surgery_BTF = surgery_BTF + block.ls_2(block.mlp(block.ln_2(surgery_BTF)))
+        patches[number] = surgery_BTF
+    for block in resblocks[shared:]:
+        plain_BTF = block(plain_BTF)
+    class_B1D = normalize(visual.ln_post(plain_BTF[:, 0]) @ visual.proj, dim=-1)[:, None]
+    return [normalize(visual.ln_post(patches[level][:, 1:]) @ visual.proj, dim=-1) + class_B1D for level in levels]
+
+
+def value_attention(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
+    """Self-attention whose queries and keys are its values: softmax(V·Vᵀ/√d)·V, and the block's own output map."""
+    width = x_BTF.shape[-1]
+    if axis == "batch":
+        x_BTF = x_BTF.transpose(0, 1)
+    value_BTF = linear(x_BTF, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
+    value_BHTd = value_BTF.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    mixed_BTF = scaled_dot_product_attention(value_BHTd, value_BHTd, value_BHTd).transpose(1, 2).flatten(2)
+    if axis == "batch":
+        mixed_BTF = mixed_BTF.transpose(0, 1)
+    return attention.out_proj(mixed_BTF)
+
+
+def default_levels(tower: VisionTower) -> list[int]:
+    """Quarters of the depth: 6, 12, 18, 24 of 24."""
+    depth = len(visual_of(tower).transformer.resblocks)
+    return sorted({max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)})
+
+
+def default_surgery_blocks(tower: VisionTower) -> int:
+    """19 of 24, and the same share of another depth (6 of 8)."""
+    depth = len(visual_of(tower).transformer.resblocks)
+    return round(depth * 19 / 24)
+
+
+def require_levels(levels: Sequence[int], *, depth: int) -> list[int]:
+    """The levels, or a ValueError that says which blocks there are."""
+    if not levels or sorted(set(levels)) != list(levels) or not 1 <= levels[0] <= levels[-1] <= depth:
+        raise ValueError(f"levels={list(levels)}: expected different blocks in rising order, from 1 to {depth}")
+    return list(levels)
+
+
+def visual_of(tower: VisionTower) -> Any:
+    """open_clip's transformer inside a tower."""
+    trunk = tower.trunk
+    if not isinstance(trunk, OpenClipVision) or trunk.visual.attn_pool is not None or trunk.visual.proj is None:
+        raise BackboneError(
+            f"aaclip reads patches of CLIP's vision transformers (open_clip); this tower is a {type(trunk).__name__}"
+        )
+    return trunk.visual

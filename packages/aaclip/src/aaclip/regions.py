@@ -1,0 +1,89 @@
+"""Where a picture is anomalous: connected regions of a mask, and what was found in one picture.
+
+H and W pixels of a map or mask.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected region: its box, in pixels of the map it was found in, and how high it scores.
+
+    Attributes:
+        left: First column.
+        top: First row.
+        right: Column after the last, as PIL crops.
+        bottom: Row after the last.
+        area: Pixels of the region itself.
+        peak: Its highest score.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    area: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One picture's answer, for a report.
+
+    Attributes:
+        path: The picture.
+        name: The noun that was asked for, such as "metal nut".
+        score: Its score, 0 to 1.
+        anomalous: The verdict; None where no threshold is set.
+        map_HW: Score of each pixel, on one scale for all pictures; of any size.
+        regions: Regions of the map.
+    """
+
+    path: Path
+    name: str
+    score: float
+    anomalous: bool | None
+    map_HW: NDArray[np.float32]
+    regions: tuple[Region, ...] = ()
+
+
+def boxes(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Region]:
+    """The connected regions of a mask (pixels that touch at a corner are connected), the highest peak first.
+
+    Args:
+        mask_HW: True where the map is anomalous.
+        map_HW: The scores.
+        least: Regions of fewer pixels are left out.
+
+    Raises:
+        ValueError: Mask and map differ in shape.
+    """
+    from scipy.ndimage import find_objects, maximum
+
+    mask, scores = np.asarray(mask_HW, dtype=bool), np.asarray(map_HW)
+    if mask.ndim != 2 or mask.shape != scores.shape:
+        raise ValueError(f"expected a mask and a map of one shape (H, W), got {mask.shape} and {scores.shape}")
+    regions_HW = labelled(mask)
+    area_R = np.bincount(regions_HW.ravel())[1:]
+    peak_R = maximum(scores, regions_HW, np.arange(1, len(area_R) + 1))
+    found = [
+        Region(columns.start, rows.start, columns.stop, rows.stop, area=int(area), peak=float(peak))
+        for (rows, columns), area, peak in zip(find_objects(regions_HW), area_R, peak_R, strict=True)
+        if area >= least
+    ]
+    return sorted(found, key=lambda region: (-region.peak, -region.area, region.top, region.left))
+
+
+def labelled(mask_HW: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Each pixel's region, from 1; 0 beside them."""
+    from scipy.ndimage import label
+
+    regions_HW: NDArray[np.int32] = label(mask_HW, structure=EIGHT_NEIGHBOURS)[0]
+    return regions_HW
