@@ -13,6 +13,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -21,6 +23,7 @@ from clip_common.backbones.clip import SUMS, TINY
 from clip_common.runs import Run
 from clip_common.synthetic import VERSION
 
+CURVE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "tiny.png"
 SCORES = Path("results") / "benchmarks" / "tiny.json"
 KEPT = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
 LARGEST = 6 * 2**20
@@ -47,24 +50,62 @@ thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples.
 
 ## How it was trained
 
-By `clipse train` (`scripts/pretrain_tiny.py`, configuration `tiny`), CLIP's loss, on drawn scenes and on parts with and
-without their defects, both of a pair in one batch.{remark}
+By `clipse train` (`scripts/pretrain_tiny.py`, configuration `pretrain-tiny`, seed 0), CLIP's loss in batches of 128, on
+scenes and parts of the world of seed 0 and, in the same batch, pictures that differ from them in one word.{remark}
 
 {runs}
 """
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    with (path / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def describe(path: Path) -> str:
-    """One line about a run: what it saw and for how long."""
+    """A run's log: where and how long, then a row an epoch."""
     run = Run.open(path)
-    with (run.path / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
-    steps = max(int(row["step"]) for row in rows)
-    rsums = [float(row["val/rsum"]) for row in rows if row.get("val/rsum")]
     machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["hardware"]
-    best = f", validation rsum {max(rsums):.1f}" if rsums else ""
-    return f"- {run.name}: {steps:,} steps, loss {losses[0]:.2f} to {losses[-1]:.2f}{best}; on {machine['cores']} cores"
+    ledger = json.loads((run.path / "phases.json").read_text(encoding="utf-8")).get("fit", {})
+    times = [datetime.fromisoformat(ledger[key]) for key in ("started", "finished") if key in ledger]
+    took = f", {(times[1] - times[0]).total_seconds() / 60:.0f} minutes" if len(times) == 2 else ", stopped early"
+    lines = [f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){took}:", ""]
+    lines += ["| epoch | steps | mean loss | validation rsum |", "|---|---|---|---|"]
+    by_epoch: dict[int, list[dict[str, str]]] = {}
+    for row in rows_of(path):
+        by_epoch.setdefault(int(row["epoch"]), []).append(row)
+    for epoch, rows in by_epoch.items():
+        losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+        rsum = next((f"{float(row['val/rsum']):.1f}" for row in rows if row["val/rsum"]), "")
+        lines.append(
+            f"| {epoch} | {max(int(row['step']) for row in rows):,} | {sum(losses) / len(losses):.3f} | {rsum} |"
+        )
+    return "\n".join(lines)
+
+
+def draw_curve(runs: Sequence[Path], file: Path) -> None:
+    """Loss and validation rsum of all runs, one after another."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    start = 0
+    for path in runs:
+        rows = rows_of(path)
+        loss = [(start + int(row["step"]), float(row["train/loss"])) for row in rows if row["train/loss"]]
+        means = [(x, sum(y for _, y in loss[max(0, i - 24) : i + 1]) / min(25, i + 1)) for i, (x, _) in enumerate(loss)]
+        left.plot(*zip(*means, strict=True), label=path.name)
+        rsum = [(start + int(row["step"]), float(row["val/rsum"])) for row in rows if row["val/rsum"]]
+        right.plot(*zip(*rsum, strict=True), marker="o")
+        start = loss[-1][0]
+    left.set(xlabel="step", ylabel="loss, mean of 25 steps", yscale="log")
+    right.set(xlabel="step", ylabel="validation rsum")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
@@ -99,7 +140,7 @@ def main() -> None:
             note=found["note"],
             scores="\n".join(table),
             remark=f" {options.remark}" if options.remark else "",
-            runs="\n".join(describe(path) for path in options.runs),
+            runs="\n\n".join(describe(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
         files = sorted(path for path in draft.iterdir())
@@ -112,6 +153,7 @@ def main() -> None:
         (draft / SUMS).write_text(sums, encoding="utf-8")
         shutil.rmtree(TINY, ignore_errors=True)
         draft.rename(TINY)
+    draw_curve(options.runs, CURVE)
     print(f"{TINY}: {size / 2**20:.2f} MiB")
 
 
