@@ -143,6 +143,7 @@ def main() -> None:
             runs="\n\n".join(describe(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
+        (draft / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
         files = sorted(path for path in draft.iterdir())
         size = sum(path.stat().st_size for path in files)
         if size > LARGEST:

@@ -1,6 +1,8 @@
-"""Shared by aaclip's tests: a small CLIP with random weights."""
+"""Shared by aaclip's tests: a small CLIP with random weights, drawn parts, runs of seconds, the command line."""
 
 import os
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,125 @@ def bundle():
     made.image_tower.eval()
     made.text_tower.eval()
     return made
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory, bundle) -> Path:
+    """The same CLIP, saved."""
+    from clip_common.backbones import save_bundle
+
+    folder = tmp_path_factory.mktemp("clip") / "small"
+    save_bundle(bundle, folder)
+    return folder
+
+
+@pytest.fixture
+def other_clip(tmp_path) -> Path:
+    """One of the same shape and other weights, saved."""
+    from clip_common.backbones import load_clip, save_bundle
+
+    save_bundle(load_clip("small", pretrained="random", model_config=ARCHITECTURE, seed=1), tmp_path / "other")
+    return tmp_path / "other"
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """Two kinds: 2 flawless training images, 2 flawless and 6 damaged test images each."""
+    from clip_common.synthetic import write_mvtec
+
+    return write_mvtec(
+        tmp_path_factory.mktemp("data") / "parts", kinds=("mug", "star"), train=2, good=2, damaged=1, size=48
+    )
+
+
+def backbone(clip: Path) -> list[str]:
+    """Overrides that name a saved CLIP."""
+    kept = [f"backbone.{name}=null" for name in ("pretrained", "activation", "image_size")]
+    return [f"backbone.name=local-dir:{clip}", *kept, "prompts.set=compact"]
+
+
+def overrides(parts: Path, clip: Path, folder: Path) -> list[str]:
+    """Overrides of a run that takes a second and writes below `folder`."""
+    return [
+        f"data.root={parts}",
+        f"runs={folder}",
+        *backbone(clip),
+        "stages.text.epochs=2",
+        "stages.text.batch_size=8",
+        "stages.text.lr=1e-3",
+        "stages.image.epochs=2",
+        "stages.image.batch_size=8",
+    ]
+
+
+@pytest.fixture
+def small(parts, clip_folder, tmp_path) -> list[str]:
+    """Overrides of a run that takes a second and writes below `tmp_path`."""
+    return overrides(parts, clip_folder, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def trained(parts, clip_folder, tmp_path_factory):
+    """`trained("surgery.axis=batch", …)` -> the run, trained once in a session."""
+    from aaclip.config import Config
+    from aaclip.experiment import train
+    from clip_common.config import load_config
+
+    folder = tmp_path_factory.mktemp("trained")
+    made: dict[tuple[str, ...], Path] = {}
+
+    def get(*more: str) -> Path:
+        if more not in made:
+            settings = [*overrides(parts, clip_folder, folder), f"name=run-{len(made)}", *more]
+            with warnings.catch_warnings():  # a random CLIP need not find a defect
+                warnings.filterwarnings("ignore", "image score not fitted")
+                made[more] = train(load_config(Config, overrides=settings)).run.path
+        return made[more]
+
+    return get
+
+
+@pytest.fixture
+def config(clip_folder):
+    """Of a detector on the small CLIP."""
+    from aaclip.config import Config
+    from clip_common.config import load_config
+
+    return load_config(Config, overrides=backbone(clip_folder))
+
+
+@pytest.fixture
+def detector(bundle, config):
+    """Untrained adapters, moved at random, and a score that is neither 0 nor 1 for any picture."""
+    import torch
+
+    from aaclip.calibration import Logistic
+    from aaclip.detector import Detector
+    from aaclip.models import AnomalyModel
+
+    torch.manual_seed(0)
+    model = AnomalyModel(bundle, config)
+    return Detector(model, config, score=Logistic(a=20.0, b=0.3, c=0.1, images=8))
+
+
+@pytest.fixture
+def saved(detector, tmp_path) -> Path:
+    """The same, saved with the embedding of "mug"; without a threshold."""
+    detector.class_embedding("mug")
+    return detector.save_pretrained(tmp_path / "saved")
+
+
+@pytest.fixture
+def aaclip(capsys):
+    """`aaclip("test", …)` -> (exit code, what it printed, what it said on stderr)."""
+    from aaclip.cli import app
+    from clip_common import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()  # what fixtures printed is not the command's
+        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+            cli.main(app, [str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return call

@@ -20,63 +20,6 @@ from clip_common.runs import Run, read_rows
 pytestmark = pytest.mark.filterwarnings("ignore:image score not fitted")
 
 
-@pytest.fixture(scope="session")
-def parts(tmp_path_factory) -> Path:
-    """Two kinds: 2 flawless training images, 2 flawless and 6 damaged test images each."""
-    from clip_common.synthetic import write_mvtec
-
-    return write_mvtec(
-        tmp_path_factory.mktemp("data") / "parts", kinds=("mug", "star"), train=2, good=2, damaged=1, size=48
-    )
-
-
-@pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory, bundle) -> Path:
-    """The small random CLIP of the other tests, saved."""
-    from clip_common.backbones import save_bundle
-
-    folder = tmp_path_factory.mktemp("clip") / "small"
-    save_bundle(bundle, folder)
-    return folder
-
-
-def overrides(parts: Path, clip: Path, folder: Path) -> list[str]:
-    return [
-        f"data.root={parts}",
-        f"runs={folder}",
-        f"backbone.name=local-dir:{clip}",
-        "backbone.pretrained=null",
-        "backbone.activation=null",
-        "backbone.image_size=null",
-        "prompts.set=compact",
-        "stages.text.epochs=2",
-        "stages.text.batch_size=8",
-        "stages.text.lr=1e-3",
-        "stages.image.epochs=2",
-        "stages.image.batch_size=8",
-    ]
-
-
-@pytest.fixture
-def small(parts, clip_folder, tmp_path) -> list[str]:
-    return overrides(parts, clip_folder, tmp_path / "runs")
-
-
-@pytest.fixture(scope="session")
-def trained(parts, clip_folder, tmp_path_factory):
-    """`trained("surgery.axis=batch", …)` -> the run, trained once in a session."""
-    folder = tmp_path_factory.mktemp("trained")
-    made: dict[tuple[str, ...], Path] = {}
-
-    def get(*more: str) -> Path:
-        if more not in made:
-            settings = [*overrides(parts, clip_folder, folder), f"name=run-{len(made)}", *more]
-            made[more] = train(load_config(Config, overrides=settings)).run.path
-        return made[more]
-
-    return get
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "model.safetensors")
 

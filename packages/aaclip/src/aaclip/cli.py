@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from clip_common import cli
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 app = cli.application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 data = cli.application("data", help="Look at a set of labelled images, or make one.")
 app.add_typer(data, name="data")
-console = Console()
+console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
 
 Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
 Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
 Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]
 LISTED = 10
-"""Problems that are printed."""
+"""Pictures whose verdicts are printed."""
 
 
 @app.command()
@@ -54,7 +54,7 @@ def train(
         return
     console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
     console.print(f"run    {trained.run.path}", soft_wrap=True)
-    console.print(f"\nTest it:  aaclip test {trained.run.path} other-set/", soft_wrap=True, highlight=False)
+    console.print(f"\nTest it:  aaclip test {trained.run.path} other-set/", soft_wrap=True)
 
 
 @app.command("test")
@@ -88,7 +88,7 @@ def run_test(
     )
     title, note = f"{Path(source).name} on {root.resolve().name}", f"{len(records):,} images, {detector.size} pixels."
     heading, *rows = as_table(found.classes)
-    table = Table(*heading, title=title, box=box.SIMPLE)
+    table = Table(*(Column(name, overflow="fold") for name in heading), title=title, box=box.SIMPLE)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
@@ -121,8 +121,7 @@ def calibrate(
         )
     console.print(
         f"threshold {threshold.value:.4f}: {threshold.method.replace('_', ' ')} of {threshold.images} normal images, "
-        f"target {target_fpr:.1%} false alarms",
-        highlight=False,
+        f"target {100 * target_fpr:g} % false alarms"
     )
 
 
@@ -132,7 +131,9 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders or globs.")],
     name: Annotated[str, typer.Option(help="What is in them: any noun.")],
     out: Annotated[Path, typer.Option(help="Folder for overlays, masks and predictions.jsonl.")] = Path("predictions"),
-    threshold: Annotated[float | None, typer.Option(help="Of the score, in place of the calibrated one.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the score, in place of the calibrated one.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="A page that works offline.")] = None,
 ) -> None:
     """Look for defects: a verdict, a score, a heatmap, a mask, boxes and one JSON line for each image.
@@ -148,26 +149,26 @@ def predict(
     from aaclip.calibration import Threshold
     from aaclip.predict import files_of, predict_files
 
-    files = files_of(images)
+    files = files_of(images, without=out)
     detector = open_detector(source)
     if threshold is not None:
         detector.threshold = Threshold(threshold, method="given")
     found = predict_files(
         detector, files, name=name, folder=out, page=html, model=Path(source).name, reporter=cli.progress
     )
-    table = Table("score", "verdict", "regions", "image", box=box.SIMPLE)
+    table = Table("score", "verdict", "regions", Column("image", overflow="fold"), box=box.SIMPLE)
     for line in sorted(found.lines, key=lambda line: -line["score"])[:LISTED]:
         table.add_row(f"{line['score']:.3f}", line["verdict"] or "–", str(len(line["boxes"])), Text(line["image"]))
     console.print(table)
     if len(found.lines) > LISTED:
         console.print(f"and {len(found.lines) - LISTED:,} more")
     if detector.threshold is None:
-        console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one", highlight=False)
+        console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
     for written in [found.folder, *([found.page] if found.page else [])]:
         console.print(f"written to {written}", soft_wrap=True)
     if found.failures:
-        for problem in list(found.failures.values())[:LISTED]:
-            console.print(Text(problem), soft_wrap=True)
+        for problem in found.failures.values():
+            console.print(problem, soft_wrap=True)
         raise ValueError(f"{len(found.failures)} of {len(files)} images could not be read, listed above")
 
 
@@ -209,7 +210,7 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
     for name, count, state in model.inventory():
         table.add_row(name, f"{count:,}", state)
     console.print(table)
-    console.print(f"levels {model.levels}, V-V attention in the last {model.surgery_blocks} blocks", highlight=False)
+    console.print(f"levels {model.levels}, V-V attention in the last {model.surgery_blocks} blocks")
 
 
 @app.command()
@@ -274,7 +275,7 @@ def synthetic(
     good: Annotated[int, typer.Option(min=0, help="Flawless test images a kind.")] = 30,
     damaged: Annotated[int, typer.Option(min=0, help="Images a kind and defect.")] = 10,
     train: Annotated[int, typer.Option(min=0, help="Flawless training images a kind.")] = 0,
-    size: Annotated[int, typer.Option(min=16, help="Pixels a side.")] = 112,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 112,
     seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
 ) -> None:
     """Draw parts with and without defects, with masks, as an MVTec tree.

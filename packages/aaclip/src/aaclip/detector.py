@@ -27,7 +27,7 @@ from torch import Tensor
 
 from aaclip.calibration import Logistic, Threshold, top_mean
 from aaclip.config import BackboneConfig, Config, PreprocessConfig
-from aaclip.data import read_image
+from aaclip.data import as_rgb, read_image
 from aaclip.data.augment import squash
 from aaclip.maps import anomaly_map
 from aaclip.models import AnomalyModel, PlainCLIP
@@ -191,7 +191,7 @@ class Detector:
         text_D2 = self.class_embedding(name)
         pending = iter(images)
         while chunk := list(islice(pending, batch_size)):
-            pictures = [one.convert("RGB") if isinstance(one, Image.Image) else read_image(Path(one)) for one in chunk]
+            pictures = [as_rgb(one) if isinstance(one, Image.Image) else read_image(Path(one)) for one in chunk]
             batch_B3SS = torch.stack([self.preprocess(squash(one, None, side=self.size)[0]) for one in pictures])
             scores = self.scores(batch_B3SS, text_D2.expand(len(pictures), -1, -1))
             score_B = expit(self.image_logits(scores))
@@ -240,7 +240,7 @@ class Detector:
         """
         folder = model_folder(Path(source))
         config = load_config(Config, config=folder / CONFIG)
-        told = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
+        told = described(folder)
         bundle = load_backbone(config.backbone)
         if bundle.spec.fingerprint != told["fingerprint"]:
             raise ValueError(
@@ -252,7 +252,10 @@ class Detector:
             state = load_file(folder / WEIGHTS)
         except SafetensorError as error:
             raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-        classes = {name: state.pop(f"classes.{row}") for row, name in enumerate(told["classes"])}
+        rows = {name: f"classes.{row}" for row, name in enumerate(told["classes"])}
+        if not state.keys() >= set(rows.values()):
+            raise ValueError(f"{folder / WEIGHTS} is not of the same detector as {DETECTOR} beside it: copy both again")
+        classes = {name: state.pop(key) for name, key in rows.items()}
         load_trained(model, state, source=folder / WEIGHTS)
         threshold = None if told["threshold"] is None else Threshold.from_dict(told["threshold"])
         score, border = Logistic.from_dict(told["score"]), float(told["border"])
@@ -313,8 +316,20 @@ def model_folder(source: Path) -> Path:
     raise ValueError(f"{source}: neither a run folder of aaclip nor a folder with {DETECTOR} in it")
 
 
+def described(folder: Path) -> dict[str, Any]:
+    """What `save_pretrained` wrote beside the weights.
+
+    Raises:
+        ValueError: A damaged file.
+    """
+    try:
+        told: dict[str, Any] = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / DETECTOR} is damaged: {error}") from error
+    return told
+
+
 def save_threshold(source: Path, threshold: Threshold) -> None:
     """Write a saved detector's threshold; the weights stay as they are."""
-    file = model_folder(source) / DETECTOR
-    told = json.loads(file.read_text(encoding="utf-8"))
-    write_json(file, told | {"threshold": threshold.to_dict()})
+    folder = model_folder(source)
+    write_json(folder / DETECTOR, described(folder) | {"threshold": threshold.to_dict()})

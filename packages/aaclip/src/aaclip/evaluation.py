@@ -103,8 +103,10 @@ def refuse_training_images(run: Path, records: Sequence[Record]) -> None:
     Raises:
         DataError: Says how many, and the first.
     """
-    file = run / TRAINING_LIST
-    if not file.exists():
+    # a run's detector may be named by its own folder, RUN/model, too
+    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
+    file = next((file for file in lists if file.exists()), None)
+    if file is None:
         return
     learned = {row["sha256"] for row in json.loads(file.read_text(encoding="utf-8"))["records"]}
     known = [record.image for record in records if _sha256(record.image) in learned]

@@ -15,6 +15,7 @@ from aaclip.detector import Detection, Detector, save_threshold
 from aaclip.overlay import overlay
 from aaclip.page import require_replaceable, write_page
 from aaclip.regions import Finding
+from clip_common.page import printable
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import write_atomically
 from clip_common.runs.files import write_text
@@ -72,7 +73,7 @@ def predict_files(
             try:
                 picture = read_image(file)
             except DataError as error:
-                predictions.failures[str(file)] = str(error)
+                predictions.failures[printable(file)] = printable(str(error))
             else:
                 found = next(detector.predictions([picture], name=name))
                 predictions.lines.append(write_one(folder, stems[file], file, picture, found, name=name))
@@ -103,12 +104,12 @@ def write_one(
         with write_atomically(target) as temporary:
             image.save(temporary, format="PNG")
     return {
-        "image": str(file),
+        "image": printable(file),
         "name": name,
         "verdict": found.verdict,
         "score": round(found.score, 6),
         "boxes": [asdict(region) for region in found.boxes],
-        **{key: str(path) for key, path in written.items()},
+        **{key: printable(path) for key, path in written.items()},
     }
 
 
@@ -142,7 +143,8 @@ def calibrate_on(
     """
     detector = Detector.from_pretrained(source)
     scores = []
-    for done, found in enumerate(detector.predictions(files, name=name), start=1):
+    # one at a time, as `predict_files` looks at them: a batch may round the score that the threshold lies just above
+    for done, found in enumerate(detector.predictions(files, name=name, batch_size=1), start=1):
         scores.append(found.score)
         if progress is not None:
             progress(done, len(files))
@@ -151,8 +153,12 @@ def calibrate_on(
     return threshold
 
 
-def files_of(sources: Sequence[str]) -> list[Path]:
+def files_of(sources: Sequence[str], *, without: Path | None = None) -> list[Path]:
     """The pictures that files, folders (to any depth) and globs stand for, in the order of their names.
+
+    Args:
+        sources: Hidden files in a folder are no pictures of it.
+        without: Folder of earlier outputs, which are not looked at in turn when they lie in a folder of pictures.
 
     Raises:
         DataError: Nothing is there, or a folder without pictures.
@@ -161,16 +167,24 @@ def files_of(sources: Sequence[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if _is_picture_of(path, file, without=without))
         elif path.exists():
             inside = [path]
         else:
-            inside = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            inside = sorted(file for file in matching if file.is_file())
         if not inside:
             kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
             raise DataError(f"{source}: no picture there ({kinds}); name a file, a folder or a glob")
         found += inside
     return list(dict.fromkeys(found))
+
+
+def _is_picture_of(folder: Path, file: Path, *, without: Path | None) -> bool:
+    if file.suffix.lower() not in SUFFIXES or not file.is_file():
+        return False
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and not (without is not None and file.absolute().is_relative_to(without.absolute()))
 
 
 def unique_stems(files: Sequence[Path]) -> dict[Path, str]:

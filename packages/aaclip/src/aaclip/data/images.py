@@ -32,12 +32,22 @@ def read_image(path: Path) -> Image.Image:
             that has no brightness range (floating point, more than 16 bits).
     """
     with _opened(path) as image:
-        if image.mode in _WIDE:
-            return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-        if image.mode == "F":
-            raise ValueError("floating-point pixels: save it with 8 or 16 bits")
-        # PIL warns of palettes with transparency unless they pass through RGBA
-        return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+        return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` gives its file.
+
+    Raises:
+        ValueError: Of a kind that has no brightness range.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _WIDE:
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels: save it with 8 or 16 bits")
+    # PIL warns of palettes with transparency unless they pass through RGBA
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def read_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
