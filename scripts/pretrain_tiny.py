@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_common import cli
+from clip_common.runs import write_json
 from clip_common.synthetic import captions, sample_scene, write_pretraining
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.parts import sample_part
@@ -77,6 +78,11 @@ def main() -> None:
     parser.add_argument("--start", help="go on from these weights (local-dir:FOLDER or tiny) instead of from scratch")
     options = parser.parse_args()
 
+    told = {name: str(value) for name, value in vars(options).items() if name != "workers"}
+    recipe = options.folder / "recipe.json"
+    if recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")) != told:
+        raise SystemExit(f"{recipe} was begun with other options: type the same ones, or name another --folder")
+    write_json(recipe, told)
     world, tokenizer = options.folder / "world", options.folder / "tokenizer"
     if not world.exists():
         counts = {"scenes": options.scenes, "parts": options.parts}

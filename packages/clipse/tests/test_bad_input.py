@@ -181,3 +181,10 @@ def test_the_traceback_is_shown_under_debug(clipse, small):
     code, _, error = clipse("--debug", "train", *small, "loss.nmae=clip")
     assert code == 2
     assert "Traceback" in error
+
+
+def test_an_odd_number_of_parts(clipse, tmp_path):
+    code, out, error = clipse("data", "synthetic", tmp_path / "parts", "--what", "parts", "--train", "33")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "parts come in pairs" in error
+    assert not (tmp_path / "parts").exists()

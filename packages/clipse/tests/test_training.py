@@ -94,6 +94,16 @@ def test_eval_against_another_model_says_what_differs(small, trained, clipse):
     assert "+0.0 (+0.0 to +0.0, paired by image)" in same_twice
 
 
+def test_a_wrong_name_to_compare_with_is_told_before_anything_is_scored(trained, clipse):
+    run = trained()
+    before = (run / "result.json").read_bytes()
+    for name, said in (("nosuchmodel", "unknown model"), ("ViT-B-32:nosuchtag", "has no weights 'nosuchtag'")):
+        code, out, error = clipse("eval", run, "--against", name)
+        assert (code, out) == (2, "")
+        assert said in error
+    assert (run / "result.json").read_bytes() == before
+
+
 def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
     config = configured(small, "name=done", "trainer.max_epochs=1")
     run = train(config).run
@@ -284,6 +294,14 @@ def test_a_batch_encoded_in_parts_trains_as_one_encoded_whole(small, trained, mo
     parts = train(configured(small, "name=parts", *overrides)).run.path
     assert max(calls[: 3 * 8]) == 5  # 3 steps of 16 images in 4 parts, forward and again for the backward
     torch.testing.assert_close(losses(parts), losses(whole), atol=1e-4, rtol=0)
+
+
+def test_batch_normalisation_is_not_encoded_in_parts(small):
+    model = (
+        "{embed_dim: 32, vision_cfg: {image_size: 32, layers: [1, 1, 1, 1], width: 8}, text_cfg: {width: 32, heads: 2}}"
+    )
+    with pytest.raises(ValueError, match="batch normalisation"):
+        train(configured(small, f"model.architecture={model}", "data.mini_batch=5"))
 
 
 def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(small, trained, monkeypatch):

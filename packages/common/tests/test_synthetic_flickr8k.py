@@ -121,3 +121,12 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to draw"):
         write_flickr8k(tmp_path / "scenes", train=0, val=0, test=0)
+
+
+def test_a_foreign_folder_has_no_oracle_and_neither_have_rewritten_captions(tmp_path):
+    for content in ('{"id": 1}\n', "no JSON", ""):
+        (tmp_path / "parts.jsonl").write_text(content, encoding="utf-8")
+        assert oracle_of_folder(tmp_path, ["a.jpg"], [["a mug"]]) == {}
+    folder = write_flickr8k(tmp_path / "set", train=1, val=0, test=0, size=32)
+    (name,) = (path.name for path in (folder / "Images").iterdir())
+    assert oracle_of_folder(folder, [name], [["something else altogether"]]) == {}

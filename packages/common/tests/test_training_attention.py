@@ -33,6 +33,16 @@ def test_gradients_come_back_in_the_dtype_of_the_inputs():
     assert {one.grad.dtype for one in (query, key, value)} == {torch.bfloat16}
 
 
+def test_doubles_stay_doubles_and_one_inside_another_works():
+    query, key, value = torch.randn(3, 1, 1, 4, 8, dtype=torch.float64)
+    with float32_cpu_attention():
+        assert attention(query, key, value).dtype == torch.float64
+        with float32_cpu_attention():
+            assert attention(*torch.randn(3, 1, 1, 4, 8)).dtype == torch.float32
+        assert attention(*torch.randn(3, 1, 1, 4, 8)).dtype == torch.float32
+    assert attention(*torch.randn(3, 1, 1, 4, 8)).dtype == torch.bfloat16
+
+
 def test_without_autocast_nothing_changes():
     query, key, value = torch.randn(3, 1, 1, 4, 8, dtype=torch.bfloat16)
     with float32_cpu_attention():

@@ -70,7 +70,7 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, model name or weights file.")],
     overrides: Overrides = None,
     against: Annotated[
-        str | None, typer.Option(metavar="RUN-or-MODEL", help="Score this one too, and say what differs.")
+        str | None, typer.Option(metavar="RUN-or-MODEL[:TAG]", help="Score this one too, and say what differs.")
     ] = None,
 ) -> None:
     """Score retrieval both ways, with 95 % intervals, and append to results/run_registry.csv.
@@ -81,20 +81,21 @@ def evaluate(
 
         clipse eval ViT-B-32 model.pretrained=laion2b_s34b_b79k data.root=flickr8k/ split=test
 
-        clipse eval runs/clipse/mine --against ViT-B-32
+        clipse eval runs/clipse/mine --against ViT-B-32:laion2b_s34b_b79k
 
         clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
     """
-    from clipse.evaluation import evaluate_against, evaluate_source
+    from clipse.evaluation import evaluate_against, evaluate_source, open_other
 
+    other = None if against is None else open_other(against)  # a wrong name is told before anything is scored
     settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
     show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
-    if against is not None:
-        theirs, ahead = evaluate_against(evaluation, against, settings, reporter=cli.progress)
-        other, (low, high) = Path(against).name, theirs.result.intervals["rsum"]
+    if other is not None:
+        theirs, ahead = evaluate_against(evaluation, other, settings, reporter=cli.progress)
+        low, high = theirs.result.intervals["rsum"]
         console.print(
-            f"{other} on the same images: rsum {theirs.result.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
-            f"rsum of {Path(source).name} minus {other}: [bold]{ahead.difference:+.1f}[/bold] "
+            f"{other.name} on the same images: rsum {theirs.result.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
+            f"rsum of {Path(source).name} minus {other.name}: [bold]{ahead.difference:+.1f}[/bold] "
             f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n",
             highlight=False,
         )
@@ -307,6 +308,8 @@ def synthetic(
     """
     from clip_common.synthetic import write_flickr8k, write_parts
 
+    if what is World.parts and any(count % 2 for count in (train, val, test)):
+        raise ValueError(f"parts come in pairs: give even numbers, got --train {train} --val {val} --test {test}")
     write, images = (write_parts, 2) if what is World.parts else (write_flickr8k, 1)  # parts come in pairs
     counts = {split: count // images for split, count in (("train", train), ("val", val), ("test", test))}
     with cli.progress(f"drawing {what}") as progress:

@@ -50,7 +50,7 @@ class DataConfig:
     batch_size: int = 64
     """Images per optimizer step and accumulation, over all devices together: a multiple of their number."""
     mini_batch: int | None = None
-    """Images encoded at a time (GradCache), for batches that memory does not hold; null encodes a batch whole."""
+    """Images a device encodes at a time (GradCache), for batches that memory does not hold; null: a batch whole."""
     augment: bool = True
     """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied where features are cached."""
     cache: bool = False

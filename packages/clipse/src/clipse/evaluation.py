@@ -10,7 +10,7 @@ from clip_common.reporting import Progress, Reporter, silent
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel, open_source, pick_device
+from clipse.model import RetrievalModel, Source, open_source, pick_device
 from clipse.results import write_registry
 
 
@@ -96,21 +96,32 @@ def evaluate_source(
     return config, evaluation, written
 
 
+def open_other(name: str) -> Source:
+    """A run folder, a saved model, or what `model.name` takes, with `:TAG` behind it for pretrained weights.
+
+    Raises:
+        ValueError: None of these.
+    """
+    model, _, tag = name.rpartition(":")
+    if model and not Path(name).exists() and model not in ("local-dir", "hf-hub"):
+        return open_source(model, overrides=[f"model.pretrained={tag}"])
+    return open_source(name)
+
+
 def evaluate_against(
-    evaluation: Evaluation, other: str, config: Config, *, reporter: Reporter = silent
+    evaluation: Evaluation, other: Source, config: Config, *, reporter: Reporter = silent
 ) -> tuple[Evaluation, Paired]:
     """Score another model on the same images: its scores, and how far ahead `evaluation` is in rsum.
 
     Args:
         evaluation, config: What `evaluate_source` gave.
-        other: A run folder, a saved model, or what `model.name` takes.
+        other: What `open_other` gave.
         reporter: Shows progress.
     """
-    model = open_source(other).model.to(pick_device())
     data = config.data
-    with reporter(f"embedding the {config.split} split with {Path(other).name}") as progress:
+    with reporter(f"embedding the {config.split} split with {other.name}") as progress:
         theirs = evaluate(
-            model,
+            other.model.to(pick_device()),
             read_records(data).splits[config.split],
             batch_size=data.batch_size,
             workers=data.workers,

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import Tokens, move
@@ -58,6 +59,11 @@ class RetrievalModule(L.LightningModule):
         self.config = config
         self.image_rows = image_rows
         self.text_rows = text_rows
+        if config.data.mini_batch is not None and any(isinstance(part, _BatchNorm) for part in model.modules()):
+            raise ValueError(
+                "data.mini_batch encodes rows apart, but batch normalisation, which this model has, makes them depend "
+                "on each other: leave data.mini_batch out, or take a transformer"
+            )
         self.loss = build_loss(config.loss)
         self.contrastive_log_b = math.log(config.data.batch_size)
         self.validated: list[tuple[Tensor, ...]] = []

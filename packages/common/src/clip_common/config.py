@@ -61,7 +61,7 @@ class TrainerConfig:
     max_epochs: int = 10
     """Epochs of training."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "32-true"
-    """Number format of weights and of autocast, in Lightning's names."""
+    """Number format of weights and of autocast, in Lightning's names; a CPU without bf16 is fastest in 32-true."""
     devices: str = "auto"
     """`auto` (all accelerators, else the CPU), `cpu`, `cpu:2` (two CPU processes), a count `4`, or indices `0,1`."""
     nodes: int = 1

@@ -48,9 +48,12 @@ def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
 def embed_in_parts(encoder: Encoder, inputs: Inputs, mini_batch: int) -> Tensor:
     """The embeddings (B, D) of all rows, a mini-batch at a time, computed again in the backward: what `cached` does.
 
-    Under `torch.no_grad` nothing is computed twice.
+    Under `torch.no_grad`, and where one mini-batch holds all rows, nothing is computed twice.
     """
-    return torch.cat([checkpoint(encoder, part, use_reentrant=False) for part in _parts(inputs, mini_batch)])
+    parts = list(_parts(inputs, mini_batch))
+    if len(parts) == 1:
+        return encoder(parts[0])
+    return torch.cat([checkpoint(encoder, part, use_reentrant=False) for part in parts])
 
 
 def _parts(inputs: Inputs, size: int) -> Iterator[Inputs]:

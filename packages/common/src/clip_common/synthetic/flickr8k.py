@@ -150,18 +150,25 @@ def write_pretraining(
 
 
 def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The attribute oracle's metrics for some images of a folder; nothing where they are not all scenes or all parts.
+    """The attribute oracle's metrics for some images of a folder, as far as it can read them.
+
+    It has nothing to say of a folder that is not of the procedural world, of scenes mixed with parts, and of captions
+    that somebody has rewritten.
 
     Args:
-        folder: A folder of the procedural world; another has no oracle.
+        folder: Any folder.
         images: File names of N images in it.
         texts: Their captions.
     """
     for file, content in ((SCENES, Scene), (PARTS, Part)):
-        rows = read_lines(Path(folder) / file) if (Path(folder) / file).exists() else []
-        told = {row["image"]: content.from_dict(row) for row in rows}
-        if told.keys() >= set(images):
-            return attribute_oracle([told[name] for name in images], texts)
+        if not (Path(folder) / file).exists():
+            continue
+        try:
+            told = {row["image"]: content.from_dict(row) for row in read_lines(Path(folder) / file)}
+            if told.keys() >= set(images):
+                return attribute_oracle([told[name] for name in images], texts)
+        except (ValueError, KeyError, TypeError):  # somebody else's file of that name, or words of another grammar
+            continue
     return {}
 
 

@@ -27,9 +27,11 @@ def float32_cpu_attention() -> Iterator[None]:
 def _in_float32(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *arguments: Any, **keywords: Any
 ) -> Tensor:
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
     with torch.autocast("cpu", enabled=False):
+        if torch.float64 in (query.dtype, key.dtype, value.dtype):  # autocast leaves those alone
+            return scaled_dot_product_attention(query, key, value, attn_mask, *arguments, **keywords)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.float()
         return scaled_dot_product_attention(
             query.float(), key.float(), value.float(), attn_mask, *arguments, **keywords
         )
