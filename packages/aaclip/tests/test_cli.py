@@ -185,8 +185,9 @@ def test_predict_before_calibration_with_a_threshold_and_after_it(aaclip, saved,
 
 
 @pytest.mark.parametrize("threshold", ["2", "-0.5", "high"])
-def test_predict_with_a_threshold_that_is_none(aaclip, saved, photos, threshold):
-    refused(aaclip("predict", saved, photos, "--name=mug", f"--threshold={threshold}"), "--threshold", "should be")
+def test_predict_with_a_threshold_that_is_none(aaclip, saved, photos, tmp_path, threshold):
+    command = ["predict", saved, photos, "--name=mug", "--out", tmp_path / "out"]
+    refused(aaclip(*command, f"--threshold={threshold}"), "--threshold", "should be")
 
 
 def test_calibrate_with_too_few_images_or_an_odd_rate(aaclip, saved, photos):

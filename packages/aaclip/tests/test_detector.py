@@ -57,6 +57,7 @@ for found in Detector.from_pretrained(sys.argv[1]).predict(sys.argv[2:], name="m
 """
 
 
+@pytest.mark.slow  # importing torch and open_clip anew
 def test_in_another_process(detector, saved, files):
     with_middle_threshold(detector, files).save_pretrained(saved)
     here = detector.predict(files, name="mug")

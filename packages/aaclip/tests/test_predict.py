@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aaclip.calibration import Threshold
+from aaclip.calibration import Logistic, Threshold
 from aaclip.data import DataError
 from aaclip.detector import Detector
 from aaclip.predict import LINES, calibrate_on, files_of, predict_files, unique_stems
@@ -128,6 +128,13 @@ def test_a_name_that_is_no_text_is_told_with_a_mark(detector, tmp_path):
     assert [problem.isprintable() for problem in found.failures.values()] == [True]
 
 
+def test_names_as_long_as_a_file_system_takes(detector, tmp_path):
+    files = [picture(tmp_path / "in" / f"{'é' * 124}{end}.png") for end in "12"]  # 253 bytes
+    found = looked_at(detector, files, tmp_path / "out")
+    assert [line["image"] for line in found.lines] == [str(file) for file in files]
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
 def test_stems_differ_where_names_or_folders_do_not():
     files = [Path(name) for name in ("/p/x.png", "/q/x.png", "/r/q/x.png", "/q_x.png", "/p/x.jpg", "/p/x.bmp")]
     stems = unique_stems(files)
@@ -214,6 +221,15 @@ def test_calibration_sets_the_rate_of_false_alarms(detector, saved, normal, guar
     assert [one.verdict for one in found].count("anomalous") == above
     alone = [again.predict(file, name="mug").verdict for file in normal]
     assert alone == [one.verdict for one in found]
+
+
+def test_normal_pictures_that_score_1_are_no_ground_for_a_threshold(detector, saved, normal):
+    """Nothing scores more: every picture would be called normal from then on."""
+    detector.score = Logistic(a=0.0, b=0.0, c=60.0)
+    detector.save_pretrained(saved)
+    with pytest.raises(ValueError, match="more than 20 % of the 10 normal pictures score 1"):
+        calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
+    assert Detector.from_pretrained(saved).threshold is None
 
 
 def test_too_few_pictures_for_a_promise_leave_the_detector_without_a_threshold(saved, normal):

@@ -1,6 +1,7 @@
 """Verdicts for files, a folder or a glob, and what a person looks at: overlays, masks, one JSON line each, a page."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from clip_common.runs.files import write_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LINES = "predictions.jsonl"
+STEM = 180
+"""Bytes of an output's name before what is added to it; file systems allow 255 in all."""
 
 
 @dataclass
@@ -139,7 +142,8 @@ def calibrate_on(
         progress: Called as `progress(done, total)`.
 
     Raises:
-        ValueError: A picture that cannot be read, or too few for the promise.
+        ValueError: A picture that cannot be read, too few for the promise, or too many that score 1: nothing scores
+            more, so there would be no verdict but "normal".
     """
     detector = Detector.from_pretrained(source)
     scores = []
@@ -149,6 +153,11 @@ def calibrate_on(
         if progress is not None:
             progress(done, len(files))
     threshold = (conformal if guarantee else normal_quantile)(scores, target_fpr)
+    if threshold.value > 1:
+        raise ValueError(
+            f"more than {100 * target_fpr:g} % of the {len(files)} normal pictures score 1, and nothing more: "
+            "give a higher --target-fpr or a fitting --name, or train on pictures like these"
+        )
     save_threshold(source, threshold)
     return threshold
 
@@ -193,12 +202,17 @@ def unique_stems(files: Sequence[Path]) -> dict[Path, str]:
     taken: set[str] = set()
     for file in files:
         parts = list(file.absolute().parts[1:])
-        stem, depth = file.stem, 1
+        stem, depth = _cut(file.stem), 1
         while stem in taken and depth < len(parts):
             depth += 1
-            stem = "_".join([*parts[-depth:-1], file.stem])
+            stem = _cut("_".join([*parts[-depth:-1], file.stem]))
         while stem in taken:  # a.png beside a.jpg
             stem = f"{stem}_{file.suffix[1:]}"
         taken.add(stem)
         stems[file] = stem
     return stems
+
+
+def _cut(stem: str) -> str:
+    coded = os.fsencode(stem)
+    return stem if len(coded) <= STEM else coded[:STEM].decode("utf-8", "ignore")
