@@ -226,7 +226,7 @@ def test_the_procedural_worlds_folder_is_read_back_as_it_was_drawn(scenes):
     data = load_captions(scenes)
     assert data.format == "kaggle"
     assert [len(data.split(split)) for split in ("train", "val", "test")] == [48, 16, 16]
-    assert [list(record.captions) for record in data.images] == [captions(sample_scene(0, i)) for i in range(80)]
+    assert [list(record.captions) for record in data.images] == [captions(sample_scene(1, i)) for i in range(80)]
 
 
 def test_a_broken_image_does_not_move_the_others_to_another_split(folder):

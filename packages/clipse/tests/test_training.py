@@ -178,11 +178,17 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
         return original(self, image_ND, text_ND, references=references)
 
     monkeypatch.setattr(RetrievalModule, "validation_loss", noted)
-    overrides = ["name=compared", "loss.name=sanw_debias", "loss.delta=0.1", f"loss.references={references}"]
+    overrides = [
+        "name=compared",
+        "loss.name=sanw_debias",
+        "loss.delta=0.1",
+        "loss.lambda=30",
+        f"loss.references={references}",
+    ]
     run = train(configured(small, *overrides)).run.path
     image_ND, text_ND, compared, scale = given[-1]
     assert [len(side) for side in compared] == [16, 16]
-    weighting = SANWDebias(delta=0.1)
+    weighting = SANWDebias(delta=0.1, lam=30.0)
     theirs, online = (
         contrastive_loss(image_ND, text_ND, scale=scale, weighting=weighting, references=by).item()
         for by in (compared, None)
