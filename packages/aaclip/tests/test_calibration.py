@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from aaclip.calibration import Logistic, Threshold, best_f1, conformal, normal_quantile, top_mean
+from aaclip.calibration import Logistic, Threshold, best_f1, conformal, normal_quantile, relative_scores, top_mean
 
 tied = st.lists(st.sampled_from([-2.0, -0.0, 0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), min_size=1, max_size=30)
 any_scores = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
@@ -196,3 +196,13 @@ def test_top_mean_is_that_of_sorted_pixels(seed, side, share):
     count = max(1, int(round(share * side * side, 6)))
     expected = np.sort(maps_BHW.flatten(1).numpy(), axis=1)[:, -count:].mean(axis=1)
     assert top_mean(maps_BHW, share=share).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_relative_scores_by_hand():
+    """Maps from 2 to 6 and cosines from .1 to .5: stretched to 0 to 1, then halved and added."""
+    found = relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="industrial")
+    assert found == pytest.approx([0.25, 0.75, 0.625])
+    assert relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="medical") == pytest.approx(
+        [0.5, 1, 0.25]
+    )
+    assert relative_scores([0.3, 0.3], [1.0, 1.0], lowest=1.0, domain="industrial").tolist() == [0, 0]

@@ -13,7 +13,7 @@ from PIL import Image
 from aaclip.config import Config
 from clip_common.config import load_config
 
-VERBS = ["train", "test", "calibrate", "predict", "import", "info", "prefetch", "config"]
+VERBS = ["train", "test", "calibrate", "predict", "remember", "import", "info", "prefetch", "config"]
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
@@ -67,7 +67,7 @@ def test_as_a_module_it_lists_its_verbs():
         assert verb in shown.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "data check", "data synthetic"])
+@pytest.mark.parametrize("verb", [*VERBS, "data check", "data split", "data synthetic"])
 def test_every_verb_shows_an_example(aaclip, verb):
     assert f"aaclip {verb} " in " ".join(succeeded(aaclip(*verb.split(), "--help")).split())
 
@@ -161,6 +161,102 @@ def test_data_check_of_no_set(aaclip, tmp_path):
     refused(aaclip("data", "check", tmp_path / "gone"), "gone", "no such folder")
     refused(aaclip("data", "check", tmp_path), "no labelled images found")
     refused(aaclip("data", "check", tmp_path, "--format=mvtecc"), "mvtecc", "mvtec")
+
+
+@pytest.mark.filterwarnings("ignore:image score not fitted")
+def test_data_split_prints_counts_and_writes_lists_that_train_and_test_take(aaclip, parts, small, tmp_path):
+    out = tmp_path / "l [b]ists"
+    printed = succeeded(aaclip("data", "split", parts, out, "--shot=4", "--seed=2"))
+    assert "shot 4, seed 2" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["mug", "2", "2", "2", "4"] in rows  # of 4 flawless and 6 damaged ones
+    assert ["star", "2", "2", "2", "4"] in rows
+    for name, lines in (("train.jsonl", 8), ("test.jsonl", 12)):
+        assert f"written to {out / name}" in printed
+        assert len((out / name).read_text().splitlines()) == lines
+    refused(aaclip("data", "split", parts, out, "--shot=4"), str(out), "exists")
+
+    epochs = ["stages.text.epochs=1", "stages.image.epochs=1"]
+    given = [*small, *epochs, f"data.root={out}", "data.mode=few_shot", "data.shot=4"]
+    run = tmp_path / "runs" / "aaclip" / "few"
+    assert "learned from 8 images of 2 classes" in succeeded(aaclip("train", *given, "name=few"))
+    assert "few on l [b]ists" in succeeded(aaclip("test", run, out))
+    assert "12 images" in (run / "test-l [b]ists" / "results.md").read_text(encoding="utf-8")
+    refused(aaclip("test", run, parts), "to test on are among those", "learned from")  # some of its test split
+
+
+def test_data_split_of_what_cannot_be_split(aaclip, parts, tmp_path):
+    out = tmp_path / "out"
+    refused(aaclip("data", "split", parts, out), "class mug: 4 normal image(s), data.shot=32 needs 16")
+    refused(aaclip("data", "split", parts, out, "--shot=5"), "data.shot=5", "even number")
+    refused(aaclip("data", "split", parts, out, "--shot=few"), "--shot")
+    refused(aaclip("data", "split", tmp_path / "gone", out), "gone", "no such folder")
+    refused(aaclip("data", "split", parts, out, "--shot=4", "--format=visa"), "not a set of the format visa")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_in_two_calls_by_the_source_s_flags(aaclip, small, trained, tmp_path):
+    folder = tmp_path / "ckpt" / "[b]mvtec"
+    printed = succeeded(aaclip("train", *small, "--save_path", folder, "--stage", "text"))
+    assert f"run    {folder}" in printed
+    assert f"Train the image stage:  aaclip train --resume {folder}" in printed
+    assert "learned from" not in printed
+    refused(aaclip("test", folder, tmp_path), "no labelled images")
+    refused(aaclip("train", "--save_path", folder, "--text_lr=1"), "begun with stages.text.lr=0.001, not 1.0")
+    printed = succeeded(aaclip("train", "--save_path", folder, "--image_epoch=2", "--image_batch_size=8"))
+    assert "learned from 20 images of 2 classes" in printed
+    assert f"aaclip test {folder}" in printed
+    weights = [run / "model" / "model.safetensors" for run in (folder, trained())]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_test_goes_on_past_what_cannot_be_read(aaclip, saved, parts, tmp_path):
+    root = Path(shutil.copytree(parts, tmp_path / "set"))
+    bad = sorted((root / "mug" / "test").rglob("*.png"))[:2]
+    bad[0].write_text("no")
+    bad[1].rename(bad[1].with_name("[b]cut.png"))
+    cut = bad[1].with_name("[b]cut.png")
+    cut.write_bytes(cut.read_bytes()[:200])
+    masks = sorted((root / "star" / "ground_truth").rglob("*.png"))
+    masks[0].write_text("no")
+    code, printed, error = aaclip("test", saved, root)
+    assert code == 2
+    assert error.strip() == "error: 3 of 16 images could not be read, listed above"
+    assert printed.count("not a readable image") == 3
+    for file in (bad[0], cut, masks[0]):
+        assert f"{file}: not a readable image" in printed
+    results = json.loads((saved / "test-set" / "results.json").read_text())
+    assert set(results["classes"]) == {"mug", "star"}
+    assert "13 images" in results["note"]
+    assert "3 more could not be read" in (saved / "test-set" / "results.md").read_text()
+
+    for file in root.glob("*/test/*/*.png"):
+        file.write_text("no")
+    refused(aaclip("test", saved, root, "--out", tmp_path / "out"), "none of 16 images could be read", "first")
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibrate_goes_on_past_what_cannot_be_read(aaclip, saved, photos):
+    (photos / "[b]bad.png").write_text("no")
+    command = ["calibrate", saved, photos, "--name", "mug", "--target-fpr", 0.34]
+    code, printed, error = aaclip(*command)
+    assert code == 2
+    assert error.strip() == "error: 1 of 4 images could not be read, listed above"
+    assert "normal quantile of 3 normal images" in printed
+    assert f"{photos / '[b]bad.png'}: not a readable image" in printed
+    assert json.loads((saved / "detector.json").read_text())["threshold"]["images"] == 3
+    before = (saved / "detector.json").read_text()
+    for file in photos.iterdir():
+        file.write_text("no")
+    refused(aaclip(*command), "none of 4 images could be read")
+    assert (saved / "detector.json").read_text() == before
+
+
+def test_calibrate_refuses_what_the_run_learned_from(aaclip, trained, photos, tmp_path):
+    run = shutil.copytree(trained(), tmp_path / "run")
+    before = (run / "model" / "detector.json").read_text()
+    refused(aaclip("calibrate", run, photos, "--name=mug"), "3 of 3 images to calibrate on", "learned from")
+    assert (run / "model" / "detector.json").read_text() == before
 
 
 def test_predict_before_calibration_with_a_threshold_and_after_it(aaclip, saved, photos, tmp_path):
@@ -311,3 +407,28 @@ def test_import_of_no_checkpoint(aaclip, overrides, tmp_path):
         aaclip("import", tmp_path, tmp_path / "out", *overrides, "surgery.blocks=6", "levels=[8]"), "text_adapter.pth"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_remember_then_test_with_a_memory(aaclip, saved, photos, parts, tmp_path):
+    before = json.loads((saved / "detector.json").read_text())
+    code, printed, _ = aaclip("remember", saved, photos, "--name", "mug")
+    assert code == 0
+    assert "normal images of mug remembered" in printed
+    assert json.loads((saved / "detector.json").read_text()) == before | {"threshold": None}
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    refused(aaclip("remember", saved, tmp_path / "broken.png", "--name", "mug"), "broken.png")
+    code, printed, _ = aaclip("test", saved, parts, "--memory", 1, "--out", tmp_path / "results")
+    assert code == 0
+    assert "1 normal images of each class remembered" in (tmp_path / "results" / "results.md").read_text()
+    refused(aaclip("test", saved, parts, "--memory", 99), "--memory 99", "ask for fewer")
+
+
+def test_tiles_are_calibrated_with_and_predicted_with(aaclip, saved, photos, tmp_path):
+    files = sorted(photos.glob("*.png")) or sorted(photos.rglob("*.png"))
+    assert aaclip("calibrate", saved, *files, "--name", "mug", "--target-fpr", "0.5", "--tile", 24)[0] == 0
+    assert json.loads((saved / "detector.json").read_text())["threshold"]["tile"] == 24
+    out = tmp_path / "out"
+    refused(aaclip("predict", saved, files[0], "--name", "mug", "--out", out), "calibrated with tile=24, not None")
+    assert not out.exists()
+    assert aaclip("predict", saved, files[0], "--name", "mug", "--out", out, "--tile", 24)[0] == 0
+    assert aaclip("predict", saved, files[0], "--name", "mug", "--out", out, "--threshold", 0.5)[0] == 0

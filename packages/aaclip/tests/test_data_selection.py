@@ -22,6 +22,7 @@ from aaclip.data import (
     save_list,
     training_records,
 )
+from aaclip.data.selection import TRAINING_LIST, hashes_of, refuse_training_images, require_same_images
 
 
 def records_of(root: Path = Path("set"), *, normal: int = 20, anomalous: int = 12) -> list[Record]:
@@ -103,6 +104,20 @@ def test_training_records_follow_the_configuration():
         training_records(train_only, DataConfig(labelled="test"))
 
 
+def test_few_shot_draws_from_a_training_split_that_has_both_kinds_of_each_class():
+    def splits(records: list[Record]) -> set[str]:
+        chosen = training_records(Dataset(Path("lists"), "jsonl", records), DataConfig(mode="few_shot", shot=12))
+        return {record.split for record in chosen if record.anomalous}
+
+    records = records_of()
+    assert splits(records) == {"test"}  # as MVTec is: its training split is flawless
+    half = [replace(record, split="train") if int(record.image.stem) < 6 else record for record in records]
+    assert splits(half) == {"train"}
+    # of one class the training split is flawless: every labelled sample
+    other = [replace(one, split="test") if one.anomalous and one.class_name == "bottle" else one for one in half]
+    assert splits(other) == {"train", "test"}
+
+
 def test_missing_masks_are_refused_by_name_and_count():
     records = records_of()
     require_masks(records)
@@ -171,6 +186,39 @@ def test_another_file_than_a_list_is_named(tmp_path, text):
         load_list(tmp_path / "gone.json", root=tmp_path)
 
 
+def test_a_run_that_goes_on_notices_other_images(stored, tmp_path):
+    listing = tmp_path / TRAINING_LIST
+    save_list(stored, listing, root=tmp_path)
+    assert hashes_of(listing) == [json.loads(listing.read_text())["records"][n]["sha256"] for n in range(len(stored))]
+    require_same_images(listing, stored[::-1])
+    with pytest.raises(DataError, match=r"begun with other images: 2 of them are gone or changed, 0 are new"):
+        require_same_images(listing, stored[2:])
+    stored[0].image.write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"1 of them are gone or changed, 1 are new: restore the set, or name a new run"
+    ):
+        require_same_images(listing, stored)
+    listing.write_text('{"records": [{}]}')
+    with pytest.raises(DataError, match=r"training.json: not a list of records"):
+        hashes_of(listing)
+
+
+@pytest.mark.parametrize("purpose", ["test", "calibrate"])
+def test_images_that_were_learned_from_are_refused_by_content(stored, tmp_path, purpose):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    images = [record.image for record in stored]
+    refuse_training_images(run, images)  # no list: a saved detector
+    refuse_training_images(tmp_path / "gone", images)
+    save_list(stored[:3], run / TRAINING_LIST, root=tmp_path)
+    copy = tmp_path / "Kopie, groß.png"
+    copy.write_bytes(images[1].read_bytes())
+    for source in (run, run / "model"):
+        refuse_training_images(source, [*images[3:], tmp_path / "unreadable.png"], purpose=purpose)
+        with pytest.raises(DataError, match=rf"^1 of 2 images to {purpose} on are among .* first {copy}: {purpose} on"):
+            refuse_training_images(source, [images[5], copy], purpose=purpose)
+
+
 def test_a_list_is_plain_json(stored, tmp_path):
     save_list(stored[:1], tmp_path / "list.json", root=tmp_path)
     (row,) = json.loads((tmp_path / "list.json").read_text(encoding="utf-8"))["records"]
@@ -195,7 +243,7 @@ def test_only_files_of_equal_size_are_hashed(tmp_path, monkeypatch):
     for name, size in (("a", 3), ("b", 4), ("c", 4), ("d", 5)):
         (tmp_path / name).write_bytes(name.encode() * size)
     hashed = []
-    monkeypatch.setattr("aaclip.data.selection._sha256", lambda image: hashed.append(image.name) or image.name)
+    monkeypatch.setattr("aaclip.data.selection.sha256_of", lambda image: hashed.append(image.name) or image.name)
     a, b, c, d = (Record(tmp_path / name, "x", "train", False) for name in "abcd")
     refuse_overlap([a, b], [c, d])
     assert sorted(hashed) == ["b", "c"]

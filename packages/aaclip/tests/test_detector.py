@@ -16,7 +16,8 @@ from torch.nn.functional import normalize
 
 from aaclip.calibration import Threshold
 from aaclip.data import DataError
-from aaclip.detector import CONFIG, DETECTOR, WEIGHTS, Detector, save_threshold
+from aaclip.detector import Detector
+from aaclip.stored import CONFIG, DETECTOR, WEIGHTS, save_threshold
 
 
 @pytest.fixture
@@ -257,3 +258,31 @@ def test_plain_clip_has_the_same_prompts_and_no_adapters(clip_folder, detector, 
     assert plain.scores(image_13SS, text_D2[None]).classification_B.item() == pytest.approx(expected, abs=1e-6)
     changed = Detector.plain(replace(detector.config.backbone, image_size=48), config=detector.config)
     assert (changed.size, plain.size) == (48, 32)
+
+
+def test_the_text_tower_waits_for_a_new_name(saved, files, monkeypatch):
+    detector = Detector.from_pretrained(saved)
+    assert all(weight.is_meta for weight in detector.model.text_tower.parameters())
+    detector.predict(files[0], name="mug")  # its embedding is stored
+    assert all(weight.is_meta for weight in detector.model.text_tower.parameters())
+    again = Detector.from_pretrained(detector.save_pretrained(saved))  # saved without having been loaded
+    new = again.predict(files[0], name="a lamp")
+    assert not any(weight.is_meta for weight in again.model.text_tower.parameters())
+    assert again.model.text_tower.trunk.text.attn_mask is not None
+    assert new.score != again.predict(files[0], name="mug").score
+
+
+def test_a_new_name_is_embedded_as_before_saving(detector, saved):
+    np.testing.assert_allclose(
+        Detector.from_pretrained(saved).class_embedding("a lamp").numpy(),
+        detector.class_embedding("a lamp").numpy(),
+        atol=1e-6,
+    )
+
+
+def test_a_folder_and_a_threshold_of_ones_own(detector, files):
+    folder = files[0].parent
+    found = detector.predict(folder, name="mug", threshold=0.0)
+    assert len(found) == len(list(folder.glob("*.png")))
+    assert {one.verdict for one in found} == {"anomalous"}
+    assert detector.threshold is None

@@ -3,15 +3,18 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from aaclip.data import DataError, Record, read_mask
-from aaclip.evaluation import evaluate, records_to_test, refuse_training_images
+from aaclip.data import DataError, Record, read_image, read_mask
+from aaclip.data.selection import refuse_training_images
+from aaclip.evaluation import evaluate, records_to_test, remember_normal
 from aaclip.metrics import METRICS
 from aaclip.results import write_results
 
@@ -55,6 +58,38 @@ def test_the_numbers_are_sklearns_on_images_scored_one_by_one(detector, other_pa
         assert values["pixel/auroc"] == pytest.approx(expected, abs=1e-3)
     mean = np.mean([values["image/auroc"] for values in found.classes.values()])
     assert found.mean["image/auroc"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("domain", ["industrial", "medical"])
+def test_official_scores_are_relative_to_the_class(detector, other_parts, domain):
+    """The released code's few lines, on maps of single images."""
+    detector.config = replace(detector.config, score=replace(detector.config.score, image="official", domain=domain))
+    records = records_to_test(other_parts)
+    found = evaluate(detector, records, batch_size=4, samples=5)
+    for name, values in found.classes.items():
+        own = [record for record in records if record.class_name == name]
+        tensors = torch.stack([detector.tensor_of(read_image(record.image)) for record in own])
+        text_D2 = detector.class_embedding(name)
+        alone = [detector.scores(image_3SS[None], text_D2[None]) for image_3SS in tensors]
+        maps = np.concatenate([one.maps_BSS.numpy() for one in alone])
+        with torch.inference_mode():
+            cosines = (detector.model.features(tensors).detection @ text_D2)[:, 1].numpy()
+        maps, cosines = ((x - x.min()) / (x.max() - x.min()) for x in (maps, (cosines + 1) / 2))
+        peaks = maps.max(axis=(1, 2))
+        scores = peaks if domain == "medical" else 0.5 * peaks + 0.5 * cosines
+        labels = [record.anomalous for record in own]
+        assert values["image/auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+        assert values["image/ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-5)
+
+
+def test_normal_images_of_the_training_split_are_remembered(detector, other_parts):
+    without = evaluate(detector, records_to_test(other_parts), samples=5)
+    remember_normal(detector, other_parts, images=1)
+    assert {name: memory.images for name, memory in detector.memories.items()} == {"key": 1, "lamp": 1}
+    with_memory = evaluate(detector, records_to_test(other_parts), samples=5)
+    assert with_memory.classes["key"]["pixel/auroc"] != without.classes["key"]["pixel/auroc"]
+    with pytest.raises(DataError, match=r"--memory 2: the training split of .* has 1 normal images of key"):
+        remember_normal(detector, other_parts, images=2)
 
 
 def test_batches_order_and_progress_change_no_number(detector, other_parts):
@@ -131,16 +166,47 @@ def test_nothing_to_test_on(detector):
         evaluate(detector, [])
 
 
-def test_a_damaged_image_and_a_mask_of_another_size_are_named(detector, other_parts, tmp_path):
-    root = Path(shutil.copytree(other_parts, tmp_path / "copy"))
-    records = records_to_test(root)
-    masked = next(record for record in records if record.mask)
-    Image.new("L", (7, 7), 255).save(masked.mask)
-    with pytest.raises(DataError, match="a mask of 7x7 pixels, but its image has 40x40"):
-        evaluate(detector, records, samples=5)
-    masked.image.write_bytes(masked.image.read_bytes()[:100])
-    with pytest.raises(DataError, match=masked.image.name):
-        evaluate(detector, records, samples=5)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_damaged_image_and_a_mask_of_another_size_do_not_stop_the_others(detector, other_parts, tmp_path, workers):
+    records = records_to_test(Path(shutil.copytree(other_parts, tmp_path / "copy")))
+    small, cut = [record for record in records if record.class_name == "key" and record.mask][:2]
+    gone = next(record for record in records if record.class_name == "lamp" and not record.mask)
+    Image.new("L", (7, 7), 255).save(small.mask)
+    cut.image.write_bytes(cut.image.read_bytes()[:100])
+    gone.image.unlink()
+    steps = []
+    found = evaluate(
+        detector, records, samples=5, batch_size=2, workers=workers, progress=lambda *step: steps.append(step)
+    )
+    bad = [small, cut, gone]
+    rest = evaluate(detector, [record for record in records if record not in bad], samples=5)
+    assert found.images == rest.images == {"key": 7, "lamp": 8}
+    for name, values in found.classes.items():
+        assert values == pytest.approx(rest.classes[name], abs=1e-6)
+    assert list(found.failures) == [str(record.image) for record in bad]
+    problems = "a mask of 7x7 pixels, but its image has 40x40", "not a readable image", "no such file"
+    for problem, told in zip(problems, found.failures.values(), strict=True):
+        assert problem in told
+        assert "\n" not in told
+    assert steps[-1] == (18, 18)
+    assert rest.failures == {}
+
+
+def test_a_class_of_which_nothing_can_be_read_is_left_out(detector, other_parts, tmp_path):
+    records = records_to_test(Path(shutil.copytree(other_parts, tmp_path / "copy")))
+    for record in records:
+        if record.class_name == "key":
+            record.image.write_text("no")
+    found = evaluate(detector, records, samples=5)
+    assert (list(found.classes), list(found.intervals), found.images) == (["lamp"], ["lamp"], {"lamp": 9})
+    assert len(found.failures) == 9
+    with pytest.raises(DataError, match=r"none of 9 images could be read, first .*key.*: not a readable image"):
+        evaluate(detector, [record for record in records if record.class_name == "key"])
+
+
+def images_of(root: Path) -> list[Path]:
+    return [record.image for record in records_to_test(root)]
 
 
 def test_images_that_were_trained_on_are_refused_wherever_they_lie(trained, parts, other_parts, tmp_path):
@@ -149,12 +215,12 @@ def test_images_that_were_trained_on_are_refused_wherever_they_lie(trained, part
     for root in (parts, copy):
         for source in (run, run / "model"):
             with pytest.raises(DataError, match=r"16 of 16 images to test on are among those that .* learned from"):
-                refuse_training_images(source, records_to_test(root))
-    refuse_training_images(run, records_to_test(other_parts))
-    refuse_training_images(Path("tiny"), records_to_test(parts))  # no run: plain CLIP learned from none of them
+                refuse_training_images(source, images_of(root))
+    refuse_training_images(run, images_of(other_parts))
+    refuse_training_images(Path("tiny"), images_of(parts))  # no run: plain CLIP learned from none of them
 
 
 def test_one_image_among_others_is_refused(trained, parts, other_parts):
-    shared = records_to_test(parts)[5]
-    with pytest.raises(DataError, match=rf"1 of 19 images .* first {shared.image}"):
-        refuse_training_images(trained(), [*records_to_test(other_parts), shared])
+    shared = images_of(parts)[5]
+    with pytest.raises(DataError, match=rf"1 of 19 images .* first {shared}"):
+        refuse_training_images(trained(), [*images_of(other_parts), shared])

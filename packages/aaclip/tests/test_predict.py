@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 
 from aaclip.calibration import Logistic, Threshold
 from aaclip.data import DataError
+from aaclip.data.pictures import files_of
 from aaclip.detector import Detector
-from aaclip.predict import LINES, calibrate_on, files_of, predict_files, unique_stems
+from aaclip.predict import LINES, calibrate_on, predict_files, unique_stems
 
 
 def picture(file: Path, *, seed: int = 0, size: tuple[int, int] = (40, 24)) -> Path:
@@ -103,6 +105,35 @@ def test_only_failures_still_leave_the_files_and_the_page(detector, tmp_path):
     found = looked_at(detector, [tmp_path / "no.png"], tmp_path / "out", page=tmp_path / "page.html")
     assert (len(found.failures), found.lines, lines(tmp_path / "out")) == (1, [], [])
     assert "could not be read" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", [None, "page.html"])
+def test_each_line_is_on_the_disk_before_the_next_picture_is_looked_at(detector, tmp_path, monkeypatch, page):
+    files = [picture(tmp_path / "in" / f"{seed}.png", seed=seed) for seed in range(4)]
+    looked_at(detector, files[::-1], tmp_path / "out")  # an earlier job's lines are no part of this one's
+    real, written = detector.predictions, []
+
+    def stopping(pictures, **more):
+        written.append(lines(tmp_path / "out"))
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        return real(pictures, **more)
+
+    monkeypatch.setattr(detector, "predictions", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        looked_at(detector, files, tmp_path / "out", page=page and tmp_path / page)
+    assert [[line["image"] for line in one] for one in written] == [[str(file) for file in files[:n]] for n in range(4)]
+    assert lines(tmp_path / "out") == written[-1]
+    for line in written[-1]:
+        assert Path(line["overlay"]).is_file()
+        assert Path(line["mask"]).is_file()
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_name_that_is_none_leaves_nothing(detector, tmp_path):
+    with pytest.raises(ValueError, match="name of a thing is empty"):
+        predict_files(detector, [picture(tmp_path / "a.png")], name=" ", folder=tmp_path / "out", model="small")
+    assert not (tmp_path / "out").exists()
 
 
 def test_odd_names_and_names_that_repeat(detector, tmp_path):
@@ -212,8 +243,9 @@ def normal(tmp_path) -> list[Path]:
 @pytest.mark.parametrize(("guarantee", "above"), [(False, 2), (True, 1)])
 def test_calibration_sets_the_rate_of_false_alarms(detector, saved, normal, guarantee, above):
     """Of 10 scores a quantile at 0.2 lets 2 pass; a promise of 0.2 for the 11th lets floor(0.2 · 11) − 1 = 1 pass."""
-    threshold = calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=guarantee)
-    again = Detector.from_pretrained(saved)
+    calibration = calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=guarantee)
+    again, threshold = Detector.from_pretrained(saved), calibration.threshold
+    assert calibration.failures == {}
     assert again.threshold == threshold
     assert (threshold.images, threshold.target_fpr) == (10, 0.2)
     assert threshold.method == ("conformal" if guarantee else "normal_quantile")
@@ -238,8 +270,39 @@ def test_too_few_pictures_for_a_promise_leave_the_detector_without_a_threshold(s
     assert Detector.from_pretrained(saved).threshold is None
 
 
-def test_a_normal_picture_that_cannot_be_read_stops_the_calibration(saved, normal):
+def test_a_normal_picture_that_cannot_be_read_is_left_out_and_told(saved, normal):
     normal[3].write_text("no")
-    with pytest.raises(DataError, match=r"3\.png: not a readable image"):
+    steps = []
+    calibration = calibrate_on(
+        saved, normal, name="mug", target_fpr=0.2, guarantee=False, progress=lambda *step: steps.append(step)
+    )
+    assert list(calibration.failures) == [str(normal[3])]
+    assert "3.png: not a readable image" in calibration.failures[str(normal[3])]
+    assert steps == [(done, 10) for done in range(1, 11)]
+    alone = calibrate_on(saved, normal[:3] + normal[4:], name="mug", target_fpr=0.2, guarantee=False)
+    assert alone.threshold == calibration.threshold
+    assert calibration.threshold.images == 9
+    with pytest.raises(ValueError, match=r"9 normal images cannot promise it, 99 can.*\(1 of 10 could not be read\)"):
+        calibrate_on(saved, normal, name="mug", target_fpr=0.01, guarantee=True)
+    assert Detector.from_pretrained(saved).threshold == calibration.threshold
+
+
+def test_normal_pictures_of_which_none_can_be_read_leave_the_threshold(saved, normal):
+    for file in normal:
+        file.write_text("no")
+    with pytest.raises(DataError, match=r"none of 10 images could be read, first .*0\.png: not a readable image"):
         calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
     assert Detector.from_pretrained(saved).threshold is None
+
+
+def test_pictures_that_a_run_learned_from_set_no_threshold(trained, parts, tmp_path):
+    run = Path(shutil.copytree(trained(), tmp_path / "run"))
+    files = files_of([str(parts / "mug" / "train" / "good")])
+    for source in (run, run / "model"):
+        with pytest.raises(
+            DataError, match=r"^2 of 2 images to calibrate on are among those that .*: calibrate on other"
+        ):
+            calibrate_on(source, files, name="mug", target_fpr=0.2, guarantee=False)
+    assert Detector.from_pretrained(run).threshold is None
+    calibrate_on(run, [picture(tmp_path / "new.png")], name="mug", target_fpr=0.2, guarantee=False)
+    assert Detector.from_pretrained(run).threshold is not None

@@ -198,6 +198,23 @@ def test_weights_with_an_unpacked_text_tower_load_too(small, tmp_path):
     assert bundle.spec.fingerprint == small.spec.fingerprint
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_without_text_the_image_tower_is_the_same_and_text_weights_are_not_there(small, tmp_path, suffix):
+    """In both layouts of names: the text tower as a module of its own, and flat as OpenAI has it."""
+    own = small.image_tower.trunk.state_dict() | small.text_tower.trunk.state_dict()
+    own["logit_scale"] = torch.tensor(small.logit_scale)
+    flat = {name.removeprefix("text."): value for name, value in own.items()}
+    images = torch.randn(2, 3, 32, 32)
+    for number, state in enumerate((own, flat)):
+        file = tmp_path / f"{number}.{suffix}"
+        save_file(state, file) if suffix == "safetensors" else torch.save(state, file)
+        half = load_clip("small", model_config=CONFIG, pretrained=str(file), text=False)
+        assert all(weight.is_meta for weight in half.text_tower.parameters())
+        assert half.spec.fingerprint == ""
+        with torch.no_grad():
+            torch.testing.assert_close(half.image_tower(images).pooled, small.image_tower(images).pooled)
+
+
 def test_siglip_has_a_bias_and_coca_loses_its_decoder(tmp_path):
     assert load_clip("siglip", model_config=config(init_logit_bias=-10.0)).logit_bias == -10
     coca = load_clip(

@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aaclip.config import Config
     from aaclip.data import read_dataset
-    from aaclip.detector import Detection, Detector
+    from aaclip.detection import Detection
+    from aaclip.detector import Detector
     from aaclip.evaluation import evaluate
     from aaclip.experiment import train
 

@@ -30,12 +30,14 @@ class Threshold:
         method: How it was found; `given` by a person.
         target_fpr: False positive rate aimed at; None where none was.
         images: Images it was found on.
+        tile: Side of the tiles that were looked at; None: whole pictures.
     """
 
     value: float
     method: Literal["normal_quantile", "conformal", "best_f1", "given"]
     target_fpr: float | None = None
     images: int = 0
+    tile: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -96,7 +98,8 @@ def best_f1(scores_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> Th
     curve.update(scores, anomalous_N)
     lowest = np.float32(curve.compute().threshold)
     below = np.max(scores, where=scores < lowest, initial=-np.inf)
-    other = below if np.isfinite(below) else np.nextafter(lowest, np.float32(-np.inf))
+    with np.errstate(over="ignore"):  # below the lowest float there is infinity
+        other = below if np.isfinite(below) else np.nextafter(lowest, np.float32(-np.inf))
     return Threshold((float(lowest) + float(other)) / 2, method="best_f1", images=len(scores))
 
 
@@ -204,6 +207,32 @@ def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:
     return pixels_BP.topk(count, dim=1).values.mean(dim=1)
 
 
+def relative_scores(
+    abnormal_N: ArrayLike, peaks_N: ArrayLike, *, lowest: float, domain: Literal["industrial", "medical"]
+) -> Floats:
+    """(N,) image scores as the released code makes them: relative to all images of a class, so of no use for one.
+
+    Cosines and maps are each stretched to 0 to 1 over the class. Industrial images score half of their map's peak and
+    half of their cosine, medical ones the peak alone. What does not vary counts as 0.
+
+    Args:
+        abnormal_N: Cosine of each image to "abnormal".
+        peaks_N: Highest value of each image's map.
+        lowest: Lowest value of all maps.
+        domain: Which of the two.
+    """
+    peaks, cosines = np.asarray(peaks_N, np.float64), np.asarray(abnormal_N, np.float64)
+    stretched_N = _stretched(peaks, lowest=lowest)
+    if domain == "medical":
+        return stretched_N
+    return 0.5 * stretched_N + 0.5 * _stretched(cosines, lowest=cosines.min())
+
+
+def _stretched(values_N: Floats, *, lowest: float) -> Floats:
+    span = values_N.max() - lowest
+    return (values_N - lowest) / span if span > 0 else np.zeros_like(values_N)
+
+
 def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
     scores = as_scores(scores_N)
     if not scores.size:
@@ -214,4 +243,5 @@ def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
 def _above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
     """The lowest float32 that at most `allowed` scores reach."""
     highest = np.sort(scores_N)[::-1][allowed]
-    return float(np.nextafter(highest, np.float32(np.inf)))
+    with np.errstate(over="ignore"):  # above the largest float there is infinity, which nothing reaches
+        return float(np.nextafter(highest, np.float32(np.inf)))

@@ -1,14 +1,16 @@
 """`aaclip`: the verbs. It parses, calls and prints; what is done is elsewhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from aaclip.cli_data import Format, Root, console, data
+from aaclip.source_flags import PANEL, overrides_of, with_source_flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides
 
@@ -16,24 +18,42 @@ if TYPE_CHECKING:
     from aaclip.detector import Detector
 
 app = cli.application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
-data = cli.application("data", help="Look at a set of labelled images, or make one.")
 app.add_typer(data, name="data")
-console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
 
 Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
-Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
-Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]
+Normal = Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")]
+Name = Annotated[str, typer.Option(help="What is in them: any noun.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=16, metavar="PIXELS", help="Side of overlapping tiles for large images; default: the whole image."
+    ),
+]
 LISTED = 10
 """Pictures whose verdicts are printed."""
 
 
 @app.command()
+@with_source_flags
 def train(
     overrides: Overrides = None,
     config: ConfigName = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
+    stage: Annotated[
+        Literal["text", "image", "both"], typer.Option(help="What to do now; --resume does the rest later.")
+    ] = "both",
+    save_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--save_path", help="the run's folder; named again, it goes on", rich_help_panel=PANEL, show_default=False
+        ),
+    ] = None,
+    *,
+    flags: Mapping[str, Any],
 ) -> None:
     """Train the text adapters, then the image adapters, and leave a run folder with a detector in it.
+
+    The released code's flags set the field that each names; section.field=value has the last word.
 
     Examples:
 
@@ -44,17 +64,25 @@ def train(
         aaclip train --config official data.root=mvtec/ data.mode=few_shot data.shot=32
 
         aaclip train --resume runs/aaclip/visa-full
+
+        aaclip train --dataset mvtec/ --shot 32 --text_epoch 5 --image_epoch 20 --save_path ckpt/mvtec
     """
     from aaclip.experiment import resolve
     from aaclip.experiment import train as run_training
 
-    settings = resolve(config=config, overrides=overrides or [], resume=resume)
-    trained = run_training(settings, resume=resume, reporter=cli.progress)
-    if trained.detector is None:  # another rank reports
-        return
-    console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
-    console.print(f"run    {trained.run.path}", soft_wrap=True)
-    console.print(f"\nTest it:  aaclip test {trained.run.path} other-set/", soft_wrap=True)
+    given = [*overrides_of(flags), *(overrides or [])]
+    settings = resolve(config=config, overrides=given, resume=resume, folder=save_path)
+    trained = run_training(settings, resume=resume, folder=save_path, stage=stage, reporter=cli.progress)
+    path = trained.run.path
+    if trained.left:
+        console.print(f"run    {path}", soft_wrap=True)
+        console.print(
+            f"\nTrain the {' and the '.join(trained.left)} stage:  aaclip train --resume {path}", soft_wrap=True
+        )
+    elif trained.detector is not None:  # None: another rank reports
+        console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
+        console.print(f"run    {path}", soft_wrap=True)
+        console.print(f"\nTest it:  aaclip test {path} other-set/", soft_wrap=True)
 
 
 @app.command("test")
@@ -64,29 +92,43 @@ def run_test(
     format: Format = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of results; default: inside the run.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no score.")] = 8,
+    memory: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Remember K normal images of each class, from the training split.")
+    ] = 0,
 ) -> None:
     """Score every class of a labelled set in one pass: JSON, CSV and Markdown, with 95 % intervals.
 
-    A CLIP's name in place of a run scores plain CLIP with the same prompts: what training must beat.
+    A CLIP's name in place of a run scores plain CLIP with the same prompts: what training must beat. Images that
+    cannot be read are listed at the end; the others are scored, and the exit code is 2.
 
     Examples:
 
         aaclip test runs/aaclip/visa-full mvtec/
 
         aaclip test tiny parts/ --out results/plain
+
+        aaclip test runs/aaclip/visa-full mvtec/ --memory 4 --out results/four-normal-images
     """
-    from aaclip.evaluation import evaluate, records_to_test, refuse_training_images
+    from aaclip.data.selection import refuse_training_images
+    from aaclip.evaluation import evaluate, records_to_test, remember_normal
     from aaclip.results import as_table, write_results
 
     records = records_to_test(root, format=format)
-    refuse_training_images(Path(source), records)
+    refuse_training_images(Path(source), [record.image for record in records])
     detector = open_detector(source)
+    if memory:
+        remember_normal(detector, root, images=memory, format=format)
     with cli.progress(f"scoring {len(records):,} images") as progress:
         found = evaluate(detector, records, batch_size=batch_size, progress=progress)
     folder = (
         out or (Path(source) if Path(source).is_dir() else Path("results") / source) / f"test-{root.resolve().name}"
     )
-    title, note = f"{Path(source).name} on {root.resolve().name}", f"{len(records):,} images, {detector.size} pixels."
+    title = f"{Path(source).name} on {root.resolve().name}"
+    note = f"{sum(found.images.values()):,} images, {detector.size} pixels."
+    if memory:
+        note += f" {memory} normal images of each class remembered."
+    if found.failures:
+        note += f" {len(found.failures):,} more could not be read."
     heading, *rows = as_table(found.classes)
     table = Table(*(Column(name, overflow="fold") for name in heading), title=title, box=box.SIMPLE)
     for row in rows:
@@ -94,17 +136,22 @@ def run_test(
     console.print(table)
     for file in write_results(folder, found.classes, found.intervals, title=title, note=note):
         console.print(f"written to {file}", soft_wrap=True)
+    tell(found.failures, of=len(records))
 
 
 @app.command()
 def calibrate(
     source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or saved detector.")],
-    images: Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")],
-    name: Annotated[str, typer.Option(help="What is in them: any noun.")],
+    images: Normal,
+    name: Name,
     target_fpr: Annotated[float, typer.Option(help="Share of normal images that may be called anomalous.")] = 0.01,
     guarantee: Annotated[bool, typer.Option(help="Promise it for the next image (conformal).")] = False,
+    tile: Tile = None,
 ) -> None:
     """Set the threshold of verdicts from normal images, and keep it beside the weights.
+
+    Images that the run learned from are refused. Those that cannot be read are listed at the end; the threshold rests
+    on the others, and the exit code is 2.
 
     Examples:
 
@@ -112,28 +159,32 @@ def calibrate(
 
         aaclip calibrate runs/aaclip/first good-parts/ --name "metal nut" --target-fpr 0.05 --guarantee
     """
-    from aaclip.predict import calibrate_on, files_of
+    from aaclip.data.pictures import files_of
+    from aaclip.predict import calibrate_on
 
     files = files_of(images)
     with cli.progress("scoring normal images") as progress:
-        threshold = calibrate_on(
-            source, files, name=name, target_fpr=target_fpr, guarantee=guarantee, progress=progress
+        found = calibrate_on(
+            source, files, name=name, target_fpr=target_fpr, guarantee=guarantee, tile=tile, progress=progress
         )
+    threshold = found.threshold
     console.print(
         f"threshold {threshold.value:.4f}: {threshold.method.replace('_', ' ')} of {threshold.images} normal images, "
         f"target {100 * target_fpr:g} % false alarms"
     )
+    tell(found.failures, of=len(files))
 
 
 @app.command()
 def predict(
     source: Model,
     images: Annotated[list[str], typer.Argument(help="Files, folders or globs.")],
-    name: Annotated[str, typer.Option(help="What is in them: any noun.")],
+    name: Name,
     out: Annotated[Path, typer.Option(help="Folder for overlays, masks and predictions.jsonl.")] = Path("predictions"),
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Of the score, in place of the calibrated one.")
     ] = None,
+    tile: Tile = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="A page that works offline.")] = None,
 ) -> None:
     """Look for defects: a verdict, a score, a heatmap, a mask, boxes and one JSON line for each image.
@@ -145,16 +196,19 @@ def predict(
         aaclip predict runs/aaclip/first photo.jpg --name "metal nut"
 
         aaclip predict runs/aaclip/first photos/ --name "metal nut" --html report.html
+
+        aaclip predict runs/aaclip/first sheet-20-megapixels.jpg --name "steel sheet" --tile 1024
     """
     from aaclip.calibration import Threshold
-    from aaclip.predict import files_of, predict_files
+    from aaclip.data.pictures import files_of
+    from aaclip.predict import predict_files
 
     files = files_of(images, without=out)
     detector = open_detector(source)
     if threshold is not None:
-        detector.threshold = Threshold(threshold, method="given")
+        detector.threshold = Threshold(threshold, method="given", tile=tile)
     found = predict_files(
-        detector, files, name=name, folder=out, page=html, model=Path(source).name, reporter=cli.progress
+        detector, files, name=name, tile=tile, folder=out, page=html, model=Path(source).name, reporter=cli.progress
     )
     table = Table("score", "verdict", "regions", Column("image", overflow="fold"), box=box.SIMPLE)
     for line in sorted(found.lines, key=lambda line: -line["score"])[:LISTED]:
@@ -166,10 +220,28 @@ def predict(
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
     for written in [found.folder, *([found.page] if found.page else [])]:
         console.print(f"written to {written}", soft_wrap=True)
-    if found.failures:
-        for problem in found.failures.values():
-            console.print(problem, soft_wrap=True)
-        raise ValueError(f"{len(found.failures)} of {len(files)} images could not be read, listed above")
+    tell(found.failures, of=len(files))
+
+
+@app.command()
+def remember(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or saved detector.")],
+    images: Normal,
+    name: Name,
+) -> None:
+    """Let a detector remember a few normal images of a thing, without training; what they do not show adds to maps.
+
+    In place of those remembered of it before. A calibrated threshold is forgotten: scores are others from here on.
+
+    Example:
+
+        aaclip remember runs/aaclip/first four-good-parts/ --name "metal nut"
+    """
+    from aaclip.data.pictures import files_of
+    from aaclip.predict import remember_files
+
+    count = remember_files(source, files_of(images), name=name)
+    console.print(f"{count} normal images of {name} remembered; set the threshold anew with aaclip calibrate")
 
 
 @app.command("import")
@@ -200,7 +272,7 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         aaclip info --config tiny
     """
-    from aaclip.detector import load_backbone
+    from aaclip.backbone import load_backbone
     from aaclip.experiment import resolve
     from aaclip.models import AnomalyModel
 
@@ -243,70 +315,12 @@ def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
     typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="aaclip")))
 
 
-@data.command()
-def check(root: Root, format: Format = "auto") -> None:
-    """Read every image and mask; list what is wrong and exit with 2 if anything is.
-
-    Example:
-
-        aaclip data check mvtec/
-    """
-    from aaclip.data import check as check_data
-    from aaclip.data import read_dataset
-
-    with cli.progress("reading images and masks") as progress:
-        report = check_data(read_dataset(root, format=format), progress=progress)
-    table = Table("class", "split", "normal", "anomalous", "masks", title=f"{root}: {report.format}", box=box.SIMPLE)
-    for row in report.counts:
-        table.add_row(Text(row.class_name), row.split, f"{row.normal:,}", f"{row.anomalous:,}", f"{row.masked:,}")
-    console.print(table)
-    for problem in report.problems:
-        console.print(Text(problem), soft_wrap=True)
-    if not report.ok:
-        raise ValueError(f"{root}: {len(report.problems)} problem(s), listed above")
-    console.print("every image and every mask can be read")
-
-
-@data.command()
-def synthetic(
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
-    kinds: Annotated[str | None, typer.Option(help="Kinds of things, with commas; default: those tiny knows.")] = None,
-    unseen: Annotated[bool, typer.Option(help="Kinds whose defects the tiny CLIP has not seen.")] = False,
-    good: Annotated[int, typer.Option(min=0, help="Flawless test images a kind.")] = 30,
-    damaged: Annotated[int, typer.Option(min=0, help="Images a kind and defect.")] = 10,
-    train: Annotated[int, typer.Option(min=0, help="Flawless training images a kind.")] = 0,
-    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 112,
-    seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
-) -> None:
-    """Draw parts with and without defects, with masks, as an MVTec tree.
-
-    Examples:
-
-        aaclip data synthetic parts/
-
-        aaclip data synthetic unseen/ --unseen --seed 2
-    """
-    from clip_common.synthetic import write_mvtec
-    from clip_common.synthetic.parts import HELD_KINDS
-    from clip_common.synthetic.scenes import KINDS
-
-    chosen = [kind.strip() for kind in kinds.split(",")] if kinds else [k for k in KINDS if k not in HELD_KINDS]
-    if unseen:
-        if kinds:
-            raise ValueError("--kinds and --unseen both say which kinds: give one of them")
-        chosen = list(HELD_KINDS)
-    with cli.progress("drawing parts") as progress:
-        write_mvtec(
-            folder,
-            kinds=chosen,
-            train=train,
-            good=good,
-            damaged=damaged,
-            seed=seed,
-            size=size,
-            progress=progress,
-        )
-    console.print(f"{len(chosen)} kinds in {folder}: {', '.join(chosen)}", soft_wrap=True)
+def tell(failures: Mapping[str, str], *, of: int) -> None:
+    """List what could not be read, and end with exit code 2 if anything was."""
+    for problem in failures.values():
+        console.print(problem, soft_wrap=True)
+    if failures:
+        raise ValueError(f"{len(failures)} of {of} images could not be read, listed above")
 
 
 def open_detector(source: str) -> "Detector":

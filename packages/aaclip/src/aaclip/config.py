@@ -217,8 +217,6 @@ class ScoreConfig:
     """Logistic of classification and map's top 1 %, fitted on training images; or min-max over the test class."""
     domain: Literal["industrial", "medical"] = "industrial"
     """Width of the blur: 7 pixels of the grid (σ 1), or 9 (σ 1.5)."""
-    memory: int = 0
-    """Normal images a class that are remembered and compared with, without training; 0: none."""
 
 
 @dataclass

@@ -8,9 +8,8 @@
 Shapes: B images, D shared width, S pixels of the model's input, H and W of a picture.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,62 +19,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from scipy.special import expit
 from torch import Tensor
 
+from aaclip.backbone import load_backbone, preprocess_of, require_same
 from aaclip.calibration import Logistic, Threshold, top_mean
-from aaclip.config import BackboneConfig, Config, PreprocessConfig
+from aaclip.config import BackboneConfig, Config
 from aaclip.data import as_rgb, read_image
 from aaclip.data.augment import squash
-from aaclip.maps import anomaly_map
-from aaclip.models import AnomalyModel, PlainCLIP
+from aaclip.data.pictures import files_of
+from aaclip.detection import Detection, Scores
+from aaclip.maps import TEMPERATURE, anomaly_map
+from aaclip.memory import Memory
+from aaclip.models import AnomalyModel, Evidence, PlainCLIP
 from aaclip.prompts import PromptSet, class_embeddings, prompt_set
-from aaclip.regions import Region, boxes
-from clip_common.backbones import Bundle, load_clip
-from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from aaclip.regions import boxes
+from aaclip.stored import (
+    CONFIG,
+    DETECTOR,
+    MEMORY,
+    WEIGHTS,
+    described,
+    load_trained,
+    model_folder,
+    read_memories,
+    read_tensors,
+    trained_state,
+    write_memories,
+    write_tensors,
+)
+from aaclip.tiles import Window, blended, windows
+from clip_common.backbones import fingerprint, freeze
+from clip_common.backbones.preprocess import Preprocess
 from clip_common.config import load_config, to_yaml
-from clip_common.runs import Run, write_atomically, write_json
+from clip_common.runs import write_json
 from clip_common.runs.files import write_text
 
-WEIGHTS, CONFIG, DETECTOR = "model.safetensors", "config.yaml", "detector.json"
 DEFAULT_SCORE = Logistic(a=50.0, b=0.5, c=0.0)
 """Before any fit: half the image's own logit and half the map's hottest hundredth."""
 
-
-@dataclass(frozen=True)
-class Detection:
-    """What is found in one picture.
-
-    Attributes:
-        score: Probability-like, 0 to 1; the same for the picture alone, in a batch or in another process.
-        verdict: `anomalous` where the score reaches the threshold, else `normal`; None before a threshold is set.
-        heatmap_HW: Float32 0 to 1, at the picture's size, on one scale for all pictures: above one half is in the mask.
-        mask_HW: Bool, where the heatmap is above one half.
-        boxes: The mask's connected regions, hottest first.
-    """
-
-    score: float
-    verdict: Literal["normal", "anomalous"] | None
-    heatmap_HW: NDArray[np.float32]
-    mask_HW: NDArray[np.bool_]
-    boxes: list[Region]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What is known of a batch.
-
-    Attributes:
-        maps_BSS: Mean logit difference of the levels, blurred: 0 is the border between normal and abnormal.
-        classification_B: Cosine to abnormal minus cosine to normal, of each image as a whole.
-        top_B: Mean of the hottest hundredth of each map.
-    """
-
-    maps_BSS: Tensor
-    classification_B: Tensor
-    top_B: Tensor
+Source = str | Path | Image.Image
 
 
 class Detector:
@@ -88,6 +71,8 @@ class Detector:
         score: From classification and map to one number; None: unfitted.
         threshold: Of the score; None: no verdicts.
         border: Logit difference of a map from which a pixel counts as part of a defect.
+        memories: Normal images that are remembered, by what they show; see `remember`.
+        fingerprints: Of the backbone's `image` and `text` tower, where its text tower is not loaded; None: as they are.
     """
 
     def __init__(
@@ -99,6 +84,8 @@ class Detector:
         score: Logistic | None = None,
         threshold: Threshold | None = None,
         border: float = 0.0,
+        memories: Mapping[str, Memory] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model.eval()
         self.config = config
@@ -106,6 +93,8 @@ class Detector:
         self.score = score or DEFAULT_SCORE
         self.threshold = threshold
         self.border = border
+        self.memories = dict(memories or {})
+        self._fingerprints = dict(fingerprints or {})
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -142,87 +131,190 @@ class Detector:
             prompts = replace(prompts, normal=tuple(states[0]), abnormal=tuple(states[1]))
         if templates:
             prompts = replace(prompts, templates=tuple(templates))
+        self._require_text()
         renormalise = self.config.prompts.renormalise
         embedding = class_embeddings(self.model.encode_text, [called], prompts, renormalise=renormalise)[0].float()
         if not own:
             self.classes[called] = embedding
         return embedding
 
+    def _require_text(self) -> None:
+        """Load the text tower where it was left out: what is asked for was not embedded before."""
+        if not any(weight.is_meta for weight in self.model.text_tower.parameters()):
+            return
+        bundle = load_backbone(self.config.backbone)
+        require_same(self._fingerprints["text"], bundle.text_tower, self.config.backbone, source="the detector")
+        self.model.text_tower = freeze(bundle.text_tower)
+        self.model.bundle = bundle
+
     @torch.inference_mode()
-    def scores(self, images_B3SS: Tensor, text_BD2: Tensor) -> Scores:
-        """Maps and image evidence of preprocessed images, each against the embedding of its class."""
-        evidence = self.model(images_B3SS.to(self.model.device), text_BD2.to(self.model.device))
+    def scores(self, images_B3SS: Tensor, text_BD2: Tensor, *, memory: Memory | None = None) -> Scores:
+        """Maps and image evidence of preprocessed images.
+
+        Args:
+            images_B3SS: Preprocessed.
+            text_BD2: Embedding of the class of each.
+            memory: Normal images of their class; the surprise at not finding them adds to the maps.
+        """
+        features = self.model.features(images_B3SS.to(self.model.device))
+        evidence = Evidence.of(features, text_BD2.to(self.model.device), temperature=self.model.temperature)
+        levels = evidence.levels
+        if memory is not None:
+            surprise = memory.surprise(features.levels)
+            levels = [level + TEMPERATURE * more for level, more in zip(levels, surprise, strict=True)]
         maps_BSS = anomaly_map(
-            evidence.levels,
-            size=self.size,
-            domain=self.config.score.domain,
-            weights_K=self.model.level_weights,
+            levels, size=self.size, domain=self.config.score.domain, weights_K=self.model.level_weights
         )
-        return Scores(maps_BSS, evidence.classification.float(), top_mean(maps_BSS))
+        return Scores(maps_BSS, evidence.classification.float(), evidence.abnormal.float(), top_mean(maps_BSS))
+
+    @torch.inference_mode()
+    def remember(self, images: Iterable[Source], *, name: str) -> None:
+        """Remember normal pictures of a thing, in place of those remembered of it before; nothing is trained.
+
+        A threshold is forgotten: scores of this thing are others from here on.
+
+        Args:
+            images: A few of them.
+            name: What is in them, as it will be asked for.
+
+        Raises:
+            ValueError: No picture.
+            DataError: A file that is no picture.
+        """
+        rows, mirrored = [], []
+        for picture in map(opened, images):
+            both = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+            features = self.model.features(torch.stack([self.tensor_of(one) for one in both]).to(self.model.device))
+            rows.append([level_2LD[0] for level_2LD in features.levels])
+            mirrored.append([level_2LD[1] for level_2LD in features.levels])
+        if not rows:
+            raise ValueError(f"no normal picture of {name} to remember: give one or more")
+        stacked = [[torch.stack(level) for level in zip(*one, strict=True)] for one in (rows, mirrored)]
+        self.memories[self.prompts.name_of(name)] = Memory.of(*stacked)
+        self.threshold = None
+
+    def memory_of(self, name: str) -> Memory | None:
+        """What is remembered of a thing."""
+        return self.memories.get(self.prompts.name_of(name))
+
+    def tensor_of(self, picture: Image.Image) -> Tensor:
+        """(3, S, S) of an RGB picture."""
+        return self.preprocess(squash(picture, None, side=self.size)[0])
 
     def image_logits(self, scores: Scores) -> NDArray[np.float64]:
         """(B,) one number an image, of which its score is the sigmoid."""
         return self.score.logits(scores.classification_B.cpu().numpy(), scores.top_B.cpu().numpy())
 
     def predict(
-        self, images: "str | Path | Image.Image | Iterable[str | Path | Image.Image]", *, name: str, batch_size: int = 8
+        self,
+        images: Source | Iterable[Source],
+        *,
+        name: str,
+        threshold: float | None = None,
+        tile: int | None = None,
+        batch_size: int = 8,
     ) -> "Detection | list[Detection]":
         """Look for defects.
 
         Args:
-            images: A picture or a file, or several of them.
+            images: A picture or a file, several of them, or a folder.
             name: What is in them: any noun.
-            batch_size: Pictures at a time; changes nothing but the time.
+            threshold: Of the score, in place of the detector's own.
+            tile: Look at overlapping tiles of this side, in pixels of the picture, each as large as the model's input:
+                a large picture that is squashed to it loses its small defects. The picture's score is that of its worst
+                tile. None: the picture as a whole.
+            batch_size: Pictures or tiles at a time; changes nothing but the time.
 
         Returns:
             One Detection for one picture, a list for several.
 
         Raises:
-            DataError: A file that is no picture.
+            DataError: A file that is no picture, a folder without any.
+            ValueError: A tile below 16 pixels, or another one than the threshold was calibrated with.
         """
-        if isinstance(images, (str, Path, Image.Image)):
-            return next(self.predictions([images], name=name, batch_size=1))
-        return list(self.predictions(images, name=name, batch_size=batch_size))
+        several: Iterable[Source]
+        if isinstance(images, Image.Image) or (isinstance(images, (str, Path)) and not Path(images).is_dir()):
+            return next(self.predictions([images], name=name, threshold=threshold, tile=tile, batch_size=batch_size))
+        several = files_of([str(images)]) if isinstance(images, (str, Path)) else images
+        return list(self.predictions(several, name=name, threshold=threshold, tile=tile, batch_size=batch_size))
 
     def predictions(
-        self, images: Iterable[str | Path | Image.Image], *, name: str, batch_size: int = 8
+        self,
+        images: Iterable[Source],
+        *,
+        name: str,
+        threshold: float | None = None,
+        tile: int | None = None,
+        batch_size: int = 8,
     ) -> Iterator[Detection]:
         """As `predict`, one after another, so that a large folder takes no more memory than a batch."""
-        text_D2 = self.class_embedding(name)
+        limit = self.limit(threshold, tile=tile)
+        text_D2, memory = self.class_embedding(name), self.memory_of(name)
         pending = iter(images)
-        while chunk := list(islice(pending, batch_size)):
-            pictures = [as_rgb(one) if isinstance(one, Image.Image) else read_image(Path(one)) for one in chunk]
-            batch_B3SS = torch.stack([self.preprocess(squash(one, None, side=self.size)[0]) for one in pictures])
-            scores = self.scores(batch_B3SS, text_D2.expand(len(pictures), -1, -1))
-            score_B = expit(self.image_logits(scores))
-            for picture, map_SS, score in zip(pictures, scores.maps_BSS, score_B, strict=True):
-                yield self._detection(picture, map_SS, float(score))
+        while chunk := [opened(one) for one in islice(pending, batch_size if tile is None else 1)]:
+            if tile is None:
+                places = [(picture, Window(0, 0, *picture.size)) for picture in chunk]
+            else:
+                width, height = chunk[0].size
+                places = [(chunk[0], window) for window in windows(width=width, height=height, tile=tile)]
+            maps, logits = [], []
+            for start in range(0, len(places), batch_size):
+                batch = places[start : start + batch_size]
+                tensors_B3SS = torch.stack([self.tensor_of(picture.crop(window)) for picture, window in batch])
+                scores = self.scores(tensors_B3SS, text_D2.expand(len(batch), -1, -1), memory=memory)
+                maps += list(scores.maps_BSS.cpu().numpy())
+                logits += self.image_logits(scores).tolist()
+            looked_at = [(window, resized(map_SS, window)) for (_, window), map_SS in zip(places, maps, strict=True)]
+            if tile is None:
+                for (_, map_HW), logit in zip(looked_at, logits, strict=True):
+                    yield self._detection(map_HW, logit, limit)
+            else:
+                yield self._detection(blended(looked_at, width=width, height=height), max(logits), limit)
 
-    def _detection(self, picture: Image.Image, map_SS: Tensor, score: float) -> Detection:
-        heat = Image.fromarray((map_SS - self.border).sigmoid().cpu().numpy()).resize(
-            picture.size, Image.Resampling.BILINEAR
-        )
-        heatmap_HW = np.asarray(heat, dtype=np.float32)
-        mask_HW = heatmap_HW > 0.5
+    def limit(self, threshold: float | None, *, tile: int | None) -> Threshold | None:
+        """The threshold that makes verdicts: the given one, else the detector's own, which must be of these tiles.
+
+        Raises:
+            ValueError: It is of others.
+        """
+        if threshold is not None:
+            return Threshold(threshold, method="given", tile=tile)
+        if self.threshold is not None and self.threshold.tile != tile:
+            raise ValueError(
+                f"the threshold was calibrated with tile={self.threshold.tile}, not {tile}: calibrate again, or give "
+                "a threshold"
+            )
+        return self.threshold
+
+    def _detection(self, map_HW: NDArray[np.float32], logit: float, limit: Threshold | None) -> Detection:
+        heatmap_HW = expit(map_HW - np.float32(self.border))
+        mask_HW, score = heatmap_HW > 0.5, float(expit(logit))
         verdict: Literal["normal", "anomalous"] | None = None
-        if self.threshold is not None:
-            verdict = "anomalous" if score >= self.threshold.value else "normal"
+        if limit is not None:
+            verdict = "anomalous" if score >= limit.value else "normal"
         return Detection(score, verdict, heatmap_HW, mask_HW, boxes(mask_HW, heatmap_HW, least=4))
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of the weights of the backbone's `image` and `text` tower."""
+        return self._fingerprints or {
+            "image": fingerprint(self.model.image_tower),
+            "text": fingerprint(self.model.text_tower),
+        }
+
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write what was trained, the class embeddings, the score and the threshold; the CLIP stays where it is."""
+        """Write what was trained and remembered, class embeddings, score and threshold; the CLIP stays where it is."""
         assert isinstance(self.model, AnomalyModel)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(self.classes)
-        state = {name: tensor.contiguous().cpu() for name, tensor in trained_state(self.model).items()}
-        state |= {f"classes.{row}": self.classes[name].contiguous().cpu() for row, name in enumerate(names)}
-        with write_atomically(folder / WEIGHTS) as temporary:
-            save_file(state, temporary, metadata={"format": "pt"})
+        classes = {f"classes.{row}": self.classes[name] for row, name in enumerate(names)}
+        write_tensors(folder / WEIGHTS, trained_state(self.model) | classes)
+        write_memories(folder / MEMORY, self.memories)
         write_text(folder / CONFIG, to_yaml(self.config))
         told: dict[str, Any] = {
-            "format": 1,
-            "fingerprint": self.model.bundle.spec.fingerprint,
+            "format": 2,
+            "fingerprints": self.fingerprints,
             "classes": names,
             "score": self.score.to_dict(),
             "border": self.border,
@@ -233,7 +325,7 @@ class Detector:
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Detector":
-        """A run folder or a folder that `save_pretrained` wrote.
+        """A run folder or a folder that `save_pretrained` wrote. The text tower waits for a name that is new.
 
         Raises:
             ValueError: One line: no such folder, a run without a model yet, damaged files, or another backbone.
@@ -241,25 +333,25 @@ class Detector:
         folder = model_folder(Path(source))
         config = load_config(Config, config=folder / CONFIG)
         told = described(folder)
-        bundle = load_backbone(config.backbone)
-        if bundle.spec.fingerprint != told["fingerprint"]:
-            raise ValueError(
-                f"{folder} was trained on other weights than those of {config.backbone.name} here (fingerprint "
-                f"{told['fingerprint'][:12]}…, found {bundle.spec.fingerprint[:12]}…): load the backbone that it names"
-            )
+        bundle = load_backbone(config.backbone, text=False)
+        require_same(told["fingerprints"]["image"], bundle.image_tower, config.backbone, source=folder)
         model = AnomalyModel(bundle, config)
-        try:
-            state = load_file(folder / WEIGHTS)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+        state = read_tensors(folder / WEIGHTS)
         rows = {name: f"classes.{row}" for row, name in enumerate(told["classes"])}
         if not state.keys() >= set(rows.values()):
             raise ValueError(f"{folder / WEIGHTS} is not of the same detector as {DETECTOR} beside it: copy both again")
         classes = {name: state.pop(key) for name, key in rows.items()}
         load_trained(model, state, source=folder / WEIGHTS)
-        threshold = None if told["threshold"] is None else Threshold.from_dict(told["threshold"])
-        score, border = Logistic.from_dict(told["score"]), float(told["border"])
-        return cls(model, config, classes=classes, score=score, threshold=threshold, border=border)
+        return cls(
+            model,
+            config,
+            classes=classes,
+            score=Logistic.from_dict(told["score"]),
+            threshold=None if told["threshold"] is None else Threshold.from_dict(told["threshold"]),
+            border=float(told["border"]),
+            memories=read_memories(folder / MEMORY, levels=len(model.levels)),
+            fingerprints=told["fingerprints"],
+        )
 
     @classmethod
     def plain(cls, backbone: BackboneConfig | str = "tiny", *, config: Config | None = None) -> "Detector":
@@ -271,65 +363,12 @@ class Detector:
         return cls(PlainCLIP(load_backbone(backbone), levels=config.levels), config)
 
 
-def load_backbone(config: BackboneConfig) -> Bundle:
-    """The frozen CLIP that a configuration names."""
-    return load_clip(
-        config.name, pretrained=config.pretrained, activation=config.activation, image_size=config.image_size
-    )
+def opened(source: Source) -> Image.Image:
+    """An RGB picture, from a file or as it is."""
+    return as_rgb(source) if isinstance(source, Image.Image) else read_image(Path(source))
 
 
-def preprocess_of(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
-    """The backbone's statistics or ImageNet's, on a square that keeps no aspect."""
-    own = bundle.preprocess
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.statistics == "imagenet" else (own.mean, own.std)
-    return Preprocess(size=bundle.spec.image_size, mean=mean, std=std, interpolation="bicubic", resize_mode="squash")
-
-
-def trained_state(model: AnomalyModel) -> dict[str, Tensor]:
-    """The state of what the two stages train."""
-    kept = ("text_adapter.", "image_adapter.", "log_temperature", "level_logits")
-    return {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith(kept)}
-
-
-def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Path) -> None:
-    """The inverse of `trained_state`.
-
-    Raises:
-        ValueError: Weights of other adapters.
-    """
-    own = trained_state(model)
-    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
-    if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights are of other adapters than configured, such as {wrong[0]}")
-    model.load_state_dict(dict(state), strict=False)
-
-
-def model_folder(source: Path) -> Path:
-    """The folder of a run's model, or the folder itself where it holds one."""
-    if (source / DETECTOR).exists():
-        return source
-    if (source / "phases.json").exists():
-        folder = Run.open(source).path / "model"
-        if (folder / DETECTOR).exists():
-            return folder
-        raise ValueError(f"{source} is a run without a model yet: finish it with `aaclip train --resume {source}`")
-    raise ValueError(f"{source}: neither a run folder of aaclip nor a folder with {DETECTOR} in it")
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """What `save_pretrained` wrote beside the weights.
-
-    Raises:
-        ValueError: A damaged file.
-    """
-    try:
-        told: dict[str, Any] = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / DETECTOR} is damaged: {error}") from error
-    return told
-
-
-def save_threshold(source: Path, threshold: Threshold) -> None:
-    """Write a saved detector's threshold; the weights stay as they are."""
-    folder = model_folder(source)
-    write_json(folder / DETECTOR, described(folder) | {"threshold": threshold.to_dict()})
+def resized(map_SS: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    """(h, w) of a window."""
+    size = (window.right - window.left, window.bottom - window.top)
+    return np.asarray(Image.fromarray(map_SS).resize(size, Image.Resampling.BILINEAR))

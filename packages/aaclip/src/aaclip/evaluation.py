@@ -3,18 +3,22 @@
 B images of a batch, S pixels of the model's input.
 """
 
-import hashlib
-import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
-from aaclip.data import AnomalyDataset, Batch, DataError, Record, collate, read_dataset
+from aaclip.calibration import relative_scores
+from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
+from aaclip.data.unreadable import Unreadable, attempt, none_readable
+from aaclip.detection import Scores
 from aaclip.detector import Detector
-from aaclip.experiment import TRAINING_LIST
 from aaclip.metrics import ClassMetrics, mean_of
 from clip_common.reporting import Progress
 
@@ -26,12 +30,14 @@ class Evaluation:
     Attributes:
         classes: By class, the value of each metric, 0 to 1; None where the class has not what it takes.
         intervals: By class, the 95 % bootstrap interval over images of each metric that exists.
-        images: By class, how many images were scored.
+        images: By class, how many images were scored; a class of which none could be read is absent everywhere.
+        failures: Image → what is wrong with it or with its mask, of those that were not scored.
     """
 
     classes: dict[str, dict[str, float | None]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     images: dict[str, int]
+    failures: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -48,7 +54,7 @@ def evaluate(
     samples: int = 1000,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score labelled images, class by class.
+    """Score labelled images, class by class; one that cannot be read, or whose mask cannot, does not stop the others.
 
     Args:
         detector: Trained, or plain CLIP.
@@ -59,37 +65,87 @@ def evaluate(
         progress: Called as `progress(done, total)`.
 
     Raises:
-        ValueError: No images.
+        ValueError: No images, or none that can be read.
     """
     if not records:
         raise ValueError("there is no image to test on: give a set with a test split")
     of_class: dict[str, list[Record]] = {}
     for record in records:
         of_class.setdefault(record.class_name, []).append(record)
-    classes, intervals, done = {}, {}, 0
+    found, done = Evaluation({}, {}, {}), 0
     for name, own in sorted(of_class.items()):
         dataset = AnomalyDataset(own, preprocess=detector.preprocess, size=detector.size, seed=0)
-        metrics = ClassMetrics()
-        for batch in DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=collate):
-            update(metrics, detector, batch, name=name)
-            done += len(batch.names)
+        metrics, relative, scored = ClassMetrics(), Relative(), 0
+        loader = DataLoader(Attempts(dataset), batch_size=batch_size, num_workers=workers, collate_fn=list)
+        for attempts in loader:
+            samples_B = [one for one in attempts if not isinstance(one, Unreadable)]
+            found.failures.update((one.file, one.problem) for one in attempts if isinstance(one, Unreadable))
+            if samples_B:
+                update(metrics, relative, detector, collate(samples_B), name=name)
+            scored, done = scored + len(samples_B), done + len(attempts)
             if progress is not None:
                 progress(done, len(records))
-        classes[name] = metrics.compute()
-        intervals[name] = metrics.intervals(samples=samples)
-    return Evaluation(classes, intervals, {name: len(own) for name, own in of_class.items()})
+        if scored:
+            if detector.config.score.image == "official":
+                metrics.rescore(relative.scores(domain=detector.config.score.domain))
+            found.classes[name] = metrics.compute()
+            found.intervals[name] = metrics.intervals(samples=samples)
+            found.images[name] = scored
+    if not found.classes:
+        raise none_readable(found.failures)
+    return found
 
 
-def update(metrics: ClassMetrics, detector: Detector, batch: Batch, *, name: str) -> None:
+class Attempts(Dataset[Sample | Unreadable]):
+    """A dataset that says of a sample that cannot be read what is wrong with it, where another would raise."""
+
+    def __init__(self, dataset: AnomalyDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        return attempt(self.dataset.__getitem__, index, file=self.dataset.records[index].image)
+
+
+@dataclass
+class Relative:
+    """What the released code's image scores of a class are made of (`calibration.relative_scores`).
+
+    Attributes:
+        abnormal: Cosines to "abnormal", a batch each.
+        peaks: Highest values of the maps.
+        lowest: Lowest value of all maps so far.
+    """
+
+    abnormal: list[NDArray[np.float32]] = field(default_factory=list)
+    peaks: list[NDArray[np.float32]] = field(default_factory=list)
+    lowest: float = math.inf
+
+    def add(self, scores: Scores) -> None:
+        self.abnormal.append(scores.abnormal_B.cpu().numpy())
+        self.peaks.append(scores.maps_BSS.amax(dim=(1, 2)).cpu().numpy())
+        self.lowest = min(self.lowest, scores.maps_BSS.min().item())
+
+    def scores(self, *, domain: Literal["industrial", "medical"]) -> NDArray[np.float64]:
+        """(N,) in the order in which images were added."""
+        return relative_scores(
+            np.concatenate(self.abnormal), np.concatenate(self.peaks), lowest=self.lowest, domain=domain
+        )
+
+
+def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch: Batch, *, name: str) -> None:
     """Score a batch of one class; anomalous images without a mask count as images only."""
     text_BD2 = detector.class_embedding(name).expand(len(batch.names), -1, -1)
-    scores = detector.scores(batch.images_B3HW, text_BD2)
-    image_B, maps_BSS = detector.image_logits(scores), scores.maps_BSS.cpu()
+    scores = detector.scores(batch.images_B3HW, text_BD2, memory=detector.memory_of(name))
     for known in (True, False):
-        rows = torch.nonzero(batch.masks_known_B == known)[:, 0].numpy()
+        rows = torch.nonzero(batch.masks_known_B == known)[:, 0]
         if len(rows):
-            masks = batch.masks_BHW[rows] if known else None
-            metrics.update(image_B[rows], batch.anomalous_B[rows], maps_BSS[rows] if known else None, masks)
+            own = scores[rows]
+            relative.add(own)
+            maps_BSS, masks = (own.maps_BSS.cpu(), batch.masks_BHW[rows]) if known else (None, None)
+            metrics.update(detector.image_logits(own), batch.anomalous_B[rows], maps_BSS, masks)
 
 
 def records_to_test(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
@@ -97,26 +153,20 @@ def records_to_test(root: Path, *, format: str = "auto", classes: Sequence[str] 
     return read_dataset(root, format=format, classes=classes).of(split="test")
 
 
-def refuse_training_images(run: Path, records: Sequence[Record]) -> None:
-    """Raise where images that a run learned from are in a set that it is tested on.
+def remember_normal(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
+    """Let a detector remember normal images of each class of a set, from its training split: the first by name.
 
     Raises:
-        DataError: Says how many, and the first.
+        ValueError: A class whose training split has not as many.
     """
-    # a run's detector may be named by its own folder, RUN/model, too
-    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
-    file = next((file for file in lists if file.exists()), None)
-    if file is None:
-        return
-    learned = {row["sha256"] for row in json.loads(file.read_text(encoding="utf-8"))["records"]}
-    known = [record.image for record in records if _sha256(record.image) in learned]
-    if known:
-        raise DataError(
-            f"{len(known)} of {len(records)} images to test on are among those that {run} learned from, first "
-            f"{known[0]}: test on another set"
-        )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    of_class: dict[str, list[Record]] = {}
+    for record in read_dataset(root, format=format).of(split="train"):
+        if not record.anomalous:
+            of_class.setdefault(record.class_name, []).append(record)
+    for name in sorted({record.class_name for record in records_to_test(root, format=format)}):
+        own = sorted(of_class.get(name, []), key=lambda record: str(record.image))
+        if len(own) < images:
+            raise DataError(
+                f"--memory {images}: the training split of {root} has {len(own)} normal images of {name}: ask for fewer"
+            )
+        detector.remember([record.image for record in own[:images]], name=name)

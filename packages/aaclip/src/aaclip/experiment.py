@@ -1,5 +1,6 @@
 """From a configuration to a run folder with a detector in it: both stages, then the image score."""
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from aaclip.backbone import load_backbone, preprocess_of
 from aaclip.calibration import Logistic
 from aaclip.config import Config
 from aaclip.data import (
@@ -26,20 +28,32 @@ from aaclip.data import (
     save_list,
     training_records,
 )
-from aaclip.detector import Detector, load_backbone, preprocess_of
+from aaclip.data.selection import TRAINING_LIST, hashes_of, require_same_images
+from aaclip.detector import Detector
 from aaclip.features import FrozenViews
 from aaclip.models import AnomalyModel
 from aaclip.prompts import PromptSet, class_embeddings, prompt_set
+from aaclip.stages import (
+    Stage,
+    configuration_of,
+    continued,
+    holds_run,
+    pending,
+    require_free,
+    to_do,
+)
 from aaclip.training import ImageStage, StageData, TextStage
 from clip_common.config import load_config, to_yaml
 from clip_common.metrics import StreamingCurve
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
+from clip_common.runs.files import write_text
 from clip_common.training import fit, load_weights, require_trainer
 from clip_common.training.determinism import seed_everything
 
-TRAINING_LIST = "training.json"
+MODEL = "model"
+"""Phase of the ledger that fits the score and saves the detector, and the folder that it fills."""
 
 
 @dataclass(frozen=True)
@@ -47,69 +61,143 @@ class Trained:
     """What `train` leaves.
 
     Attributes:
-        run: The run folder; `model/` in it is a detector.
-        detector: The same, ready to use; None on ranks other than the first.
+        run: The run folder; `model/` in it is a detector, once no stage is left.
+        detector: The same, ready to use; None while a stage is left, and on ranks other than the first.
         images: Images it learned from.
+        left: Stages that are still to do.
     """
 
     run: Run
     detector: Detector | None
     images: int
+    left: tuple[str, ...] = ()
 
 
-def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
+def resolve(
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    resume: Path | None = None,
+    folder: Path | None = None,
+) -> Config:
     """The configuration of a new run, or of one to go on with, which keeps its own.
 
+    Args:
+        config: Name of a configuration, or a file.
+        overrides: `section.field=value` each.
+        resume: A run to go on with as it is.
+        folder: Where `train` is to make a run, or to go on with one; then its own configuration stands in for `config`
+            where that is not given, and the overrides are over it.
+
     Raises:
-        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
+        ValueError: An unknown key, a wrong value, no such run, overrides for a run that is resumed, or a second name.
     """
-    if resume is None:
-        return load_config(Config, config=config, overrides=overrides, package="aaclip")
-    if config or overrides:
-        raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
-    return load_config(Config, config=Run.open(resume).path / "config.yaml")
+    if resume is not None:
+        if config or overrides or folder:
+            raise ValueError(
+                "--resume goes on with the run's own configuration: leave out --config, overrides and other flags"
+            )
+        return configuration_of(Run.open(resume))
+    begun = folder is not None and holds_run(folder)
+    own = folder / "config.yaml" if folder is not None and begun and config is None else config
+    settings = load_config(Config, config=own, overrides=overrides, package="aaclip")
+    if folder is not None and not begun and settings.name is not None:
+        raise ValueError(f"name={settings.name} and --save_path {folder} both say where the run is: give one of them")
+    return settings
 
 
-def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
+def train(
+    config: Config,
+    *,
+    resume: Path | None = None,
+    folder: Path | None = None,
+    stage: Stage = "both",
+    reporter: Reporter = silent,
+) -> Trained:
     """Train the text adapters, then the image adapters; fit the image score; leave a complete run folder.
 
     Args:
         config: See `aaclip.config`.
-        resume: Go on with this run folder, whose configuration `config` is, where it stopped.
+        resume: Go on with this run folder where it stopped. `config` is its configuration, but for stages that were
+            not begun yet.
+        folder: The run folder itself, in place of one that `config.runs` and `config.name` say: made, or gone on with
+            where a run was begun in it.
+        stage: What to do now; a run of which a stage is left has no detector yet.
         reporter: Shows progress of what precedes and follows the fits.
 
     Raises:
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing has
             been written then.
     """
-    if resume is None and config.name is not None:
+    place = folder if folder is not None and holds_run(folder) else resume
+    begun = None if place is None else Run.open(place)
+    if begun is not None:
+        config = continued(begun, config)
+    elif folder is not None:
+        require_free(folder)
+    elif config.name is not None:
         Run.require_new("aaclip", config.name, root=config.runs)
+    todo = to_do(config, stage, begun)
+    if begun is not None and not todo and (finished := as_it_is(begun, config)):
+        return finished
     require_trainer(config.trainer)
     records = records_of(config)
+    if begun is not None and (begun.path / TRAINING_LIST).exists():
+        require_same_images(begun.path / TRAINING_LIST, records)
     bundle = load_backbone(config.backbone)
     seed_everything(config.trainer.seed)
     model = AnomalyModel(bundle, config)
     prompts = prompt_set(config.prompts.set)
     root = Path(str(config.data.root))
 
-    if resume is None:
+    if begun is not None:
+        run = begun
+    elif folder is not None:  # `create` makes root/package/name
+        run = Run.create(folder.parent.name, config_yaml=to_yaml(config), name=folder.name, root=folder.parent.parent)
+    else:
         label = f"{root.resolve().name}-{config.backbone.name}-s{config.trainer.seed}".replace("/", "-")
         run = Run.create("aaclip", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
-    else:
-        run = Run.resume(resume.resolve(), config_yaml=to_yaml(config))
-    if rank() == 0:
-        save_list(records, run.path / TRAINING_LIST, root=root)
-    train_text(model, records, config, prompts, run, resume=resume is not None, reporter=reporter)
-    classes = known_classes(model, records, config, prompts)
-    train_image(model, records, config, classes, run, resume=resume is not None)
-    if rank() != 0:
-        return Trained(run, None, len(records))
-    detector = Detector(model, config, classes={prompts.name_of(name): text for name, text in classes.items()})
-    with reporter("fitting the score") as progress:
-        fit_scores(detector, records, progress=progress)
-    detector.save_pretrained(run.folder("model"))
-    run.write_result(run.result | {"images": len(records), "classes": sorted(classes)})
+    with run.locked():
+        if begun is not None:
+            run = go_on(begun, config)
+        if rank() == 0:
+            run.ledger.start(MODEL)  # a detector of an earlier call is not that of this run any more
+            shutil.rmtree(run.path / MODEL, ignore_errors=True)
+            if not (run.path / TRAINING_LIST).exists():
+                save_list(records, run.path / TRAINING_LIST, root=root)
+        train_text(model, records, config, prompts, run, resume=begun is not None, reporter=reporter)
+        classes = known_classes(model, records, config, prompts)
+        if stage != "text" or run.ledger.done("image"):
+            train_image(model, records, config, classes, run, resume=begun is not None)
+        if rank() != 0:
+            return Trained(run, None, len(records))
+        if left := pending(config, run):
+            return Trained(run, None, len(records), tuple(left))
+        detector = Detector(model, config, classes={prompts.name_of(name): text for name, text in classes.items()})
+        with reporter("fitting the score") as progress:
+            fit_scores(detector, records, progress=progress)
+        detector.save_pretrained(run.folder(MODEL))
+        run.write_result(run.result | {"images": len(records), "classes": sorted(classes)})
+        run.ledger.finish(MODEL)
     return Trained(run, detector, len(records))
+
+
+def as_it_is(run: Run, config: Config) -> Trained | None:
+    """A run in which nothing that was asked for is left to do; None where its detector is not there."""
+    left = tuple(pending(config, run))
+    if not left and not (run.ledger.done(MODEL) and (run.path / MODEL).is_dir()):
+        return None
+    images = len(hashes_of(run.path / TRAINING_LIST))
+    return Trained(run, None if left or rank() != 0 else Detector.from_pretrained(run.path), images, left)
+
+
+def go_on(run: Run, config: Config) -> Run:
+    """Note in a run that it is gone on with, and with which configuration."""
+    own = configuration_of(run)
+    run = Run.resume(run.path.resolve(), config_yaml=to_yaml(own))
+    if rank() == 0 and config != own:
+        write_text(run.path / "config.yaml", to_yaml(config))
+    return run
 
 
 def records_of(config: Config) -> list[Record]:

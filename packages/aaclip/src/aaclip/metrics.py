@@ -89,6 +89,15 @@ class ClassMetrics:
             for map_HW, mask_HW, label in zip(maps, masks, anomalous, strict=True):
                 self._sketches.append(ImageSketch.of(map_HW, mask_HW, anomalous=bool(label), exact=self.exact))
 
+    def rescore(self, scores_N: ArrayLike) -> None:
+        """Put other scores in place of the images', in the order in which these were added.
+
+        For scores that are relative to all images of the class, which are not known before the last.
+        """
+        scores = as_scores(scores_N)
+        assert scores.shape == (sum(map(len, self._scores)),)
+        self._scores = [scores]
+
     def compute(self) -> dict[str, float | None]:
         """A value in [0, 1] for each of `METRICS`; None where the class has not what it takes.
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from aaclip.backbone import load_backbone
 from aaclip.config import Config
-from aaclip.detector import Detector, load_backbone, load_trained, trained_state
+from aaclip.detector import Detector
 from aaclip.models import AnomalyModel
+from aaclip.stored import load_trained, trained_state
 from clip_common.training.checkpoint import read_checkpoint
 
 FILES = {"text_adapter": "text_adapter.pth", "image_adapter": "image_adapter.pth"}

@@ -3,25 +3,27 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
 
 from aaclip.calibration import Threshold, conformal, normal_quantile
-from aaclip.data import DataError, read_image
-from aaclip.detector import Detection, Detector, save_threshold
+from aaclip.data import read_image
+from aaclip.data.selection import refuse_training_images
+from aaclip.data.unreadable import Unreadable, attempt, none_readable
+from aaclip.detection import Detection
+from aaclip.detector import Detector
 from aaclip.overlay import overlay
 from aaclip.page import require_replaceable, write_page
 from aaclip.regions import Finding
+from aaclip.stored import save_memories, save_threshold
 from clip_common.page import printable
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import write_atomically
-from clip_common.runs.files import write_text
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LINES = "predictions.jsonl"
 STEM = 180
 """Bytes of an output's name before what is added to it; file systems allow 255 in all."""
@@ -44,11 +46,25 @@ class Predictions:
     page: Path | None = None
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate_on` leaves.
+
+    Attributes:
+        threshold: As it was written beside the weights.
+        failures: File → what is wrong with it; the threshold rests on the others.
+    """
+
+    threshold: Threshold
+    failures: dict[str, str]
+
+
 def predict_files(
     detector: Detector,
     files: Sequence[Path],
     *,
     name: str,
+    tile: int | None = None,
     folder: Path,
     page: Path | None = None,
     model: str,
@@ -56,44 +72,69 @@ def predict_files(
 ) -> Predictions:
     """Look at every file; one that cannot be read does not stop the others.
 
+    A picture's files and its line are written as it is looked at, so that a killed job leaves those of what it did.
+
     Args:
         detector: Its threshold makes the verdicts.
         files: Pictures.
         name: What is in them.
+        tile: Side of the tiles to look at; None: whole pictures.
         folder: Gets an overlay and a mask a picture, and predictions.jsonl.
         page: An HTML report besides.
         model: What the report calls the model.
         reporter: Shows progress.
+
+    Raises:
+        ValueError: A name that is none, a page that is somebody else's, or tiles that the threshold is not for; nothing
+            has been written then.
     """
     if page is not None:
         require_replaceable(page)
+    detector.class_embedding(name)
+    detector.limit(None, tile=tile)
     predictions = Predictions(folder, page=page)
-    stems = unique_stems(files)
+    stems, failures = unique_stems(files), predictions.failures
     folder.mkdir(parents=True, exist_ok=True)
 
-    def findings(progress: Progress | None) -> Iterator[Finding]:
-        for done, file in enumerate(files, start=1):
-            try:
-                picture = read_image(file)
-            except DataError as error:
-                predictions.failures[printable(file)] = printable(str(error))
-            else:
-                found = next(detector.predictions([picture], name=name))
-                predictions.lines.append(write_one(folder, stems[file], file, picture, found, name=name))
-                yield finding_of(file, found, name=name)
-            if progress is not None:
-                progress(done, len(files))
+    def findings(stream: TextIO, progress: Progress | None) -> Iterator[Finding]:
+        for file, picture, found in looks(detector, files, name=name, tile=tile, failures=failures, progress=progress):
+            line = write_one(folder, stems[file], file, picture, found, name=name)
+            predictions.lines.append(line)
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+            stream.flush()
+            yield finding_of(file, found, name=name)
 
-    with reporter(f"looking at {len(files):,} pictures") as progress:
+    with (
+        reporter(f"looking at {len(files):,} pictures") as progress,
+        (folder / LINES).open("w", encoding="utf-8", newline="\n") as stream,
+    ):
         if page is None:
-            for _ in findings(progress):  # each picture's files are written as it is looked at
+            for _ in findings(stream, progress):
                 continue
         else:
-            title, failures = f"{name}: {len(files):,} pictures", predictions.failures
-            threshold = detector.threshold
-            write_page(page, findings(progress), title=title, threshold=threshold, model=model, failures=failures)
-    write_text(folder / LINES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions.lines))
+            title, threshold, found = f"{name}: {len(files):,} pictures", detector.threshold, findings(stream, progress)
+            write_page(page, found, title=title, threshold=threshold, model=model, failures=failures)
     return predictions
+
+
+def looks(
+    detector: Detector,
+    files: Sequence[Path],
+    *,
+    name: str,
+    tile: int | None,
+    failures: dict[str, str],
+    progress: Progress | None = None,
+) -> Iterator[tuple[Path, Image.Image, Detection]]:
+    """One file after another with what is found in it; those that cannot be read go to `failures` instead."""
+    for done, file in enumerate(files, start=1):
+        picture = attempt(read_image, file, file=file)
+        if isinstance(picture, Unreadable):
+            failures[picture.file] = picture.problem
+        else:
+            yield file, picture, next(detector.predictions([picture], name=name, tile=tile))
+        if progress is not None:
+            progress(done, len(files))
 
 
 def write_one(
@@ -129,71 +170,60 @@ def calibrate_on(
     name: str,
     target_fpr: float,
     guarantee: bool,
+    tile: int | None = None,
     progress: Progress | None = None,
-) -> Threshold:
+) -> Calibration:
     """Set a saved detector's threshold from normal pictures, and write it beside the weights.
+
+    A picture that cannot be read does not stop the others.
 
     Args:
         source: A run folder or a saved detector.
-        files: Normal pictures, none of them trained on.
+        files: Normal pictures; any that the run was trained on are refused.
         name: What is in them.
         target_fpr: Share of normal pictures that may be called anomalous.
         guarantee: Promise that share for the next picture (`calibration.conformal`).
+        tile: Side of the tiles that will be looked at; None: whole pictures.
         progress: Called as `progress(done, total)`.
 
     Raises:
-        ValueError: A picture that cannot be read, too few for the promise, or too many that score 1: nothing scores
-            more, so there would be no verdict but "normal".
+        ValueError: Pictures that the run learned from, none that can be read, too few for the promise, or too many that
+            score 1: nothing scores more, so there would be no verdict but "normal". The threshold stays as it was.
     """
+    refuse_training_images(source, files, purpose="calibrate")
     detector = Detector.from_pretrained(source)
-    scores = []
+    failures: dict[str, str] = {}
     # one at a time, as `predict_files` looks at them: a batch may round the score that the threshold lies just above
-    for done, found in enumerate(detector.predictions(files, name=name, batch_size=1), start=1):
-        scores.append(found.score)
-        if progress is not None:
-            progress(done, len(files))
-    threshold = (conformal if guarantee else normal_quantile)(scores, target_fpr)
+    detector.threshold = None  # of whichever tiles
+    seen = looks(detector, files, name=name, tile=tile, failures=failures, progress=progress)
+    scores = [found.score for *_, found in seen]
+    if not scores:
+        raise none_readable(failures)
+    try:
+        threshold = replace((conformal if guarantee else normal_quantile)(scores, target_fpr), tile=tile)
+    except ValueError as error:
+        if not failures:
+            raise
+        raise ValueError(f"{error} ({len(failures)} of {len(files)} could not be read)") from error
     if threshold.value > 1:
         raise ValueError(
-            f"more than {100 * target_fpr:g} % of the {len(files)} normal pictures score 1, and nothing more: "
+            f"more than {100 * target_fpr:g} % of the {len(scores)} normal pictures score 1, and nothing more: "
             "give a higher --target-fpr or a fitting --name, or train on pictures like these"
         )
     save_threshold(source, threshold)
-    return threshold
+    return Calibration(threshold, failures)
 
 
-def files_of(sources: Sequence[str], *, without: Path | None = None) -> list[Path]:
-    """The pictures that files, folders (to any depth) and globs stand for, in the order of their names.
-
-    Args:
-        sources: Hidden files in a folder are no pictures of it.
-        without: Folder of earlier outputs, which are not looked at in turn when they lie in a folder of pictures.
+def remember_files(source: Path, files: Sequence[Path], *, name: str) -> int:
+    """Let a saved detector remember normal pictures (`Detector.remember`), and write it. Returns how many.
 
     Raises:
-        DataError: Nothing is there, or a folder without pictures.
+        ValueError: A picture that cannot be read; nothing is changed then.
     """
-    found: list[Path] = []
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if _is_picture_of(path, file, without=without))
-        elif path.exists():
-            inside = [path]
-        else:
-            matching = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-            inside = sorted(file for file in matching if file.is_file())
-        if not inside:
-            kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-            raise DataError(f"{source}: no picture there ({kinds}); name a file, a folder or a glob")
-        found += inside
-    return list(dict.fromkeys(found))
-
-
-def _is_picture_of(folder: Path, file: Path, *, without: Path | None) -> bool:
-    if file.suffix.lower() not in SUFFIXES or not file.is_file():
-        return False
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and not (without is not None and file.absolute().is_relative_to(without.absolute()))
+    detector = Detector.from_pretrained(source)
+    detector.remember(files, name=name)
+    save_memories(source, detector.memories)
+    return len(files)
 
 
 def unique_stems(files: Sequence[Path]) -> dict[Path, str]:

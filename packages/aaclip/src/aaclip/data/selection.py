@@ -4,18 +4,25 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from aaclip.config import DataConfig
 from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.unreadable import attempt
 from clip_common.runs import write_json
+
+TRAINING_LIST = "training.json"
+"""The list in a run's folder of what it learns from."""
 
 
 def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> list[Record]:
     """The records that `config.mode`, `config.shot` and `config.labelled` choose.
 
-    Few-shot training draws from every labelled sample; `labelled` is of full-shot training alone.
+    Few-shot training draws from the training split where that has normal and anomalous images of every class, as the
+    lists of `aaclip data split` have, else from every labelled sample; `labelled` is of full-shot training alone.
 
     Args:
         dataset: The set.
@@ -26,7 +33,10 @@ def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> 
         DataError: Nothing is left, or too little of a class.
     """
     if config.mode == "few_shot":
-        return few_shot(dataset.records, shot=config.shot, seed=seed)
+        own = dataset.of(split="train")
+        kinds = {(name, anomalous) for name in dataset.classes for anomalous in (False, True)}
+        complete = kinds == {(record.class_name, record.anomalous) for record in own}
+        return few_shot(own if complete else dataset.records, shot=config.shot, seed=seed)
     records = dataset.of(split="test" if config.labelled == "test" else None)
     if not records:
         raise DataError(f"{dataset.root}: no image in its test split, which data.labelled=test asks for: set it to all")
@@ -54,7 +64,7 @@ def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]
         if len(of_kind) < shot // 2:
             raise DataError(
                 f"class {class_name}: {len(of_kind)} {'anomalous' if anomalous else 'normal'} image(s), "
-                f"data.shot={shot} needs {shot // 2}: lower data.shot, or leave the class out of data.classes"
+                f"data.shot={shot} needs {shot // 2}: lower the shot, or leave the class out of data.classes"
             )
         chosen += sorted(of_kind, key=lambda record: _lot(record, seed))[: shot // 2]
     return chosen
@@ -88,8 +98,8 @@ def refuse_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
     train_of_size, test_of_size = _by_size(train), _by_size(test)
     pairs = []
     for size in sorted(train_of_size.keys() & test_of_size.keys()):  # files of different sizes cannot be equal
-        tested = {_sha256(image): image for image in test_of_size[size]}
-        pairs += [(image, tested[digest]) for image in train_of_size[size] if (digest := _sha256(image)) in tested]
+        tested = {sha256_of(image): image for image in test_of_size[size]}
+        pairs += [(image, tested[digest]) for image in train_of_size[size] if (digest := sha256_of(image)) in tested]
     if pairs:
         mine, theirs = min(pairs)
         raise DataError(
@@ -112,7 +122,7 @@ def save_list(records: Sequence[Record], file: Path, *, root: Path) -> None:
             "anomalous": record.anomalous,
             "mask": None if record.mask is None else _relative(record.mask, root),
             "defect": record.defect,
-            "sha256": _sha256(record.image),
+            "sha256": sha256_of(record.image),
         }
         for record in records
     ]
@@ -125,24 +135,86 @@ def load_list(file: Path, *, root: Path) -> list[Record]:
     Raises:
         DataError: Not such a file, or images that are gone or have other content than when the list was saved.
     """
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["records"]
+    with _one_line(file):
+        rows = _rows(file)
         digests = [row.pop("sha256") for row in rows]
         records = [
             Record(**row | {"image": root / row["image"], "mask": None if row["mask"] is None else root / row["mask"]})
             for row in rows
         ]
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not a list of records as aaclip saves it ({error!r})") from error
-    changed = [record.image for record, digest in zip(records, digests, strict=True) if _sha256(record.image) != digest]
+    changed = [
+        record.image for record, digest in zip(records, digests, strict=True) if sha256_of(record.image) != digest
+    ]
     if changed:
         raise DataError(
             f"{file}: {len(changed)} of {len(records)} images have other content than when the list was saved, "
             f"first {changed[0]}: restore them, or draw a new list"
         )
     return records
+
+
+def hashes_of(file: Path) -> list[str]:
+    """The sha256 of each image in a list that `save_list` wrote.
+
+    Raises:
+        DataError: Not such a file.
+    """
+    with _one_line(file):
+        return [row["sha256"] for row in _rows(file)]
+
+
+def require_same_images(file: Path, records: Sequence[Record]) -> None:
+    """Refuse to go on with other images than those in a saved list.
+
+    Raises:
+        DataError: How many are gone and how many are new.
+    """
+    before, now = set(hashes_of(file)), {sha256_of(record.image) for record in records}
+    if before != now:
+        raise DataError(
+            f"{file.parent} was begun with other images: {len(before - now)} of them are gone or changed, "
+            f"{len(now - before)} are new: restore the set, or name a new run"
+        )
+
+
+def refuse_training_images(run: Path, images: Sequence[Path], *, purpose: str = "test") -> None:
+    """Raise where images that a run learned from are among those that it is to be judged by, compared by content.
+
+    Args:
+        run: A run's folder, or that of the detector in it; what is neither learned from nothing that is known.
+        images: What cannot be read among them is passed over: who reads it next will tell.
+        purpose: `test` or `calibrate`, for the message.
+
+    Raises:
+        DataError: Says how many, and the first.
+    """
+    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
+    file = next((file for file in lists if file.exists()), None)
+    if file is None:
+        return
+    learned = set(hashes_of(file))
+    known = [image for image in images if attempt(sha256_of, image, file=image) in learned]
+    if known:
+        raise DataError(
+            f"{len(known)} of {len(images)} images to {purpose} on are among those that {run} learned from, first "
+            f"{known[0]}: {purpose} on other images"
+        )
+
+
+@contextmanager
+def _one_line(file: Path) -> Iterator[None]:
+    """What may be wrong with a list, as a DataError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a list of records as aaclip saves it ({error!r})") from error
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["records"]
+    return rows
 
 
 def _by_size(records: Iterable[Record]) -> dict[int, list[Path]]:
@@ -155,7 +227,12 @@ def _by_size(records: Iterable[Record]) -> dict[int, list[Path]]:
     return images
 
 
-def _sha256(image: Path) -> str:
+def sha256_of(image: Path) -> str:
+    """Hexadecimal digest of a file's bytes, as `sha256sum` prints it.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     try:
         with image.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

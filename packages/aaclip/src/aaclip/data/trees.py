@@ -8,7 +8,7 @@ from typing import Literal
 
 from aaclip.data.records import Record
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL = ("normal", "good", "ok")
 ANOMALOUS = ("abnormal", "anomaly", "bad", "defective", "ko")
 

@@ -45,8 +45,9 @@ def final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequen
     if start is None:
         return xavier(nn.Sequential(nn.Linear(width, out, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)))
     linear = nn.Linear(width, out, bias=False)
-    with torch.no_grad():
-        linear.weight.copy_(start.T)
+    if not start.is_meta:  # of a tower that was left out; what was trained is loaded then
+        with torch.no_grad():
+            linear.weight.copy_(start.T)
     return nn.Sequential(linear)
 
 

@@ -15,6 +15,7 @@ from aaclip.maps import TEMPERATURE, differences
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import (
     ImageAdapter,
+    ImageFeatures,
     default_levels,
     default_surgery_blocks,
     require_levels,
@@ -30,10 +31,19 @@ class Evidence(NamedTuple):
     Attributes:
         levels: (B, g, g) logit of abnormal minus logit of normal, one a level.
         classification: (B,) cosine to abnormal minus cosine to normal, of the image as a whole.
+        abnormal: (B,) cosine to abnormal alone, which the released code ranks by.
     """
 
     levels: list[Tensor]
     classification: Tensor
+    abnormal: Tensor
+
+    @classmethod
+    def of(cls, features: ImageFeatures, text_BD2: Tensor, *, temperature: Tensor | float = TEMPERATURE) -> "Evidence":
+        """Features of images against the embedding (D, 2) of the class of each."""
+        levels = [differences(patches_BLD, text_BD2, temperature=temperature) for patches_BLD in features.levels]
+        cosines_B2 = torch.einsum("bd,bdc->bc", features.detection, text_BD2)
+        return cls(levels, cosines_B2[:, 1] - cosines_B2[:, 0], cosines_B2[:, 1])
 
 
 class AnomalyModel(nn.Module):
@@ -105,12 +115,19 @@ class AnomalyModel(nn.Module):
             self.image_tower, images_B3HW, levels=self.levels, blocks=self.surgery_blocks, axis=self.surgery.axis
         )
 
+    def features(self, images_B3HW: Tensor) -> ImageFeatures:
+        """What is known of images before any class is named."""
+        features: ImageFeatures = self.image_adapter(self.image_tower, images_B3HW)
+        return features
+
+    @property
+    def temperature(self) -> Tensor:
+        """Factor of the cosines of patches."""
+        return self.log_temperature.exp()
+
     def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
         """Evidence for each image against the embedding (D, 2) of its class."""
-        features = self.image_adapter(self.image_tower, images_B3HW)
-        temperature = self.log_temperature.exp()
-        levels = [differences(patches, text_BD2, temperature=temperature) for patches in features.levels]
-        return Evidence(levels, against(features.detection, text_BD2))
+        return Evidence.of(self.features(images_B3HW), text_BD2, temperature=self.temperature)
 
 
 class PlainCLIP(nn.Module):
@@ -143,17 +160,20 @@ class PlainCLIP(nn.Module):
         embedded_PD: Tensor = self.text_tower(move(self.bundle.tokenizer(texts), self.device))
         return embedded_PD
 
-    def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
-        """Evidence for each image against the embedding (D, 2) of its class."""
+    def features(self, images_B3HW: Tensor) -> ImageFeatures:
+        """What is known of images before any class is named."""
         visual = visual_of(self.image_tower)
         output = self.image_tower(images_B3HW, layers=self.levels)
         patches = [
             normalize(visual.ln_post(output.layers[level][:, 1:]) @ visual.proj, dim=-1) for level in self.levels
         ]
-        levels = [differences(patches_BLD, text_BD2) for patches_BLD in patches]
-        return Evidence(levels, against(normalize(output.pooled, dim=-1), text_BD2))
+        return ImageFeatures(patches, normalize(output.pooled, dim=-1))
 
+    @property
+    def temperature(self) -> float:
+        """Factor of the cosines of patches."""
+        return TEMPERATURE
 
-def against(image_BD: Tensor, text_BD2: Tensor) -> Tensor:
-    """(B,) product with abnormal minus product with normal."""
-    return (image_BD * (text_BD2[..., 1] - text_BD2[..., 0])).sum(dim=1)
+    def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
+        """Evidence for each image against the embedding (D, 2) of its class."""
+        return Evidence.of(self.features(images_B3HW), text_BD2)

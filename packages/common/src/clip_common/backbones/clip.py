@@ -74,6 +74,7 @@ def load_clip(
     image_size: int | None = None,
     activation: str | None = None,
     seed: int = 0,
+    text: bool = True,
 ) -> Bundle:
     """Load a CLIP, in eval mode.
 
@@ -90,6 +91,8 @@ def load_clip(
         activation: `gelu` or `quick_gelu`. None: what the weights were trained with as far as open_clip knows (OpenAI's
             with quick_gelu), else what the architecture says. A file of weights does not know.
         seed: Draws random weights.
+        text: False leaves the text tower without weights, on the meta device, and the fingerprint empty: for those
+            who embed images alone, or against texts that were embedded before.
 
     Raises:
         BackboneError: One line: an unknown name or tag with the nearest known, no network and nothing cached, a file
@@ -105,7 +108,7 @@ def load_clip(
     source = find_source(name, pretrained=pretrained, model=model, model_config=model_config)
     if activation is not None:
         source.config["quick_gelu"] = activation == "quick_gelu"
-    network, config = build(source, image_size=image_size, seed=seed)
+    network, config = build(source, image_size=image_size, seed=seed, text=text)
     return bundle_of(network, replace(source, config=config))
 
 
@@ -223,21 +226,23 @@ def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
         raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
 
 
-def build(source: Source, *, image_size: int | None, seed: int) -> "tuple[CustomTextCLIP, dict[str, Any]]":
-    """The network with its weights, and the configuration that rebuilds it as it is now."""
+def build(
+    source: Source, *, image_size: int | None, seed: int, text: bool = True
+) -> "tuple[CustomTextCLIP, dict[str, Any]]":
+    """The network with its weights, those of the text tower if wanted, and the configuration that rebuilds it as is."""
     from open_clip.model import CustomTextCLIP
 
     from clip_common.backbones.weights import put_weights
 
     config = copy.deepcopy(source.config)
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
     timm = "timm_model_name" in vision
     if image_size is not None and not timm:
         vision["image_size"] = image_size
     if timm:
         vision["timm_model_pretrained"] = False
-    if "hf_model_name" in text:
-        text["hf_model_pretrained"] = False
+    if "hf_model_name" in config["text_cfg"]:
+        config["text_cfg"]["hf_model_pretrained"] = False
     # one class for every model: the text tower is a module of its own (CLIP unpacks it, CoCa adds a decoder)
     for key in ("multimodal_cfg", "custom_text", "nonscalar_logit_scale"):
         config.pop(key, None)
@@ -248,10 +253,12 @@ def build(source: Source, *, image_size: int | None, seed: int) -> "tuple[Custom
     except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError, OSError) as error:
         raise BackboneError(f"{source.name}: this model configuration cannot be built: {_line(error)}") from error
     config["custom_text"] = True
+    if not text:
+        network.text.to("meta")
     if timm:
         _resize_timm(network, vision["image_size"])
     if source.weights is not None:
-        put_weights(network, source.weights, name=source.name)
+        put_weights(network, source.weights, name=source.name, text=text)
     if timm and image_size is not None:
         _resize_timm(network, image_size)
         vision["image_size"] = image_size
@@ -282,7 +289,7 @@ def bundle_of(network: "CustomTextCLIP", source: Source) -> Bundle:
         text_depth=text_tower.trunk.depth,
         context_length=text_config.get("context_length", 77),
         activation=ACTIVATIONS[bool(source.config.get("quick_gelu"))],
-        fingerprint=fingerprint(network),
+        fingerprint="" if any(weight.is_meta for weight in network.parameters()) else fingerprint(network),
         config=source.config,
     )
     preprocess = preprocess_of(source.preprocess, size=size)

@@ -10,17 +10,23 @@ from open_clip.model import (
     resize_pos_embed,
     resize_text_pos_embed,
 )
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from clip_common.backbones.spec import BackboneError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the weights in their checkpoints."""
+TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+"""How names of text weights begin, in a tower of its own or in OpenAI's flat layout."""
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Tensors of a safetensors file or a torch checkpoint (`weights_only`), unwrapped.
+
+    Args:
+        file: Where they are.
+        without: Beginnings of names that are left out; of a safetensors file they are not even read.
 
     Raises:
         BackboneError: Absent, truncated, or not a file of weights.
@@ -28,7 +34,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise BackboneError(f"{file}: no such file of weights")
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as stored:
+                content = {name: stored.get_tensor(name) for name in stored.keys() if not name.startswith(without)}  # noqa: SIM118
+        else:
+            content = torch.load(file, "cpu", weights_only=True)
     # what torch raises for a damaged file ranges from KeyError to UnpicklingError
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
@@ -45,16 +55,17 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    return {name: value for name, value in state.items() if not name.startswith(without)}
 
 
-def put_weights(model: CustomTextCLIP, file: Path, *, name: str) -> None:
+def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = True) -> None:
     """Load a file of weights; position embeddings of another image size are interpolated, as open_clip does.
 
     Args:
         model: Filled in place.
         file: safetensors, a torch checkpoint, or big_vision's `.npz`.
         name: What the model is called in messages.
+        text: Whether the text tower is filled too; its weights are not read otherwise.
 
     Raises:
         BackboneError: The file cannot be read, or is of another architecture.
@@ -72,7 +83,8 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str) -> None:
                 f"from ({type(error).__name__}: {reason})"
             ) from error
         return
-    state = convert_to_custom_text_state_dict(convert_state_dict(model, read_weights(file)))
+    state = read_weights(file, without=() if text else TEXT)
+    state = convert_to_custom_text_state_dict(convert_state_dict(model, state))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's
     for scalar in ("logit_scale", "logit_bias"):
         parameter = getattr(model, scalar)
@@ -86,11 +98,11 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str) -> None:
         if key in state:
             state[key] = state[key].float()  # weights in half precision: CPUs do not interpolate those
     resize_pos_embed(state, model)
-    own = model.state_dict()
+    own = {key: value for key, value in model.state_dict().items() if text or not key.startswith("text.")}
     if positions in state and positions in own and state[positions].shape[1] == own[positions].shape[1]:
         resize_text_pos_embed(state, model)
     require_fit(own, state, file=file, name=name)
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=text)
 
 
 def require_fit(own: dict[str, Tensor], state: dict[str, Tensor], *, file: Path, name: str) -> None:

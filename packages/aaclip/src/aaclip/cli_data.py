@@ -1,0 +1,118 @@
+"""`aaclip data`: look at a set of labelled images, split it, or draw one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clip_common import cli
+
+data = cli.application("data", help="Look at a set of labelled images, split it, or draw one.")
+console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
+
+Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
+Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]
+
+
+@data.command()
+def check(root: Root, format: Format = "auto") -> None:
+    """Read every image and mask; list what is wrong and exit with 2 if anything is.
+
+    Example:
+
+        aaclip data check mvtec/
+    """
+    from aaclip.data import check as check_data
+    from aaclip.data import read_dataset
+
+    with cli.progress("reading images and masks") as progress:
+        report = check_data(read_dataset(root, format=format), progress=progress)
+    table = Table("class", "split", "normal", "anomalous", "masks", title=f"{root}: {report.format}", box=box.SIMPLE)
+    for row in report.counts:
+        table.add_row(Text(row.class_name), row.split, f"{row.normal:,}", f"{row.anomalous:,}", f"{row.masked:,}")
+    console.print(table)
+    for problem in report.problems:
+        console.print(Text(problem), soft_wrap=True)
+    if not report.ok:
+        raise ValueError(f"{root}: {len(report.problems)} problem(s), listed above")
+    console.print("every image and every mask can be read")
+
+
+@data.command()
+def synthetic(
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    kinds: Annotated[str | None, typer.Option(help="Kinds of things, with commas; default: those tiny knows.")] = None,
+    unseen: Annotated[bool, typer.Option(help="Kinds whose defects the tiny CLIP has not seen.")] = False,
+    good: Annotated[int, typer.Option(min=0, help="Flawless test images a kind.")] = 30,
+    damaged: Annotated[int, typer.Option(min=0, help="Images a kind and defect.")] = 10,
+    train: Annotated[int, typer.Option(min=0, help="Flawless training images a kind.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 112,
+    seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
+) -> None:
+    """Draw parts with and without defects, with masks, as an MVTec tree.
+
+    Examples:
+
+        aaclip data synthetic parts/
+
+        aaclip data synthetic unseen/ --unseen --seed 2
+    """
+    from clip_common.synthetic import write_mvtec
+    from clip_common.synthetic.parts import HELD_KINDS
+    from clip_common.synthetic.scenes import KINDS
+
+    chosen = [kind.strip() for kind in kinds.split(",")] if kinds else [k for k in KINDS if k not in HELD_KINDS]
+    if unseen:
+        if kinds:
+            raise ValueError("--kinds and --unseen both say which kinds: give one of them")
+        chosen = list(HELD_KINDS)
+    with cli.progress("drawing parts") as progress:
+        write_mvtec(
+            folder,
+            kinds=chosen,
+            train=train,
+            good=good,
+            damaged=damaged,
+            seed=seed,
+            size=size,
+            progress=progress,
+        )
+    console.print(f"{len(chosen)} kinds in {folder}: {', '.join(chosen)}", soft_wrap=True)
+
+
+@data.command()
+def split(
+    root: Root,
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    shot: Annotated[int, typer.Option(help="Training images a class: half normal, half anomalous.")] = 32,
+    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    format: Format = "auto",
+) -> None:
+    """Write train.jsonl, a few-shot training list, and test.jsonl, all the rest; no image is copied.
+
+    The same set and seed give the same lists wherever the set lies. Training with data.mode=few_shot draws from
+    train.jsonl alone, `aaclip test` takes test.jsonl.
+
+    Examples:
+
+        aaclip data split mvtec/ lists/ --shot 32
+
+        aaclip train data.root=lists/ data.mode=few_shot data.shot=32
+    """
+    from aaclip.data import read_dataset
+    from aaclip.data.split import split_few_shot, write_split
+
+    train, test = split_few_shot(read_dataset(root, format=format), shot=shot, seed=seed)
+    files = write_split(train, test, out)
+    heading = ("class", "train normal", "train anomalous", "test normal", "test anomalous")
+    table = Table(*heading, title=f"{root}, shot {shot}, seed {seed}", box=box.SIMPLE)
+    for name in sorted({record.class_name for record in (*train, *test)}):
+        own = [[record.anomalous for record in records if record.class_name == name] for records in (train, test)]
+        table.add_row(Text(name), *(f"{kinds.count(kind):,}" for kinds in own for kind in (False, True)))
+    console.print(table)
+    for file in files:
+        console.print(f"written to {file}", soft_wrap=True)

@@ -1,0 +1,61 @@
+"""A set cut in two lists of the official format: what few-shot training draws, and the rest to test on."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
+from clip_common.synthetic.folders import new_folder, write_lines
+
+TRAIN, TEST = "train.jsonl", "test.jsonl"
+
+
+def split_few_shot(dataset: Dataset, *, shot: int, seed: int) -> tuple[list[Record], list[Record]]:
+    """What `few_shot` draws from all of a set, and all the others.
+
+    Raises:
+        DataError: Too few records of a class, a drawn one without its mask, nothing left to test on, or a picture that
+            would be in both lists under two names.
+    """
+    train = few_shot(dataset.records, shot=shot, seed=seed)
+    require_masks(train)
+    drawn = set(train)
+    test = [record for record in dataset.records if record not in drawn]
+    if not test:
+        raise DataError(
+            f"{dataset.root}: shot {shot} takes all {len(train)} images and leaves none to test on: lower it"
+        )
+    refuse_overlap(train, test)
+    return train, test
+
+
+def write_split(train: Sequence[Record], test: Sequence[Record], folder: Path) -> list[Path]:
+    """Write train.jsonl and test.jsonl, both or neither; `read_dataset(folder)` gives the same records.
+
+    Lines hold what the released code reads (image_path, label, class_name, mask_path; paths from `folder`), and the
+    sha256 of the image.
+
+    Raises:
+        ValueError: The folder exists, or an image cannot be read.
+    """
+    with new_folder(folder) as draft:
+        for name, records in ((TRAIN, train), (TEST, test)):
+            write_lines(draft / name, [_line(record, folder) for record in records])
+    return [folder / TRAIN, folder / TEST]
+
+
+def _line(record: Record, folder: Path) -> dict[str, Any]:
+    return {
+        "image_path": _from(folder, record.image),
+        "label": int(record.anomalous),
+        "class_name": record.class_name,
+        "mask_path": "" if record.mask is None else _from(folder, record.mask),
+        "sha256": sha256_of(record.image),
+    }
+
+
+def _from(folder: Path, file: Path) -> str:
+    # real folders: `..` behind a link leads elsewhere; the file's own name stays, even where it is a link
+    return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
