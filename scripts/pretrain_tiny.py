@@ -70,10 +70,10 @@ def main() -> None:
     """Every step of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tiny")
-    parser.add_argument("--scenes", type=int, default=12_000)
-    parser.add_argument("--parts", type=int, default=12_000)
+    parser.add_argument("--scenes", type=int, default=8_000)
+    parser.add_argument("--parts", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=10, help="at 64 pixels")
-    parser.add_argument("--epochs-112", type=int, default=2)
+    parser.add_argument("--epochs-112", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--start", help="go on from these weights (local-dir:FOLDER or tiny) instead of from scratch")
     options = parser.parse_args()
@@ -100,7 +100,7 @@ def main() -> None:
     data = [f"data.root={world}"]
     first = trained("tiny-64", [*data, *start, f"trainer.max_epochs={options.epochs}"], root=options.folder)
     weights = [f"model.name=local-dir:{first / 'model'}", *own]
-    gentle = ["model.image_size=112", "optim.lr=0.0003", f"trainer.max_epochs={options.epochs_112}"]
+    gentle = ["model.image_size=112", "optim.lr=0.0006", f"trainer.max_epochs={options.epochs_112}"]
     print(trained("tiny-112", [*data, *weights, *gentle], root=options.folder))
 
 

@@ -6,13 +6,15 @@ from what an untrained model reaches.
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from clip_common.backbones import load_clip
 from clip_common.backbones.clip import TINY
 from clip_common.metrics import image_text_retrieval
 from clip_common.synthetic import captions, part_captions, render, render_part, sample_part, sample_scene
-from clip_common.synthetic.part_captions import OPENINGS
+from clip_common.synthetic.part_captions import DAMAGED, FLAWLESS, OPENINGS
+from clip_common.synthetic.parts import novelty
 from clip_common.synthetic.scenes import KINDS
 
 SEED = 77  # pretraining drew seed 0, the benchmark draws from 1000 on
@@ -48,8 +50,8 @@ def test_it_finds_scenes_that_it_has_not_seen(tiny):
     texts = [text for scene in scenes for text in captions(scene)]
     owner = torch.arange(200).repeat_interleave(5)
     metrics = image_text_retrieval(image_ND, embed(tiny, texts=texts), owner).metrics
-    assert metrics["i2t/R@1"] > 0.8
-    assert metrics["t2i/R@1"] > 0.65
+    assert metrics["i2t/R@1"] > 0.85
+    assert metrics["t2i/R@1"] > 0.8
 
 
 def test_it_names_kinds_that_it_has_not_seen_in_these_pictures(tiny):
@@ -59,7 +61,7 @@ def test_it_names_kinds_that_it_has_not_seen_in_these_pictures(tiny):
     class_KD = embed(tiny, texts=said).unflatten(0, (len(KINDS), -1)).mean(dim=1)
     guess = (image_ND @ normalize(class_KD, dim=1).T).argmax(dim=1)
     right = [KINDS[int(number)] == part.kind for number, part in zip(guess, parts, strict=True)]
-    assert sum(right) / len(right) > 0.9
+    assert sum(right) / len(right) > 0.95
 
 
 def test_it_tells_a_part_from_its_damaged_twin(tiny):
@@ -69,7 +71,28 @@ def test_it_tells_a_part_from_its_damaged_twin(tiny):
     text_ND = embed(tiny, texts=[part_captions(part)[0] for part in both])
     own = (image_ND * text_ND).sum(dim=1)
     twins = (image_ND * text_ND.reshape(-1, 2, 128).flip(1).reshape(-1, 128)).sum(dim=1)
-    assert (own > twins).float().mean() > 0.7
+    assert (own > twins).float().mean() > 0.75
+
+
+def test_it_tells_damaged_from_flawless_by_words_alone(tiny):
+    """Image AUROC of damage that it knows, on the axis between what people say of damaged and of flawless things."""
+    known = [
+        part
+        for part in (sample_part(SEED, index) for index in range(300))
+        if novelty(part.kind, part.defect) == "known"
+    ]
+    both = [part for one in known for part in (one, one.flawless())]
+    image_ND = embed(tiny, images=[render_part(part, size=tiny.spec.image_size)[0] for part in both])
+    axes = {
+        kind: [
+            embed(tiny, texts=[f"{opening} a {word} {kind}".strip() for word in words for opening in OPENINGS]).mean(0)
+            for words in (DAMAGED, FLAWLESS)
+        ]
+        for kind in KINDS
+    }
+    axis_ND = torch.stack([axes[part.kind][0] - axes[part.kind][1] for part in both])
+    scores = (image_ND * axis_ND).sum(dim=1)
+    assert roc_auc_score([part.defect is not None for part in both], scores) > 0.85
 
 
 @pytest.mark.parametrize("text", ["a photo of a zeppelin", "Äpfel 図書館 🍏", ""])
