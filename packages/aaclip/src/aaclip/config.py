@@ -108,6 +108,9 @@ class HeadConfig:
 
     activation: Literal["relu", "none"] = "relu"
     """`relu` is LeakyReLU 0.2 after the matrix; `none` is the matrix alone, without bias (official)."""
+    class_token: bool = True
+    """The image as a whole is the mean of its patches and the tower's own class token, as stage 1 adds it to patches;
+    without it (official), the mean alone, which forgets what CLIP knew."""
 
 
 @dataclass
@@ -156,6 +159,9 @@ class LossConfig:
 
     focal_alpha: Literal["one", "dynamic"] = "one"
     """Weight of a pixel in the focal loss: one, or the inverse frequency of its class in the batch."""
+    classification_scale: float = 100.0
+    """Factor of the cosines in the cross-entropy of an image as a whole, as in CLIP; 1 in the released code, where a
+    cosine can hardly move the loss."""
     orthogonal: float = field(default=0.1, metadata={"alias": "text_norm_weight"})
     """Weight of (mean of t_normal·t_abnormal)² in stage 1."""
 

@@ -28,6 +28,8 @@ METRICS = (
 )
 LIMIT = 0.3
 """False positive rate up to which AUPRO integrates."""
+ARRAYS = 16
+"""Arrays as wide as a resample that live at once: chunks of resamples are that much smaller, and memory stays small."""
 
 
 class ClassMetrics:
@@ -180,7 +182,7 @@ def _draws(anomalous_N: NDArray[np.bool_], *, samples: int, seed: int, width: in
     groups = [np.flatnonzero(anomalous_N == label) for label in (False, True)]
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()  # the two draws must not follow one another
     drawn = [
-        draws(len(rows), samples=samples, seed=own, width=width)
+        draws(len(rows), samples=samples, seed=own, width=ARRAYS * width)
         for rows, own in zip(groups, seeds, strict=True)
         if len(rows)
     ]

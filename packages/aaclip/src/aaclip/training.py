@@ -97,7 +97,8 @@ class TextStage(Stage):
         loss = segmentation + self.config.loss.orthogonal * orthogonal
         if stage.classification:
             image_BD = normalize(patches[-1].float().mean(dim=1), dim=-1)
-            loss = loss + cross_entropy(torch.einsum("bd,bdc->bc", image_BD, text_BD2), batch.anomalous_B)
+            logits_B2 = self.config.loss.classification_scale * torch.einsum("bd,bdc->bc", image_BD, text_BD2)
+            loss = loss + cross_entropy(logits_B2, batch.anomalous_B)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({"train/segmentation": segmentation.detach(), "train/orthogonal": orthogonal.detach()})
         return loss
@@ -133,7 +134,8 @@ class ImageStage(Stage):
             [weight * level for weight, level in zip(weights, evidence.levels, strict=True)], batch.masks_BHW
         )
         # two logits make one: cross-entropy over both is the logistic loss of their difference
-        logits_B2 = torch.stack([torch.zeros_like(evidence.classification), evidence.classification], dim=1)
+        logit_B = self.config.loss.classification_scale * evidence.classification
+        logits_B2 = torch.stack([torch.zeros_like(logit_B), logit_B], dim=1)
         classification = cross_entropy(logits_B2, batch.anomalous_B)
         loss = segmentation + classification
         self.log("train/loss", loss, prog_bar=True)

@@ -1,6 +1,7 @@
 """The frozen image tower: with adapters and heads (stage 2), and its view by V-V attention (stage 1's patches).
 
-Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width, H heads.
+Shapes: B images, T tokens (class token first), L patches, F width of the tower, M of its MLPs,
+D shared width, H heads.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from aaclip.config import AdapterConfig, HeadConfig
 from aaclip.models.adapters import adapter, head, mixed
@@ -21,7 +23,8 @@ class ImageFeatures(NamedTuple):
 
     Attributes:
         levels: Unit patch embeddings (B, L, D), one a level.
-        detection: (B, D) mean over patches of unit embeddings of the last level; not unit itself.
+        detection: (B, D) mean over patches of unit embeddings of the last level, and the unit class embedding added to
+            it where configured; not unit itself.
     """
 
     levels: list[Tensor]
@@ -55,6 +58,7 @@ class ImageAdapter(nn.Module):
         self.layers = nn.ModuleList(adapter(adapters.kind, width) for _ in range(blocks))
         self.segmentation = nn.ModuleList(head(width, out, activation=heads.activation) for _ in self.levels)
         self.detection = head(width, out, activation=heads.activation)
+        self.class_token = heads.class_token
         self.weight = adapters.image_weight
         self.norm_preserving = adapters.norm_preserving
 
@@ -64,15 +68,17 @@ class ImageAdapter(nn.Module):
         x_BTF = visual._embeds(images_B3HW)
         patches = []
         for number, block in enumerate(visual.transformer.resblocks[: max(self.levels)], start=1):
-            x_BTF = block(x_BTF)
+            x_BTF = through(block, x_BTF)
             if number <= len(self.layers):
                 adapted_BTF = self.layers[number - 1](x_BTF)
                 x_BTF = mixed(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
             if number in self.levels:
                 patches.append(visual.ln_post(x_BTF[:, 1:]))
         heads = zip(self.segmentation, patches, strict=True)
-        detection_BLD = normalize(self.detection(patches[-1]), dim=-1)
-        return ImageFeatures([normalize(head(x), dim=-1) for head, x in heads], detection_BLD.mean(dim=1))
+        detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
+        if self.class_token:
+            detection_BD = detection_BD + normalize(visual.ln_post(x_BTF[:, 0]) @ visual.proj, dim=-1)
+        return ImageFeatures([normalize(head(x), dim=-1) for head, x in heads], detection_BD)
 
 
 @torch.no_grad()
@@ -99,7 +105,7 @@ def surgery_features(
     plain_BTF = visual._embeds(images_B3HW)
     patches: dict[int, Tensor] = {}
     for number, block in enumerate(resblocks[:shared], start=1):
-        plain_BTF = block(plain_BTF)
+        plain_BTF = through(block, plain_BTF)
         patches[number] = plain_BTF
     surgery_BTF = plain_BTF
     for number, block in enumerate(resblocks[shared : max(levels)], start=shared + 1):
@@ -107,9 +113,28 @@ def surgery_features(
         surgery_BTF = surgery_BTF + block.ls_2(block.mlp(block.ln_2(surgery_BTF)))
         patches[number] = surgery_BTF
     for block in resblocks[shared:]:
-        plain_BTF = block(plain_BTF)
+        plain_BTF = through(block, plain_BTF)
     class_B1D = normalize(visual.ln_post(plain_BTF[:, 0]) @ visual.proj, dim=-1)[:, None]
     return [normalize(visual.ln_post(patches[level][:, 1:]) @ visual.proj, dim=-1) + class_B1D for level in levels]
+
+
+def through(block: Any, x_BTF: Tensor) -> Tensor:
+    """What a residual block of open_clip gives, by an attention that never holds its map (B, H, T, T).
+
+    The block's own `nn.MultiheadAttention` does so in training alone: without gradients it takes a path that writes the
+    map out, 120 MB an image at ViT-L's 1,370 tokens.
+    """
+    attention = block.attn
+    mixed_BT3F = linear(block.ln_1(x_BTF), attention.in_proj_weight, attention.in_proj_bias)
+    query_BHTd, key_BHTd, value_BHTd = (
+        part_BTF.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part_BTF in mixed_BT3F.chunk(3, dim=-1)
+    )
+    attended_BTF = scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd).transpose(1, 2).flatten(2)
+    x_BTF = x_BTF + block.ls_1(attention.out_proj(attended_BTF))
+    hidden_BTM = block.mlp.c_fc(block.ln_2(x_BTF))
+    # of QuickGELU, x · sigmoid(1.702 x), autograd keeps both factors; computed again on the way back, x alone
+    hidden_BTM = checkpoint(block.mlp.gelu, hidden_BTM, use_reentrant=False)
+    return x_BTF + block.ls_2(block.mlp.c_proj(hidden_BTM))
 
 
 def value_attention(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
