@@ -47,4 +47,4 @@ type_and_run aaclip calibrate "$folder/runs/aaclip/defects" "$folder/unseen/bell
 type_and_run aaclip predict "$folder/runs/aaclip/defects" "$folder/unseen/bell/test" --name bell --out "$folder/bells" --html "$folder/bells.html"
 
 say "To look at"
-ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/*crack*overlay.png
+ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png

@@ -9,7 +9,7 @@ from environments import ROOT, run
 
 
 @pytest.mark.slow
-def test_the_demo_runs_and_says_what_fine_tuning_changed(tmp_path):
+def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     printed = run("bash", ROOT / "scripts" / "demo.sh", cwd=tmp_path, env={"PATH": path})
     before = float(printed.split("rsum ")[1].split()[0])
@@ -18,6 +18,14 @@ def test_the_demo_runs_and_says_what_fine_tuning_changed(tmp_path):
     assert after > 400, printed
     low, high = printed.split("rsum of adapted minus tiny: ")[1].split("(")[1].split(",")[0].split(" to ")
     assert float(low) < after - before < float(high)  # whether it is a gain, the interval says
+    plain, trained = (
+        [float(number) for number in printed.split(step)[1].split("mean ")[1].split("\n")[0].split()]
+        for step in ("aaclip 2/5", "aaclip 4/5")
+    )  # in the order of the table: image AUROC first, pixel AUROC fourth
+    assert trained[0] > 80, printed
+    assert trained[3] > 88 > plain[3] + 20, printed
+    assert "anomalous" in printed.split("aaclip 5/5")[1]
     shown = printed.split("To look at")[1].split()
-    assert {Path(name).name for name in shown[1:]} >= {"search.html", "loss.png", "retrieval.png", "weights.png"}
+    pictures = {"search.html", "bells.html", "00042_overlay.png", "loss.png", "retrieval.png", "weights.png"}
+    assert {Path(name).name for name in shown[1:]} >= pictures
     assert all((tmp_path / name).stat().st_size > 0 for name in shown[1:])

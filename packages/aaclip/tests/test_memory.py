@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from aaclip.calibration import Threshold
 from aaclip.detector import Detector
-from aaclip.memory import Memory
+from aaclip.memory import WEIGHT, Memory
 
 
 def unit(*rows: list[float]) -> torch.Tensor:
@@ -22,7 +22,7 @@ def test_surprise_is_the_distance_to_the_nearest_beyond_the_usual_one():
     assert memory.levels[0].usual.item() == pytest.approx(1)
     looked_at = [unit([0, 0, 1.0])[None], unit([1.0, 0, 0])[None], unit([1.0, 1.0, 0])[None]]
     found = [memory.surprise([one])[0].item() for one in looked_at]
-    assert found == pytest.approx([0, -1, -(0.5**0.5)], abs=1e-6)
+    assert found == pytest.approx([0, -WEIGHT, -(0.5**0.5) * WEIGHT], abs=1e-5)
 
 
 def test_equals_a_loop_over_patches():
@@ -39,7 +39,7 @@ def test_equals_a_loop_over_patches():
         for image in asked
     ]
     found = memory.surprise([asked])[0].flatten(1).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, WEIGHT * np.array(expected), atol=1e-4)
 
 
 def pictures(count: int) -> list[Image.Image]:

@@ -29,7 +29,7 @@ from aaclip.data import as_rgb, read_image
 from aaclip.data.augment import squash
 from aaclip.data.pictures import files_of
 from aaclip.detection import Detection, Scores
-from aaclip.maps import TEMPERATURE, anomaly_map
+from aaclip.maps import anomaly_map
 from aaclip.memory import Memory
 from aaclip.models import AnomalyModel, Evidence, PlainCLIP
 from aaclip.prompts import PromptSet, class_embeddings, prompt_set
@@ -161,7 +161,7 @@ class Detector:
         levels = evidence.levels
         if memory is not None:
             surprise = memory.surprise(features.levels)
-            levels = [level + TEMPERATURE * more for level, more in zip(levels, surprise, strict=True)]
+            levels = [level + more for level, more in zip(levels, surprise, strict=True)]
         maps_BSS = anomaly_map(
             levels, size=self.size, domain=self.config.score.domain, weights_K=self.model.level_weights
         )

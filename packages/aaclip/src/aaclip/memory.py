@@ -10,6 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+WEIGHT = 25.0
+"""Logits of a map for one unit of distance, a quarter of what texts weigh: more drowned them where few images were
+remembered (on drawn kinds that no figure of ours is about)."""
+
 
 class Level(NamedTuple):
     """One level's share of a memory.
@@ -59,13 +63,13 @@ class Memory:
         return cls(found, images=len(levels_KLD[0]))
 
     def surprise(self, levels_BLD: Sequence[Tensor]) -> list[Tensor]:
-        """(B, g, g) distance beyond the usual one, one a level."""
+        """(B, g, g) logits for the distance beyond the usual one, one a level."""
         found = []
         for patches_BLD, level in zip(levels_BLD, self.levels, strict=True):
             # image by image: B·L·N cosines at once are too many
             distance_BL = torch.stack([_nearest(patches_LD, level.patches_ND) for patches_LD in patches_BLD])
             side = isqrt(distance_BL.shape[1])
-            found.append((distance_BL - level.usual).unflatten(1, (side, side)))
+            found.append(WEIGHT * (distance_BL - level.usual).unflatten(1, (side, side)))
         return found
 
 
