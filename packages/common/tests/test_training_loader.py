@@ -131,7 +131,7 @@ def test_a_batch_larger_than_the_data_is_an_error():
 
 
 @given(
-    st.integers(2, 60).flatmap(lambda n: st.lists(st.integers(0, n // 2), min_size=n, max_size=n)),
+    st.integers(3, 60).flatmap(lambda n: st.lists(st.integers(0, n // 2), min_size=n, max_size=n)),
     st.integers(1, 3),
     st.integers(0, 5),
 )
