@@ -34,6 +34,9 @@ from clip_common.synthetic.parts import Part
 from clip_common.synthetic.scenes import KINDS
 
 FIRST_SEED = 1000
+OF_PARTS = tuple(f"{opening} {{a_kind}}".strip() for opening in OPENINGS)
+OF_SCENES = ("a small {kind}", "a large {kind}")
+"""A thing in a scene is one among backgrounds, of some size; close-ups are what the other prompts speak of."""
 NOVELTIES = ("known", "held pair", "held kind")
 
 
@@ -79,10 +82,12 @@ def retrieval(bundle: Bundle, seed: int, scenes: int) -> dict[str, float]:
     }
 
 
-def kind_accuracy(bundle: Bundle, seed: int, count: int, picture: Callable[[int], tuple[Image.Image, str]]) -> float:
-    """Zero-shot accuracy over the kinds, by a few prompts each."""
+def kind_accuracy(
+    bundle: Bundle, count: int, picture: Callable[[int], tuple[Image.Image, str]], prompts: Sequence[str]
+) -> float:
+    """Zero-shot accuracy over the kinds, by a few prompts each: `{kind}`, or `{a_kind}` with its article."""
     classes = torch.stack(
-        [prompt_mean(bundle, [f"{opening} {an(kind)}".strip() for opening in OPENINGS]) for kind in KINDS]
+        [prompt_mean(bundle, [prompt.format(kind=kind, a_kind=an(kind)) for prompt in prompts]) for kind in KINDS]
     )
     drawn = [picture(index) for index in range(count)]
     guess = (embed_images(bundle, [image for image, _ in drawn]) @ classes.T).argmax(dim=1)
@@ -146,8 +151,8 @@ def scores_of(bundle: Bundle, seed: int, *, scenes: int, parts: int) -> dict[str
 
     return {
         **retrieval(bundle, seed, scenes),
-        "kind, scenes": kind_accuracy(bundle, seed, parts // 2, scene),
-        "kind, parts": kind_accuracy(bundle, seed, parts // 2, part),
+        "kind, scenes": kind_accuracy(bundle, parts // 2, scene, OF_SCENES),
+        "kind, parts": kind_accuracy(bundle, parts // 2, part, OF_PARTS),
         **damage(bundle, seed, parts),
     }
 
