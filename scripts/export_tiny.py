@@ -139,7 +139,7 @@ def main() -> None:
             version=VERSION,
             note=found["note"],
             scores="\n".join(table),
-            remark=f" {options.remark}" if options.remark else "",
+            remark=f" {options.remark.strip()}" if options.remark else "",
             runs="\n\n".join(describe(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
