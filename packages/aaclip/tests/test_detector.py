@@ -269,6 +269,7 @@ def test_the_text_tower_waits_for_a_new_name(saved, files, monkeypatch):
     new = again.predict(files[0], name="a lamp")
     assert not any(weight.is_meta for weight in again.model.text_tower.parameters())
     assert again.model.text_tower.trunk.text.attn_mask is not None
+    assert again.model.bundle.image_tower is again.model.image_tower  # no second copy of it stays
     assert new.score != again.predict(files[0], name="mug").score
 
 

@@ -49,7 +49,7 @@ from aaclip.stored import (
     write_tensors,
 )
 from aaclip.tiles import Window, blended, windows
-from clip_common.backbones import fingerprint, freeze
+from clip_common.backbones import fingerprint
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.config import load_config, to_yaml
 from clip_common.runs import write_json
@@ -144,8 +144,7 @@ class Detector:
             return
         bundle = load_backbone(self.config.backbone)
         require_same(self._fingerprints["text"], bundle.text_tower, self.config.backbone, source="the detector")
-        self.model.text_tower = freeze(bundle.text_tower)
-        self.model.bundle = bundle
+        self.model.take_text(bundle)
 
     @torch.inference_mode()
     def scores(self, images_B3SS: Tensor, text_BD2: Tensor, *, memory: Memory | None = None) -> Scores:

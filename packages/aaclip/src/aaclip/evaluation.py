@@ -4,7 +4,7 @@ B images of a batch, S pixels of the model's input.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -69,11 +69,8 @@ def evaluate(
     """
     if not records:
         raise ValueError("there is no image to test on: give a set with a test split")
-    of_class: dict[str, list[Record]] = {}
-    for record in records:
-        of_class.setdefault(record.class_name, []).append(record)
     found, done = Evaluation({}, {}, {}), 0
-    for name, own in sorted(of_class.items()):
+    for name, own in sorted(by_class(records).items()):
         dataset = AnomalyDataset(own, preprocess=detector.preprocess, size=detector.size, seed=0)
         metrics, relative, scored = ClassMetrics(), Relative(), 0
         loader = DataLoader(Attempts(dataset), batch_size=batch_size, num_workers=workers, collate_fn=list)
@@ -94,6 +91,14 @@ def evaluate(
     if not found.classes:
         raise none_readable(found.failures)
     return found
+
+
+def by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of each class, in their order."""
+    of_class: dict[str, list[Record]] = {}
+    for record in records:
+        of_class.setdefault(record.class_name, []).append(record)
+    return of_class
 
 
 class Attempts(Dataset[Sample | Unreadable]):
@@ -159,12 +164,10 @@ def remember_normal(detector: Detector, root: Path, *, images: int, format: str 
     Raises:
         ValueError: A class whose training split has not as many.
     """
-    of_class: dict[str, list[Record]] = {}
-    for record in read_dataset(root, format=format).of(split="train"):
-        if not record.anomalous:
-            of_class.setdefault(record.class_name, []).append(record)
-    for name in sorted({record.class_name for record in records_to_test(root, format=format)}):
-        own = sorted(of_class.get(name, []), key=lambda record: str(record.image))
+    dataset = read_dataset(root, format=format)
+    normal = by_class(record for record in dataset.of(split="train") if not record.anomalous)
+    for name in sorted(by_class(dataset.of(split="test"))):
+        own = sorted(normal.get(name, []), key=lambda record: str(record.image))
         if len(own) < images:
             raise DataError(
                 f"--memory {images}: the training split of {root} has {len(own)} normal images of {name}: ask for fewer"

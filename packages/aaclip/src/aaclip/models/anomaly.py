@@ -4,6 +4,7 @@ Shapes: B images, g patches a side, K levels, D shared width, P prompts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,22 @@ class Evidence(NamedTuple):
         return cls(levels, cosines_B2[:, 1] - cosines_B2[:, 0], cosines_B2[:, 1])
 
 
-class AnomalyModel(nn.Module):
+class FrozenCLIP(nn.Module):
+    """The towers that both models stand on, frozen here."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.bundle = bundle
+        self.image_tower = freeze(bundle.image_tower)
+        self.text_tower = freeze(bundle.text_tower)
+
+    def take_text(self, bundle: Bundle) -> None:
+        """Put in place the text tower that was left out; of the image tower one copy stays."""
+        self.text_tower = freeze(bundle.text_tower)
+        self.bundle = replace(bundle, image_tower=self.image_tower)
+
+
+class AnomalyModel(FrozenCLIP):
     """A frozen CLIP with the adapters of both stages.
 
     Args:
@@ -59,12 +75,7 @@ class AnomalyModel(nn.Module):
     """
 
     def __init__(self, bundle: Bundle, config: Config) -> None:
-        super().__init__()
-        self.bundle = bundle
-        self.image_tower = bundle.image_tower
-        self.text_tower = bundle.text_tower
-        freeze(self.image_tower)
-        freeze(self.text_tower)
+        super().__init__(bundle)
         self.levels = list(config.levels or default_levels(self.image_tower))
         self.surgery = config.surgery
         blocks, depth = config.surgery.blocks, len(visual_of(self.image_tower).transformer.resblocks)
@@ -130,19 +141,14 @@ class AnomalyModel(nn.Module):
         return Evidence.of(self.features(images_B3HW), text_BD2, temperature=self.temperature)
 
 
-class PlainCLIP(nn.Module):
+class PlainCLIP(FrozenCLIP):
     """CLIP as it is, with the same prompts: the figure that training must beat.
 
     Patches of each level go through CLIP's own last norm and projection, and the class embedding classifies.
     """
 
     def __init__(self, bundle: Bundle, *, levels: Sequence[int] | None = None) -> None:
-        super().__init__()
-        self.bundle = bundle
-        self.image_tower = bundle.image_tower
-        self.text_tower = bundle.text_tower
-        freeze(self.image_tower)
-        freeze(self.text_tower)
+        super().__init__(bundle)
         depth = len(visual_of(self.image_tower).transformer.resblocks)
         self.levels = require_levels(levels or default_levels(self.image_tower), depth=depth)
 
