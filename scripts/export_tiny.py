@@ -8,7 +8,6 @@ Name every run that led to the weights, the last one last. The card repeats what
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import shutil
@@ -57,12 +56,6 @@ scenes and parts of the world of seed 0 and, in the same batch, pictures that di
 """
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv."""
-    with (path / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 def describe(path: Path) -> str:
     """A run's log: where and how long, then a row an epoch."""
     run = Run.open(path)
@@ -73,7 +66,7 @@ def describe(path: Path) -> str:
     lines = [f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){took}:", ""]
     lines += ["| epoch | steps | mean loss | validation rsum |", "|---|---|---|---|"]
     by_epoch: dict[int, list[dict[str, str]]] = {}
-    for row in rows_of(path):
+    for row in run.metrics.rows():
         by_epoch.setdefault(int(row["epoch"]), []).append(row)
     for epoch, rows in by_epoch.items():
         losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
@@ -92,7 +85,7 @@ def draw_curve(runs: Sequence[Path], file: Path) -> None:
     left, right = figure.subplots(1, 2)
     start = 0
     for path in runs:
-        rows = rows_of(path)
+        rows = Run.open(path).metrics.rows()
         loss = [(start + int(row["step"]), float(row["train/loss"])) for row in rows if row["train/loss"]]
         means = [(x, sum(y for _, y in loss[max(0, i - 24) : i + 1]) / min(25, i + 1)) for i, (x, _) in enumerate(loss)]
         left.plot(*zip(*means, strict=True), label=path.name)
