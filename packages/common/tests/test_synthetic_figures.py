@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_common.regions import JOINTS, REGIONS, attention_maps
 from clip_common.synthetic.draw import PALETTE
 from clip_common.synthetic.figure_draw import CLOTH, keypoints, render_walk
 from clip_common.synthetic.figure_gait import SIDES, body, speed
@@ -22,7 +23,7 @@ from clip_common.synthetic.figure_oracle import (
     map_oracle,
     walking_ceilings,
 )
-from clip_common.synthetic.figure_regions import JOINTS, REGIONS, attention_maps, watched_regions
+from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import AFFECTED_REGION, CONDITIONS, NORMAL, Clip, sample_clip, sample_subject
 from clip_common.synthetic.walking import COLUMNS, write_walking
 

@@ -13,8 +13,9 @@ from aaclip.data.check import Count, Report, check
 from aaclip.data.dataset import AnomalyDataset, Batch, Sample, collate
 from aaclip.data.formats import FORMATS, read_dataset
 from aaclip.data.images import as_rgb, read_image, read_mask
-from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import few_shot, load_list, refuse_overlap, require_masks, save_list, training_records
+from clip_common.errors import DataError
 
 __all__ = [
     "FORMATS",

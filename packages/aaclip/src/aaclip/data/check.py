@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaclip.data.images import read_image, read_mask
-from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.records import Dataset, Record
+from clip_common.errors import DataError
 from clip_common.reporting import Progress
 
 

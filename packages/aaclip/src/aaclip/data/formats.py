@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aaclip.data.lists import LISTINGS, to_records
-from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.records import Dataset, Record
 from aaclip.data.trees import TREES, Found, Tree, folders
+from clip_common.errors import DataError
 
 FORMATS = ("mvtec", "visa", "btad", "mpdd", "bmad", "polyp", "jsonl", "meta", "folder")
 """What `data.format` may say besides `auto`."""

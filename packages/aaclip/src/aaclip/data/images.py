@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from aaclip.data.records import DataError
+from clip_common.errors import DataError
 
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What PIL raises on damaged files, by format."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from aaclip.data.records import DataError, Record
+from aaclip.data.records import Record
+from clip_common.errors import DataError
 
 _Split = Literal["train", "test"]
 

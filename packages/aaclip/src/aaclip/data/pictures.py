@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from aaclip.data.records import DataError
 from aaclip.data.trees import SUFFIXES
+from clip_common.errors import DataError
 
 
 def files_of(sources: Sequence[str], *, without: Path | None = None) -> list[Path]:

@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 
-class DataError(ValueError):
-    """A set of images that cannot be used: one line that says what was found, what was expected and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """One labelled picture.

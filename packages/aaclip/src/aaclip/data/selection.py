@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aaclip.config import DataConfig
-from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.records import Dataset, Record
 from aaclip.data.unreadable import attempt
+from clip_common.errors import DataError
 from clip_common.runs import write_json
 
 TRAINING_LIST = "training.json"

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aaclip.data.records import DataError, Dataset, Record
+from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
+from clip_common.errors import DataError
 from clip_common.synthetic.folders import new_folder, write_lines
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"

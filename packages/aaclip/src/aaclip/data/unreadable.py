@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from aaclip.data.records import DataError
+from clip_common.errors import DataError
 from clip_common.page import printable
 
 T = TypeVar("T")

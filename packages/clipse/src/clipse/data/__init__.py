@@ -6,10 +6,10 @@ data = load_captions("flickr8k/")                                   # any of the
 dataset = Flickr8kDataset(data.split("train"), preprocess=bundle.train_preprocess, seed=13, augment=True)
 """
 
+from clip_common.errors import DataError
 from clipse.data.cache import ImageCache
 from clipse.data.check import CheckReport, Stats, check, stats
 from clipse.data.dataset import Batch, CLIPCollator, Flickr8kDataset, Sample, chosen_captions
-from clipse.data.errors import DataError
 from clipse.data.groups import read_groups
 from clipse.data.loading import Records, load_captions, read_records
 from clipse.data.records import CaptionData, ImageRecord

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_common.errors import DataError
 from clip_common.reporting import Progress
-from clipse.data.errors import DataError
 from clipse.data.images import load
 from clipse.data.records import ImageRecord
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipse.data.errors import DataError
+from clip_common.errors import DataError
 
 _SPLITS = {
     "train": "train",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipse.data.errors import DataError
+from clip_common.errors import DataError
 from clipse.data.records import ImageRecord
 
 

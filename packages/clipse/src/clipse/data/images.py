@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clip_common.errors import DataError
 from clip_common.reporting import Progress
-from clipse.data.errors import DataError
 from clipse.data.records import ImageRecord
 
 # What PIL raises on damaged files, by format.

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from clipse.config import DataConfig
-from clipse.data.errors import DataError
 from clipse.data.formats import PARSERS, Row, captions_file, detect
 from clipse.data.images import problems_of
 from clipse.data.records import CaptionData, ImageRecord

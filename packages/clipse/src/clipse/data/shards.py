@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipse.data.errors import DataError
+from clip_common.errors import DataError
 from clipse.data.formats import caption_of
 from clipse.data.records import ImageRecord
 

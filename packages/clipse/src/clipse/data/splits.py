@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipse.data.errors import DataError
+from clip_common.errors import DataError
 from clipse.data.records import ImageRecord
 
 LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages.txt"}

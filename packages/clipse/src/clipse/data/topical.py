@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clip_common.errors import DataError
 from clip_common.loader import ShuffledBatchSampler
-from clipse.data.errors import DataError
 
 STARTS = 3
 """Times that k-means starts, from other centres; the best end is kept."""

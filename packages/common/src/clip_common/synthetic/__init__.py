@@ -16,12 +16,13 @@ oracles and guards say how well the best and the crudest reader do on them.
     captions(scene)                        # five different ones
 """
 
+from clip_common.regions import attention_maps
 from clip_common.synthetic.balance import balanced_questions, majority_answer
 from clip_common.synthetic.captions import Claims, captions, read_caption
 from clip_common.synthetic.draw import render
 from clip_common.synthetic.figure_draw import keypoints, render_walk
 from clip_common.synthetic.figure_oracle import walking_ceilings
-from clip_common.synthetic.figure_regions import attention_maps, watched_regions
+from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import sample_clip, sample_subject
 from clip_common.synthetic.flickr8k import oracle_of_folder, write_flickr8k, write_parts, write_pretraining
 from clip_common.synthetic.guards import thumbnail_auroc

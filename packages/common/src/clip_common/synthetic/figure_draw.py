@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from clip_common.regions import JOINTS
 from clip_common.synthetic.backgrounds import background_crop
 from clip_common.synthetic.draw import PALETTE, SHADOW_COLOUR, Rgb, scaled
 from clip_common.synthetic.figure_gait import SIDES, body, speed
-from clip_common.synthetic.figure_regions import JOINTS
 from clip_common.synthetic.figures import Clip
 
 SKIN: dict[str, Rgb] = {

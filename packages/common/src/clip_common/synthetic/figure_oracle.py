@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from clip_common.synthetic.figure_regions import JOINTS
+from clip_common.regions import JOINTS
 from clip_common.synthetic.guards import linear_probe, thumbnail
 
 

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 
+from clip_common.regions import attention_maps
 from clip_common.synthetic.figure_draw import keypoints, render_walk, times
-from clip_common.synthetic.figure_regions import attention_maps, watched_regions
+from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
 from clip_common.synthetic.folders import Progress, new_folder, write_table
 from clip_common.synthetic.scenes import VERSION
+from clip_common.video import write_video
 
 MANIFEST = "manifest.csv"
 COLUMNS = (
@@ -109,15 +109,3 @@ def write_walking(
         )  # fmt: skip
         (draft / "README.txt").write_text(about, encoding="utf-8")
     return folder
-
-
-def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int) -> None:
-    """Encode (T, H, W, 3) uint8 RGB frames of even height and width as an H.264 MP4, close to lossless."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "fast"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # a picture of this size gains nothing from more
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())

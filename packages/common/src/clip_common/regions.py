@@ -1,0 +1,58 @@
+"""The joints of COCO, the named regions of the body that clinicians look at, and the maps of where they looked.
+
+T frames, J = 17 joints in the order of COCO, H and W rows and columns of pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+JOINTS = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear",
+    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+    "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
+)  # fmt: skip
+"""The 17 joints of COCO, in its order."""
+
+REGIONS: dict[str, tuple[str, ...]] = {
+    "foot": ("left_ankle", "right_ankle"),
+    "wrist": ("left_wrist", "right_wrist"),
+    "shoulder": ("left_shoulder", "right_shoulder"),
+    "lumbar_pelvis": ("left_hip", "right_hip"),
+    "head": ("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
+}
+"""The joints of each named region: both sides, since a region's name does not say which."""
+
+_SPREAD = 0.1
+
+Floats = NDArray[np.float32]
+
+
+def attention_maps(keypoints: Floats, regions: Sequence[str], *, height: int, width: int) -> Floats:
+    """Where somebody looks who watches these regions: a Gaussian on each of their joints, the largest at each pixel.
+
+    It follows the joints, as a gaze would: a sequence of maps holds some of the gait, its mean only the place.
+
+    Args:
+        keypoints: (T, J, 3): x and y in pixels (the middle of the first pixel is 0.5), and confidence, 0 to 1.
+        regions: Some of `REGIONS`; none gives maps of zeros.
+        height, width: Pixels of the picture.
+
+    Returns:
+        (T, H, W) float32, 0 to 1: max over joints of confidence·exp(−dx²/2σ²)·exp(−dy²/2σ²), σ = 0.1·min(H, W).
+
+    Raises:
+        ValueError: An unknown region.
+    """
+    unknown = [region for region in regions if region not in REGIONS]
+    if unknown:
+        raise ValueError(f"regions must be some of {', '.join(REGIONS)}: got {', '.join(unknown)}")
+    sigma = _SPREAD * min(height, width)
+    maps = np.zeros((len(keypoints), height, width), dtype=np.float32)
+    for joint in [JOINTS.index(name) for region in regions for name in REGIONS[region]]:
+        x, y, confidence = (keypoints[:, joint, column, None] for column in range(3))
+        across = np.exp(-((np.arange(width, dtype=np.float32) + 0.5 - x) ** 2) / (2 * sigma**2))
+        down = confidence * np.exp(-((np.arange(height, dtype=np.float32) + 0.5 - y) ** 2) / (2 * sigma**2))
+        np.maximum(maps, down[:, :, None] * across[:, None, :], out=maps)
+    return maps
