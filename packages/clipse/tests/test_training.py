@@ -20,9 +20,8 @@ from clip_common.runs import Run, table
 from clipse import Config, Retriever, evaluate, read_records, train
 from clipse.evaluation import evaluate_source
 from clipse.losses import SANWDebias
-from clipse.model import pick_device
 from clipse.results import write_training
-from clipse.training import RetrievalModule, batch_of_rank, first_of_each
+from clipse.training import RetrievalModule, first_of_each
 
 
 def configured(small: list[str], *overrides: str) -> Config:
@@ -202,11 +201,6 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
 
 
 def test_what_no_trainer_moves_goes_to_the_gpu(small, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert pick_device() == torch.device("cuda")
-    assert pick_device("0,1") == torch.device("cuda")
-    assert pick_device("cpu:2") == torch.device("cpu")
-    monkeypatch.undo()
     asked: list[tuple[str, str]] = []
     for name in ("features", "experiment", "evaluation"):
         patched = lambda devices="auto", name=name: asked.append((name, devices)) or torch.device("cpu")  # noqa: E731
@@ -226,13 +220,6 @@ def test_every_image_is_encoded_on_the_gpu(small, monkeypatch):
     for name in ("model.lock_image=true", "model.lock_image=false"):
         evaluate_source(str(train(configured(small, f"name={name[-4:]}", name)).run.path))
     assert set(devices) == {"cuda"}
-
-
-@pytest.mark.parametrize(("size", "world", "near"), [(63, 2, 62), (7, 4, 4), (2, 3, 3)])
-def test_a_batch_is_shared_out_whole_or_refused(size, world, near):
-    assert batch_of_rank(near, world=world) * world == near
-    with pytest.raises(ValueError, match=f"data.batch_size={near}"):
-        batch_of_rank(size, world=world)
 
 
 def test_search_finds_an_image_by_itself(trained, scenes):

@@ -10,25 +10,25 @@ import numpy as np
 import torch
 
 from clip_common.config import load_config
+from clip_common.devices import pick_device, require_one_device
 from clip_common.features import FeatureCache
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run, write_atomically
 from clip_common.runs.files import write_text
+from clip_common.runs.series import Announce, own_options, require_same_data
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, owners
 from clipse.evaluation import ceiling, chance_rsum, evaluate, score
 from clipse.features import frozen_features
 from clipse.losses import PARAMETERS, PRESETS, build_loss
-from clipse.model import RetrievalModel, model_folder, pick_device
+from clipse.model import RetrievalModel, model_folder
 from clipse.plots import draw_comparison
 from clipse.series import (
-    Announce,
+    CONTENTS,
+    digest,
     member_config,
-    own_options,
-    require_one_device,
-    require_same_data,
     series_folder,
     trained,
 )
@@ -135,7 +135,7 @@ def compare(
             raise ValueError(f"{name}=[]: give at least one, e.g. {name}={example}")
         if len(set(given)) < len(given):
             raise ValueError(f"{name}=[{','.join(map(str, given))}]: one stands twice; give each once")
-    require_one_device(config, verb="compare")
+    require_one_device(config.trainer, verb="compare")
     splits = read_records(config.data).splits
     records = splits[split]
     if len(records) < 2:
@@ -143,7 +143,7 @@ def compare(
 
     series = series_folder("compare", config)
     with series.locked():
-        require_same_data(series, {name: splits[name] for name in ("train", "val", split)})
+        require_same_data(series, {name: digest(splits[name]) for name in ("train", "val", split)}, what=CONTENTS)
         results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
         total = len(losses) * len(seeds)
         pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: what a kill leaves is comparable

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_common.devices import pick_device
 from clip_common.metrics import ImageTextResult, Paired, image_text_retrieval, paired_bootstrap
 from clip_common.reporting import Progress, Reporter, silent
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
 from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel, Source, open_source, pick_device
+from clipse.model import RetrievalModel, Source, open_source
 from clipse.results import write_registry
 
 

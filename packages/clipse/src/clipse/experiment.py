@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from clip_common.config import TrainerConfig, load_config, to_yaml
+from clip_common.config import load_config, to_yaml
+from clip_common.devices import batch_of_rank, device_count, pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -16,10 +15,10 @@ from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.evaluation import Evaluation, evaluate
 from clipse.features import frozen_features
-from clipse.model import RetrievalModel, load_towers, pick_device
+from clipse.model import RetrievalModel, load_towers
 from clipse.plots import draw_run
 from clipse.results import model_label, write_training
-from clipse.training import RetrievalData, RetrievalModule, batch_of_rank
+from clipse.training import RetrievalData, RetrievalModule
 
 
 @dataclass(frozen=True)
@@ -116,18 +115,6 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     write_training(config, run)
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
-
-
-def device_count(config: TrainerConfig) -> int:
-    """How many devices `trainer.devices` and `trainer.nodes` stand for, as far as this machine can tell."""
-    kind, _, count = config.devices.partition(":")
-    if kind == "auto":
-        here = max(1, torch.cuda.device_count())
-    elif kind == "cpu":
-        here = int(count or 1)
-    else:
-        here = len(kind.split(",")) if "," in kind else int(kind)
-    return here * config.nodes
 
 
 def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clip_common.devices import pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter
 from clipse.config import ModelConfig
 from clipse.data import ImageRecord, Sample, chosen_captions
-from clipse.model import RetrievalModel, pick_device
+from clipse.model import RetrievalModel
 
 
 class ImageFeatureDataset(Dataset[Sample]):

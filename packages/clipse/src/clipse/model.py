@@ -61,11 +61,6 @@ class RetrievalModel(nn.Module):
         return cls(bundle, bias=bundle.logit_bias is not None).eval()
 
 
-def pick_device(devices: str = "auto") -> torch.device:
-    """Where what no Trainer moves runs: a GPU where there is one, unless `devices` (`trainer.devices`) says CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() and not devices.startswith("cpu") else "cpu")
-
-
 def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
     """The two towers that the configuration names; `seed` draws what starts from scratch."""
     if config.kind == "dual":

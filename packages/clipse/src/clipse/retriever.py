@@ -18,13 +18,14 @@ from torch import Tensor
 
 from clip_common.backbones import Tokenizer, behaviour, move
 from clip_common.backbones.tokenizers import ClipTokenizer, SentenceTokenizer, TransformersTokenizer
+from clip_common.devices import pick_device
 from clip_common.features.jobs import in_threads
 from clip_common.page import printable
 from clip_common.reporting import Progress
 from clipse.data import DataError
 from clipse.data.images import decode
 from clipse.index import Hit, ImageIndex, IndexFileError, Stamp, scan
-from clipse.model import RetrievalModel, model_folder, pick_device
+from clipse.model import RetrievalModel, model_folder
 
 SECONDS_BETWEEN_SAVES = 120.0
 """A stored index is written this often while it grows: the most that a kill can cost."""

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import Tokens, move
+from clip_common.devices import batch_of_rank, from_all_ranks
 from clip_common.loader import epoch_seed
 from clip_common.losses import embed_in_parts
 from clip_common.metrics import image_text_retrieval
@@ -160,7 +161,7 @@ class RetrievalModule(L.LightningModule):
         self.validated.append(tuple(tensor.cpu() for tensor in (*part, *(self.references(batch) or ()))))
 
     def on_validation_epoch_end(self) -> None:
-        parts = map(torch.cat, zip(*_from_all_ranks(self.validated), strict=True))
+        parts = map(torch.cat, zip(*from_all_ranks(self.validated), strict=True))
         image_ids, image_ND, text_ids, text_TD, *references = parts
         self.validated = []
         order = image_ids.argsort()
@@ -194,33 +195,10 @@ class RetrievalModule(L.LightningModule):
         return ", ".join(batch.names)
 
 
-def batch_of_rank(batch_size: int, *, world: int) -> int:
-    """A rank's share of the batch of all.
-
-    Raises:
-        ValueError: The batch does not divide.
-    """
-    if batch_size % world:
-        near = max(1, batch_size // world) * world
-        raise ValueError(
-            f"data.batch_size={batch_size} does not divide among {world} devices: "
-            f"set a multiple of {world}, e.g. data.batch_size={near}"
-        )
-    return batch_size // world
-
-
 def first_of_each(owner_T: Tensor, images: int) -> Tensor:
     """(N,) long: the position of the first caption of each image."""
     positions = torch.arange(len(owner_T))
     return torch.full((images,), len(owner_T)).scatter_reduce(0, owner_T, positions, reduce="amin")
-
-
-def _from_all_ranks(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return parts
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, parts)
-    return [part for rank in gathered for part in rank]
 
 
 class RetrievalData(L.LightningDataModule):

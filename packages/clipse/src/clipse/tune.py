@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from clip_common.config import load_config
+from clip_common.devices import require_one_device
 from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
+from clip_common.runs.series import Announce, own_options, require_same_data
 from clip_common.training.guards import LossNotFiniteError
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
@@ -18,11 +20,9 @@ from clipse.losses import PRESETS, build_loss
 from clipse.plots import draw_tuning
 from clipse.results import model_label
 from clipse.series import (
-    Announce,
+    CONTENTS,
+    digest,
     member_config,
-    own_options,
-    require_one_device,
-    require_same_data,
     series_folder,
     trained,
 )
@@ -120,14 +120,14 @@ def tune(
         raise ValueError(f"loss={loss}: every parameter is set ({', '.join(SPACES[loss])}): leave one of them open")
     config = replace(config, loss=replace(config.loss, name=loss))
     build_loss(config.loss)
-    require_one_device(config, verb="tune")
+    require_one_device(config.trainer, verb="tune")
     optuna = _optuna()
 
     splits = read_records(config.data).splits
     name = config.name or f"{loss}-{model_label(config)}-{Path(str(config.data.root)).name}"
     series = series_folder("tune", replace(config, name=name))
     with series.locked():
-        require_same_data(series, {name: splits[name] for name in ("train", "val")})
+        require_same_data(series, {name: digest(splits[name]) for name in ("train", "val")}, what=CONTENTS)
         storage = f"sqlite:///{series.path / 'study.db'}"
         study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
         distributions = {
