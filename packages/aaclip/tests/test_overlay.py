@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
 
-from aaclip.overlay import COLOURS, OPAQUE, legend, overlay
+from aaclip.overlay import legend, overlay
 from aaclip.regions import Region
+from clip_common.heatmap import COLOURS, OPAQUE
 
 
 def picture(width=60, height=40, colour=(90, 120, 150)):

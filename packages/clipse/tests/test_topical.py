@@ -239,7 +239,11 @@ def test_fewer_images_than_topics_is_refused_before_anything_is_written(small, t
 SCRIPT = """
 import sys
 from pathlib import Path
-from clipse.experiment import resolve, train
+from functools import partial
+from clip_common.runs.resolve import resolve as resolve_run
+from clipse.config import Config
+from clipse.experiment import train
+resolve = partial(resolve_run, Config, package="clipse")
 resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
 train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
 """

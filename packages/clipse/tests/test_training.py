@@ -315,7 +315,11 @@ def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(sma
 SCRIPT = """
 import sys
 from pathlib import Path
-from clipse.experiment import resolve, train
+from functools import partial
+from clip_common.runs.resolve import resolve as resolve_run
+from clipse.config import Config
+from clipse.experiment import train
+resolve = partial(resolve_run, Config, package="clipse")
 resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
 train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
 """

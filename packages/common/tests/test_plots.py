@@ -1,9 +1,9 @@
-"""Curves of a run as a PNG."""
+"""Curves of a run, and dots of several, as PNGs."""
 
 import pytest
 from PIL import Image
 
-from clip_common.plots import curves
+from clip_common.plots import Dots, curves, dot_plot
 from clip_common.runs import MetricsCsv
 
 
@@ -37,3 +37,16 @@ def test_a_column_that_is_missing_is_left_out(metrics, tmp_path):
     with pytest.raises(ValueError, match="has none of the columns nowhere, no more"):
         curves(metrics, ["nowhere", "no more"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_dots_are_compared_where_there_is_something_to_compare(tmp_path):
+    first = Dots("clip", values=[1.0, 2.0], centre=1.5, whisker=(1.0, 2.0), mark=0.5)
+    second = Dots("sanw", values=[2.0], centre=2.0, whisker=None, against=(0.5, 0.6, 0.7))  # a skewed interval
+    sizes = []
+    for name, rows in (("one", [first]), ("two", [first, second])):
+        path = dot_plot(rows, tmp_path / f"{name}.png", titles=("left", "right"), xlabels=("l", "r"))
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(960, 330), (1440, 405)]
+    assert {(0x3B, 0x6F, 0xB6), (0x6B, 0x6B, 0x6B)} <= colours(tmp_path / "one.png")
+    assert (0xD9, 0x79, 0x2B) in colours(tmp_path / "two.png")

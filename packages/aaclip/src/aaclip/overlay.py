@@ -1,17 +1,13 @@
 """A heatmap over its picture, on one scale for all pictures. H and W pixels of a map."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from aaclip.regions import Region
-
-COLOURS = "plasma"  # perceptually uniform, and seen on dark pictures from its low end up
-OPAQUE = 0.75
-"""How much of the picture the highest score covers."""
+from clip_common.heatmap import OPAQUE, blend, colours
 
 
 def overlay(
@@ -37,11 +33,7 @@ def overlay(
     if not low < high:
         raise ValueError(f"low={low}, high={high}: expected a scale from low to a larger high")
     resized = Image.fromarray(scores).resize(image.size, Image.Resampling.BILINEAR)
-    level_HW = np.clip((np.asarray(resized) - low) / (high - low), 0, 1)
-    colour_HW3 = _colours()[np.rint(255 * level_HW).astype(np.uint8)]
-    share_HW1 = OPAQUE * level_HW[..., None]
-    mixed_HW3 = (1 - share_HW1) * np.asarray(image, np.float32) + share_HW1 * colour_HW3
-    shown = Image.fromarray(np.rint(mixed_HW3).astype(np.uint8))
+    shown = Image.fromarray(blend(np.asarray(image), (np.asarray(resized) - low) / (high - low)))
     _draw(shown, regions, across=image.width / scores.shape[1], down=image.height / scores.shape[0])
     return shown
 
@@ -51,7 +43,7 @@ def legend(stops: int = 6) -> list[str]:
     return [
         f"rgb({red:.0f} {green:.0f} {blue:.0f} / {OPAQUE * level:.2f})"
         for level in np.linspace(0, 1, stops)
-        for red, green, blue in [_colours()[round(255 * level)]]
+        for red, green, blue in [colours()[round(255 * level)]]
     ]
 
 
@@ -65,11 +57,3 @@ def _draw(shown: Image.Image, regions: Sequence[Region], *, across: float, down:
         casing = (left - width, top - width, right + width, bottom + width)
         pen.rectangle(casing, outline=(0, 0, 0), width=width)
         pen.rectangle((left, top, right, bottom), outline=(255, 255, 255), width=width)
-
-
-@cache
-def _colours() -> NDArray[np.float32]:
-    """(256, 3), 0 to 255."""
-    from matplotlib import colormaps
-
-    return np.asarray(255 * colormaps[COLOURS](np.arange(256))[:, :3], np.float32)

@@ -51,10 +51,11 @@ def train(
 
         clipse train --resume runs/clipse/first
     """
-    from clipse.experiment import resolve
+    from clip_common.runs.resolve import resolve
+    from clipse.config import Config
     from clipse.experiment import train as run_training
 
-    settings = resolve(config=config, overrides=overrides or [], resume=resume)
+    settings = resolve(Config, package="clipse", config=config, overrides=overrides or [], resume=resume)
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return

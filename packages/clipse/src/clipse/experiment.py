@@ -1,10 +1,9 @@
 """From a configuration to a run folder with a model, its numbers and its pictures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.config import load_config, to_yaml
+from clip_common.config import to_yaml
 from clip_common.devices import batch_of_rank, device_count, pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
@@ -34,19 +33,6 @@ class Trained:
     run: Run
     validation: Evaluation | None
     plots: list[Path]
-
-
-def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
-    """The configuration of a new run, or of one to go on with, which keeps its own.
-
-    Raises:
-        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
-    """
-    if resume is None:
-        return load_config(Config, config=config, overrides=overrides, package="clipse")
-    if config or overrides:
-        raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
-    return load_config(Config, config=Run.open(resume).path / "config.yaml")
 
 
 def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:

@@ -144,6 +144,18 @@ def load_config(
         raise ConfigError(f"{error.full_key}: has no default; set it with {error.full_key}=…") from error
 
 
+def overridden(config: T, overrides: Sequence[str]) -> T:
+    """A configuration with `section.field=value` each over it.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
+    tree = OmegaConf.structured(config)
+    for text in overrides:
+        _assign(tree, *_parse_override(type(config), text))
+    return cast(T, OmegaConf.to_object(tree))
+
+
 def to_yaml(config: object) -> str:
     """The resolved configuration as YAML, in the order of the dataclass; `load_config` reads back an equal one."""
     return str(OmegaConf.to_yaml(OmegaConf.structured(config)))

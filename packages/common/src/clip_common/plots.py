@@ -1,7 +1,8 @@
-"""Plots of a run, drawn from its metrics.csv. matplotlib is imported when first needed, without a display."""
+"""Plots of a run and of several, in one look. matplotlib is imported when first needed, without a display."""
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,7 @@ def curves(
     if not series:
         raise ValueError(f"{metrics} has none of the columns {', '.join(labels)}")
 
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = panels(width=7.2, height=4.2)
     if band is not None:
         lower, upper = (_column(rows, steps, name) for name in band)
         axes.fill_between(lower[0], lower[1], upper[1], color=PALETTE[0], alpha=0.15, linewidth=0)
@@ -78,11 +74,12 @@ def curves(
             color=GREY,
             fontsize=8,
         )
-    _dress(axes, title=title, ylabel=ylabel, legend=len(series) > 1)
-    path = Path(path)
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path
+    dress(axes, title=title, xlabel="optimizer step", ylabel=ylabel)
+    axes.margins(x=0.02)
+    if len(series) > 1:
+        # beside the curves: inside it would cover some, and looking for the best place is slow where they are long
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save(figure, Path(path))
 
 
 def _steps(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -120,17 +117,103 @@ def _moving_mean(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return means
 
 
-def _dress(axes: Any, *, title: str, ylabel: str, legend: bool) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel("optimizer step", color=GREY, fontsize=9)
+@dataclass(frozen=True)
+class Dots:
+    """A row of `dot_plot`.
+
+    Attributes:
+        label: Of the row.
+        values: Its small dots, such as one a seed.
+        centre: Its diamond, such as their mean.
+        whisker: Where the line through the diamond begins and ends; None draws none.
+        against: Difference to the first row, and the ends of its interval; None for the first row itself.
+        mark: Where a grey line stands, such as what chance gives; None draws none.
+    """
+
+    label: str
+    values: Sequence[float]
+    centre: float
+    whisker: tuple[float, float] | None
+    against: tuple[float, float, float] | None = None
+    mark: float | None = None
+
+
+def dot_plot(
+    rows: Sequence[Dots],
+    path: Path,
+    *,
+    titles: tuple[str, str],
+    xlabels: tuple[str, str],
+) -> Path:
+    """Left the values of each row; right its difference to the first row, where any row has one. Saves a PNG.
+
+    Args:
+        rows: From the top down.
+        path: Where the PNG goes.
+        titles, xlabels: Of the two sides.
+    """
+    compared = any(row.against for row in rows)
+    height = 1.7 + 0.5 * len(rows)
+    if compared:
+        figure, (left, right) = panels(1, 2, width=9.6, height=height)
+    else:
+        figure, left = panels(width=6.4, height=height)
+    places = np.arange(len(rows))[::-1]
+    for index, (place, row) in enumerate(zip(places, rows, strict=True)):
+        color = PALETTE[index % len(PALETTE)]
+        spread = np.linspace(-0.14, 0.14, len(row.values)) if len(row.values) > 1 else np.zeros(len(row.values))
+        left.scatter(row.values, place + spread, s=16, color=color, alpha=0.55, linewidth=0)
+        _diamond(left, row.centre, place, row.whisker, color=color)
+        if row.mark is not None:
+            left.plot((row.mark, row.mark), (place - 0.4, place + 0.4), color=GREY, linewidth=1.4, zorder=1)
+        if row.against is not None:
+            _diamond(right, row.against[0], place, row.against[1:], color=color)
+    for axes in (left, right) if compared else (left,):
+        axes.set_yticks(places, [row.label for row in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+    dress(left, title=titles[0], xlabel=xlabels[0], grid="x")
+    if compared:
+        right.axvline(0, color=GREY, linewidth=1, linestyle=":")
+        right.annotate(
+            rows[0].label, (0, places[0]), xytext=(5, -3), textcoords="offset points", color=GREY, fontsize=8
+        )
+        right.tick_params(labelleft=False)
+        dress(right, title=titles[1], xlabel=xlabels[1], grid="x")
+    return save(figure, path)
+
+
+def _diamond(axes: Any, x: float, y: float, whisker: tuple[float, float] | None, *, color: str) -> None:
+    # drawn as a line: the interval of a skewed bootstrap need not hold the value, and an error bar must
+    if whisker is not None:
+        axes.plot(whisker, (y, y), color=color, linewidth=1.8, marker="|", markersize=7, markeredgewidth=1.8)
+    axes.plot(x, y, color=color, marker="D", markersize=6)
+
+
+def panels(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, Any]:
+    """A figure of `width` by `height` inches and its axes: one, or an array of them, as `Figure.subplots` gives."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def dress(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
+    """Give axes the look that all plots have; `grid` is "x", "y" or "both"."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel(xlabel, color=GREY, fontsize=9)
     axes.set_ylabel(ylabel, color=GREY, fontsize=9)
-    axes.tick_params(colors=GREY, labelsize=8, length=0)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.tick_params(axis="both", which="both", colors=GREY, labelsize=8, length=0)
+    axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.margins(x=0.02)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c8c8c8")
-    if legend:
-        # beside the curves: inside it would cover some, and looking for the best place is slow where they are long
-        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write the PNG, whole or not at all."""
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int) -> None:
     """Encode (T, H, W, 3) uint8 RGB frames of even height and width as an H.264 MP4, close to lossless."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "fast"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

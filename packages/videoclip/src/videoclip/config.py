@@ -183,8 +183,9 @@ class Config:
     """Name of the run folder; default: the method, the fold, the seed and the time. Needed under torchrun and srun."""
     runs: str = "runs"
     """Folder that holds the run folders and their registry."""
-    split: Literal["train", "val", "test"] = "test"
-    """The split that `videoclip test` scores. Training fits on `train` and selects on `val`, whatever this says."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """What `videoclip test` scores; `all` is for a set that nothing was trained on. Training fits on `train` and
+    selects on `val`, whatever this says."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -192,3 +193,19 @@ class Config:
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(max_epochs=50, precision="bf16-mixed", early_stop=15)
     )
+
+
+@dataclass
+class AblateConfig:
+    """What `videoclip ablate` takes besides the configuration of its runs."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of training; each tests on another part of the subjects."""
+
+
+@dataclass
+class CrossValidationConfig:
+    """What `videoclip cv` takes besides the configuration of its run."""
+
+    folds: int | None = None
+    """Parts into which subjects are dealt, short for data.folds."""

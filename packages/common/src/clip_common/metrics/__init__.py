@@ -4,10 +4,10 @@ The curves of `StreamingAUPRO` also need scipy, for the connected regions of a m
 """
 
 from clip_common.metrics.aupro import StreamingAUPRO
+from clip_common.metrics.bootstrap import Paired
 from clip_common.metrics.curves import CurveResult, StreamingCurve
 from clip_common.metrics.retrieval import (
     ImageTextResult,
-    Paired,
     RetrievalResult,
     image_text_retrieval,
     paired_bootstrap,

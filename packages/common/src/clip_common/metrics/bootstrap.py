@@ -5,7 +5,8 @@ One function gives both: a resample is a row of weights (how often each query wa
 Shapes: S resamples, Q queries, G groups of queries that are drawn together (an image with all its captions).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,23 @@ Floats = NDArray[np.float64]
 
 COVERAGE = 0.95
 CHUNK = 1 << 22  # weights held at a time: 32 MiB
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How much one system is ahead of another on the same set.
+
+    Attributes:
+        difference: first minus second, on the whole set.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+        p: two-sided bootstrap p-value of "no difference"; 1 for a system against itself.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
 
 
 def weighted_metrics(per_query: Mapping[str, Floats], weights_SQ: NDArray[np.int64]) -> dict[str, Floats]:
@@ -72,6 +90,21 @@ def over_runs(values_RS: Floats, *, seed: int) -> Floats:
     runs, samples = values_RS.shape
     drawn_SR = np.random.default_rng((seed, 1)).integers(runs, size=(samples, runs))
     return np.take_along_axis(values_RS.T, drawn_SR, axis=1).mean(1)
+
+
+def paired_difference(observed_R: Sequence[float], difference_RS: Floats, *, seed: int) -> Paired:
+    """The mean difference of R runs, its interval and its p-value.
+
+    Args:
+        observed_R: first minus second system of each run, on the whole set.
+        difference_RS: the same on each of S resamples, which are the same for both systems.
+        seed: of the draw of runs.
+    """
+    difference_S = over_runs(difference_RS, seed=seed)
+    low, high = percentile_intervals({"difference": difference_S})["difference"]
+    smaller_tail = min(np.sum(difference_S <= 0), np.sum(difference_S >= 0))
+    p = min(1.0, 2 * (smaller_tail + 1) / (len(difference_S) + 1))
+    return Paired(difference=float(np.mean(observed_R)), low=low, high=high, p=float(p))
 
 
 def percentile_intervals(resampled: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:

@@ -17,7 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_common.metrics.bootstrap import Floats, draws, over_runs, percentile_intervals, stacked, weighted_metrics
+from clip_common.metrics.bootstrap import (
+    Floats,
+    Paired,
+    draws,
+    paired_difference,
+    percentile_intervals,
+    stacked,
+    weighted_metrics,
+)
 from clip_common.metrics.ranking import DEPTH, Ranks, Ties, one_way_ranks, two_way_ranks
 
 T = TypeVar("T", float, Floats)
@@ -99,23 +107,6 @@ class ImageTextResult:
                 )
 
         return stacked(chunks())
-
-
-@dataclass(frozen=True)
-class Paired:
-    """How much one system is ahead of another on the same images.
-
-    Attributes:
-        difference: first minus second, on all images.
-        low: lower end of its 95 % bootstrap interval.
-        high: upper end.
-        p: two-sided bootstrap p-value of "no difference"; 1 for a system against itself.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p: float
 
 
 def retrieval_metrics(
@@ -269,15 +260,8 @@ def paired_bootstrap(
             for one, other in pairs
         ]
     )
-    difference_S = over_runs(difference_RS, seed=seed)
-    low, high = percentile_intervals({key: difference_S})[key]
-    smaller_tail = min(np.sum(difference_S <= 0), np.sum(difference_S >= 0))
-    return Paired(
-        difference=float(np.mean([one.metrics[key] - other.metrics[key] for one, other in pairs])),
-        low=low,
-        high=high,
-        p=float(min(1.0, 2 * (smaller_tail + 1) / (samples + 1))),
-    )
+    observed_R = [one.metrics[key] - other.metrics[key] for one, other in pairs]
+    return paired_difference(observed_R, difference_RS, seed=seed)
 
 
 def _result(ranks: Ranks, *, ks: Sequence[int]) -> RetrievalResult:

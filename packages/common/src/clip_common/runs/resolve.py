@@ -1,0 +1,37 @@
+"""The configuration of a new run, or of one to go on with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from clip_common.config import load_config
+from clip_common.runs.folder import Run
+
+Schema = TypeVar("Schema")
+
+
+def resolve(
+    schema: type[Schema],
+    *,
+    package: str,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    resume: Path | None = None,
+) -> Schema:
+    """The configuration of a new run, or of one to go on with, which keeps its own.
+
+    Args:
+        schema: The package's configuration.
+        package: Import name of the package whose `configs/` folder is searched.
+        config: Name of a configuration, or a file.
+        overrides: `section.field=value` each.
+        resume: The run folder to go on with.
+
+    Raises:
+        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
+    """
+    if resume is None:
+        return load_config(schema, config=config, overrides=overrides, package=package)
+    if config or overrides:
+        raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
+    return load_config(schema, config=Run.open(resume).path / "config.yaml")

@@ -1,0 +1,5 @@
+"""`python -m videoclip`."""
+
+from videoclip.cli import main
+
+main()

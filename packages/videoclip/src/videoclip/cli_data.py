@@ -1,0 +1,116 @@
+"""`videoclip data`: look at a set of clips, draw its maps, or make a set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clip_common import cli
+from clip_common.cli import Overrides
+
+data = cli.application("data", help="Look at a set of clips, draw its maps, or make a set.")
+console = Console(markup=False, emoji=False, highlight=False)
+
+Root = Annotated[
+    Path, typer.Argument(help="A manifest, a folder with one, or a folder of videos/.", show_default=False)
+]
+
+
+@data.command()
+def check(root: Root, overrides: Overrides = None) -> None:
+    """Decode every clip and map, deal the folds, look for leaks; list what is wrong and exit with 2 if anything is.
+
+    Examples:
+
+        videoclip data check gait/
+
+        videoclip data check gait/ data.maps=doctor1 model.model_class_num=4 data.folds=3
+    """
+    from clip_common.config import load_config
+    from videoclip.config import Config
+    from videoclip.data import check as check_data
+
+    config = load_config(Config, overrides=overrides or [])
+    config.data.root = str(root)
+    model = config.model
+    with cli.progress("decoding clips and maps") as progress:
+        report = check_data(
+            config.data, classes=model.model_class_num, channels=model.attn_in_channels, progress=progress
+        )
+    table = Table("fold", "class", "subjects", "clips", "seconds", "maps", "keypoints", title=str(root), box=box.SIMPLE)
+    for row in report.counts:
+        cells = ("" if value is None else str(value) for value in (row.fold, row.label, row.subjects, row.clips))
+        table.add_row(*cells, f"{row.seconds:.1f}", str(row.map_files), str(row.keypoints))
+    console.print(table)
+    maps = report.maps
+    if maps.mean is not None:
+        console.print(f"maps: mean {maps.mean:.3f}; {100 * (maps.focus or 0):.1f} % of a map above half its maximum")
+    for clips, what in ((maps.without, "without a map"), (maps.constant, "with a map that is the same everywhere")):
+        if clips:
+            console.print(f"{len(clips)} clip(s) {what}, such as {', '.join(clips[:3])}", soft_wrap=True)
+    if maps.two_doctors:
+        console.print(f"both doctors attended the same regions in {maps.agreeing} of {maps.two_doctors} clips")
+    for line in (*report.notes, *report.problems):
+        console.print(line, soft_wrap=True)
+    if not report.ok:
+        raise ValueError(f"{root}: {len(report.problems)} problem(s), listed above")
+    console.print("every clip and every map can be read, and no subject or video is in two parts of a fold")
+
+
+@data.command("render-maps")
+def render_maps(
+    root: Root,
+    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    maps: Annotated[str, typer.Option(help="Whose regions: doctor1, doctor2 or both.")] = "both",
+    size: Annotated[int, typer.Option(min=16, help="Pixels a side of a map.")] = 112,
+) -> None:
+    """Draw maps from keypoints and attended regions: a Gaussian on each joint; and a manifest that names them.
+
+    Example:
+
+        videoclip data render-maps gait/ rendered/ --maps doctor1
+    """
+    from videoclip.data.rendering import render
+
+    with cli.progress("drawing maps") as progress:
+        manifest, drawn, without = render(root, out, maps=maps, size=size, progress=progress)
+    console.print(f"{drawn} maps; the set with them is {manifest}", soft_wrap=True)
+    if without:
+        console.print(f"{len(without)} clip(s) without keypoints or regions have none, such as {without[0]}")
+
+
+@data.command()
+def synthetic(
+    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    subjects: Annotated[int, typer.Option(help="People; each has one condition.")] = 60,
+    clips: Annotated[int, typer.Option(help="Clips of each.")] = 4,
+    size: Annotated[int, typer.Option(help="Pixels a side.")] = 112,
+    seconds: Annotated[float, typer.Option(help="Length of a clip; a second shows a whole stride.")] = 1.0,
+    folds: Annotated[int, typer.Option(help="Parts of a cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 1,
+) -> None:
+    """Film walking figures: a pathology makes one joint region asymmetric; two doctors attended some regions.
+
+    Example:
+
+        videoclip data synthetic walks/ --subjects 60 --clips 4
+    """
+    from clip_common.synthetic import write_walking
+    from clip_common.synthetic.figures import CONDITIONS
+
+    with cli.progress("filming walks") as progress:
+        write_walking(
+            folder,
+            subjects=subjects,
+            clips_per_subject=clips,
+            size=size,
+            seconds=seconds,
+            folds=folds,
+            seed=seed,
+            progress=progress,
+        )
+    labels = ", ".join(f"{label} {name}" for label, name in enumerate(CONDITIONS))
+    console.print(f"{subjects * clips} clips of {subjects} people in {folder}; labels: {labels}", soft_wrap=True)

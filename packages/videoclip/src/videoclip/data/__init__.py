@@ -1,0 +1,59 @@
+"""Files → clips with maps → batches: formats, splits, leak checks.
+
+from videoclip.data import ClipCache, VideoMapDataset, read_clips, split_of
+
+records = read_clips(config)                                    # a manifest, or videos/ and attention_maps/
+split = split_of(records, config)                               # by subject; a leak is an error
+cache = ClipCache(folder, split.train, config, channels=1)      # decoded once
+dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True, cache=cache)
+"""
+
+from clip_common.errors import DataError
+from videoclip.data.cache import ClipCache
+from videoclip.data.check import Report, check
+from videoclip.data.dataset import Batch, Sample, VideoMapDataset, collate
+from videoclip.data.decoding import VideoInfo, clip_span, probe, read_frames
+from videoclip.data.folds import Split, assert_disjoint, missing_classes, split_of, splits_of, subject_folds
+from videoclip.data.layout import read_layout
+from videoclip.data.loading import Pair, problems_of, read_pair
+from videoclip.data.manifest import read_manifest, write_manifest
+from videoclip.data.maps import map_source, read_map
+from videoclip.data.planning import plan
+from videoclip.data.reading import check_labels, read_clips
+from videoclip.data.records import ClipRecord
+from videoclip.data.sampler import SubjectUniqueBatchSampler, subject_numbers
+
+__all__ = [
+    "Batch",
+    "ClipCache",
+    "ClipRecord",
+    "DataError",
+    "Pair",
+    "Report",
+    "Sample",
+    "Split",
+    "SubjectUniqueBatchSampler",
+    "VideoInfo",
+    "VideoMapDataset",
+    "assert_disjoint",
+    "check",
+    "check_labels",
+    "clip_span",
+    "collate",
+    "map_source",
+    "missing_classes",
+    "plan",
+    "probe",
+    "problems_of",
+    "read_clips",
+    "read_frames",
+    "read_layout",
+    "read_manifest",
+    "read_map",
+    "read_pair",
+    "split_of",
+    "splits_of",
+    "subject_folds",
+    "subject_numbers",
+    "write_manifest",
+]

@@ -1,0 +1,124 @@
+"""Each clip decoded once: frames and maps as uint8 in one memory-mapped file, written whole or not at all."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from clip_common.errors import DataError
+from clip_common.pixels import MappedPixels, key_of, state_of, whole_folder
+from clip_common.reporting import Progress
+from clip_common.runs.files import read_json, write_json
+from videoclip.config import DataConfig
+from videoclip.data.loading import Pair, read_pair
+from videoclip.data.maps import map_source
+from videoclip.data.records import ClipRecord
+
+_VERSION = 1  # another one when the same files would be decoded into other pixels
+_AT_ONCE = 32  # clips that wait in memory
+
+
+class ClipCache:
+    """Frames and maps of a set of clips as `read_pair` gives them.
+
+    Made at the first use of a set and read back afterwards; give it the clips of all splits, and datasets of some of
+    them share it. The key is the files' names, sizes and times and all knobs that matter to these pixels, so a changed
+    file makes another cache. What happens to maps afterwards (noise, scale, controls) is no part of it.
+
+    Args:
+        folder: Where the caches lie.
+        records: The clips.
+        config: `frames`, `size` and `maps` decide the pixels; `on_error` whether an unreadable clip is left out.
+        channels: Of a map.
+        progress: Called as `progress(done, total)` while clips are decoded, in threads.
+
+    Attributes:
+        records: The clips that are in it.
+        problems: clip_id → what is wrong, for those that are not.
+
+    Raises:
+        DataError: A clip cannot be read and on_error=raise, or none can; too little space on the disk. Nothing is left
+            behind.
+        OSError: The disk filled up meanwhile; nothing is left behind either.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        records: Sequence[ClipRecord],
+        config: DataConfig,
+        *,
+        channels: int,
+        progress: Progress | None = None,
+    ) -> None:
+        frames, side = config.frames, config.size
+        self.shapes = ((frames, 3, side, side), (channels, frames, side, side))
+        self.sizes = [torch.Size(shape).numel() for shape in self.shapes]
+        self.folder = folder / _key(records, config, channels=channels)
+        if not self.folder.exists():
+            self._write(records, config, channels=channels, progress=progress)
+        self.problems: dict[str, str] = read_json(self.folder / "problems.json")
+        if self.problems and config.on_error == "raise":
+            raise DataError(
+                f"{len(self.problems)} clip(s) cannot be read, the first: {next(iter(self.problems.values()))}: "
+                "restore them, or set data.on_error=skip"
+            )
+        self.records = tuple(record for record in records if record.clip_id not in self.problems)
+        self.rows = {record.clip_id: row for row, record in enumerate(self.records)}
+        self.pixels = MappedPixels(self.folder / "pixels.bin")
+
+    def __getitem__(self, record: ClipRecord) -> Pair:
+        """The pair of a clip that is in `records`."""
+        start = self.rows[record.clip_id] * sum(self.sizes)
+        row = torch.from_numpy(self.pixels[start : start + sum(self.sizes)])
+        frames, map_ = (part.view(shape) for part, shape in zip(row.split(self.sizes), self.shapes, strict=True))
+        return Pair(frames_T3SS=frames, map_CTSS=map_)
+
+    def _write(
+        self, records: Sequence[ClipRecord], config: DataConfig, *, channels: int, progress: Progress | None
+    ) -> None:
+        def attempt(record: ClipRecord) -> Pair | DataError:
+            try:
+                return read_pair(record, config, channels=channels, side=config.size)
+            except DataError as error:
+                return error
+
+        needed = len(records) * sum(self.sizes)
+        problems: dict[str, str] = {}
+        with (
+            whole_folder(self.folder, needed=needed, what="the clip cache") as draft,
+            (draft / "pixels.bin").open("wb") as stream,
+            ThreadPoolExecutor() as pool,
+        ):
+            for start in range(0, len(records), _AT_ONCE):
+                some = records[start : start + _AT_ONCE]
+                for done, (record, result) in enumerate(zip(some, pool.map(attempt, some), strict=True), start + 1):
+                    if isinstance(result, Pair):
+                        _append(stream, result)
+                    elif config.on_error == "raise":
+                        raise result
+                    else:
+                        problems[record.clip_id] = str(result)
+                    if progress is not None:
+                        progress(done, len(records))
+            if len(problems) == len(records):
+                first = next(iter(problems.values()), "there are none")
+                raise DataError(f"none of {len(records)} clips can be read, the first: {first}")
+            write_json(draft / "problems.json", problems)
+
+
+def _append(stream: BinaryIO, pair: Pair) -> None:
+    for pixels in (pair.frames_T3SS, pair.map_CTSS):
+        stream.write(pixels.contiguous().numpy().tobytes())
+
+
+def _key(records: Sequence[ClipRecord], config: DataConfig, *, channels: int) -> str:
+    parts: list[object] = [_VERSION, config.frames, channels, config.size]
+    for record in records:
+        source = map_source(record, config, channels=channels)
+        files = [record.video] if source is None else [record.video, source.file]
+        states = [state_of(file) if file.exists() else f"{file} is absent" for file in files]
+        parts.append((record.clip_id, record.start_s, record.end_s, record.spans, states, source and source.regions))
+    return key_of(parts)

@@ -1,0 +1,183 @@
+"""`videoclip data check`: what is in a set, and whether all of it can be used."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from clip_common.errors import DataError
+from clip_common.reporting import Progress
+from videoclip.config import DataConfig
+from videoclip.data.decoding import clip_span
+from videoclip.data.folds import Split, assert_disjoint, missing_classes, subject_folds
+from videoclip.data.loading import read_pair
+from videoclip.data.maps import map_source
+from videoclip.data.reading import check_labels, read_clips
+from videoclip.data.records import ClipRecord
+
+
+@dataclass(slots=True)
+class Count:
+    """The clips of one class in one fold.
+
+    Attributes:
+        fold: The fold that tests on them; None where the set cannot be dealt into folds.
+        label: Their class; None where it is not known.
+        subjects, clips: How many.
+        seconds: How long all of them last; a clip that cannot be read counts nothing.
+        map_files: How many name a map.
+        keypoints: How many name keypoints.
+    """
+
+    fold: int | None
+    label: int | None
+    subjects: int
+    clips: int
+    seconds: float
+    map_files: int
+    keypoints: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapStatistics:
+    """What the maps say, as `data.maps` chooses them.
+
+    Attributes:
+        without: Names of the clips that have no map.
+        constant: Names of those whose map has one value everywhere (zero, too): it guides nobody.
+        mean: Mean value of the others, 0 to 1; None where there are none.
+        focus: Mean share of their pixels that have at least half of the largest value of the map; None likewise.
+        two_doctors: Clips with regions of both doctors.
+        agreeing: Of those, the ones where both attended the same regions.
+    """
+
+    without: list[str]
+    constant: list[str]
+    mean: float | None
+    focus: float | None
+    two_doctors: int
+    agreeing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A set after every clip was decoded.
+
+    Attributes:
+        counts: One row a fold and class, in that order.
+        maps: See there.
+        problems: One line each: what would stop a run.
+        notes: One line each: classes that a fold cannot be validated or tested on.
+    """
+
+    counts: list[Count]
+    maps: MapStatistics
+    problems: list[str]
+    notes: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """No problem was found."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One clip after it was decoded; `mean` and `focus` are None where it has no map, or a constant one."""
+
+    seconds: float = 0.0
+    mean: float | None = None
+    focus: float | None = None
+    constant: bool = False
+    problem: str | None = None
+
+
+def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Progress | None = None) -> Report:
+    """Decode every clip with its map, deal the folds and compare their videos; problems are collected, not raised.
+
+    Args:
+        config: The set, and how it is to be read.
+        classes: `model.model_class_num`.
+        channels: `model.attn_in_channels`.
+        progress: Called as `progress(done, total)`, in clips.
+
+    Raises:
+        DataError: The set cannot be read at all.
+    """
+    records = read_clips(replace(config, on_error="skip"))
+    problems: list[str] = []
+    splits: list[Split] = []
+    try:
+        check_labels(records, classes)
+    except DataError as error:
+        problems.append(str(error))
+    try:
+        splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
+        for split in splits:
+            assert_disjoint(split)
+    except DataError as error:
+        problems.append(str(error))
+    seen: dict[str, _Seen] = {}
+    with ThreadPoolExecutor() as pool:  # FFmpeg decodes without holding the interpreter's lock
+        found = pool.map(lambda record: _see(record, config, channels=channels), records)
+        for done, (record, one) in enumerate(zip(records, found, strict=True), start=1):
+            seen[record.clip_id] = one
+            if progress is not None:
+                progress(done, len(records))
+    return Report(
+        counts=_counts(records, splits, seen),
+        maps=_map_statistics(records, seen),
+        problems=problems + [one.problem for one in seen.values() if one.problem is not None],
+        notes=[
+            f"fold {number}: no clip of class {', '.join(map(str, labels))} in {part}"
+            for number, split in enumerate(splits)
+            for part, labels in missing_classes(split).items()
+        ],
+    )
+
+
+def _see(record: ClipRecord, config: DataConfig, *, channels: int) -> _Seen:
+    try:
+        start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+        map_CTSS = read_pair(record, config, channels=channels, side=config.size).map_CTSS
+        mapped = map_source(record, config, channels=channels) is not None
+    except DataError as error:
+        return _Seen(problem=f"clip {record.clip_id}: {error}")
+    most = map_CTSS.max()
+    if not mapped or map_CTSS.min() == most:
+        return _Seen(seconds=end_s - start_s, constant=mapped)
+    focus = (map_CTSS >= most / 2).float().mean()
+    return _Seen(seconds=end_s - start_s, mean=float(map_CTSS.float().mean()) / 255, focus=float(focus))
+
+
+def _counts(records: Sequence[ClipRecord], splits: Sequence[Split], seen: Mapping[str, _Seen]) -> list[Count]:
+    fold_of = {record.clip_id: number for number, split in enumerate(splits) for record in split.test}
+    rows: dict[tuple[int | None, int | None], list[ClipRecord]] = {}
+    for record in records:
+        rows.setdefault((fold_of.get(record.clip_id), record.label), []).append(record)
+    return [
+        Count(
+            fold=fold,
+            label=label,
+            subjects=len({record.subject_id for record in rows[fold, label]}),
+            clips=len(rows[fold, label]),
+            seconds=sum(seen[record.clip_id].seconds for record in rows[fold, label]),
+            map_files=sum(record.map is not None for record in rows[fold, label]),
+            keypoints=sum(record.keypoints is not None for record in rows[fold, label]),
+        )
+        for fold, label in sorted(rows, key=lambda key: [(part is None, part or 0) for part in key])
+    ]
+
+
+def _map_statistics(records: Sequence[ClipRecord], seen: Mapping[str, _Seen]) -> MapStatistics:
+    means = [one.mean for one in seen.values() if one.mean is not None]
+    focuses = [one.focus for one in seen.values() if one.focus is not None]
+    both = [record for record in records if record.regions_doctor1 and record.regions_doctor2]
+    return MapStatistics(
+        without=[name for name, one in seen.items() if one.mean is None and not one.constant and one.problem is None],
+        constant=[name for name, one in seen.items() if one.constant],
+        mean=fmean(means) if means else None,
+        focus=fmean(focuses) if focuses else None,
+        two_doctors=len(both),
+        agreeing=sum(set(record.regions_doctor1) == set(record.regions_doctor2) for record in both),
+    )

@@ -1,0 +1,187 @@
+"""Records to samples to batches: uint8 frames, which are normalised on the device, and maps.
+
+B clips of a batch, C channels of a map, T frames, H = W = `data.size` pixels.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip_common.loader import epoch_seed
+from videoclip.config import DataConfig
+from videoclip.data.augment import augment
+from videoclip.data.cache import ClipCache
+from videoclip.data.controls import controlled, disturbed, donors
+from videoclip.data.loading import Pair, read_pair
+from videoclip.data.maps import map_identity, read_map
+from videoclip.data.records import ClipRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One clip.
+
+    Attributes:
+        video_3THW: uint8 RGB.
+        map_CTHW: float32.
+        valid: Whether the map says anything: there is one, and it is not the same everywhere.
+        label: The class; -1 where it is not known.
+        index: Place in the dataset.
+        subject, regions, map: Numbers, see `Batch`.
+        clip_id: Its name.
+    """
+
+    video_3THW: Tensor
+    map_CTHW: Tensor
+    valid: bool
+    label: int
+    index: int
+    subject: int
+    regions: int
+    map: int
+    clip_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples side by side. Numbers mean something within one dataset only.
+
+    Attributes:
+        video_B3THW: uint8 RGB.
+        map_BCTHW: float32.
+        valid_B: Bool, see `Sample.valid`.
+        label_B: Long, -1 where it is not known.
+        subject_B: Long, equal for clips of one subject.
+        regions_B: Long, equal where the same set of regions was attended; a clip without regions has its own.
+        map_B: Long, equal where maps have one origin (`maps.map_identity`); a clip without a map has its own.
+        clip_ids: B names.
+    """
+
+    video_B3THW: Tensor
+    map_BCTHW: Tensor
+    valid_B: Tensor
+    label_B: Tensor
+    subject_B: Tensor
+    regions_B: Tensor
+    map_B: Tensor
+    clip_ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on a device."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        moved: dict[str, Any] = {name: value.to(device) for name, value in values if torch.is_tensor(value)}
+        return replace(self, **moved)
+
+
+class VideoMapDataset(Dataset[Sample]):
+    """One sample a clip; all that is random is a function of (seed, epoch, index) or of (seed, clip).
+
+    Args:
+        records: The clips of one split; without those that the cache had to leave out.
+        config: Which maps, what is done to them, how training clips are augmented.
+        channels: Of a map.
+        seed: Root of all randomness.
+        training: Whether clips are augmented.
+        cache: Decoded clips, or None to decode each time.
+
+    Attributes:
+        records: The clips, in order.
+
+    Raises:
+        DataError: Maps are to be shuffled, and fewer than two subjects have one.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ClipRecord],
+        config: DataConfig,
+        *,
+        channels: int,
+        seed: int,
+        training: bool,
+        cache: ClipCache | None = None,
+    ) -> None:
+        left_out = set() if cache is None else set(cache.problems)
+        records = tuple(record for record in records if record.clip_id not in left_out)
+        self.records, self.config, self.channels, self.seed = records, config, channels, seed
+        self.training, self.cache = training, cache
+        self.epoch = 0
+        self.shown = {record.clip_id: record for record in records}
+        """clip_id → the clip whose map is shown with it."""
+        if config.control == "shuffled":
+            self.shown |= donors(records, config, channels=channels, seed=seed)
+        self.subjects = _numbers(record.subject_id for record in records)
+        self.regions = _numbers(_attended(record, config) for record in records)
+        self.maps = _numbers(map_identity(self.shown[record.clip_id], config, channels=channels) for record in records)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to an epoch: other views."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample of a clip.
+
+        Raises:
+            DataError: The clip or its map cannot be read.
+        """
+        record = self.records[index]
+        pair = self._pair(record)
+        map_CTHW = controlled(pair.map_CTSS.float() / 255, record, self.config, seed=self.seed)
+        map_CTHW = disturbed(map_CTHW, record, self.config, seed=self.seed)
+        frames_T3HW = pair.frames_T3SS
+        if self.training:
+            rng = torch.Generator().manual_seed(epoch_seed(epoch_seed(self.seed, self.epoch), index))
+            frames_T3HW, map_CTHW = augment(frames_T3HW, map_CTHW, self.config.augment, rng)
+        return Sample(
+            video_3THW=frames_T3HW.transpose(0, 1),
+            map_CTHW=map_CTHW,
+            valid=bool(map_CTHW.max() > map_CTHW.min()),
+            label=-1 if record.label is None else record.label,
+            index=index,
+            subject=self.subjects[index],
+            regions=self.regions[index],
+            map=self.maps[index],
+            clip_id=record.clip_id,
+        )
+
+    def _pair(self, record: ClipRecord) -> Pair:
+        shown = self.shown[record.clip_id]
+        if self.cache is not None:
+            pair = self.cache[record]
+            return pair if shown is record else replace(pair, map_CTSS=self.cache[shown].map_CTSS)
+        knobs = {"channels": self.channels, "side": self.config.size}
+        pair = read_pair(record, self.config, **knobs)
+        return pair if shown is record else replace(pair, map_CTSS=read_map(shown, self.config, **knobs))
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples to a batch."""
+    return Batch(
+        video_B3THW=torch.stack([sample.video_3THW for sample in samples]),
+        map_BCTHW=torch.stack([sample.map_CTHW for sample in samples]),
+        valid_B=torch.tensor([sample.valid for sample in samples]),
+        label_B=torch.tensor([sample.label for sample in samples]),
+        subject_B=torch.tensor([sample.subject for sample in samples]),
+        regions_B=torch.tensor([sample.regions for sample in samples]),
+        map_B=torch.tensor([sample.map for sample in samples]),
+        clip_ids=tuple(sample.clip_id for sample in samples),
+    )
+
+
+def _attended(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
+    of_1, of_2 = set(record.regions_doctor1), set(record.regions_doctor2)
+    regions = {"doctor1": of_1, "doctor2": of_2}.get(config.maps, of_1 | of_2)
+    return frozenset(regions) or None
+
+
+def _numbers(values: Iterable[Hashable | None]) -> list[int]:
+    """Equal values get one number, in the order of their first appearance; None another one each time."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(object() if value is None else value, len(numbers)) for value in values]

@@ -1,0 +1,214 @@
+"""Frames of a clip, wherever they lie: a video file, an .npz of frames, or a folder of pictures.
+
+F frames of the source, T frames asked for, H and W pixels. Seconds count from the first frame.
+"""
+
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from clip_common.errors import DataError
+from videoclip.data.packets import decode_frames, read_index, read_size
+from videoclip.data.planning import even_times, plan
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+"""Suffixes of what counts as a frame in a folder."""
+ASSUMED_FPS = 25.0
+"""Rate of a folder of frames, and of an .npz without `fps`."""
+SLACK_S = 0.1
+"""How far a clip's `end_s` may lie beyond the end of its video: players round, and sound may last longer."""
+
+BROKEN = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError)
+"""What numpy and PIL raise on damaged files."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a source of frames is.
+
+    Attributes:
+        seconds: From the first frame to the end of the last one.
+        frames: How many.
+        fps: Frames a second, on average.
+        height, width: Of the picture, turned upright.
+    """
+
+    seconds: float
+    frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def probe(path: Path) -> VideoInfo:
+    """Length, rate and size of a source of frames.
+
+    Raises:
+        DataError: It is not there, or cannot be read.
+    """
+    times_F, seconds = _timeline(path)
+    height, width = _size(path)
+    return VideoInfo(seconds=seconds, frames=len(times_F), fps=len(times_F) / seconds, height=height, width=width)
+
+
+def clip_span(path: Path, *, start_s: float, end_s: float | None) -> tuple[float, float]:
+    """A clip's beginning and end in its video, checked against it.
+
+    Args:
+        path: The source.
+        start_s: In seconds.
+        end_s: None is the end of the video. It may exceed that by `SLACK_S`, or a frame: the last one stays longer.
+
+    Raises:
+        DataError: The clip does not lie in the video.
+    """
+    times_F, seconds = _timeline(path)
+    if end_s is None:
+        end_s = seconds
+    # a clip that begins where the video ends has nothing to show
+    if not (0 <= start_s < min(end_s, seconds) and end_s <= seconds + max(SLACK_S, seconds / len(times_F))):
+        raise DataError(
+            f"{path}: a clip from {start_s:g} to {end_s:g} s does not lie in a video of {seconds:g} s: "
+            "correct start_s and end_s, which are seconds from the first frame"
+        )
+    return start_s, end_s
+
+
+def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int) -> NDArray[np.uint8]:
+    """T frames spread evenly over a clip (`planning.plan`); only they, and what they depend on, are decoded.
+
+    Args:
+        path: A video file; an .npz with `frames` (F, H, W, 3) uint8 and perhaps `fps`; or a folder of pictures, in the
+            order of the numbers in their names. Of the last two, `ASSUMED_FPS` is taken where none is said; it matters
+            only to a clip that is not the whole.
+        start_s, end_s: As for `clip_span`.
+        frames: T.
+
+    Returns:
+        (T, H, W, 3) RGB, upright.
+
+    Raises:
+        DataError: It cannot be read, or the clip does not lie in it.
+    """
+    start, end = clip_span(path, start_s=start_s, end_s=end_s)
+    return frames_at(path, plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames))
+
+
+def frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Frames by their places in the source, which may repeat: (T, H, W, 3).
+
+    Raises:
+        DataError: One of them cannot be read.
+    """
+    places, inverse_T = np.unique(places_T, return_inverse=True)
+    if path.is_dir():
+        pictures = list_pictures(path)
+        found = stack_pictures([pictures[place] for place in places], mode="RGB")
+    elif path.suffix == ".npz":
+        found = _load_npz(path)[0][places]
+    else:
+        found = decode_frames(path, places.tolist())
+    return found[inverse_T]
+
+
+def frame_times(path: Path) -> NDArray[np.float64]:
+    """When each frame of a source appears, (F,), in seconds.
+
+    Raises:
+        DataError: It is not there, or cannot be read.
+    """
+    return _timeline(path)[0]
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, 2 before 10.
+
+    Raises:
+        DataError: There is none.
+    """
+    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    if not files:
+        raise DataError(f"{folder}: holds no pictures ({', '.join(PICTURES)}): expected one a frame")
+    return sorted(files, key=lambda file: (_natural(file.name), file.name))
+
+
+def stack_pictures(files: Sequence[Path], *, mode: str) -> NDArray[np.uint8]:
+    """Pictures of one size, turned as EXIF says: (T, H, W, 3) for RGB, (T, H, W) for L.
+
+    Raises:
+        DataError: One cannot be read, or they differ in size.
+    """
+    pixels = []
+    for file in files:
+        try:
+            with Image.open(file) as opened:
+                pixels.append(np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert(mode)))
+        except BROKEN as error:
+            reason = str(error).split("<", 1)[0].strip() or type(error).__name__
+            raise DataError(f"{file}: not a readable image ({reason})") from error
+        if pixels[-1].shape != pixels[0].shape:
+            sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (pixels[0], pixels[-1]))
+            raise DataError(f"{file}: pictures of one clip differ in size ({sizes}): make them equal")
+    return np.stack(pixels)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))  # PIL's own conversion cuts at 255
+
+
+def _natural(name: str) -> list[tuple[str, int, str]]:
+    return [(text, len(number), number) for text, number in re.findall(r"(\D*)0*(\d*)", name)]
+
+
+def _timeline(path: Path) -> tuple[NDArray[np.float64], float]:
+    """When each frame appears, and when the last one ends."""
+    if not path.exists():
+        raise DataError(f"{path}: no such video")
+    if path.is_dir():
+        count, fps = len(list_pictures(path)), ASSUMED_FPS
+    elif path.suffix == ".npz":
+        frames_FHW3, fps = _load_npz(path)
+        count = len(frames_FHW3)
+    else:
+        index = read_index(path)
+        return index.times_F, index.seconds
+    return even_times(count, start_s=0, end_s=count / fps), count / fps
+
+
+def _size(path: Path) -> tuple[int, int]:
+    if path.is_dir() or path.suffix == ".npz":
+        height, width = frames_at(path, [0]).shape[1:3]
+        return height, width
+    return read_size(path)
+
+
+def _load_npz(path: Path) -> tuple[NDArray[np.uint8], float]:
+    status = path.stat()
+    return _npz(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # one clip asks for it several times, and clips of one video follow each other
+def _npz(path: Path, size: int, modified: int) -> tuple[NDArray[np.uint8], float]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            frames_FHW3 = arrays["frames"]
+            fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
+    except BROKEN as error:
+        raise DataError(f"{path}: expected an .npz with an array `frames` and perhaps `fps` ({error})") from error
+    if frames_FHW3.ndim != 4 or frames_FHW3.shape[-1] != 3 or frames_FHW3.dtype != np.uint8 or not frames_FHW3.size:
+        raise DataError(
+            f"{path}: expected `frames` of shape (frames, height, width, 3) and type uint8, got "
+            f"{frames_FHW3.shape} {frames_FHW3.dtype}"
+        )
+    if not (fps > 0 and np.isfinite(fps)):
+        raise DataError(f"{path}: expected `fps` above 0, got {fps:g}")
+    return frames_FHW3, fps

@@ -1,0 +1,246 @@
+"""Who is trained, validated and tested on: always whole subjects, and never the same video twice."""
+
+import hashlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from clip_common.errors import DataError
+from videoclip.config import DataConfig
+from videoclip.data.lowdata import keep_clips, keep_subjects, lot
+from videoclip.data.records import ClipRecord, by_subject
+
+_People = Mapping[str, list[ClipRecord]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The clips that are trained on, selected by and tested on, each by the names of subjects and clips."""
+
+    train: tuple[ClipRecord, ...]
+    val: tuple[ClipRecord, ...]
+    test: tuple[ClipRecord, ...]
+
+    def parts(self) -> dict[str, tuple[ClipRecord, ...]]:
+        """The same by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def split_of(records: Sequence[ClipRecord], config: DataConfig) -> Split:
+    """The split of `config.fold`, checked for leaks; its training part less what `subjects` and `train_fraction` omit.
+
+    Raises:
+        DataError: See `subject_folds`, `assert_disjoint` and `keep_subjects`; or no such fold, or a class that is lost.
+    """
+    splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
+    if config.fold >= len(splits):
+        raise DataError(f"data.fold={config.fold}: the fold column has parts 0 to {len(splits) - 1}")
+    return _prepared(splits[config.fold], config)
+
+
+def splits_of(records: Sequence[ClipRecord], config: DataConfig) -> list[Split]:
+    """What `split_of` gives for every fold.
+
+    Raises:
+        DataError: See `split_of`.
+    """
+    splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
+    return [_prepared(split, config) for split in splits]
+
+
+def _prepared(split: Split, config: DataConfig) -> Split:
+    assert_disjoint(split)
+    train: Sequence[ClipRecord] = split.train
+    if config.subjects is not None:
+        train = keep_subjects(train, count=config.subjects, seed=config.split_seed)
+    train = keep_clips(train, fraction=config.train_fraction, seed=config.split_seed)
+    lost = _classes(split.train) - _classes(train)
+    if lost:
+        raise DataError(
+            f"data.subjects={config.subjects} and data.train_fraction={config.train_fraction:g} leave no training clip "
+            f"of class {min(lost)}: raise them"
+        )
+    return replace(split, train=tuple(train))
+
+
+def subject_folds(records: Sequence[ClipRecord], *, folds: int, seed: int) -> list[Split]:
+    """Splits for cross-validation: each part is tested on once, and every clip stands in exactly one part.
+
+    Parts are those of the fold column where there is one, numbered from 0; `folds` does not count then. Otherwise
+    subjects are dealt so that each part has its share of the clips of each class. The validation part is about a
+    quarter of the subjects of each class that are not tested on, at least one, but never the last one to learn from.
+    Clips whose label is not known are dealt as a class of their own. The order of the records does not count.
+
+    Args:
+        records: All clips.
+        folds: Number of parts.
+        seed: Of dealing, to parts and to validation.
+
+    Raises:
+        DataError: Fewer subjects than parts; a class that would not be trained on; nobody to validate on; a fold column
+            with gaps, or with a subject in two parts.
+    """
+    people = by_subject(records)
+    given = any(record.fold is not None for record in records)
+    parts = _given_parts(people) if given else _dealt_parts(people, folds=folds, seed=seed)
+    splits = []
+    for number, tested in enumerate(parts):
+        rest = {subject: clips for subject, clips in people.items() if subject not in tested}
+        validated = _validation(rest, seed=seed, number=number)
+        split = Split(
+            train=_clips(people, rest.keys() - validated),
+            val=_clips(people, validated),
+            test=_clips(people, tested),
+        )
+        _require_classes(split, number=number)
+        if not split.val:
+            raise DataError(
+                f"fold {number}: {len(rest)} subject(s) are not tested on, too few to train and to validate on: "
+                "a class needs two of them"
+            )
+        splits.append(split)
+    return splits
+
+
+def missing_classes(split: Split) -> dict[str, tuple[int, ...]]:
+    """Classes that a part has no clip of, though another part has; only parts that lack one are named."""
+    classes = {name: _classes(records) for name, records in split.parts().items()}
+    every = set().union(*classes.values())
+    return {name: tuple(sorted(every - own)) for name, own in classes.items() if every - own}
+
+
+def assert_disjoint(split: Split) -> None:
+    """Refuse a split with a subject, or a video of the same content, in two of its parts.
+
+    Files are compared by content, so that copies under other names are found; only those of equal size are read. A
+    folder of frames is the content of its files.
+
+    Raises:
+        DataError: Who, or which two videos.
+    """
+    subject_in: dict[str, str] = {}
+    same_size: dict[int, list[tuple[str, str, Path]]] = defaultdict(list)
+    for part, records in split.parts().items():
+        for record in records:
+            if subject_in.setdefault(record.subject_id, part) != part:
+                raise DataError(
+                    f"subject {record.subject_id} is in {subject_in[record.subject_id]} and in {part}: "
+                    "a subject belongs to one part"
+                )
+        for subject, video in sorted({(record.subject_id, record.video) for record in records}):
+            same_size[_identity(video)[0]].append((part, subject, video))
+    same_size.pop(0, None)  # what is not there, or empty: nobody can learn from it
+    for found in same_size.values():
+        if len({part for part, _, _ in found}) > 1:
+            _refuse_copies(found)
+
+
+def _refuse_copies(found: Iterable[tuple[str, str, Path]]) -> None:
+    first: dict[bytes, tuple[str, str, Path]] = {}
+    for part, subject, video in found:
+        in_part, of_subject, other = first.setdefault(_digest(video, *_identity(video)), (part, subject, video))
+        if in_part != part:
+            raise DataError(
+                f"{other} of subject {of_subject} in {in_part} and {video} of subject {subject} in {part} have "
+                "the same content: give both one subject_id, or leave one out"
+            )
+
+
+def _identity(video: Path) -> tuple[int, int]:
+    """(bytes, time of the last change in ns), of a folder its sum and its last; (0, 0) of what is not there."""
+    states = [file.stat() for file in _files(video)]
+    return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
+
+
+@cache
+def _digest(video: Path, size: int, changed_ns: int) -> bytes:
+    digests = []
+    for file in _files(video):
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").digest())
+    return hashlib.sha256(b"".join(sorted(digests))).digest()  # frames under other names are the same frames
+
+
+def _files(video: Path) -> Iterable[Path]:
+    if video.is_dir():
+        return [file for file in video.iterdir() if file.is_file() and file.name[0] != "."]
+    return [video] if video.exists() else []
+
+
+def _given_parts(people: _People) -> list[set[str]]:
+    parts: dict[int, set[str]] = defaultdict(set)
+    for subject, clips in people.items():
+        undecided = [clip.clip_id for clip in clips if clip.fold is None]
+        if undecided:
+            raise DataError(f"clip {undecided[0]} has no fold, though others have: fill the column, or leave it out")
+        numbers = sorted({clip.fold for clip in clips if clip.fold is not None})
+        if len(numbers) > 1:
+            raise DataError(
+                f"subject {subject} is in folds {numbers[0]} and {numbers[1]}: a subject belongs to one fold"
+            )
+        parts[numbers[0]].add(subject)
+    if sorted(parts) != list(range(len(parts))) or len(parts) < 2:
+        raise DataError(
+            f"the fold column holds {', '.join(map(str, sorted(parts)))}: expected at least two parts, numbered from 0 "
+            "without gaps"
+        )
+    return [parts[number] for number in sorted(parts)]
+
+
+def _dealt_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(people) < folds:
+        raise DataError(f"data.folds={folds} needs as many subjects, there are {len(people)}: lower it")
+    subjects = [subject for subject, clips in people.items() for _ in clips]
+    labels = [_label(clip) for clips in people.values() for clip in clips]
+    most = max(labels.count(label) for label in set(labels))
+    if most < folds:
+        raise DataError(f"data.folds={folds} needs a class with as many clips, the largest has {most}: lower it")
+    dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class in fewer parts than there are: see missing_classes
+        tests = [tested for _, tested in dealer.split(subjects, labels, groups=subjects)]
+    return [{subjects[row] for row in tested} for tested in tests]
+
+
+def _validation(people: _People, *, seed: int, number: int) -> set[str]:
+    """About a quarter of the subjects of each class, the rarest class first; one may have clips of several classes."""
+    having: dict[int, set[str]] = defaultdict(set)
+    for subject, clips in people.items():
+        for clip in clips:
+            having[_label(clip)].add(subject)
+    chosen: set[str] = set()
+    drawn = sorted(people, key=lambda subject: lot(seed, "validation", number, subject))
+    for label in sorted(having, key=lambda label: (len(having[label]), label)):
+        wanted = max(1, round(len(having[label]) / 4))
+        for subject in drawn:
+            spared = all(own - chosen != {subject} for own in having.values())  # not the last one to train a class on
+            if subject in having[label] - chosen and spared and len(having[label] & chosen) < wanted:
+                chosen.add(subject)
+    return chosen
+
+
+def _require_classes(split: Split, *, number: int) -> None:
+    for label in missing_classes(split).get("train", ()):
+        holders = sorted({record.subject_id for record in (*split.val, *split.test) if record.label == label})
+        named = ", ".join(holders[:3]) + (", …" if len(holders) > 3 else "")
+        raise DataError(
+            f"fold {number} tests on everybody of class {label} ({named}) and leaves nobody to learn it from: a class "
+            "needs two subjects, in different folds"
+        )
+
+
+def _classes(records: Iterable[ClipRecord]) -> set[int]:
+    return {record.label for record in records if record.label is not None}
+
+
+def _label(record: ClipRecord) -> int:
+    return -1 if record.label is None else record.label
+
+
+def _clips(people: _People, subjects: Iterable[str]) -> tuple[ClipRecord, ...]:
+    return tuple(record for subject in sorted(subjects) for record in people[subject])

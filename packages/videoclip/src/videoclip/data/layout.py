@@ -1,0 +1,144 @@
+"""The simple layout: videos/SUBJECT/NAME.mp4, attention_maps/SUBJECT/NAME.npy and labels.csv, cut into clips."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from clip_common.errors import DataError
+from videoclip.data.decoding import probe
+from videoclip.data.manifest import composed, identifier, read_table, whole_number
+from videoclip.data.records import ClipRecord
+
+VIDEOS, MAPS, LABELS = "videos", "attention_maps", "labels.csv"
+_VIDEO_FILES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".npz"))
+_MAP_FILES = _VIDEO_FILES | {".npy"}
+
+
+def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[ClipRecord]:
+    """Read a folder of videos/SUBJECT/NAME.*, attention_maps/SUBJECT/NAME.* (optional) and labels.csv.
+
+    A video belongs to the subject whose folder it lies in, and is cut into clips of `clip_seconds` (see `cuts`). A
+    folder in a subject's folder is a video, or a map, of frames. A map is of the video of its name, or of the subject's
+    only video where it is the only map; it spans the whole video. labels.csv has the columns subject_id,label, or
+    video,label with video as in videos/SUBJECT/NAME.mp4; an empty label is not known.
+
+    Args:
+        root: The folder.
+        clip_seconds: Length of a clip.
+        skip: A video that cannot be read is one clip, for its reader to leave out, and not an error.
+
+    Raises:
+        DataError: A file that fits none of this, or a video without a line in labels.csv.
+    """
+    found = {folder.name: _entries(folder, _VIDEO_FILES) for folder in _folders(root / VIDEOS)}
+    if not any(found.values()):
+        raise DataError(f"{root / VIDEOS}: no videos; expected {VIDEOS}/SUBJECT/NAME.mp4")
+    strangers = [folder for folder in _folders(root / MAPS) if folder.name not in found]
+    if strangers:
+        raise DataError(
+            f"{strangers[0]}: maps of a subject without videos; expected {root / VIDEOS / strangers[0].name}"
+        )
+    labels = _labels(root, [video for videos in found.values() for video in videos.values()])
+    records = []
+    for subject, videos in found.items():
+        maps = _maps(root / MAPS / subject, videos)
+        for name, video in videos.items():
+            for number, (start_s, end_s) in enumerate(_spans(video, clip_seconds=clip_seconds, skip=skip)):
+                records.append(
+                    ClipRecord(
+                        clip_id=composed(f"{subject}_{name}_{number:03d}"),
+                        subject_id=composed(subject),
+                        video=video,
+                        label=labels[video],
+                        start_s=start_s,
+                        end_s=end_s,
+                        map=maps.get(name),
+                        spans="video",
+                    )
+                )
+    return records
+
+
+def cuts(seconds: float, *, clip_seconds: float) -> list[tuple[float, float]]:
+    """Where the clips of a video begin and end, in seconds: whole ones, and a last one if at least half of it is left.
+
+    A video shorter than half a clip is one clip.
+    """
+    count = max(1, int(seconds / clip_seconds + 0.5))
+    return [(place * clip_seconds, min((place + 1) * clip_seconds, seconds)) for place in range(count)]
+
+
+def _spans(video: Path, *, clip_seconds: float, skip: bool) -> Sequence[tuple[float, float | None]]:
+    try:
+        return cuts(probe(video).seconds, clip_seconds=clip_seconds)
+    except DataError:
+        if not skip:
+            raise
+        return [(0.0, None)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The subjects' folders in videos/ or attention_maps/; none where that is not there."""
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."] if folder.is_dir() else []
+    loose = [entry for entry in entries if entry.suffix.lower() in _MAP_FILES and not entry.is_dir()]
+    if loose:
+        raise DataError(f"{loose[0]}: a file in no subject's folder; expected {folder / 'SUBJECT' / loose[0].name}")
+    return [entry for entry in entries if entry.is_dir()]
+
+
+def _entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """Name without suffix → file, or folder of frames."""
+    entries: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name[0] == "." or not (entry.is_dir() or entry.suffix.lower() in suffixes):
+            continue
+        name = entry.name if entry.is_dir() else entry.stem
+        if name in entries:
+            raise DataError(f"{folder}: {entries[name].name} and {entry.name} have the same name: rename one of them")
+        entries[name] = entry
+    return entries
+
+
+def _maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
+    """Name of a video → its map."""
+    maps = _entries(folder, _MAP_FILES) if folder.is_dir() else {}
+    if len(maps) == len(videos) == 1:
+        return dict(zip(videos, maps.values(), strict=True))
+    orphans = [entry for name, entry in maps.items() if name not in videos]
+    if orphans:
+        names = ", ".join(video.name for video in videos.values())
+        raise DataError(
+            f"{orphans[0]}: the map of no video: name it as one of {names or 'the videos, of which is none'}"
+        )
+    return maps
+
+
+def _labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
+    """The label of each video."""
+    file = root / LABELS
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; expected the columns subject_id,label or video,label")
+    named: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for video in videos:
+        named["subject_id", composed(video.parent.name)].append(video)
+        named["video", composed(video.relative_to(root).as_posix())].append(video)
+    labels: dict[Path, int | None] = {}
+    for line, row in read_table(file, needed=("label",), known=("subject_id", "video", "label")):
+        at = f"{file}, {line}"
+        if len(row) != 2:
+            raise DataError(f"{file}, line 1: expected subject_id,label or video,label, got {','.join(row)}")
+        (key,) = row.keys() - {"label"}
+        name = identifier(row, key, at=at)
+        if (key, name) not in named:
+            raise DataError(f"{at}: there is no video of {key} {name}; expected {VIDEOS}/SUBJECT/NAME.mp4")
+        for video in named[key, name]:
+            if video in labels:
+                raise DataError(f"{at}: {video} has a label already: leave one line for it")
+            labels[video] = whole_number({"label": row["label"].strip() or None}, "label", at=at)
+    unlabelled = [video for video in videos if video not in labels]
+    if unlabelled:
+        raise DataError(
+            f"{file}: no line for {len(unlabelled)} video(s), first {unlabelled[0]}: add one, with an empty label "
+            "where it is not known"
+        )
+    return labels

@@ -1,0 +1,86 @@
+"""A clip and its map as the model will see them, from their files.
+
+C channels of a map, T frames, S = `side` pixels a side.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from clip_common.errors import DataError
+from clip_common.reporting import Progress
+from videoclip.config import DataConfig
+from videoclip.data.decoding import read_frames
+from videoclip.data.maps import read_map
+from videoclip.data.records import ClipRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A clip and where somebody looked in it; both are uint8, so that a cache holds just this.
+
+    Attributes:
+        frames_T3SS: RGB.
+        map_CTSS: 255 is the most attention; zeros where the clip has no map.
+    """
+
+    frames_T3SS: Tensor
+    map_CTSS: Tensor
+
+
+def read_pair(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> Pair:
+    """Decode a clip and its map, and bring both to S x S pixels, whatever their aspect was.
+
+    Args:
+        record: The clip.
+        config: `frames` and `maps`.
+        channels: Of the map.
+        side: S.
+
+    Raises:
+        DataError: One of the two cannot be read.
+    """
+    frames_THW3 = read_frames(record.video, start_s=record.start_s, end_s=record.end_s, frames=config.frames)
+    frames_T3HW = torch.from_numpy(frames_THW3).permute(0, 3, 1, 2)
+    return Pair(
+        frames_T3SS=functional.resize(frames_T3HW, [side, side], antialias=True),
+        map_CTSS=read_map(record, config, channels=channels, side=side),
+    )
+
+
+def problems_of(
+    records: Sequence[ClipRecord],
+    config: DataConfig,
+    *,
+    channels: int,
+    side: int,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """clip_id → what is wrong, for every clip that cannot be read; in threads, as decoding needs no interpreter.
+
+    Args:
+        records: The clips.
+        config, channels, side: As for `read_pair`.
+        progress: Called as `progress(done, total)`, in clips.
+    """
+    found: dict[str, str] = {}
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(lambda record: _problem(record, config, channels=channels, side=side), records)
+        for done, (record, message) in enumerate(zip(records, results, strict=True), start=1):
+            if message is not None:
+                found[record.clip_id] = message
+            if progress is not None:
+                progress(done, len(records))
+    return found
+
+
+def _problem(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> str | None:
+    try:
+        read_pair(record, config, channels=channels, side=side)
+    except DataError as error:
+        return str(error)
+    return None

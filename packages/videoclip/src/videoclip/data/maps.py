@@ -1,0 +1,204 @@
+"""The attention map beside a clip: from a file, or drawn from joints and the regions that doctors named.
+
+C channels, L rows of a source in time, T frames of a clip, H and W pixels, S = `side` pixels a side.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from clip_common.errors import DataError
+from clip_common.regions import attention_maps
+from videoclip.config import DataConfig
+from videoclip.data.decoding import (
+    BROKEN,
+    clip_span,
+    frame_times,
+    frames_at,
+    list_pictures,
+    probe,
+    stack_pictures,
+)
+from videoclip.data.planning import even_times, plan
+from videoclip.data.records import ClipRecord
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class MapSource:
+    """Where the map of a clip comes from.
+
+    Attributes:
+        file: A map, or the joints it is drawn from.
+        regions: Of each channel, what is drawn; empty for a map.
+    """
+
+    file: Path
+    regions: tuple[tuple[str, ...], ...] = ()
+
+
+def map_source(record: ClipRecord, config: DataConfig, *, channels: int) -> MapSource | None:
+    """What `data.maps` takes for a clip; None where the clip has nothing of the kind.
+
+    Args:
+        record: The clip.
+        config: `maps` decides.
+        channels: Of a map; with 2, drawn maps of both doctors have one each, with 1 their maximum.
+
+    Raises:
+        DataError: Maps are to be drawn, but not in that many channels.
+    """
+    if config.maps == "file" or (config.maps == "auto" and record.map is not None):
+        return None if record.map is None else MapSource(record.map)
+    doctors = {"doctor1": (record.regions_doctor1,), "doctor2": (record.regions_doctor2,)}.get(
+        config.maps, (record.regions_doctor1, record.regions_doctor2)
+    )
+    if record.keypoints is None or not any(doctors):
+        return None
+    if channels == 1:
+        doctors = (tuple(dict.fromkeys(region for regions in doctors for region in regions)),)
+    if channels != len(doctors):
+        raise DataError(
+            f"{record.clip_id}: data.maps={config.maps} draws {len(doctors)} channel(s) at most, not {channels}: "
+            f"set model.attn_in_channels={len(doctors)}"
+        )
+    return MapSource(record.keypoints, doctors)
+
+
+def map_identity(record: ClipRecord, config: DataConfig, *, channels: int) -> Hashable | None:
+    """Equal for clips whose maps have one origin: the same map file, or the same regions at the same joints.
+
+    A file that spans a whole video is one map, whichever part of it a clip has: a patient's.
+    """
+    source = map_source(record, config, channels=channels)
+    if source is None or not source.regions:
+        return source
+    window = (record.start_s, record.end_s) if record.spans == "video" else None
+    return source, window
+
+
+def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> Tensor:
+    """The map of a clip at the moments of its frames, (C, T, S, S) uint8; 255 is the most attention.
+
+    Rows in time lie evenly over the clip or the video (`record.spans`), unless there is one for each frame of it. A
+    clip without a map has zeros.
+
+    Files: .npy or .npz of (L, H, W), (C, L, H, W) or one (H, W); a video; a folder of pictures. Floats and signed
+    numbers are taken as they are, or divided by the file's maximum if that is above 1. Unsigned 8 and 16 bit are
+    divided by their type's maximum, unless nothing is above 1: then they are a mask. Videos and pictures are read as
+    greys of 8 bit.
+
+    Args:
+        record: The clip.
+        config: `maps` and `frames`.
+        channels: C.
+        side: S.
+
+    Raises:
+        DataError: A file that cannot be read, or holds no map of C channels; numbers that are no attention.
+    """
+    source = map_source(record, config, channels=channels)
+    if source is None:
+        return torch.zeros(channels, config.frames, side, side, dtype=torch.uint8)
+    if source.regions:
+        map_CTHW = torch.from_numpy(_draw(source, record, config, side=side))
+    else:
+        map_CTHW = torch.from_numpy(_load(source.file, record, config))
+        if len(map_CTHW) != channels:
+            raise DataError(
+                f"{source.file}: the map has {len(map_CTHW)} channel(s), model.attn_in_channels={channels}: "
+                f"set model.attn_in_channels={len(map_CTHW)}, or give every clip a map of {channels}"
+            )
+        map_CTHW = functional.resize(map_CTHW, [side, side], antialias=True)
+    return (map_CTHW * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _draw(source: MapSource, record: ClipRecord, config: DataConfig, *, side: int) -> Floats:
+    joints_L173 = _load_joints(source.file)
+    joints_T173 = joints_L173[_rows(len(joints_L173), record, config)].copy()
+    video = probe(record.video)
+    joints_T173[..., :2] *= np.array([side / video.width, side / video.height], dtype=np.float32)
+    return np.stack([attention_maps(joints_T173, regions, height=side, width=side) for regions in source.regions])
+
+
+def _load_joints(file: Path) -> Floats:
+    try:
+        joints_L173 = np.load(file, allow_pickle=False)
+        joints_L173 = np.asarray(joints_L173, dtype=np.float32)
+    except BROKEN as error:
+        raise DataError(f"{file}: expected an .npy of keypoints ({error})") from error
+    if joints_L173.ndim != 3 or joints_L173.shape[1:] != (17, 3) or not len(joints_L173):
+        raise DataError(f"{file}: expected keypoints of shape (frames, 17, 3), got {joints_L173.shape}")
+    # a joint that was not found has no place: pose estimators write NaN there, or whatever
+    joints_L173 = np.where(joints_L173[..., 2:] == 0, np.float32(0), joints_L173)
+    confidence_L17 = joints_L173[..., 2]
+    if not np.isfinite(joints_L173).all() or (confidence_L17 < 0).any() or (confidence_L17 > 1).any():
+        raise DataError(
+            f"{file}: expected finite keypoints with confidences from 0 to 1: "
+            "give joints that were not found confidence 0"
+        )
+    return joints_L173
+
+
+def _load(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
+    """(C, T, H, W), 0 to 1."""
+    if not file.exists():
+        raise DataError(f"{file}: no such map (clip {record.clip_id})")
+    if file.suffix in (".npy", ".npz"):
+        status = file.stat()
+        array_CLHW, most = _array(file, status.st_size, status.st_mtime_ns)
+        rows_T = _rows(array_CLHW.shape[1], record, config)
+        return np.asarray(array_CLHW[:, rows_T], dtype=np.float32) / np.float32(most)
+    if file.is_dir():
+        pictures = list_pictures(file)
+        rows_T = _rows(len(pictures), record, config)
+        grey_THW = stack_pictures([pictures[row] for row in rows_T], mode="L").astype(np.float32)
+    else:
+        rows_T = _rows(len(frame_times(file)), record, config)
+        grey_THW = frames_at(file, rows_T) @ _LUMA
+    return np.minimum(grey_THW / 255, 1)[None]
+
+
+def _rows(count: int, record: ClipRecord, config: DataConfig) -> Sequence[int]:
+    """Which of `count` rows belong to the frames of the clip."""
+    start, end = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+    first, last = (start, end) if record.spans == "clip" else clip_span(record.video, start_s=0, end_s=None)
+    frames_F = frame_times(record.video)
+    frames_F = frames_F[(frames_F >= first - 1e-6) & (frames_F < last - 1e-6)]
+    # one row a frame: it belongs to that frame also where the rate varies
+    times_L = frames_F if len(frames_F) == count else even_times(count, start_s=first, end_s=last)
+    return [int(row) for row in plan(times_L, start_s=start, end_s=end, frames=config.frames)]
+
+
+@lru_cache(maxsize=1)  # clips of one video follow each other, and their map may span it
+def _array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], float]:
+    """(C, L, H, W) of whatever type, and the number that means 1."""
+    try:
+        array = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
+        if file.suffix == ".npz":
+            with array as arrays:
+                names = arrays.files
+                array = arrays["map" if "map" in names or len(names) != 1 else names[0]]
+    except BROKEN as error:
+        raise DataError(f"{file}: expected a map as .npy, or as .npz with an array `map` ({error})") from error
+    if array.ndim not in (2, 3, 4) or not array.size or array.dtype.kind not in "buif":
+        raise DataError(
+            f"{file}: expected numbers of shape (frames, height, width), (channels, frames, height, width) or "
+            f"(height, width), got {array.shape} {array.dtype}"
+        )
+    least, most = float(array.min()), float(array.max())
+    if not (least >= 0 and np.isfinite(most)):
+        raise DataError(f"{file}: a map holds numbers from 0 up, got {least:g} to {most:g}: correct the file")
+    if array.dtype in (np.uint8, np.uint16) and most > 1:
+        most = float(np.iinfo(array.dtype).max)
+    return array.reshape((1,) * (4 - array.ndim) + array.shape), max(most, 1.0)

@@ -1,0 +1,176 @@
+"""Numbers of a scored set, and of bootstrap resamples of it.
+
+One function gives both: a resample is a row of weights (how often each clip was drawn), the set itself a row of ones. A
+figure that does not exist for a row, such as a mean of no clips, is NaN here and left out by who asks.
+
+N clips, M subjects (or their labels), K classes, S rows of weights, D values of an embedding.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from clip_common.errors import DataError
+from clip_common.metrics import retrieval_metrics
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+KS = (1, 5)
+SAME = 1e-6
+"""Similarities that differ by less are one: what float32 tells apart."""
+
+
+def ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+    """`above / below`, NaN where there is nothing below."""
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+
+
+def confusion(label_N: Ints, predicted_N: Ints, weights_SN: NDArray[Any], *, classes: int) -> Floats:
+    """(S, K, K): how many clips of each class (rows) were taken for each class (columns)."""
+    cell_NC = np.eye(classes * classes)[classes * label_N + predicted_N]
+    return (weights_SN @ cell_NC).reshape(-1, classes, classes)
+
+
+def recalls(confusion_SKK: Floats) -> Floats:
+    """(S, K): share of the clips of each class that were taken for it; NaN for a class without clips."""
+    return ratio(np.diagonal(confusion_SKK, axis1=1, axis2=2), confusion_SKK.sum(2))
+
+
+def of_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
+    """`accuracy`, `balanced_accuracy` and `macro_f1`, (S,) each.
+
+    As scikit-learn has them: balanced accuracy is the mean recall of the classes that have clips; macro F1 the mean of
+    2·hits / (clips + predictions) over the classes that have clips or were predicted.
+    """
+    hits_SK = np.diagonal(confusion_SKK, axis1=1, axis2=2)
+    f1_SK = ratio(2 * hits_SK, confusion_SKK.sum(2) + confusion_SKK.sum(1))
+    return {
+        "accuracy": ratio(hits_SK.sum(1), confusion_SKK.sum((1, 2))),
+        "balanced_accuracy": _mean_of_finite(recalls(confusion_SKK)),
+        "macro_f1": _mean_of_finite(f1_SK),
+    }
+
+
+def classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes: int) -> dict[str, float]:
+    """`of_confusion` of a set, and the recall of each class as `recall_0`, …; what does not exist is not in it.
+
+    Clips whose label is unknown (-1) do not count.
+    """
+    labels_N, said_N = np.asarray(label_N), np.asarray(predicted_N)
+    known_N = labels_N >= 0
+    table_1KK = confusion(labels_N[known_N], said_N[known_N], np.ones((1, known_N.sum())), classes=classes)
+    return finite(of_confusion(table_1KK) | {f"recall_{k}": one_1 for k, one_1 in enumerate(recalls(table_1KK).T)})
+
+
+def finite(found: Mapping[str, Floats]) -> dict[str, float]:
+    """The first row of each figure that exists there."""
+    return {name: float(values_S[0]) for name, values_S in found.items() if np.isfinite(values_S[0])}
+
+
+def majority(train_labels: Iterable[int]) -> int:
+    """The most frequent class of the training labels, the lowest of several; unknown labels (-1) are not counted.
+
+    Raises:
+        DataError: No label is known.
+    """
+    known = np.array([label for label in train_labels if label >= 0], np.int64)
+    if not len(known):
+        raise DataError("no training clip has a label: give the majority baseline the labels of the training split")
+    return int(np.bincount(known).argmax())
+
+
+@dataclass(frozen=True)
+class BySubject:
+    """A prediction a subject: `probability_MK` the mean over its clips, `label_M`, and `subject_M` whose it is."""
+
+    probability_MK: Floats
+    label_M: Ints
+    subject_M: Ints
+
+
+def by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -> BySubject:
+    """Average the probabilities of each subject's clips; a subject with two labels gives one prediction for each."""
+    pairs_M2, row_N = np.unique(np.stack([subject_N, label_N], axis=1), axis=0, return_inverse=True)
+    row_N = row_N.reshape(-1)  # numpy 2.0 gives a column
+    sums_MK = np.zeros((len(pairs_M2), probability_NK.shape[1]))
+    np.add.at(sums_MK, row_N, probability_NK)
+    return BySubject(
+        probability_MK=sums_MK / np.bincount(row_N)[:, None], label_M=pairs_M2[:, 1], subject_M=pairs_M2[:, 0]
+    )
+
+
+def retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dict[str, Floats]:
+    """Whether each of at least two clips finds its map among the first K (`v2a`), and each map its clip (`a2v`): (N,).
+
+    `retrieval_r1_v2a` and so on count a clip's own map; of maps that tie, as those of one file do, any may come first,
+    and the hit is a share. `…_group` count every clip of the same map.
+    """
+    videos, maps = torch.from_numpy(video_ND), torch.from_numpy(attn_ND)
+    own = torch.arange(len(map_N))
+    _, group_N = np.unique(map_N, return_inverse=True)
+    members = [np.flatnonzero(group_N == group) for group in range(group_N.max() + 1)]
+    found: dict[str, Floats] = {}
+    for way, queries_ND, gallery_ND in (("v2a", videos, maps), ("a2v", maps, videos)):
+        for suffix, positives in (("", own), ("_group", [members[group] for group in group_N])):
+            hits = retrieval_metrics(queries_ND, gallery_ND, positives, ks=KS).per_query
+            found |= {f"retrieval_r{k}_{way}{suffix}": hits[f"R@{k}"] for k in KS}
+    return found
+
+
+def retrieval_chance(map_N: Ints) -> dict[str, float]:
+    """What a random order reaches: `retrieval_r1_chance`, … and `…_chance_group`, the same both ways.
+
+    k draws from N without replacement miss all of a clip's g positives with probability C(N − g, k) / C(N, k).
+    """
+    N = len(map_N)
+    _, group_N, sizes = np.unique(map_N, return_inverse=True, return_counts=True)
+    chance = {}
+    for k in KS:
+        drawn = min(k, N)
+        miss_G = np.array([comb(N - int(size), drawn) / comb(N, drawn) for size in sizes])
+        chance[f"retrieval_r{k}_chance"] = drawn / N
+        chance[f"retrieval_r{k}_chance_group"] = float(np.mean(1 - miss_G[group_N]))
+    return chance
+
+
+def alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: NDArray[Any]) -> dict[str, Floats]:
+    """Whether a clip lies nearer to its map where it is classified correctly: (S,) each.
+
+    `align_sim_correct` and `align_sim_incorrect` are means of the similarity, `align_sim_gap` their difference, and
+    `align_sim_corr` Pearson's correlation with correctness as 0 and 1. NaN where there are no correct, or no incorrect
+    clips, and the correlation also where all similarities are one.
+    """
+    total_S = weights_SN.sum(1)
+    right_S, wrong_S = weights_SN @ correct_N, weights_SN @ ~correct_N
+    of_right_S = ratio(weights_SN @ (similarity_N * correct_N), right_S)
+    of_wrong_S = ratio(weights_SN @ (similarity_N * ~correct_N), wrong_S)
+    gap_S = of_right_S - of_wrong_S
+    centred_N = similarity_N - similarity_N.mean()  # or the difference of two squares would lose its digits
+    mean_S = ratio(weights_SN @ centred_N, total_S)
+    variance_S = ratio(weights_SN @ centred_N**2, total_S) - mean_S**2
+    varies_S = np.where(variance_S > SAME**2, variance_S, np.nan)
+    # the covariance with 0 and 1 is gap · p(1 − p), their variance p(1 − p)
+    share_S = ratio(right_S, total_S)
+    return {
+        "align_sim_correct": of_right_S,
+        "align_sim_incorrect": of_wrong_S,
+        "align_sim_gap": gap_S,
+        "align_sim_corr": np.clip(gap_S * np.sqrt(share_S * (1 - share_S) / varies_S), -1, 1),
+    }
+
+
+def cosine(a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
+    """(N,) of each row with the row of the same place; 0 for a row of zeros."""
+    lengths_N = np.linalg.norm(a_ND.astype(np.float64), axis=1) * np.linalg.norm(b_ND.astype(np.float64), axis=1)
+    products_N = (a_ND.astype(np.float64) * b_ND).sum(1)
+    return np.divide(products_N, lengths_N, out=np.zeros(len(a_ND)), where=lengths_N > 0)
+
+
+def _mean_of_finite(values_SK: Floats) -> Floats:
+    return ratio(np.nansum(values_SK, axis=1), np.isfinite(values_SK).sum(1))

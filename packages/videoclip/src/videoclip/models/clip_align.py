@@ -1,0 +1,183 @@
+"""The whole model: a video and an attention map to class logits and to embeddings in one space.
+
+Legend: B clips, C channels of a map, T frames, H and W pixels, F clip_feature_dim, D clip_embed_dim, K classes; tokens
+are (B, 64, T, H, W) of a coarser grid.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clip_common.losses import LogitScale
+from clip_common.runs import write_atomically, write_json
+from videoclip.config import ModelConfig
+from videoclip.models.encoders import Simple3DEncoder, load_state, read_state, video_encoder
+from videoclip.models.guided import MapGuidedVideoEncoder, gate_mlp, gated_by_summary, varies
+from videoclip.models.stem import widened
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+MEAN = (0.43216, 0.394666, 0.37645)
+STD = (0.22803, 0.22145, 0.216989)
+"""Of the pixels of Kinetics-400, from 0 to 1, as torchvision's video models expect them."""
+
+
+def normalise(video_B3THW: Tensor) -> Tensor:
+    """Pixels (…, 3, T, H, W) from 0 to 255 → float32 of mean 0 and standard deviation 1 over Kinetics."""
+    mean, std = (torch.tensor(values, device=video_B3THW.device)[:, None, None, None] for values in (MEAN, STD))
+    return torch.addcmul(-mean / std, video_B3THW, 1 / (255 * std))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model makes of a batch.
+
+    Attributes:
+        logits: (B, K).
+        video_embed, attn_embed: (B, D) unit vectors, float32.
+        video_feat, attn_feat: (B, F), before projection.
+        video_tokens: (B, 64, T, H, W), before any gate; None unless the backbone is 3dcnn.
+        video_gate: What the map opened: (B, C or 1, T, H, W) over tokens, (B, 64) over their channels, or (B, F) over
+            the feature of another backbone; None without `map_guided`.
+        map_valid: (B,) bool: clips that have a map which is not constant.
+        token_gain: What a gate multiplies tokens by; None where nothing does.
+    """
+
+    logits: Tensor
+    video_embed: Tensor
+    attn_embed: Tensor
+    video_feat: Tensor
+    attn_feat: Tensor
+    video_tokens: Tensor | None
+    video_gate: Tensor | None
+    map_valid: Tensor
+    token_gain: Tensor | None
+
+    @property
+    def gated_tokens(self) -> Tensor | None:
+        """x̃ (B, 64, T, H, W): x·(1 + α·g), or x·gate; the tokens themselves where no gate acts on them."""
+        if self.video_tokens is None or self.token_gain is None:
+            return self.video_tokens
+        return self.video_tokens * self.token_gain
+
+
+class VideoAttentionCLIP(nn.Module):
+    """Video encoder, map encoder, a projection of each, and a classifier.
+
+    Args:
+        config: Which encoders, whether maps guide, and what is classified.
+        temperature: A fixed softmax temperature; None learns it, from 0.07.
+
+    Raises:
+        ValueError: `config.weights` cannot be read, or is of another network.
+    """
+
+    def __init__(self, config: ModelConfig, *, temperature: float | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.temperature = temperature
+        width = config.clip_feature_dim
+        self.map_gate = None
+        if config.map_guided and config.clip_backbone == "3dcnn":
+            self.video_encoder: nn.Module = MapGuidedVideoEncoder(config)
+        else:
+            self.video_encoder = video_encoder(config.clip_backbone, feature_dim=width, weights=config.weights)
+            if config.map_guided:
+                self.map_gate = gate_mlp(config.attn_in_channels, config.map_guided_hidden_dim, width)
+        self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
+        self.video_projection = _projection(width, config.clip_embed_dim)
+        self.attn_projection = _projection(width, config.clip_embed_dim)
+        self.classifier = nn.Linear(width, config.model_class_num)
+        start = {} if temperature is None else {"init": -math.log(temperature)}
+        self.logit_scale = LogitScale(learned=temperature is None, **start)
+
+    def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor | None = None) -> Output:
+        """Encode, align and classify.
+
+        In training `map_dropout` of the clips, drawn by torch's generator, are not guided by their maps; the map
+        encoder sees every map.
+
+        Args:
+            video_B3THW: As `normalise` gives it.
+            map_BCTHW: Not negative.
+            valid_B: False for a clip without a map, which is not guided; None: all have one. A constant map is never
+                valid.
+        """
+        map_valid_B = varies(map_BCTHW) if valid_B is None else varies(map_BCTHW) & valid_B
+        guides_B = map_valid_B
+        if self.training and self.config.map_dropout:
+            guides_B = guides_B & (torch.rand(len(guides_B), device=guides_B.device) >= self.config.map_dropout)
+
+        tokens = gate = gain = None
+        encoder = self.video_encoder
+        if isinstance(encoder, MapGuidedVideoEncoder):
+            guided = encoder(video_B3THW, map_BCTHW, valid_B=guides_B)
+            video_BF, tokens, gate, gain = guided.feature, guided.tokens, guided.gate, guided.gain
+        elif type(encoder) is Simple3DEncoder:  # of the others nobody reads tokens
+            tokens = encoder.tokens(video_B3THW)
+            video_BF = encoder.pooled(tokens)
+        else:
+            video_BF = encoder(video_B3THW)
+        if self.map_gate is not None:
+            gate = gated_by_summary(self.map_gate, map_BCTHW, guides_B)
+            video_BF = video_BF * gate
+        attn_BF = self.attn_encoder(map_BCTHW)
+
+        sources = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}
+        return Output(
+            logits=self.classifier(sources[self.config.clip_classifier_source]),
+            video_embed=F.normalize(widened(self.video_projection(video_BF)), dim=1),
+            attn_embed=F.normalize(widened(self.attn_projection(attn_BF)), dim=1),
+            video_feat=video_BF,
+            attn_feat=attn_BF,
+            video_tokens=tokens,
+            video_gate=gate,
+            map_valid=map_valid_B,
+            token_gain=gain,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write model.safetensors and a config.json that rebuild the model; torchvision's weights are within."""
+        folder = Path(folder)
+        state = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
+        with write_atomically(folder / WEIGHTS) as temporary:
+            save_file(state, temporary, {"format": "pt"})
+        config = dataclasses.asdict(dataclasses.replace(self.config, weights=None))
+        write_json(folder / CONFIG, {"format": 1, "model": config, "temperature": self.temperature})
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "VideoAttentionCLIP":
+        """Read what `save_pretrained` wrote; in eval mode.
+
+        Raises:
+            ValueError: One line: no such folder, damaged files, or weights that are not of the configuration.
+        """
+        folder = Path(folder)
+        config, temperature = _described(folder / CONFIG)
+        model = cls(config, temperature=temperature)
+        load_state(model, read_state(folder / WEIGHTS), source=folder / WEIGHTS, called=f"the {CONFIG} beside it")
+        return model.eval()
+
+
+def _projection(width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Dropout(0.1), nn.Linear(out, out), nn.LayerNorm(out))
+
+
+def _described(file: Path) -> tuple[ModelConfig, float | None]:
+    """The configuration and the temperature of a saved model."""
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file: give a folder that save_pretrained wrote")
+    try:
+        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return ModelConfig(**told["model"]), told["temperature"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is damaged or of another program: {error!r}: copy the folder again") from error

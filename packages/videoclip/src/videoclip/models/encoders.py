@@ -1,0 +1,159 @@
+"""Video and map encoders behind one interface: (B, C, T, H, W) → features (B, F).
+
+Legend: B clips, C channels of a video or a map, T frames, H and W pixels, F feature_dim; tokens are (B, 64, T, H, W) of
+a coarser grid.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from videoclip.models.stem import Conv3d, Size, Stem
+
+TOKEN_DIM = 64
+"""Width of the small encoders' tokens."""
+FRAME_DIM = 256
+"""Width of the features of a frame that the LSTM reads, and of its state."""
+
+
+class Simple3DEncoder(nn.Module):
+    """Conv-BN-ReLU-MaxPool-Conv-BN-ReLU over time and space, mean over the tokens, Linear.
+
+    Args:
+        in_channels: Of the clip.
+        feature_dim: F.
+    """
+
+    kernel: Size = (3, 3, 3)
+    pool: Size = (2, 2, 2)
+
+    def __init__(self, in_channels: int, feature_dim: int) -> None:
+        super().__init__()
+        self.trunk = _trunk(in_channels, kernel=self.kernel, pool=self.pool)
+        self.head = nn.Linear(TOKEN_DIM, feature_dim)
+
+    def tokens(self, x_BCTHW: Tensor) -> Tensor:
+        """(B, 64, T/2, H/2, W/2), not negative."""
+        tokens: Tensor = self.trunk(x_BCTHW)
+        return tokens
+
+    def pooled(self, tokens_B64THW: Tensor) -> Tensor:
+        """The feature (B, F) of the tokens' mean."""
+        feature_BF: Tensor = self.head(tokens_B64THW.mean(dim=(2, 3, 4)))
+        return feature_BF
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self.pooled(self.tokens(x_BCTHW))
+
+
+class Simple2DEncoder(Simple3DEncoder):
+    """The same, frame by frame, and the mean over frames: kernels and windows of one frame."""
+
+    kernel = (1, 3, 3)
+    pool = (1, 2, 2)
+
+
+class SimpleCNNLSTMEncoder(nn.Module):
+    """Features of each frame, an LSTM over them, its last state, Linear."""
+
+    def __init__(self, in_channels: int, feature_dim: int) -> None:
+        super().__init__()
+        self.frames = _trunk(in_channels, kernel=Simple2DEncoder.kernel, pool=Simple2DEncoder.pool)
+        self.frame_head = nn.Linear(TOKEN_DIM, FRAME_DIM)
+        self.lstm = nn.LSTM(FRAME_DIM, FRAME_DIM, batch_first=True)
+        self.head = nn.Linear(FRAME_DIM, feature_dim)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        frames_BT64 = self.frames(x_BCTHW).mean(dim=(3, 4)).transpose(1, 2)
+        _, (last_1BS, _) = self.lstm(self.frame_head(frames_BT64))
+        feature_BF: Tensor = self.head(last_1BS[0])
+        return feature_BF
+
+
+class TorchvisionEncoder(nn.Module):
+    """r3d_18, mc3_18 or r2plus1d_18 with a Linear of its own; on a CPU in float32 whatever the autocast.
+
+    Raises:
+        ValueError: A file of weights that cannot be read, or is of another network.
+    """
+
+    def __init__(self, name: str, feature_dim: int, *, weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.network = getattr(torchvision.models.video, name)(weights=None)
+        if weights is not None:
+            read = {key: tensor for key, tensor in read_state(Path(weights)).items() if not key.startswith("fc.")}
+            own = {key: tensor for key, tensor in self.network.state_dict().items() if key.startswith("fc.")}
+            load_state(self.network, read | own, source=Path(weights), called=name)
+        self.network.fc = nn.Linear(self.network.fc.in_features, feature_dim)
+
+    def forward(self, x_B3THW: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # see `videoclip.models.stem.conv3d`
+            feature_BF: Tensor = self.network(x_B3THW)
+        return feature_BF
+
+
+def _trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential:
+    return nn.Sequential(
+        Stem(in_channels, 32, kernel=kernel, pool=pool),
+        Conv3d(32, TOKEN_DIM, kernel),
+        nn.BatchNorm3d(TOKEN_DIM),
+        nn.ReLU(inplace=True),
+    )
+
+
+def video_encoder(backbone: str, *, feature_dim: int, weights: str | Path | None = None) -> nn.Module:
+    """The encoder that `model.clip_backbone` names.
+
+    Args:
+        backbone: 3dcnn, 2dcnn, cnn_lstm, or one of torchvision's: r3d_18, mc3_18, r2plus1d_18.
+        feature_dim: F.
+        weights: A file of torchvision's weights; its classifier is left out. None starts from scratch.
+
+    Raises:
+        ValueError: A file that cannot be read, or is of another network.
+    """
+    small = {"3dcnn": Simple3DEncoder, "2dcnn": Simple2DEncoder, "cnn_lstm": SimpleCNNLSTMEncoder}
+    if backbone in small:
+        return small[backbone](3, feature_dim)
+    return TorchvisionEncoder(backbone, feature_dim, weights=weights)
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Tensors by name, of a .safetensors file or of one that torch saved; no pickle is executed.
+
+    Raises:
+        ValueError: Absent, damaged, or no file of weights.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file of weights: give a .safetensors or .pth file")
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    # what torch raises for a damaged file ranges from KeyError to UnpicklingError
+    except Exception as error:
+        kind = "" if isinstance(error, SafetensorError) else f"{type(error).__name__}: "
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{file} cannot be read as weights, get it again ({kind}{reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{file} holds no weights: expected tensors by name, as torch.save(model.state_dict()) writes")
+    return state
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: Path, called: str) -> None:
+    """Fill all of `module`, from tensors of just its names and shapes.
+
+    Raises:
+        ValueError: Weights of another network.
+    """
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+    if wrong:
+        raise ValueError(
+            f"{source} does not fit {called}: {len(wrong)} weights are missing, foreign or of another shape, such as "
+            f"{wrong[0]}: give the weights of that very model"
+        )
+    module.load_state_dict(dict(state))

@@ -1,0 +1,121 @@
+"""Maps that guide the pooling of a video's tokens.
+
+Legend: B clips, C channels of a map, T, H, W the grid of the tokens (of a map as it comes: its own), N = T·H·W,
+64 the tokens' width, F feature_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from videoclip.config import ModelConfig
+from videoclip.models.encoders import TOKEN_DIM, Simple3DEncoder
+from videoclip.models.stem import widened
+
+EVEN = 1e-4
+"""A map whose values differ by less than this share of the largest is constant: that much is rounding."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """What guided pooling gives.
+
+    Attributes:
+        feature: (B, F).
+        tokens: (B, 64, T, H, W), before any gate.
+        gate: Where or what the map opened: g (B, C or 1, T, H, W), the weights of `weighted_pool` alike, or the gate
+            (B, 64) of channels; ones for a clip without a valid map.
+        gain: What the gate multiplies tokens by: 1 + α·g (B, 1, T, H, W), or the gate (B, 64, 1, 1, 1); None for
+            `weighted_pool`, which has no gate.
+    """
+
+    feature: Tensor
+    tokens: Tensor
+    gate: Tensor
+    gain: Tensor | None
+
+
+class MapGuidedVideoEncoder(nn.Module):
+    """Simple3DEncoder whose tokens are gated and pooled as the map says.
+
+    With a = the map on the tokens' grid, from 0 to 1 in each clip:
+
+        spatiotemporal   g = a, or sigmoid(conv(a));   x̃ = x·(1 + α·g), α learned;   f = Σ g·x̃ / Σ g
+        weighted_pool    f = Σ a·x / Σ a
+        channel          f = mean of x·sigmoid(MLP(the map's means))
+
+    A map of several channels is averaged first, or each channel pools apart and the features are averaged
+    (`gate_channels`). A clip whose map is constant, or is said not to be valid, is pooled evenly and without a gate:
+    its feature is that of Simple3DEncoder. So is the part of a constant channel where each pools apart.
+
+    Args:
+        config: `map_guided_type`, `map_guided_sigmoid_gate`, `gate_channels`, and the sizes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.map_guided_type
+        self.each = config.gate_channels == "each"
+        self.encoder = Simple3DEncoder(3, config.clip_feature_dim)
+        self.channel_gate = self.sigmoid_gate = self.alpha = None
+        if self.kind == "channel":
+            self.channel_gate = gate_mlp(config.attn_in_channels, config.map_guided_hidden_dim, TOKEN_DIM)
+        if self.kind == "spatiotemporal":
+            self.alpha = nn.Parameter(torch.ones(()))
+            if config.map_guided_sigmoid_gate:
+                self.sigmoid_gate = nn.Sequential(
+                    nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(8, 1, 1), nn.Sigmoid()
+                )
+
+    def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> Guided:
+        """Pool the video.
+
+        Args:
+            video_B3THW: Normalised.
+            map_BCTHW: Not negative, of any size.
+            valid_B: Whether the map may guide; False pools evenly.
+        """
+        tokens = self.encoder.tokens(video_B3THW)
+        if self.channel_gate is not None:
+            gate_B64 = gated_by_summary(self.channel_gate, map_BCTHW, valid_B & varies(map_BCTHW))
+            feature = self.encoder.head(tokens.mean(dim=(2, 3, 4)) * gate_B64)  # the mean of x·gate, without x·gate
+            return Guided(feature, tokens, gate_B64, gate_B64[:, :, None, None, None])
+        map_BCTHW = map_BCTHW if self.each else map_BCTHW.mean(dim=1, keepdim=True)
+        gate, counted_BC = on_grid(map_BCTHW, tokens.shape[2:])
+        if self.sigmoid_gate is not None:
+            gate = self.sigmoid_gate(gate.flatten(0, 1)[:, None]).to(gate.dtype).view_as(gate)
+        counted_BC111 = (counted_BC & valid_B[:, None])[:, :, None, None, None]
+        gate = torch.where(counted_BC111, gate, 1.0)
+        opened = gate.new_zeros(()) if self.alpha is None else self.alpha * counted_BC111 * gate
+        # Σ g·x̃ / Σ g = Σ (g + α·g²)·x / Σ g: one product with the tokens, and no gated copy of them
+        weights = gate * (1 + opened) / gate.sum(dim=(2, 3, 4), keepdim=True)
+        pooled_B64 = (tokens.flatten(2) @ weights.mean(dim=1).flatten(1)[:, :, None].to(tokens.dtype)).squeeze(2)
+        gain = None if self.alpha is None else 1 + opened.mean(dim=1, keepdim=True)
+        return Guided(self.encoder.head(pooled_B64), tokens, gate, gain)
+
+
+def on_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+    """A map on a grid of tokens, each channel of each clip stretched to 0 to 1 there, and which of them vary (B, C)."""
+    a_BCTHW = F.interpolate(widened(map_BCTHW), size=size, mode="trilinear", align_corners=False)
+    low, high = a_BCTHW.amin(dim=(2, 3, 4), keepdim=True), a_BCTHW.amax(dim=(2, 3, 4), keepdim=True)
+    vary_BC = varies(a_BCTHW.flatten(0, 1)).view(a_BCTHW.shape[:2])
+    span = torch.where(vary_BC[:, :, None, None, None], high - low, 1.0)
+    return (a_BCTHW - low) / span, vary_BC
+
+
+def varies(x: Tensor) -> Tensor:
+    """Whether each x[b] is more than one value and rounding, (B,) bool."""
+    low_B, high_B = x.flatten(1).aminmax(dim=1)
+    return high_B - low_B > EVEN * torch.maximum(low_B.abs(), high_B.abs())
+
+
+def gate_mlp(channels: int, hidden: int, out: int) -> nn.Sequential:
+    """The map's mean of each channel → a gate (…, out) from 0 to 1."""
+    return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out), nn.Sigmoid())
+
+
+def gated_by_summary(gate: nn.Module, map_BCTHW: Tensor, valid_B: Tensor) -> Tensor:
+    """What `gate_mlp` makes of the map; ones where it is not valid."""
+    return torch.where(valid_B[:, None], gate(map_BCTHW.mean(dim=(2, 3, 4))), 1.0)

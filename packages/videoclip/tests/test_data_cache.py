@@ -1,0 +1,209 @@
+"""The cache holds what decoding gives, whole or not at all, and is made anew when anything in it would differ."""
+
+import errno
+import os
+import pickle
+import shutil
+import threading
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clip_common.synthetic import write_walking
+from videoclip.config import DataConfig
+from videoclip.data import ClipCache, ClipRecord, DataError, problems_of, read_clips, read_pair
+from videoclip.data import cache as cache_module
+
+CONFIG = DataConfig(frames=4, size=32)
+
+
+@pytest.fixture(scope="module")
+def walking(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "walking"
+    return write_walking(folder, subjects=6, clips_per_subject=2, size=48, fps=12, folds=2)
+
+
+@pytest.fixture
+def records(walking, tmp_path) -> list[ClipRecord]:
+    root = shutil.copytree(walking, tmp_path / "walking")
+    return read_clips(replace(CONFIG, root=str(root)))
+
+
+def no_decoding(done: int, total: int) -> None:
+    pytest.fail("decoded again")
+
+
+def opened(folder: Path, records, config=CONFIG, *, channels=1, progress=None) -> ClipCache:
+    return ClipCache(folder / "cache", records, config, channels=channels, progress=progress)
+
+
+def test_it_holds_what_decoding_gives(records, tmp_path):
+    seen = []
+    cache = opened(tmp_path, records, progress=lambda *at: seen.append(at))
+    assert seen == [(done, 12) for done in range(1, 13)]
+    assert cache.records == tuple(records)
+    again = opened(tmp_path, records, progress=no_decoding)
+    for record in records:
+        pair = read_pair(record, CONFIG, channels=1, side=32)
+        for one in (cache[record], again[record]):
+            assert torch.equal(one.frames_T3SS, pair.frames_T3SS)
+            assert torch.equal(one.map_CTSS, pair.map_CTSS)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_two_channels_lie_in_order(records, tmp_path):
+    config = replace(CONFIG, maps="both")
+    cache = opened(tmp_path, records, config, channels=2)
+    pair = read_pair(records[7], config, channels=2, side=32)
+    assert pair.map_CTSS.shape[0] == 2
+    assert torch.equal(cache[records[7]].map_CTSS, pair.map_CTSS)
+
+
+def touched(file: Path) -> None:
+    os.utime(file, ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: (records, {"frames": 5}, 1),
+        lambda records: (records, {"size": 24}, 1),
+        lambda records: (records, {"maps": "doctor2"}, 1),
+        lambda records: (records, {"maps": "both"}, 2),
+        lambda records: (records[:-1], {}, 1),
+        lambda records: ([replace(records[0], start_s=0.25), *records[1:]], {}, 1),
+        lambda records: ([replace(records[0], end_s=0.5), *records[1:]], {}, 1),
+        lambda records: ([replace(records[0], spans="video"), *records[1:]], {}, 1),
+        lambda records: ([replace(records[0], map=records[1].map), *records[1:]], {}, 1),
+        lambda records: (touched(records[3].video), (records, {}, 1))[1],
+        lambda records: (touched(records[3].map), (records, {}, 1))[1],
+    ],
+)
+def test_whatever_changes_the_pixels_makes_another_cache(records, tmp_path, change):
+    before = opened(tmp_path, records)
+    records, knobs, channels = change(records)
+    after = opened(tmp_path, records, replace(CONFIG, **knobs), channels=channels)
+    assert before.folder != after.folder
+
+
+def test_what_is_done_to_maps_afterwards_does_not(records, tmp_path):
+    before = opened(tmp_path, records)
+    knobs = {"control": "random", "map_noise": 0.3, "map_scale": 2.0, "batch_size": 4, "fold": 1, "root": "elsewhere"}
+    relabelled = [replace(record, label=0, fold=3) for record in records]
+    after = opened(tmp_path, relabelled, replace(CONFIG, **knobs), progress=no_decoding)
+    assert before.folder == after.folder
+
+
+def test_regions_matter_to_drawn_maps_only(records, tmp_path):
+    other = [replace(record, regions_doctor2=("head",)) for record in records]
+    assert opened(tmp_path, records).folder == opened(tmp_path, other).folder
+    drawn = replace(CONFIG, maps="doctor2")
+    assert opened(tmp_path, records, drawn).folder != opened(tmp_path, other, drawn).folder
+
+
+def test_a_folder_of_frames_is_known_by_its_files(tmp_path):
+    from PIL import Image
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(frames / f"{number}.png")
+    records = [ClipRecord("a", "anna", frames)]
+    before = opened(tmp_path, records)
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(frames / "2.png")
+    after = opened(tmp_path, records)
+    assert before.folder != after.folder
+    assert after[records[0]].frames_T3SS[2, 0].min() == 255
+
+
+def test_a_pickled_cache_maps_its_file_again(records, tmp_path):
+    cache = opened(tmp_path, records)
+    content = pickle.dumps(cache)
+    assert len(content) < cache.pixels.nbytes / 4
+    assert torch.equal(pickle.loads(content)[records[5]].frames_T3SS, cache[records[5]].frames_T3SS)
+
+
+def test_what_it_gives_can_be_written_to(records, tmp_path):
+    cache = opened(tmp_path, records)
+    kept = cache[records[0]].frames_T3SS.clone()
+    cache[records[0]].frames_T3SS.zero_()
+    assert torch.equal(cache[records[0]].frames_T3SS, kept)
+
+
+def test_two_writers_at_once_end_with_one_cache(records, tmp_path, monkeypatch):
+    together = threading.Barrier(2, timeout=60)
+    write = cache_module.write_json
+
+    def both_ready(*arguments):
+        together.wait()  # both have decoded everything before either takes the name
+        return write(*arguments)
+
+    monkeypatch.setattr(cache_module, "write_json", both_ready)
+    made: list[ClipCache] = []
+    writers = [threading.Thread(target=lambda: made.append(opened(tmp_path, records))) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(made) == 2
+    assert torch.equal(made[0][records[3]].frames_T3SS, made[1][records[3]].frames_T3SS)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(records, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
+    with pytest.raises(DataError, match=r"the clip cache needs about .*data\.cache_dir"):
+        opened(tmp_path, records, progress=no_decoding)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(records, tmp_path, monkeypatch):
+    def full(stream, pair):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "_append", full)
+    with pytest.raises(OSError, match=r"No space.*cache"):
+        opened(tmp_path, records)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_broken_clip_stops_or_is_left_out(records, tmp_path):
+    records[2].video.write_bytes(b"gone")
+    records[5].map.unlink()
+    with pytest.raises(DataError, match=records[2].video.name):
+        opened(tmp_path, records)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+    cache = opened(tmp_path, records, replace(CONFIG, on_error="skip"))
+    assert list(cache.problems) == [records[2].clip_id, records[5].clip_id]
+    assert "not a video that can be read" in cache.problems[records[2].clip_id]
+    assert cache.records == tuple(record for record in records if record not in (records[2], records[5]))
+    for record in cache.records:
+        assert torch.equal(cache[record].frames_T3SS, read_pair(record, CONFIG, channels=1, side=32).frames_T3SS)
+    assert problems_of(records, CONFIG, channels=1, side=32) == cache.problems
+    with pytest.raises(DataError, match=r"2 clip\(s\) cannot be read, the first: .*data\.on_error=skip"):
+        opened(tmp_path, records)
+
+
+def test_a_set_of_which_nothing_can_be_read_is_an_error(records, tmp_path):
+    for record in records:
+        record.video.write_bytes(b"gone")
+    with pytest.raises(DataError, match="none of 12 clips can be read, the first: "):
+        opened(tmp_path, records, replace(CONFIG, on_error="skip"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_repaired_clip_is_read_again(records, tmp_path):
+    content = records[2].video.read_bytes()
+    records[2].video.write_bytes(b"gone")
+    skipping = replace(CONFIG, on_error="skip")
+    assert len(opened(tmp_path, records, skipping).records) == 11
+    records[2].video.write_bytes(content)
+    cache = opened(tmp_path, records, skipping)
+    assert len(cache.records) == 12
+    assert np.array_equal(cache[records[2]].frames_T3SS, read_pair(records[2], CONFIG, channels=1, side=32).frames_T3SS)
