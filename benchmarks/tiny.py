@@ -10,6 +10,7 @@ AUROC of damaged against flawless is zero-shot, beside a linear classifier on th
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import chain, product
 
 import torch
 from _measure import report
@@ -29,14 +30,19 @@ from clip_common.synthetic import (
     sample_scene,
     thumbnail_auroc,
 )
+from clip_common.synthetic.captions import WORDS
 from clip_common.synthetic.part_captions import DAMAGED, DAMAGED_AFTER, FLAWLESS, FLAWLESS_AFTER, OPENINGS
 from clip_common.synthetic.parts import Part
-from clip_common.synthetic.scenes import KINDS
+from clip_common.synthetic.scenes import COLOURS, KINDS, TEXTURES
 
 FIRST_SEED = 1000
 OF_PARTS = tuple(f"{opening} {{a_kind}}".strip() for opening in OPENINGS)
-OF_SCENES = ("a small {kind}", "a large {kind}")
-"""A thing in a scene is one among backgrounds, of some size; close-ups are what the other prompts speak of."""
+OF_SCENES = tuple(
+    f"a {size} {texture} {colour} {{kind}}"
+    for size, texture, colour in product(chain(*WORDS["size"].values()), TEXTURES, COLOURS)
+)
+"""A thing in a scene in all its sizes, textures and colours; close-ups are what the other prompts speak of. Of ten such
+sets of prompts the best on nine other worlds."""
 NOVELTIES = ("known", "held pair", "held kind")
 
 

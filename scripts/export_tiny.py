@@ -45,7 +45,9 @@ On worlds of other seeds than those it was trained on (`benchmarks/tiny.py`); {n
 
 "oracle" reads every attribute of every scene: what is left to reach. The damage figures are zero-shot: nothing of the
 set was seen. "held pair": this damage was never seen on this kind; "held kind": no damage of this kind was seen. The
-thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples.
+thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples. "kind, scenes": one thing anywhere
+on a background, asked for in all its sizes, textures and colours; what is mistaken are thin outlines (fish, keys and
+leaves, for stars), and things of twelve pixels.
 
 ## How it was trained
 
