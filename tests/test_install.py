@@ -29,7 +29,7 @@ def test_clip_common_without_extras_is_torch_and_numpy_and_its_losses_work(fresh
     run(binaries / "python", "-c", "from clip_common.metrics import retrieval_metrics")
 
 
-@pytest.mark.parametrize("package", ["aaclip", "edgeglass", "videoclip"])
+@pytest.mark.parametrize("package", ["aaclip", "edgeglass"])
 def test_a_package_installs_alone_and_imports(package, fresh_environment):
     binaries = fresh_environment(package)
     assert run(binaries / "python", "-c", f"import {package}; print({package}.__version__)").strip() == "0.1.0"
@@ -46,3 +46,15 @@ def test_clipse_installs_alone_and_does_its_job(fresh_environment, tmp_path):
     result = json.loads((tmp_path / "runs" / "clipse" / "alone" / "result.json").read_text())
     assert result["val"]["metrics"]["rsum"] > 0
     assert result["test"]["images"] == 16
+
+
+def test_videoclip_installs_alone_and_does_its_job(fresh_environment, tmp_path):
+    binaries = fresh_environment("videoclip")
+    videoclip = binaries / "videoclip"
+    sizes = ["--subjects", "15", "--clips", "2", "--size", "32"]
+    run(videoclip, "data", "synthetic", "walks", *sizes, cwd=tmp_path)
+    overrides = ["data.root=walks", "data.size=32", "data.batch_size=8", "trainer.max_epochs=1", "name=alone"]
+    run(videoclip, "train", "--config", "walking", *overrides, cwd=tmp_path)
+    run(videoclip, "test", "runs/videoclip/alone", cwd=tmp_path)
+    result = json.loads((tmp_path / "runs" / "videoclip" / "alone" / "result.json").read_text())
+    assert result["test"]["clips"] == 6

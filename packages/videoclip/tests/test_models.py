@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from videoclip.config import LossConfig, ModelConfig
@@ -113,7 +113,7 @@ def test_torchvision_weights_load_from_a_file_without_their_classifier(tmp_path,
         if not name.startswith("fc."):
             assert torch.equal(tensor, source.state_dict()[name]), name
     assert encoder(torch.rand(1, 3, 4, 32, 32)).shape == (1, 16)
-    with pytest.raises(ValueError, match="does not fit r3d_18: .* such as .*: give the weights") as error:
+    with pytest.raises(ValueError, match=r"does not fit r3d_18: .* such as .*: give the weights") as error:
         video_encoder("r3d_18", feature_dim=16, weights=file)
     assert "\n" not in str(error.value)
 
@@ -132,7 +132,7 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, content, capsys):
         torch.save({"fc": _Surprise()}, file)
     elif content == "no tensors":
         torch.save({"epoch": 3}, file)
-    with pytest.raises(ValueError, match="w\\.(pth|safetensors)") as error:
+    with pytest.raises(ValueError, match=r"w\.(pth|safetensors)") as error:
         video_encoder("mc3_18", feature_dim=16, weights=file)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
@@ -325,26 +325,26 @@ def test_the_temperature_is_learned_or_fixed():
     assert not reached(dict(fixed.named_parameters()), "logit_scale")
 
 
-def test_it_learns_to_tell_where_the_map_is():
-    """Bright clips and dark ones, told apart only where the map is; the other half says the opposite."""
+def test_it_learns_to_tell_what_shows_where_the_map_is():
+    """Bright or dark on the map's half, and the opposite on the other: over the whole, all clips are alike."""
     torch.manual_seed(0)
     video, maps, label = torch.zeros(16, 3, 4, 16, 16), torch.zeros(16, 1, 4, 16, 16), torch.arange(16) % 2
-    left = (torch.arange(16) // 2) % 2 == 0
     for row in range(16):
-        here, there = (slice(0, 8), slice(8, 16)) if left[row] else (slice(8, 16), slice(0, 8))
+        here, there = (slice(0, 8), slice(8, 16)) if row // 2 % 2 else (slice(8, 16), slice(0, 8))
         sign = 1.0 if label[row] else -1.0
         video[row, ..., here], video[row, ..., there], maps[row, ..., here] = sign, -sign, 1.0
     video += 0.1 * torch.randn_like(video)
-    correct = {}
-    for guided in (True, False):
-        model = model_of(map_guided=guided, model_class_num=2, map_guided_type="weighted_pool")
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for _ in range(25):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(video, maps).logits, label).backward()
-            optimizer.step()
-        correct[guided] = (model(video, maps).logits.argmax(1) == label).float().mean().item()
-    assert correct[True] == 1
+    model = model_of(map_guided=True, model_class_num=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    correct = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        logits = model(video, maps).logits
+        nn.functional.cross_entropy(logits, label).backward()
+        optimizer.step()
+        correct.append((logits.argmax(1) == label).float().mean().item())
+    assert correct[0] < 0.8
+    assert correct[-1] == 1
 
 
 # saving
@@ -384,7 +384,7 @@ def test_the_file_of_torchvisions_weights_is_not_asked_for_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["no folder", "no weights", "cut weights", "cut config", "foreign knob", "other width"]
+    "damage", ["no folder", "no weights", "missing weight", "cut weights", "cut config", "foreign knob", "other width"]
 )
 def test_a_damaged_folder_is_one_line(tmp_path, damage):
     folder = model_of().save_pretrained(tmp_path / "model")
@@ -395,6 +395,10 @@ def test_a_damaged_folder_is_one_line(tmp_path, damage):
             shutil.rmtree(folder)
         case "no weights":
             weights.unlink()
+        case "missing weight":
+            state = load_file(weights)
+            del state["classifier.bias"]
+            save_file(state, weights)
         case "cut weights":
             weights.write_bytes(weights.read_bytes()[:1000])
         case "cut config":

@@ -44,7 +44,8 @@ class Row:
     tested: tuple[str, ...] = ()
 
 
-GUIDED = ("model.map_guided=true", "model.map_guided_type=spatiotemporal")
+SIGMOID = "model.map_guided_sigmoid_gate"
+GUIDED = ("model.map_guided=true", "model.map_guided_type=spatiotemporal", f"{SIGMOID}=false")
 FULL = (*GUIDED, "model.lambda_token=0")
 ROWS = (
     Row("B0", "cross-entropy only", ("model.map_guided=false", "loss.clip_weight=0", "model.lambda_token=0")),
@@ -58,8 +59,8 @@ ROWS = (
         "weighted pooling, no gate",
         ("model.map_guided=true", "model.map_guided_type=weighted_pool", "model.lambda_token=0"),
     ),
-    Row("C3 linear", "linear gate (the run of B3)", (*FULL, "model.map_guided_sigmoid_gate=false"), run_of="B3"),
-    Row("C3 sigmoid", "sigmoid gate", (*FULL, "model.map_guided_sigmoid_gate=true")),
+    Row("C3 linear", "linear gate (the run of B3)", FULL, run_of="B3"),
+    Row("C3 sigmoid", "sigmoid gate", (*GUIDED[:2], f"{SIGMOID}=true", "model.lambda_token=0")),
     Row("shuffled", "full method, another subject's maps", (*FULL, "data.control=shuffled")),
     Row("centre", "full method, a Gaussian in the middle", (*FULL, "data.control=centre")),
     Row("uniform", "full method, the same map everywhere", (*FULL, "data.control=uniform")),
@@ -107,12 +108,12 @@ class Result:
         """Whether it was trained to align, so that retrieval and similarity say something."""
         return "loss.clip_weight=0" not in self.row.switches
 
-    def cell(self, name: str) -> str:
-        """Mean ± sd of a figure; empty where it does not exist."""
+    def cell(self, name: str, *, spread: bool = True) -> str:
+        """Mean ± sd of a figure, or the mean alone; empty where it does not exist."""
         values = [metrics[name] for metrics in self.metrics if name in metrics]
         if not values or (not self.aligned and name.startswith(("retrieval", "align"))):
             return ""
-        return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+        return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if spread and len(values) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -183,11 +184,16 @@ def ablate(
     for split in splits:
         require_sizes(split, config)
     name = config.name or Path(str(config.data.root)).resolve().name
+    rows = [row for row in ROWS if row.id in TABLES[table]]
+    for row in rows:
+        try:
+            overridden(config, switches(row, config))
+        except ValueError as error:
+            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
     text = to_yaml(replace(config, name=name))
     series = Run.create("ablate", config_yaml=text, name=name, root=config.runs, resume=True)
     with series.locked():
         require_same_data(series, digests(splits), what="clips or labels")
-        rows = [row for row in ROWS if row.id in TABLES[table]]
         predictions: dict[str, list[Predictions]] = {row.id: [] for row in rows}
         metrics: dict[str, list[dict[str, float]]] = {row.id: [] for row in rows}
         pairs = [(seed, row) for seed in seeds for row in rows]  # seed by seed: what a kill leaves is comparable
@@ -239,11 +245,16 @@ def fold_of(config: Config, seed: int, splits: Sequence[Split]) -> int:
     return (config.data.fold + seed) % len(splits)
 
 
-def member_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
-    """The configuration of one run: all that it writes lies in the series' folder but for the cache."""
+def switches(row: Row, config: Config) -> list[str]:
+    """A row's overrides, and weights of the losses where the configuration leaves them out."""
     weights = [] if config.loss.clip_weight else ["loss.clip_weight=1"]
     weights += [] if config.model.lambda_token else ["model.lambda_token=0.1"]
-    switched = overridden(config, [*weights, *row.switches])
+    return [*weights, *row.switches]
+
+
+def member_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
+    """The configuration of one run: all that it writes lies in the series' folder but for the cache."""
+    switched = overridden(config, switches(row, config))
     cache_dir = config.data.cache_dir or (Path(config.runs) / "cache").as_posix()
     return replace(
         switched,

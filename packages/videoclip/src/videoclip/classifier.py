@@ -108,12 +108,13 @@ class Classifier:
         Raises:
             ValueError: One line: nothing of the kind there, or damaged.
         """
-        folder = Path(path) / "model" if (Path(path) / "model").is_dir() else Path(path)
+        folder = model_folder(path)
         model = VideoAttentionCLIP.from_pretrained(folder)
-        told = read_json(folder / SAMPLING)
-        if not told:
-            raise ValueError(f"{folder / SAMPLING}: no such file: copy the folder again")
-        return cls(model, Sampling(**told), device=device)
+        try:
+            sampling = Sampling(**read_json(folder / SAMPLING))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / SAMPLING} is missing or damaged: copy the folder again") from error
+        return cls(model, sampling, device=device)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model and how it wants its clips."""
@@ -136,13 +137,15 @@ class Classifier:
         Args:
             video: A video file, an .npz of frames, or a folder of frames.
             start_s, end_s: The part that counts, in seconds; default: all of it.
-            map: Where somebody looked, over the whole video; none lets a map-guided model pool evenly.
+            map: Where somebody looked, over the whole video; without one a map-guided model pools evenly.
             keypoints: COCO joints of the whole video, to draw `regions` from.
             regions: Names of attended regions (`clip_common.regions.REGIONS`).
 
         Raises:
             DataError: One line: a file that cannot be read.
+            ValueError: A map for a model that takes none, none for one that classifies maps, or one given in part.
         """
+        self._require_map(map=map, keypoints=keypoints, regions=regions)
         whole = ClipRecord(
             clip_id=Path(video).name,
             subject_id="",
@@ -160,6 +163,23 @@ class Classifier:
         clips = [replace(whole, start_s=a, end_s=b) for a, b in pairwise(edges)]
         config = DataConfig(frames=self.sampling.frames, size=self.sampling.size)
         return VideoPrediction(tuple(self.predict_record(clip, config) for clip in clips))
+
+    def _require_map(self, *, map: object, keypoints: object, regions: Sequence[str]) -> None:
+        if (keypoints is None) == bool(regions):
+            raise ValueError("a map is drawn from keypoints and regions: give both, or neither")
+        if map is not None and regions:
+            raise ValueError("give a map, or keypoints and regions to draw one from, not both")
+        given, model = map is not None or bool(regions), self.model.config
+        if given and not model.map_guided and model.clip_classifier_source == "video":
+            raise ValueError(
+                "this model classifies without looking at maps (model.map_guided=false): leave the map out, "
+                "or take a model that was trained with model.map_guided=true"
+            )
+        if not given and model.clip_classifier_source != "video":
+            raise ValueError(
+                f"this model classifies maps (model.clip_classifier_source={model.clip_classifier_source}): "
+                "give a map, or keypoints and regions"
+            )
 
     @torch.inference_mode()
     def predict_record(self, record: ClipRecord, config: DataConfig) -> ClipPrediction:
@@ -179,6 +199,27 @@ class Classifier:
             looked_THW=looked(output),
             guided=output.video_gate is not None and bool(output.map_valid[0]),
         )
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of a run's best weights, or the folder itself where it is no run.
+
+    Raises:
+        ValueError: A run that has none: one that has not finished, or one of several fits.
+    """
+    folder = Path(source)
+    if not (folder / "config.yaml").is_file():
+        return folder
+    if (folder / "model" / SAMPLING).is_file():  # written last
+        return folder / "model"
+    if members := sorted(folder.glob("videoclip/[!.]*")):
+        raise ValueError(f"{folder} is an ablation, of several runs: name one of them, e.g. {members[0]}")
+    if (folder / "checkpoints" / "fold0").is_dir():
+        raise ValueError(
+            f"{folder} is a cross-validation: each fold was tested by it (cross-validation.md), and it keeps no model: "
+            "videoclip train makes one"
+        )
+    raise ValueError(f"{folder} holds no trained model yet: videoclip train --resume {folder}")
 
 
 def looked(output: Output) -> NDArray[np.float32] | None:

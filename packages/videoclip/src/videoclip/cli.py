@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from clip_common import cli
@@ -57,9 +57,10 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     """
     from clip_common.runs.resolve import resolve
     from videoclip.config import Config
-    from videoclip.experiment import train as run_training
 
     settings = resolve(Config, package="videoclip", config=config, overrides=overrides or [], resume=resume)
+    from videoclip.experiment import train as run_training  # after what may be mistyped: it takes seconds
+
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return
@@ -88,7 +89,7 @@ def score(run: RunFolder, overrides: Overrides = None) -> None:
     from videoclip.scoring import score as score_run
 
     tested = score_run(run, overrides=overrides or [], reporter=cli.progress)
-    show(tested.evaluation, title=f"{run.name}: {tested.config.split} split of {tested.config.data.root}")
+    show(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
     told("written to", tested.files)
 
 
@@ -104,12 +105,22 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
 
         videoclip cv --resume runs/videoclip/cv-first
     """
-    from videoclip.crossval import cross_validate, resolve_cross_validation
+    from videoclip.crossval import caption, cross_validate, resolve_cross_validation, summary, together
 
     settings, options = resolve_cross_validation(config=config, overrides=overrides or [], resume=resume)
     found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=say)
-    console.print(found.table.read_text(encoding="utf-8"), soft_wrap=True)
+    across = summary(found.folds)
+    table = Table("", "mean ± sd", "least to most", "baseline", box=box.SIMPLE)
+    for name, label, baseline in FIGURES:
+        if name in across:
+            values = [fold[name] for fold in found.folds]
+            cells = ["{:.3f} ± {:.3f}".format(*across[name]), f"{min(values):.3f} to {max(values):.3f}"]
+            table.add_row(label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else "")
+    console.print(table)
+    console.print(caption(settings, len(found.folds)))
+    console.print(f"{together(found.pooled)}\n")
     told("run", [found.run.path])
+    told("table", [found.table])
     told("plot", found.plots)
 
 
@@ -131,17 +142,24 @@ def ablate(
 
         videoclip ablate --table controls seeds=[0,1,2,3,4] --config walking data.root=walks/ data.subjects=12
     """
-    from videoclip.ablation import COLUMNS, caption, difference, resolve_ablation
+    from videoclip.ablation import COLUMNS, FIGURE, caption, difference, resolve_ablation
     from videoclip.ablation import ablate as run_ablation
 
     settings, options = resolve_ablation(config=config, overrides=overrides or [])
     found = run_ablation(settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=say)
-    shown = Table("", "method", *COLUMNS.values(), "macro F1 minus B0", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    whole = [Column(header, no_wrap=True) for header in ("", "macro F1", "minus B0 (95 % interval)")]
+    compared = Table(whole[0], "method", *whole[1:], box=box.SIMPLE, padding=(0, 1, 0, 0))
+    others = [name for name in COLUMNS if name != FIGURE]
+    figures = Table("means", *(COLUMNS[name] for name in others), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for result in found.results:
-        shown.add_row(result.row.id, result.row.what, *map(result.cell, COLUMNS), difference(result.against))
-    console.print(shown)
-    console.print(caption(found, settings))
-    told("written to", [found.table, found.plot])
+        compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), difference(result.against))
+        figures.add_row(result.row.id, *(result.cell(name, spread=False) for name in others))
+    compared.add_row("", "always the most frequent class", f"{found.majority[FIGURE]:.3f}", "")
+    console.print(compared)
+    console.print(figures)
+    console.print(f"{caption(found, settings)}\n")
+    told("table", [found.table])
+    told("plot", [found.plot])
 
 
 @app.command()
@@ -286,9 +304,13 @@ def say(line: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
-def main() -> None:
-    """The console script: `section.field=value …` and `--config …` without a verb mean `train`."""
-    arguments = sys.argv[1:]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: `section.field=value …` and `--config …` without a verb mean `train`.
+
+    Args:
+        arguments: The command line; default: the process's own.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     words = [argument for argument in arguments if argument != "--debug"]
     if words and (words[0].startswith("--config") or ("=" in words[0] and not words[0].startswith("-"))):
         arguments = ["train", *arguments]

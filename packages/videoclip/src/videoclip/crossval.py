@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
+from clip_common.devices import require_one_device
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -22,6 +23,7 @@ from videoclip.experiment import (
     method,
     open_run,
     pooled_predictions,
+    require_run,
     require_sizes,
     scored,
 )
@@ -88,12 +90,13 @@ def cross_validate(
         announce: Told of each fold as it begins.
 
     Raises:
-        ValueError: One line for whatever cannot be used, in any of the folds; nothing has been trained then.
+        ValueError: One line for several devices, and for whatever cannot be used, in any of the folds; nothing has been
+            trained then.
     """
     if folds is not None:
         config = replace(config, data=replace(config.data, folds=folds))
-    if resume is None and config.name is not None:
-        Run.require_new("videoclip", config.name, root=config.runs)
+    require_one_device(config.trainer, verb="cv")
+    require_run(config, resume, verb="cv")
     clips = clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
     if folds is not None and len(splits) != folds:
@@ -123,7 +126,8 @@ def cross_validate(
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
         if not run.ledger.done("register"):
             run.ledger.start("register")
-            run.register({"method": method(config), "seed": config.trainer.seed, "split": "cv"} | means(metrics))
+            means = {name: average for name, (average, _) in summary(metrics).items()}
+            run.register({"method": method(config), "seed": config.trainer.seed, "split": "cv"} | means)
             run.ledger.finish("register")
     return found
 
@@ -154,9 +158,10 @@ def described(split: Split) -> str:
     return f"subjects {counts}" + (f" ({missing})" if missing else "")
 
 
-def means(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over the folds of each figure that every fold has."""
-    return {name: mean(fold[name] for fold in folds) for name in folds[0] if all(name in fold for fold in folds)}
+def summary(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over the folds of each figure that every fold has."""
+    common = [name for name in folds[0] if all(name in fold for fold in folds)]
+    return {name: (mean(fold[name] for fold in folds), stdev(fold[name] for fold in folds)) for name in common}
 
 
 def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation) -> str:
@@ -166,18 +171,29 @@ def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[st
     for fold, (split, metrics) in enumerate(zip(splits, folds, strict=True)):
         counts = [str(len({record.subject_id for record in split.test})), str(len(split.test))]
         lines.append([str(fold), *counts, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in SHOWN)])
-    shared = means(folds)
-    spread = {name: stdev([fold[name] for fold in folds]) for name in shared}
-    cells = (f"{shared[name]:.3f} ± {spread[name]:.3f}" if name in shared else "" for name in SHOWN)
+    shared = {name: f"{average:.3f} ± {sd:.3f}" for name, (average, sd) in summary(folds).items()}
+    cells = (shared.get(name, "") for name in SHOWN)
     lines.append(["mean ± sd", "", "", *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{caption(config, len(folds))}\n\n{table}\n\n{together(pooled)}\n"
+
+
+def caption(config: Config, folds: int) -> str:
+    """What was trained, selected and tested."""
+    return (
+        f"{method(config)}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
+        "held out of the training folds. No subject and no video of the same content was in two parts of a fold "
+        "(splits.json)."
+    )
+
+
+def together(pooled: Evaluation) -> str:
+    """What all test subjects say."""
     intervals = "; ".join(
         f"{name} {pooled.metrics[name]:.3f} ({pooled.intervals[name][0]:.3f} to {pooled.intervals[name][1]:.3f})"
         for name in ("accuracy", "macro_f1", "subject_accuracy")
     )
     return (
-        f"{method(config)}: {len(folds)} folds by subject, seed {config.trainer.seed}. Weights were selected on "
-        "subjects held out of the training folds. No subject and no video of the same content was in two parts of a "
-        f"fold (splits.json).\n\n{table}\n\nAll {pooled.subjects} subjects together, each tested by a model that never saw "
-        f"them, with 95 % intervals over subjects: {intervals}.\n"
+        f"All {pooled.subjects} subjects together, each tested by a model that never saw them, with 95 % intervals "
+        f"over subjects: {intervals}."
     )

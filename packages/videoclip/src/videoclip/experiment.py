@@ -1,10 +1,10 @@
 """From a configuration to a run folder with a model, its numbers and its pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import DataLoader
@@ -105,8 +105,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing but
             a cache has been written then.
     """
-    if resume is None and config.name is not None:
-        Run.require_new("videoclip", config.name, root=config.runs)
+    require_run(config, resume, verb="train")
     clips = clip_set(config, reporter=reporter)
     split = clips.split(config.data)
     require_sizes(split, config)
@@ -164,12 +163,26 @@ def require_sizes(split: Split, config: Config) -> None:
         raise DataError(
             f"data.batch_size={size} is more than the {clips} training clips: set data.batch_size to at most {clips}"
         )
-    if not split.val:
-        raise DataError(f"fold {config.data.fold}: no clip of the validation subjects can be read: restore some")
+    for part in ("val", "test"):
+        if not split.parts()[part]:
+            raise DataError(f"{config.data.root}: no clip of the {part} subjects can be read: restore some")
+    world = device_count(config.trainer)
+    if len(split.val) < world:
+        raise DataError(f"{len(split.val)} validation clip(s) do not go round {world} devices: set trainer.devices")
     if config.data.batches == "subject_unique":  # refuses too few subjects
-        world = device_count(config.trainer)
         share = batch_of_rank(size, world=world)
         SubjectUniqueBatchSampler(subject_numbers(split.train), batch_size=share, world=world)
+
+
+def require_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv"]) -> None:
+    """Refuse, before long preparations, a name that is taken, or to go on with what another verb began."""
+    if resume is None:
+        if config.name is not None:
+            Run.require_new("videoclip", config.name, root=config.runs)
+        return
+    began = {"train" if phase == "fit" else "cv" for phase in read_json(resume / SPLITS)}
+    if began - {verb}:
+        raise ValueError(f"{resume} was begun by another verb: videoclip {min(began)} --resume {resume}")
 
 
 def open_run(config: Config, *, label: str, resume: Path | None) -> Run:
@@ -186,8 +199,7 @@ def fit_split(
     """Fit one model on one split; it comes back with its best weights, in eval mode."""
     seed_everything(config.trainer.seed)  # what starts from scratch
     model = VideoAttentionCLIP(config.model, temperature=config.loss.temperature)
-    if rank() == 0:
-        write_split(run, phase, split)
+    write_split(run, phase, split, root=config.data.root)
     datasets = {
         "train": dataset_of(split.train, clips, config, training=True),
         "val": dataset_of(split.val, clips, config, training=False),
@@ -250,18 +262,33 @@ def pooled_predictions(parts: Sequence[Predictions], records: Iterable[ClipRecor
     )
 
 
-def write_split(run: Run, phase: str, split: Split) -> None:
+def write_split(run: Run, phase: str, split: Split, *, root: str | None) -> None:
     """Check that no subject and no video is in two parts, and note in the run who is in which.
 
     Raises:
-        DataError: A leak.
+        DataError: A leak, or not the split that a resumed run began with.
     """
     assert_disjoint(split)
+    before = read_json(run.path / SPLITS)
+    if phase in before:
+        require_same(split, before[phase], run=run, root=root)
+    if rank() > 0:
+        return
     noted: dict[str, object] = {part: subjects_of(records) for part, records in split.parts().items()}
     noted["train_labels"] = labels_of(split.train)
     noted["missing_classes"] = {part: list(classes) for part, classes in missing_classes(split).items()}
     noted["checked"] = "no subject is in two parts, and no video of the same content"
-    write_json(run.path / SPLITS, read_json(run.path / SPLITS) | {phase: noted})
+    write_json(run.path / SPLITS, before | {phase: noted})
+
+
+def require_same(split: Split, noted: Mapping[str, Any], *, run: Run, root: str | None) -> None:
+    """Raise DataError where a split is not what was noted of it."""
+    for part, records in split.parts().items():
+        if subjects_of(records) != noted[part]:
+            raise DataError(
+                f"{root}: its {part} split is not what it was when {run.path} was trained: restore the set, or train "
+                "anew"
+            )
 
 
 def subjects_of(records: Iterable[ClipRecord]) -> dict[str, list[str]]:

@@ -96,11 +96,11 @@ def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | Non
     for (true, said), count in np.ndenumerate(confusion_KK):
         share = shares_KK[true, said]
         told = f"{count:,}\n{100 * share:.0f} %" if count else "0"
-        axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.55 else "#333333")
+        axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333")
     recall_K = recalls(confusion_KK[None].astype(np.float64))[0]
     exist = np.isfinite(recall_K)
     balanced = f", balanced accuracy {100 * recall_K[exist].mean():.0f} %" if exist.any() else ""
-    dress(axes, title=f"{confusion_KK.sum():,} {of}{balanced}", xlabel="predicted class", ylabel="true class")
+    dress(axes, title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}", xlabel="predicted class", ylabel="true class")
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks(range(K), names)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.config import load_config, overridden
+from clip_common.config import load_config
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -14,6 +14,7 @@ from videoclip.classifier import Classifier, VideoPrediction
 from videoclip.config import Config
 from videoclip.data import ClipRecord, read_clips, read_pair, split_of
 from videoclip.overlay import write_overlay, write_sheet
+from videoclip.scoring import trained_config
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,6 @@ def predict_videos(
     """
     if len(videos) > 1 and (map or keypoints or regions):
         raise ValueError(f"a map, keypoints and regions are those of one video; got {len(videos)} videos")
-    if regions and keypoints is None:
-        raise ValueError(f"regions {', '.join(regions)} are drawn from joints: give keypoints too")
     names = unique_names(videos)
     classifier = Classifier.from_pretrained(source)
     answers, problems = [], {}
@@ -94,8 +93,9 @@ def draw(said: VideoPrediction, place: Path) -> list[Path]:
         return []
     place.parent.mkdir(parents=True, exist_ok=True)
     told = ", ".join(f"{label}: {100 * value:.0f} %" for label, value in enumerate(said.probabilities))
-    guided = "guided by a map" if clip.guided else "without a map"
-    title = f"class {said.label}  ({told}), {guided}"
+    title = f"class {said.label} ({told})" + (", guided by the map" if clip.guided else "")
+    if len(said.clips) > 1:
+        title += f"; the first of {len(said.clips)} clips"
     fps = max(1, round(len(clip.frames_THW3) / (clip.end_s - clip.start_s)))
     return [
         write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, place.with_suffix(".png"), title=title),
@@ -157,7 +157,7 @@ def overlay_clips(
     """
     classifier = None
     if (source / "config.yaml").is_file():
-        config = overridden(load_config(Config, config=Run.open(source).path / "config.yaml"), overrides)
+        _, config = trained_config(Run.open(source), overrides)
         classifier = Classifier.from_pretrained(source)
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips:

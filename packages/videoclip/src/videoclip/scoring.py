@@ -6,21 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clip_common.config import load_config
+from clip_common.config import load_config, overridden
 from clip_common.devices import pick_device
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import read_json
+from videoclip.classifier import model_folder
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Split, assert_disjoint, read_clips
 from videoclip.evaluation import Evaluation, Predictions
-from videoclip.experiment import SPLITS, ClipSet, clip_set, registered, scored, subjects_of
+from videoclip.experiment import SPLITS, ClipSet, clip_set, registered, require_same, scored
 from videoclip.models import VideoAttentionCLIP
 from videoclip.plots import draw_scores
 
 DEALING = ("folds", "fold", "split_seed", "subjects", "train_fraction", "clip_seconds")
 """What decides who is in which part."""
+SHOWING = ("frames", "size", "maps", "control", "map_noise", "map_scale")
+"""What decides how a clip is shown."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class Tested:
 
     Attributes:
         config: What held: the run's configuration with the overrides.
+        name: What it is filed under: the split, and what is otherwise than in training.
         evaluation: The numbers.
         predictions: What they are numbers of.
         files: What was written: predictions, result, plots.
     """
 
     config: Config
+    name: str
     evaluation: Evaluation
     predictions: Predictions
     files: list[Path]
@@ -55,14 +60,10 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
         ValueError: One line: no trained run, another model, or clips that the run was trained or selected on.
     """
     run = Run.open(path)
-    own = load_config(Config, config=run.path / "config.yaml")
-    config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
-    if config.model != own.model:
-        raise ValueError(f"{run.path}: the model is trained: override data.…, split and trainer.devices only")
-    if not run.ledger.done("fit") or not (run.path / "model").is_dir():
-        raise ValueError(f"{run.path} holds no trained model yet: videoclip train --resume {run.path}")
+    folder = model_folder(run.path)
+    own, config = trained_config(run, overrides)
     part, records, train_labels, clips = held_out(run, own, config, reporter=reporter)
-    model = VideoAttentionCLIP.from_pretrained(run.path / "model").to(pick_device(config.trainer.devices))
+    model = VideoAttentionCLIP.from_pretrained(folder).to(pick_device(config.trainer.devices))
     predictions, evaluation = scored(model, records, clips, config, train_labels=train_labels, reporter=reporter)
 
     name = filed_under(own, config)
@@ -75,14 +76,28 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
         *draw_scores(run, evaluation, predictions, prefix=name),
     ]
     run.register(registered(config, name) | evaluation.metrics)
-    return Tested(config, evaluation, predictions, files)
+    return Tested(config, name, evaluation, predictions, files)
+
+
+def trained_config(run: Run, overrides: Sequence[str]) -> tuple[Config, Config]:
+    """A run's configuration, and the same with overrides.
+
+    Raises:
+        ValueError: An override that says nothing about a trained model, or would make it another.
+    """
+    own = load_config(Config, config=run.path / "config.yaml")
+    config = overridden(own, overrides)
+    trainer = replace(config.trainer, devices=own.trainer.devices)
+    if replace(config, data=own.data, split=own.split, trainer=trainer) != own:
+        raise ValueError(f"{run.path}: the model is trained: override data.…, split and trainer.devices only")
+    return own, config
 
 
 def filed_under(own: Config, config: Config) -> str:
     """What a test is filed under: the split, and what of the data is otherwise than in training."""
     changed = [
         f"{field}={getattr(config.data, field)}"
-        for field in ("maps", "control", "map_noise", "map_scale")
+        for field in (*SHOWING, *DEALING)
         if getattr(config.data, field) != getattr(own.data, field)
     ]
     if config.data.root != own.data.root:
@@ -119,26 +134,28 @@ def own_part(run: Run, own: Config, config: Config, clips: ClipSet, noted: Mappi
         given = f"data.{moved[0]}={getattr(config.data, moved[0])}" if moved else "split=all"
         raise DataError(f"{given} would score clips that {run.path} was trained on: leave it out, or train anew")
     split = clips.split(own.data)
-    for part, records in split.parts().items():
-        if subjects_of(records) != noted[part]:
-            raise DataError(
-                f"{config.data.root}: its {part} split is not what it was when {run.path} was trained: restore "
-                "the set, or train anew"
-            )
+    require_same(split, noted, run=run, root=config.data.root)
     return split.parts()[config.split]
 
 
 def other_set(own: Config, config: Config, clips: ClipSet, noted: Mapping[str, Any]) -> Sequence[ClipRecord]:
-    """Clips of a set that the run was not trained on, compared by content where the training set is at hand."""
+    """Clips of a set that the run was not trained on: none has the content of a video that it was trained on.
+
+    Where the training set is not at hand to be compared, no clip may have the name of one.
+
+    Raises:
+        DataError: A leak, or what may be one.
+    """
     everybody = config.split == "all"
     records = clips.readable(clips.records) if everybody else clips.split(config.data).parts()[config.split]
-    if not Path(str(own.data.root)).exists():
-        warnings.warn(
-            f"{own.data.root}, which was trained on, is not here: its videos cannot be compared with those scored",
-            stacklevel=2,
-        )
-        return records
     known = {clip_id for part in ("train", "val") for clip_ids in noted[part].values() for clip_id in clip_ids}
+    if not Path(str(own.data.root)).exists():
+        absent = f"{own.data.root}, which was trained on, is not here: its videos cannot be compared with those scored"
+        for record in records:
+            if record.clip_id in known:
+                raise DataError(f"{absent}, and {record.clip_id} is the name of one: bring it back, or score others")
+        warnings.warn(absent, stacklevel=2)
+        return records
     before = tuple(record for record in read_clips(own.data) if record.clip_id in known)
     # the same name in another set is another person; the same video is not
     renamed = tuple(replace(record, subject_id=f"{config.data.root}: {record.subject_id}") for record in records)

@@ -1,4 +1,4 @@
-"""The LightningModule and the DataModule of videoclip; `experiment.fit_fold` puts them to work.
+"""The LightningModule and the DataModule of videoclip; `experiment.fit_split` puts them to work.
 
 B clips of a batch, K classes, D the width of the shared space.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from clip_common.devices import batch_of_rank, from_all_ranks
@@ -34,6 +34,8 @@ class AlignmentModule(L.LightningModule):
         self.model = model
         self.config = config
         self.loss = VideoClipLoss(config.model, config.loss)
+        for part in idle_parts(model, config):
+            part.requires_grad_(False)
         if config.loss.clip_weight:
             self.contrastive_log_b = math.log(config.data.batch_size)
         self.validated: list[tuple[Tensor, ...]] = []
@@ -78,6 +80,19 @@ class AlignmentModule(L.LightningModule):
     def describe_batch(self, batch: Batch) -> str:
         """Clips of a batch, for the message of a loss that is not finite."""
         return ", ".join(batch.clip_ids)
+
+
+def idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
+    """What no part of the loss reaches: DDP waits for gradients of what it trains, and a frozen encoder costs less."""
+    source, aligned = config.model.clip_classifier_source, config.loss.clip_weight > 0
+    idle: list[nn.Module] = []
+    if not aligned:
+        idle += [model.video_projection, model.attn_projection, model.logit_scale]
+        if source == "video":
+            idle.append(model.attn_encoder)
+        if source == "attn" and not config.model.lambda_token:
+            idle += [part for part in (model.video_encoder, model.map_gate) if part is not None]
+    return idle
 
 
 class ClipData(L.LightningDataModule):

@@ -97,6 +97,8 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its first video stream; whatever the libraries say against it becomes a DataError."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
+            if container.format.name == "tty":  # FFmpeg draws any text as a picture of its letters
+                raise DataError(f"{path}: text, not a video")
             # the cover of a sound file is a stream, too
             streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
             if not streams:

@@ -48,7 +48,7 @@ class Stem(nn.Module):
         assert bn.running_var is not None
         sign_C = torch.where(bn.weight < 0, -1.0, 1.0).to(bn.weight)  # never 0: γ = 0 could not be left again
         weight, bias = conv.weight * _per_channel(sign_C)[..., None], conv.bias * sign_C
-        y_BCTHW = conv3d(channels_last(x_BCTHW), weight, bias, padding=same(conv.kernel_size))
+        y_BCTHW = conv3d(channels_last(x_BCTHW), weight, bias, padding=conv.around)
         if self.training:
             pooled, mean_C, variance_C = _PoolAndMoments.apply(y_BCTHW, self.pool)
             count = y_BCTHW.numel() // len(mean_C)
@@ -73,9 +73,10 @@ class Conv3d(nn.Conv3d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Size) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=same(kernel))
+        self.around = same(kernel)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return conv3d(x_BCTHW, self.weight, self.bias, padding=same(self.kernel_size))
+        return conv3d(x_BCTHW, self.weight, self.bias, padding=self.around)
 
 
 def conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, *, padding: Size) -> Tensor:
