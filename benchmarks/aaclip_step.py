@@ -21,7 +21,7 @@ from _measure import PeakMemory, alternate, arm_in_own_process, report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from aaclip.config import AdapterConfig, Config, LossConfig
+from aaclip.config import AdapterConfig, Config, HeadConfig, LossConfig
 from aaclip.losses import segmentation_loss
 from aaclip.maps import probability_map
 from aaclip.models import AnomalyModel, Evidence
@@ -53,7 +53,9 @@ def model_of(width: int, size: int) -> AnomalyModel:
     shape = {"embed_dim": 768, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     bundle = load_clip("six blocks", pretrained="random", model_config=shape)
     torch.manual_seed(0)
-    model = AnomalyModel(bundle, Config(adapters=AdapterConfig(image_blocks=BLOCKS)))
+    model = AnomalyModel(
+        bundle, Config(adapters=AdapterConfig(image_blocks=BLOCKS), heads=HeadConfig(class_token=False))
+    )
     model.text_adapter.requires_grad_(False)
     return model
 
@@ -90,8 +92,6 @@ class Straightforward(nn.Module):
                 patches.append(self.visual.ln_post(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]
         detection_BD = normalize(adapter.detection(patches[-1]), dim=-1).mean(dim=1)
-        if adapter.class_token:
-            detection_BD = detection_BD + normalize(self.visual.ln_post(x_BTF[:, 0]) @ self.visual.proj, dim=-1)
         return ImageFeatures(levels, detection_BD), maps
 
 

@@ -91,6 +91,18 @@ def test_the_score_and_the_heatmap_are_what_they_say(detector, files):
     assert nothing.score == pytest.approx(found.score)  # the border is of masks alone
 
 
+def test_the_score_sees_a_small_defect_before_the_blur(detector):
+    images_B3SS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    text_BD2 = detector.class_embedding("mug").expand(2, -1, -1)
+    scores = detector.scores(images_B3SS, text_BD2)
+    with torch.inference_mode():
+        patches = torch.stack(detector.model.features(images_B3SS).levels).mean(dim=0)
+    logits_BL2 = 100 * patches @ text_BD2
+    hottest = (logits_BL2[..., 1] - logits_BL2[..., 0]).amax(dim=1)  # 1 % of 16 patches: one at least
+    torch.testing.assert_close(scores.top_B, hottest, atol=1e-4, rtol=1e-4)
+    assert (scores.maps_BSS.amax(dim=(1, 2)) < scores.top_B - 0.1).all()
+
+
 def test_a_score_at_the_threshold_is_anomalous(detector, files):
     assert detector.predict(files[0], name="mug").verdict is None
     score = detector.predict(files[0], name="mug").score

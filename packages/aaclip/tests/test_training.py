@@ -79,7 +79,6 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
         "augment.jitter=0.9",
         "augment.jitter_p=0",
         "loss.focal_alpha=dynamic",
-        "loss.classification_scale=1",
         "loss.orthogonal=3",
         "stages.text.epochs=1",
         "stages.text.batch_size=4",
@@ -100,6 +99,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
 )
 def test_each_field_changes_the_weights_that_come_out(trained, override):
     assert not same(trained(), trained(*override.split(";")))
+
+
+def test_the_image_as_a_whole_is_trained_where_it_is_not_clip_s_own(trained):
+    """With the frozen class token there is no head, no loss of it, and so no factor of its cosines."""
+    own, scaled = "heads.class_token=false", "loss.classification_scale=1"
+    assert not same(trained(own), trained(own, scaled))
+    assert same(trained(), trained(scaled))
+    heads = [name for name in weights(trained(own)) if name.startswith("image_adapter.detection")]
+    assert len(heads) == 2
+    assert not any(name.startswith("image_adapter.detection") for name in weights(trained()))
+    for run, logged in ((trained(own), True), (trained(), False)):
+        rows = [row for row in read_rows(run / "metrics.csv") if row["phase"] == "image"]
+        assert all(bool(row.get("train/classification")) is logged for row in rows)
 
 
 def test_loader_processes_change_nothing_but_the_time(trained):

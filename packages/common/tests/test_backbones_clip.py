@@ -387,3 +387,16 @@ def test_vit_b_32_equals_open_clip():
     with torch.no_grad():
         torch.testing.assert_close(bundle.image_tower(images).pooled, model.encode_image(images), rtol=0, atol=1e-5)
         torch.testing.assert_close(bundle.text_tower(tokens), model.encode_text(tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("image_size", [64, 112])
+def test_no_attention_map_is_written_without_gradients(image_size):
+    tower = load_clip("tiny", image_size=image_size).image_tower
+    images_B3HW = torch.rand(2, 3, image_size, image_size)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        tower(images_B3HW, layers=[2])
+        tower.pooled(images_B3HW)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::scaled_dot_product_attention" in names
+    assert not [name for name in names if "native_multi_head" in name or "transformer_encoder_layer" in name]
+    assert torch.backends.mha.get_fastpath_enabled()  # as it was, for others

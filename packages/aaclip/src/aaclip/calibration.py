@@ -109,7 +109,7 @@ class Logistic:
 
     Attributes:
         a: Weight of the classification, `cls`; never negative where fitted.
-        b: Weight of the map, `top`, see `top_mean`; never negative where fitted.
+        b: Weight of the map, `top`: the `top_mean` of its patches; never negative where fitted.
         c: Offset.
         images: Images it was fitted on; 0 if it was not.
     """

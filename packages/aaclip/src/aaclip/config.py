@@ -109,8 +109,9 @@ class HeadConfig:
     activation: Literal["relu", "none"] = "relu"
     """`relu` is LeakyReLU 0.2 after the matrix; `none` is the matrix alone, without bias (official)."""
     class_token: bool = True
-    """The image as a whole is the mean of its patches and the tower's own class token, as stage 1 adds it to patches;
-    without it (official), the mean alone, which forgets what CLIP knew."""
+    """The image as a whole is the class token of the frozen tower, as stage 1 adds it to patches, at the price of a
+    second pass when an image is scored; without it (official), the mean of the adapted patches through a head of its
+    own, which learns the training classes by heart."""
 
 
 @dataclass
@@ -160,8 +161,8 @@ class LossConfig:
     focal_alpha: Literal["one", "dynamic"] = "one"
     """Weight of a pixel in the focal loss: one, or the inverse frequency of its class in the batch."""
     classification_scale: float = 100.0
-    """Factor of the cosines in the cross-entropy of an image as a whole, as in CLIP; 1 in the released code, where a
-    cosine can hardly move the loss."""
+    """Factor of the cosines in the cross-entropy of an image as a whole, where that is trained: as in CLIP; 1 in the
+    released code, where a cosine can hardly move the loss."""
     orthogonal: float = field(default=0.1, metadata={"alias": "text_norm_weight"})
     """Weight of (mean of t_normal·t_abnormal)² in stage 1."""
 
@@ -220,7 +221,8 @@ class ScoreConfig:
     """From maps to one number an image."""
 
     image: Literal["calibrated", "official"] = "calibrated"
-    """Logistic of classification and map's top 1 %, fitted on training images; or min-max over the test class."""
+    """Logistic of classification and the map's hottest 1 % of patches, fitted on training images; or min-max over the
+    test class."""
     domain: Literal["industrial", "medical"] = "industrial"
     """Width of the blur: 7 pixels of the grid (σ 1), or 9 (σ 1.5)."""
 

@@ -40,7 +40,7 @@ class Scores:
         maps_BSS: Mean logit difference of the levels, blurred: 0 is the border between normal and abnormal.
         classification_B: Cosine to abnormal minus cosine to normal, of each image as a whole.
         abnormal_B: Cosine to abnormal alone.
-        top_B: Mean of the hottest hundredth of each map.
+        top_B: Mean of the hottest hundredth of each map's patches, before the blur.
     """
 
     maps_BSS: Tensor

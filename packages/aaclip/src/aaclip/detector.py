@@ -29,7 +29,7 @@ from aaclip.data import as_rgb, read_image
 from aaclip.data.augment import squash
 from aaclip.data.pictures import files_of
 from aaclip.detection import Detection, Scores
-from aaclip.maps import anomaly_map
+from aaclip.maps import anomaly_map, mean_level
 from aaclip.memory import Memory
 from aaclip.models import AnomalyModel, Evidence, PlainCLIP
 from aaclip.prompts import PromptSet, class_embeddings, prompt_set
@@ -161,10 +161,11 @@ class Detector:
         if memory is not None:
             surprise = memory.surprise(features.levels)
             levels = [level + more for level, more in zip(levels, surprise, strict=True)]
-        maps_BSS = anomaly_map(
-            levels, size=self.size, domain=self.config.score.domain, weights_K=self.model.level_weights
-        )
-        return Scores(maps_BSS, evidence.classification.float(), evidence.abnormal.float(), top_mean(maps_BSS))
+        weights_K = self.model.level_weights
+        maps_BSS = anomaly_map(levels, size=self.size, domain=self.config.score.domain, weights_K=weights_K)
+        # a blur as wide as a small defect would leave little of it in the highest values
+        top_B = top_mean(mean_level(levels, weights_K=weights_K))
+        return Scores(maps_BSS, evidence.classification.float(), evidence.abnormal.float(), top_B)
 
     @torch.inference_mode()
     def remember(self, images: Iterable[Source], *, name: str) -> None:

@@ -50,16 +50,25 @@ def anomaly_map(
         domain: Width of the blur.
         weights_K: Weights of the levels, of sum one; None weighs all alike.
     """
-    stacked_KBgg = torch.stack(list(difference_KBgg)).float()
-    if weights_K is None:
-        mean_Bgg = stacked_KBgg.mean(dim=0)
-    else:
-        mean_Bgg = torch.einsum("kbij,k->bij", stacked_KBgg, weights_K.float())
+    mean_Bgg = mean_level(difference_KBgg, weights_K=weights_K)
     width, sigma = BLUR[domain]
     side = mean_Bgg.shape[-1]
     width = min(width, 2 * side - 1)  # a reflected border reaches at most once across the grid
     blurred_B1gg = gaussian_blur(mean_Bgg[:, None], kernel_size=[width, width], sigma=[sigma, sigma])
     return upsampled(blurred_B1gg[:, 0], size=size)
+
+
+def mean_level(difference_KBgg: Sequence[Tensor], *, weights_K: Tensor | None = None) -> Tensor:
+    """(B, g, g) mean logit difference of the levels, float32: the map before it is blurred.
+
+    Args:
+        difference_KBgg: What `differences` gave, a level each.
+        weights_K: Weights of the levels, of sum one; None weighs all alike.
+    """
+    stacked_KBgg = torch.stack(list(difference_KBgg)).float()
+    if weights_K is None:
+        return stacked_KBgg.mean(dim=0)
+    return torch.einsum("kbij,k->bij", stacked_KBgg, weights_K.float())
 
 
 def upsampled(map_Bgg: Tensor, *, size: int) -> Tensor:

@@ -127,21 +127,27 @@ class ImageStage(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         text_BD2 = torch.stack([self.text[name] for name in batch.class_names]).to(self.device)
-        evidence = self.model(batch.images_B3HW, text_BD2)
+        if self.model.image_adapter.detection is None:  # of the image as a whole nothing is trained
+            levels, classification = self.model.patch_evidence(batch.images_B3HW, text_BD2), None
+        else:
+            evidence = self.model(batch.images_B3HW, text_BD2)
+            levels, classification = evidence.levels, self.classification(evidence.classification, batch.anomalous_B)
         # learned weights keep the sum of the levels' losses where equal ones put it
         weights = self.model.level_weights * len(self.model.levels)
-        segmentation = self.segmentation(
-            [weight * level for weight, level in zip(weights, evidence.levels, strict=True)], batch.masks_BHW
+        loss = segmentation = self.segmentation(
+            [weight * level for weight, level in zip(weights, levels, strict=True)], batch.masks_BHW
         )
-        # two logits make one: cross-entropy over both is the logistic loss of their difference
-        logit_B = self.config.loss.classification_scale * evidence.classification
-        logits_B2 = torch.stack([torch.zeros_like(logit_B), logit_B], dim=1)
-        classification = cross_entropy(logits_B2, batch.anomalous_B)
-        loss = segmentation + classification
+        if classification is not None:
+            loss = segmentation + classification
+            self.log("train/classification", classification.detach())
         self.log("train/loss", loss, prog_bar=True)
-        parts = {"train/segmentation": segmentation.detach(), "train/classification": classification.detach()}
-        self.log_dict(parts)
+        self.log("train/segmentation", segmentation.detach())
         return loss
+
+    def classification(self, difference_B: Tensor, anomalous_B: Tensor) -> Tensor:
+        """Cross-entropy of images as a whole: of two logits it is the logistic loss of their difference."""
+        logit_B = self.config.loss.classification_scale * difference_B
+        return cross_entropy(torch.stack([torch.zeros_like(logit_B), logit_B], dim=1), anomalous_B)
 
 
 class StageData(L.LightningDataModule):

@@ -108,8 +108,9 @@ class AnomalyModel(FrozenCLIP):
             "final text projection": (self.text_adapter.final, "stage 1"),
             "image adapters": (self.image_adapter.layers, "stage 2"),
             "segmentation heads": (self.image_adapter.segmentation, "stage 2"),
-            "detection head": (self.image_adapter.detection, "stage 2"),
         }
+        if self.image_adapter.detection is not None:
+            parts["detection head"] = (self.image_adapter.detection, "stage 2")
         return [
             (name, sum(parameter.numel() for parameter in module.parameters()), state)
             for name, (module, state) in parts.items()
@@ -139,6 +140,11 @@ class AnomalyModel(FrozenCLIP):
     def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
         """Evidence for each image against the embedding (D, 2) of its class."""
         return Evidence.of(self.features(images_B3HW), text_BD2, temperature=self.temperature)
+
+    def patch_evidence(self, images_B3HW: Tensor, text_BD2: Tensor) -> list[Tensor]:
+        """The levels of the evidence alone: all that there is to train where the image as a whole is frozen."""
+        patches = self.image_adapter.embedded(self.image_adapter.patches(self.image_tower, images_B3HW))
+        return [differences(patches_BLD, text_BD2, temperature=self.temperature) for patches_BLD in patches]
 
 
 class PlainCLIP(FrozenCLIP):

@@ -23,8 +23,8 @@ class ImageFeatures(NamedTuple):
 
     Attributes:
         levels: Unit patch embeddings (B, L, D), one a level.
-        detection: (B, D) mean over patches of unit embeddings of the last level, and the unit class embedding added to
-            it where configured; not unit itself.
+        detection: (B, D) of the image as a whole: the frozen tower's unit class embedding, or the mean over patches of
+            unit embeddings of the last level, not unit itself.
     """
 
     levels: list[Tensor]
@@ -32,7 +32,8 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageAdapter(nn.Module):
-    """All that stage 2 trains: adapters behind the first blocks, one head a level, one for detection.
+    """All that stage 2 trains: adapters behind the first blocks, one head a level, and where configured one for
+    detection.
 
     Args:
         tower: The frozen tower, of which only sizes are read here.
@@ -57,13 +58,21 @@ class ImageAdapter(nn.Module):
         self.levels = require_levels(levels, depth=depth)
         self.layers = nn.ModuleList(adapter(adapters.kind, width) for _ in range(blocks))
         self.segmentation = nn.ModuleList(head(width, out, activation=heads.activation) for _ in self.levels)
-        self.detection = head(width, out, activation=heads.activation)
-        self.class_token = heads.class_token
+        self.detection = None if heads.class_token else head(width, out, activation=heads.activation)
         self.weight = adapters.image_weight
         self.norm_preserving = adapters.norm_preserving
 
     def forward(self, tower: VisionTower, images_B3HW: Tensor) -> ImageFeatures:
         """Patches of the levels and the detection token."""
+        patches = self.patches(tower, images_B3HW)
+        if self.detection is None:
+            detection_BD = class_token(tower, images_B3HW)
+        else:
+            detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
+        return ImageFeatures(self.embedded(patches), detection_BD)
+
+    def patches(self, tower: VisionTower, images_B3HW: Tensor) -> list[Tensor]:
+        """(B, L, F) of each level, behind the tower's last norm."""
         visual = visual_of(tower)
         x_BTF = visual._embeds(images_B3HW)
         patches = []
@@ -74,11 +83,21 @@ class ImageAdapter(nn.Module):
                 x_BTF = mixed(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
             if number in self.levels:
                 patches.append(visual.ln_post(x_BTF[:, 1:]))
-        heads = zip(self.segmentation, patches, strict=True)
-        detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
-        if self.class_token:
-            detection_BD = detection_BD + normalize(visual.ln_post(x_BTF[:, 0]) @ visual.proj, dim=-1)
-        return ImageFeatures([normalize(head(x), dim=-1) for head, x in heads], detection_BD)
+        return patches
+
+    def embedded(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """Unit embeddings (B, L, D) of the patches of each level."""
+        return [normalize(head(x_BLF), dim=-1) for head, x_BLF in zip(self.segmentation, patches, strict=True)]
+
+
+@torch.no_grad()
+def class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
+    """(B, D) unit class embedding of the frozen tower: what CLIP itself says of the images as a whole."""
+    visual = visual_of(tower)
+    x_BTF = visual._embeds(images_B3HW)
+    for block in visual.transformer.resblocks:
+        x_BTF = through(block, x_BTF)
+    return normalize(visual.ln_post(x_BTF[:, 0]) @ visual.proj, dim=-1)
 
 
 @torch.no_grad()
@@ -133,7 +152,10 @@ def through(block: Any, x_BTF: Tensor) -> Tensor:
     x_BTF = x_BTF + block.ls_1(attention.out_proj(attended_BTF))
     hidden_BTM = block.mlp.c_fc(block.ln_2(x_BTF))
     # of QuickGELU, x · sigmoid(1.702 x), autograd keeps both factors; computed again on the way back, x alone
-    hidden_BTM = checkpoint(block.mlp.gelu, hidden_BTM, use_reentrant=False)
+    if hidden_BTM.requires_grad:
+        hidden_BTM = checkpoint(block.mlp.gelu, hidden_BTM, use_reentrant=False)
+    else:
+        hidden_BTM = block.mlp.gelu(hidden_BTM)
     return x_BTF + block.ls_2(block.mlp.c_proj(hidden_BTM))
 
 
