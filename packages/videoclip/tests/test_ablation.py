@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clip_common.config import load_config
 from videoclip import Config, ablate
-from videoclip.ablation import COLUMNS, ROWS, TABLES
+from videoclip.ablation import COLUMNS, ROWS, TABLES, member_config
 from videoclip.data.manifest import read_manifest, write_manifest
 from videoclip.plots import draw_ablation
 from videoclip.predictions import Predictions
@@ -145,6 +146,13 @@ def test_seeds_test_on_different_people_and_the_means_are_numpys(small):
             if values and result.aligned and len(values) == 2:
                 expected = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
                 assert table[result.row.id][column] == expected, (result.row.id, name)
+
+
+def test_each_part_of_a_fold_column_is_tested_on_however_many_there_are(small, tmp_path):
+    config, splits = configured(small, "data.fold=1"), ["a part"] * 7
+    for seed, fold in ((5, 6), (6, 0)):
+        one = member_config(ROWS[0], seed, config, splits, SimpleNamespace(path=tmp_path))
+        assert (one.data.fold, one.trainer.seed, one.name) == (fold, seed, f"B0-s{seed}")
 
 
 @pytest.mark.parametrize(

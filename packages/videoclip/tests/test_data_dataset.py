@@ -173,6 +173,14 @@ def test_shuffled_maps_are_another_subjects_throughout(records, cache):
     assert dataset(records[::-1], control="shuffled").shown == data.shown
 
 
+def test_the_regions_are_those_of_the_map_that_is_shown(records):
+    shuffled = dataset(records, control="shuffled")
+    assert shuffled.regions == dataset([shuffled.shown[record.clip_id] for record in records]).regions
+    assert len(set(dataset(records).regions)) < len(records)
+    for control in ("centre", "uniform", "random", "absent"):
+        assert dataset(records, control=control).regions == list(range(len(records)))
+
+
 def test_shuffling_gives_no_map_to_a_clip_without_one(records):
     some = [*records[:6], replace(records[6], map=None, keypoints=None)]
     data = dataset(some, control="shuffled")

@@ -110,6 +110,21 @@ def test_prediction_keeps_every_clip_of_ragged_batches_in_order():
     assert same(predict(model, batches(9 - 4, 4)), predict(model, batches(9 - 4, 4)))
 
 
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise DataError("clip.mp4: not a video")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_read_is_one_line_also_from_a_worker(workers):
+    loader = torch.utils.data.DataLoader(Unreadable(), num_workers=workers)
+    with pytest.raises(DataError, match=r"^clip\.mp4: not a video$"):
+        predict(torch.nn.Identity(), loader)
+
+
 def test_predictions_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "läufe" / "predictions.npz"
     written = some(clip_ids=tuple(f"步态 {index}" for index in range(36)))

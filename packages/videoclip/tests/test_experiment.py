@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -306,6 +307,21 @@ def test_classes_that_no_validation_or_test_subject_has_are_no_nan(small, walks,
         logged = [float(row["val/loss"]) for row in rows(run.path / "metrics.csv") if row["val/loss"]]
         assert np.isfinite(logged).all()
     assert missing == {"val", "test"}
+
+
+def test_one_subject_has_no_interval_and_the_card_says_none(small, walks, tmp_path):
+    manifest = write_manifest(
+        [
+            replace(record, label=0, fold=number)
+            for number, record in enumerate(read_manifest(walks / "manifest.csv")[::2][:4])
+        ],
+        tmp_path / "four.csv",
+    )
+    run = train(configured(small, f"data.root={manifest}", "data.batch_size=2")).run
+    assert run.result["val"]["subjects"] == 1
+    card = (run.path / "README.md").read_text()
+    assert re.search(r"Validation macro F1 \d\.\d{3}, accuracy \d\.\d{3} over 1 clips of 1 subjects", card)
+    assert "nan" not in card
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`videoclip predict` and `videoclip overlay`: what is written beside what is said."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_the_title_says_what_the_picture_is_of(trained, tmp_path, monkeypatch):
     assert titles[0].endswith("; the first of 3 clips")
 
 
+def test_a_dot_in_a_name_is_no_suffix(trained, videos, tmp_path):
+    dotted = [tmp_path / "walk.1.mp4", tmp_path / "walk.2.mp4"]
+    for copy, video in zip(dotted, videos, strict=True):
+        shutil.copy(video, copy)
+    answers, _ = predict_videos(trained(GUIDED), dotted, out=tmp_path / "out")
+    drawn = [file.name for answer in answers for file in answer.files]
+    assert drawn == ["walk.1.png", "walk.1.mp4", "walk.2.png", "walk.2.mp4"]
+
+
 def test_names_of_pictures():
     paths = [Path("a/x.mp4"), Path("b/x.avi"), Path("c/x-2.mp4"), Path("d/Gänge.mp4")]
     assert list(unique_names(paths).values()) == ["x", "x-2", "x-2-2", "Gänge"]
@@ -113,6 +123,29 @@ def test_clips_of_a_run_are_of_its_test_split_and_show_where_the_model_looked(tr
     drawn.clear()
     overlay_clips(trained("model.clip_backbone=2dcnn"), count=1, out=tmp_path)
     assert drawn[0][0] == ["clinician"]
+
+
+def test_what_is_drawn_is_what_the_model_is_shown(trained, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("videoclip.predict.write_sheet", lambda frames, maps, path, title: drawn.append(maps) or path)
+    for override in ("data.control=none", "data.control=shuffled", "data.control=absent", "data.map_noise=0.5"):
+        overlay_clips(trained(GUIDED), count=1, out=tmp_path, overrides=[override])
+    own, shuffled, absent, noisy = drawn
+    assert [next(iter(maps)) for maps in drawn] == ["clinician", "shuffled map", "absent map", "clinician"]
+    assert not absent["absent map"].any()
+    for other in (shuffled["shuffled map"], noisy["clinician"]):
+        assert other.any()
+        assert not np.allclose(other, own["clinician"], atol=0.01)
+    assert not np.allclose(absent["model"], own["model"], atol=0.01)
+
+
+def test_a_run_draws_the_split_that_is_asked_for_and_deals_nobody_anew(trained, tmp_path):
+    run = trained(GUIDED)
+    files = overlay_clips(run, count=9, out=tmp_path, overrides=["split=val"])
+    validated = json.loads((run / "splits.json").read_text())["fit"]["val"]
+    assert [file.stem for file in files[::2]] == [clips[0] for clips in validated.values()]
+    with pytest.raises(ValueError, match=r"data\.fold=1 would take clips that .* was trained on"):
+        overlay_clips(run, out=tmp_path, overrides=["data.fold=1"])
 
 
 def test_by_default_the_pictures_of_a_run_lie_in_it(trained):

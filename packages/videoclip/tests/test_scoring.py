@@ -111,10 +111,10 @@ def test_another_set_is_scored_whole(run, others, how):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("split=all", "split=all would score clips that .* was trained on: leave it out, or train anew"),
-        ("data.fold=1", "data.fold=1 would score clips that .* was trained on"),
-        ("data.split_seed=5", "data.split_seed=5 would score clips"),
-        ("data.subjects=6", "data.subjects=6 would score clips"),
+        ("split=all", "split=all would take clips that .* was trained on: leave it out, or train anew"),
+        ("data.fold=1", "data.fold=1 would take clips that .* was trained on"),
+        ("data.split_seed=5", "data.split_seed=5 would take clips"),
+        ("data.subjects=6", "data.subjects=6 would take clips"),
         ("model.map_guided=false", "the model is trained: override data"),
         ("loss.clip_weight=0", "the model is trained: override data"),
         ("optim.lr=1", "the model is trained: override data"),

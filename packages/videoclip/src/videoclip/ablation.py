@@ -256,12 +256,13 @@ def member_config(row: Row, seed: int, config: Config, splits: Sequence[Split], 
     """The configuration of one run: all that it writes lies in the series' folder but for the cache."""
     switched = overridden(config, switches(row, config))
     cache_dir = config.data.cache_dir or (Path(config.runs) / "cache").as_posix()
+    folds = max(config.data.folds, len(splits))  # a fold column may have more parts than data.folds allows to name
     return replace(
         switched,
         name=f"{row.run_of or row.id}-s{seed}".replace(" ", "-"),
         runs=series.path.as_posix(),
         split="test",
-        data=replace(switched.data, fold=fold_of(config, seed, splits), cache_dir=cache_dir),
+        data=replace(switched.data, folds=folds, fold=fold_of(config, seed, splits), cache_dir=cache_dir),
         trainer=replace(config.trainer, seed=seed),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clip_common.devices import pick_device
 from clip_common.runs import write_json
@@ -181,21 +182,23 @@ class Classifier:
                 "give a map, or keypoints and regions"
             )
 
-    @torch.inference_mode()
     def predict_record(self, record: ClipRecord, config: DataConfig) -> ClipPrediction:
         """What the model says of one clip of a set, with the map that `config.maps` chooses."""
-        self.model.to(self.device)
         channels = self.model.config.attn_in_channels
         pair = read_pair(record, config, channels=channels, side=self.sampling.size)
-        video_13THW = pair.frames_T3SS.transpose(0, 1)[None].to(self.device)
-        map_1CTHW = (pair.map_CTSS.float() / 255)[None].to(self.device)
-        output = self.model(normalise(video_13THW), map_1CTHW)
+        return self.predict_shown(record, pair.frames_T3SS.transpose(0, 1), pair.map_CTSS.float() / 255)
+
+    @torch.inference_mode()
+    def predict_shown(self, record: ClipRecord, video_3THW: Tensor, map_CTHW: Tensor) -> ClipPrediction:
+        """What the model says of one clip of a set, shown these uint8 frames and this map."""
+        self.model.to(self.device)
+        output = self.model(normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device))
         start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
         return ClipPrediction(
             start_s=start_s,
             end_s=end_s,
             probability_K=output.logits[0].double().softmax(dim=0).cpu().numpy(),
-            frames_THW3=pair.frames_T3SS.permute(0, 2, 3, 1).numpy(),
+            frames_THW3=video_3THW.permute(1, 2, 3, 0).numpy(),
             looked_THW=looked(output),
             guided=output.video_gate is not None and bool(output.map_valid[0]),
         )

@@ -81,15 +81,14 @@ class ClipSet:
 
     def splits(self, config: DataConfig) -> list[Split]:
         """The split of every fold."""
-        return [
-            Split(*(self.readable(part) for part in (split.train, split.val, split.test)))
-            for split in splits_of(self.records, config)
-        ]
+        return [self._readable_of(split) for split in splits_of(self.records, config)]
 
     def split(self, config: DataConfig) -> Split:
         """The split of `config.fold`."""
-        split = split_of(self.records, config)
-        return Split(*(self.readable(part) for part in (split.train, split.val, split.test)))
+        return self._readable_of(split_of(self.records, config))
+
+    def _readable_of(self, split: Split) -> Split:
+        return Split(*map(self.readable, split.parts().values()))
 
 
 def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
@@ -323,12 +322,14 @@ def registered(config: Config, split: str) -> dict[str, Any]:
 def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
     """The run's README.md, as a model card."""
     found = validation.metrics
-    low, high = validation.intervals.get("macro_f1", (float("nan"),) * 2)
+    interval = ""  # of one subject there is none
+    if "macro_f1" in validation.intervals:
+        interval = " (95 % interval over subjects {:.3f} to {:.3f})".format(*validation.intervals["macro_f1"])
     return run.write_model_card(
         title=f"{run.name}: video classification beside attention maps",
         summary=(
             f"{method(config)} trained by videoclip on {Path(str(config.data.root)).name}, fold {config.data.fold}. "
-            f"Validation macro F1 {found['macro_f1']:.3f} (95 % interval over subjects {low:.3f} to {high:.3f}), "
+            f"Validation macro F1 {found['macro_f1']:.3f}{interval}, "
             f"accuracy {found['accuracy']:.3f} over {validation.clips} clips of {validation.subjects} subjects; always "
             f"the most frequent class: {found['majority_accuracy']:.3f}. These weights were selected on that split: "
             "score subjects that it never saw with `videoclip test`."

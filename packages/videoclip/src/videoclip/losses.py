@@ -137,8 +137,8 @@ def _decorrelation(e_BN: Tensor, a_BN: Tensor) -> Tensor:
 
 def _divergence(e_BN: Tensor, a_BN: Tensor) -> Tensor:
     e_BN = e_BN + FLOOR * e_BN.mean(dim=1, keepdim=True)
-    p_BN, q_BN = (x_BN / x_BN.sum(dim=1, keepdim=True) for x_BN in (e_BN, a_BN))
-    return F.kl_div(p_BN.log(), q_BN, reduction="none").sum(dim=1)
+    p_BN, q_BN = (x_BN / x_BN.sum(dim=1, keepdim=True) for x_BN in (a_BN, e_BN))
+    return F.kl_div(q_BN.log(), p_BN, reduction="none").sum(dim=1)
 
 
 def _difference(e_BN: Tensor, a_BN: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ LABELS = {
     "retrieval_r5_a2v": "R@5, map to video",
 }
 """What a figure is called in a picture."""
+ROOM = 1.25
+"""How much higher than its bars a histogram is, for the legend."""
 
 
 def draw_run(run: Run) -> list[Path]:
@@ -100,7 +102,12 @@ def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | Non
     recall_K = recalls(confusion_KK[None].astype(np.float64))[0]
     exist = np.isfinite(recall_K)
     balanced = f", balanced accuracy {100 * recall_K[exist].mean():.0f} %" if exist.any() else ""
-    dress(axes, title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}", xlabel="predicted class", ylabel="true class")
+    dress(
+        axes,
+        title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}",
+        xlabel="predicted class",
+        ylabel="true class",
+    )
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks(range(K), names)
@@ -135,14 +142,14 @@ def draw_similarity(predictions: Predictions, path: Path) -> Path | None:
         axes.hist(own, bins=bins, weights=weights, color=color, alpha=0.25)
         label = f"{name}: {len(own):,} clips, mean {own.mean():.2f}"
         axes.hist(own, bins=bins, weights=weights, color=color, histtype="step", linewidth=1.6, label=label)
-        axes.axvline(own.mean(), color=color, linewidth=1.4, linestyle="--")
+        axes.axvline(own.mean(), ymax=1 / ROOM, color=color, linewidth=1.4, linestyle="--")
     dress(
         axes,
         title="Similarity of a clip to its own map",
         xlabel="cosine; dashed: mean",
         ylabel="share of its clips",
     )
-    axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylim(0, ROOM * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     return save(figure, path)
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clip_common.config import load_config
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
@@ -12,9 +15,9 @@ from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from videoclip.classifier import Classifier, VideoPrediction
 from videoclip.config import Config
-from videoclip.data import ClipRecord, read_clips, read_pair, split_of
+from videoclip.data import ClipRecord, Sample, VideoMapDataset, clip_span, read_clips, split_of
 from videoclip.overlay import write_overlay, write_sheet
-from videoclip.scoring import trained_config
+from videoclip.scoring import require_own_dealing, same_set, trained_config
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def predict_videos(
                 )
             except DataError as error:
                 problems[video] = str(error)
-                continue
-            answers.append(Answer(video, said, draw(said, out / names[video])))
+            else:
+                answers.append(Answer(video, said, draw(said, out / names[video])))
             if progress is not None:
                 progress(done, len(videos))
     if answers:
@@ -96,11 +99,17 @@ def draw(said: VideoPrediction, place: Path) -> list[Path]:
     title = f"class {said.label} ({told})" + (", guided by the map" if clip.guided else "")
     if len(said.clips) > 1:
         title += f"; the first of {len(said.clips)} clips"
-    fps = max(1, round(len(clip.frames_THW3) / (clip.end_s - clip.start_s)))
+    picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
+    fps = real_time(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
     return [
-        write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, place.with_suffix(".png"), title=title),
-        write_overlay(clip.frames_THW3, clip.looked_THW, place.with_suffix(".mp4"), fps=fps),
+        write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, picture, title=title),
+        write_overlay(clip.frames_THW3, clip.looked_THW, film, fps=fps),
     ]
+
+
+def real_time(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
+    """Frames a second at which a clip lasts as long as it did."""
+    return max(1, round(len(frames_THW3) / (end_s - start_s)))
 
 
 def as_dict(answer: Answer) -> dict[str, object]:
@@ -142,7 +151,9 @@ def overlay_clips(
     overrides: Sequence[str] = (),
     reporter: Reporter = silent,
 ) -> list[Path]:
-    """Draw clips under the clinician's map; of a run also where the model looked, on clips of its test split.
+    """Draw clips under their maps; of a run also where the model looked, on clips of its test split.
+
+    Maps are those that the model is shown: of the clinicians, or what stands in for them (`data.control`).
 
     Args:
         source: A run folder, or a set as `data.root` takes it.
@@ -157,46 +168,56 @@ def overlay_clips(
     """
     classifier = None
     if (source / "config.yaml").is_file():
-        _, config = trained_config(Run.open(source), overrides)
+        run = Run.open(source)
+        own, config = trained_config(run, overrides)
+        if same_set(own, config):
+            require_own_dealing(run, own, config)
         classifier = Classifier.from_pretrained(source)
         records: Sequence[ClipRecord] = read_clips(config.data)
-        if not clips:
-            records = split_of([record for record in records if record.label is not None], config.data).test
+        if not clips and config.split != "all":
+            labelled = [record for record in records if record.label is not None]
+            records = split_of(labelled, config.data).parts()[config.split]
         out = out or source / "plots" / "overlays"
     else:
         config = load_config(Config, overrides=[*overrides, f"data.root={json.dumps(str(source))}"])
         records = read_clips(config.data)
         out = out or Path("overlays")
     chosen = choose(records, clips, count=count)
+    channels, seed = config.model.attn_in_channels, config.trainer.seed
+    dataset = VideoMapDataset(records, config.data, channels=channels, seed=seed, training=False)
     out.mkdir(parents=True, exist_ok=True)
     files = []
     with reporter("drawing clips") as progress:
         for done, record in enumerate(chosen, start=1):
-            files += overlay_clip(record, config, classifier, out)
+            files += overlay_clip(record, dataset[dataset.records.index(record)], config, classifier, out)
             if progress is not None:
                 progress(done, len(chosen))
     return files
 
 
-def overlay_clip(record: ClipRecord, config: Config, classifier: Classifier | None, out: Path) -> list[Path]:
-    """A sheet and a clip of one record: the clinician's map and, with a model, where that looked."""
-    channels = config.model.attn_in_channels
-    pair = read_pair(record, config.data, channels=channels, side=config.data.size)
-    frames_THW3 = pair.frames_T3SS.permute(0, 2, 3, 1).numpy()
-    seen_THW = (pair.map_CTSS.float().mean(dim=0) / 255).numpy()
-    title, maps = record.clip_id, {"clinician": seen_THW}
+def overlay_clip(
+    record: ClipRecord, sample: Sample, config: Config, classifier: Classifier | None, out: Path
+) -> list[Path]:
+    """A sheet and a clip of one record: the map that it is shown with and, with a model, where that looked."""
+    frames_THW3 = sample.video_3THW.permute(1, 2, 3, 0).numpy()
+    seen_THW = sample.map_CTHW.mean(dim=0).numpy()
+    control = config.data.control
+    title, maps = record.clip_id, {"clinician" if control == "none" else f"{control} map": seen_THW}
     if record.label is not None:
         title += f", class {record.label}"
     if classifier is not None:
-        said = classifier.predict_record(record, config.data)
+        said = classifier.predict_shown(record, sample.video_3THW, sample.map_CTHW)
         title += f", predicted {int(said.probability_K.argmax())} ({100 * said.probability_K.max():.0f} %)"
         if said.looked_THW is not None:
             maps["model"] = said.looked_THW
     name = record.clip_id.replace("/", "_")
     shown_THW = maps.get("model", seen_THW)
+    start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
     return [
         write_sheet(frames_THW3, maps, out / f"{name}.png", title=title),
-        write_overlay(frames_THW3, shown_THW, out / f"{name}.mp4", fps=config.data.frames),
+        write_overlay(
+            frames_THW3, shown_THW, out / f"{name}.mp4", fps=real_time(frames_THW3, start_s=start_s, end_s=end_s)
+        ),
     ]
 
 

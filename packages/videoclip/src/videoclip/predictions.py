@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from clip_common.errors import DataError
+from clip_common.loader import original_errors
 from clip_common.reporting import Progress
 from clip_common.runs import write_atomically
 from videoclip.metrics import Floats, Ints, cosine
@@ -141,11 +142,12 @@ def predict(
     training = model.training
     model.eval()
     parts = []
-    for batch in loader:
-        moved = batch.to(device)
-        output = model(normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B)
-        parts.append(Predictions.of(output, moved))
-        if progress is not None:
-            progress(len(parts), len(loader))
+    with original_errors():
+        for batch in loader:
+            moved = batch.to(device)
+            output = model(normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B)
+            parts.append(Predictions.of(output, moved))
+            if progress is not None:
+                progress(len(parts), len(loader))
     model.train(training)
     return Predictions.joined(parts)

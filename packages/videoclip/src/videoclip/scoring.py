@@ -67,15 +67,16 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
     predictions, evaluation = scored(model, records, clips, config, train_labels=train_labels, reporter=reporter)
 
     name = filed_under(own, config)
-    scores = {f"{part}/{key}": value for key, value in evaluation.metrics.items()}
-    payload = run.ledger.payload("fit")
-    run.metrics.append({"phase": name, "epoch": payload["epochs"], "step": payload["steps"]} | scores)
-    files = [
-        predictions.save(run.path / f"predictions-{name}.npz"),
-        run.write_result(run.result | {name: evaluation.as_dict() | {"overrides": list(overrides)}}),
-        *draw_scores(run, evaluation, predictions, prefix=name),
-    ]
-    run.register(registered(config, name) | evaluation.metrics)
+    with run.locked():  # two tests at once would lose one of their results
+        scores = {f"{part}/{key}": value for key, value in evaluation.metrics.items()}
+        payload = run.ledger.payload("fit")
+        run.metrics.append({"phase": name, "epoch": payload["epochs"], "step": payload["steps"]} | scores)
+        files = [
+            predictions.save(run.path / f"predictions-{name}.npz"),
+            run.write_result(run.result | {name: evaluation.as_dict() | {"overrides": list(overrides)}}),
+            *draw_scores(run, evaluation, predictions, prefix=name),
+        ]
+        run.register(registered(config, name) | evaluation.metrics)
     return Tested(config, name, evaluation, predictions, files)
 
 
@@ -118,7 +119,7 @@ def held_out(
     """
     noted = read_json(run.path / SPLITS)["fit"]
     clips = clip_set(config, reporter=reporter)
-    if Path(str(own.data.root)).resolve() == Path(str(config.data.root)).resolve():
+    if same_set(own, config):
         part, records = config.split, own_part(run, own, config, clips, noted)
     else:
         part, records = "test", other_set(own, config, clips, noted)
@@ -129,13 +130,27 @@ def held_out(
 
 def own_part(run: Run, own: Config, config: Config, clips: ClipSet, noted: Mapping[str, Any]) -> Sequence[ClipRecord]:
     """A part of the run's own split, which is made anew and must come out the same."""
-    moved = [name for name in DEALING if getattr(config.data, name) != getattr(own.data, name)]
-    if moved or config.split == "all":
-        given = f"data.{moved[0]}={getattr(config.data, moved[0])}" if moved else "split=all"
-        raise DataError(f"{given} would score clips that {run.path} was trained on: leave it out, or train anew")
+    require_own_dealing(run, own, config)
+    if config.split == "all":
+        raise DataError(f"split=all would take clips that {run.path} was trained on: leave it out, or train anew")
     split = clips.split(own.data)
     require_same(split, noted, run=run, root=config.data.root)
     return split.parts()[config.split]
+
+
+def require_own_dealing(run: Run, own: Config, config: Config) -> None:
+    """Raise DataError where overrides would deal the run's own set into other parts."""
+    for name in DEALING:
+        given = getattr(config.data, name)
+        if given != getattr(own.data, name):
+            raise DataError(
+                f"data.{name}={given} would take clips that {run.path} was trained on: leave it out, or train anew"
+            )
+
+
+def same_set(own: Config, config: Config) -> bool:
+    """Whether the clips are those of the set that the run was trained on."""
+    return Path(str(own.data.root)).resolve() == Path(str(config.data.root)).resolve()
 
 
 def other_set(own: Config, config: Config, clips: ClipSet, noted: Mapping[str, Any]) -> Sequence[ClipRecord]:

@@ -56,7 +56,8 @@ class Batch:
         valid_B: Bool, see `Sample.valid`.
         label_B: Long, -1 where it is not known.
         subject_B: Long, equal for clips of one subject.
-        regions_B: Long, equal where the same set of regions was attended; a clip without regions has its own.
+        regions_B: Long, equal where the maps that are shown are of the same set of regions; a clip without regions,
+            or with a map that is nobody's, has its own.
         map_B: Long, equal where maps have one origin (`maps.map_identity`); a clip without a map has its own.
         clip_ids: B names.
     """
@@ -115,7 +116,7 @@ class VideoMapDataset(Dataset[Sample]):
         if config.control == "shuffled":
             self.shown |= donors(records, config, channels=channels, seed=seed)
         self.subjects = _numbers(record.subject_id for record in records)
-        self.regions = _numbers(_attended(record, config) for record in records)
+        self.regions = _numbers(_attended(self.shown[record.clip_id], config) for record in records)
         self.maps = _numbers(map_identity(self.shown[record.clip_id], config, channels=channels) for record in records)
 
     def set_epoch(self, epoch: int) -> None:
@@ -176,6 +177,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _attended(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
+    if config.control not in ("none", "shuffled"):
+        return None  # a control must not learn from whom the doctors grouped together
     of_1, of_2 = set(record.regions_doctor1), set(record.regions_doctor2)
     regions = {"doctor1": of_1, "doctor2": of_2}.get(config.maps, of_1 | of_2)
     return frozenset(regions) or None
