@@ -1,6 +1,8 @@
 """Each part of the loss by hand, who takes part in it, and that it stays finite whatever a batch lacks."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import multiprocessing
 
 from videoclip.config import LossConfig, ModelConfig
 from videoclip.losses import VideoClipLoss, cross_entropy, token_loss
@@ -277,10 +278,18 @@ def _rank(rank, folder):
 def test_over_two_processes_it_is_the_alignment_of_all_clips(tmp_path, monkeypatch):
     """Subjects and regions are compared across processes; one of them may have no clip with a map."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for last, *found in zip((True, False), *ranks, strict=True):
         loss, gradient = alignment(slice(0, 4), last=last)
         for part, _ in found:
             torch.testing.assert_close(part, loss)
         torch.testing.assert_close(torch.cat([grad / 2 for _, grad in found]), gradient)  # which DDP averages
+
+
+if __name__ == "__main__":  # one of the two processes
+    _rank(int(sys.argv[1]), sys.argv[2])
