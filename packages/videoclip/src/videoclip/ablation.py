@@ -33,8 +33,8 @@ class Row:
         id: As in the source's table; controls have names of their own.
         what: The method, in words.
         switches: What it sets, as overrides of the configuration.
-        tested: What its test sets besides, over another row's run; None for a row that trains its own.
         run_of: The row whose runs it tests; None trains its own.
+        tested: What its test sets besides.
     """
 
     id: str

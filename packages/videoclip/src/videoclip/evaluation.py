@@ -23,7 +23,7 @@ from videoclip.metrics import (
     majority,
     of_confusion,
     ratio,
-    recalls,
+    recall_of_each,
     retrieval,
     retrieval_chance,
 )
@@ -106,7 +106,7 @@ def evaluate(
     once_1G = np.ones((1, scored.subjects))
     clip_KK, subject_KK = (table_SKK[0] for table_SKK in scored.confusions(once_1G))
     metrics = finite(scored.measure(once_1G))
-    metrics |= finite({f"recall_{label}": recall_S for label, recall_S in enumerate(recalls(clip_KK[None]).T)})
+    metrics |= finite(recall_of_each(clip_KK[None]))
     common = majority(train_labels)
     for level, table_KK in (("", clip_KK), ("subject_", subject_KK)):
         always_KK = np.zeros_like(table_KK)

@@ -42,6 +42,11 @@ def recalls(confusion_SKK: Floats) -> Floats:
     return ratio(np.diagonal(confusion_SKK, axis1=1, axis2=2), confusion_SKK.sum(2))
 
 
+def recall_of_each(confusion_SKK: Floats) -> dict[str, Floats]:
+    """`recalls` by name, `recall_0` and so on, (S,) each."""
+    return {f"recall_{label}": recall_S for label, recall_S in enumerate(recalls(confusion_SKK).T)}
+
+
 def of_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
     """`accuracy`, `balanced_accuracy` and `macro_f1`, (S,) each.
 
@@ -65,7 +70,7 @@ def classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes: int) 
     labels_N, said_N = np.asarray(label_N), np.asarray(predicted_N)
     known_N = labels_N >= 0
     table_1KK = confusion(labels_N[known_N], said_N[known_N], np.ones((1, known_N.sum())), classes=classes)
-    return finite(of_confusion(table_1KK) | {f"recall_{k}": one_1 for k, one_1 in enumerate(recalls(table_1KK).T)})
+    return finite(of_confusion(table_1KK) | recall_of_each(table_1KK))
 
 
 def finite(found: Mapping[str, Floats]) -> dict[str, float]:
