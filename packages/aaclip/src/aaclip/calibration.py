@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 ROUNDING = 1e-9
 """0.29 · 100 is 28.999…: counts are taken from products that are this much larger."""
+NOISE = 1e-5
+"""A picture's score changes by some 1e-7 with those beside it in a batch; no threshold is nearer to one than this."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class Threshold:
 
 
 def normal_quantile(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
-    """The lowest threshold that at most a share `target_fpr` of these normal scores reach.
+    """The threshold that at most a share `target_fpr` of these normal scores reach.
 
-    With k = ⌊target_fpr · N⌋ it is the next float32 above the (k+1)-th highest score; of scores tied there none reaches
-    it, so that ties lower the rate and never raise it. It says what happened on these images; for a rate that is
-    promised for the next one, see `conformal`.
+    With k = ⌊target_fpr · N⌋ it lies above the (k+1)-th highest score by more than that score changes from one batch to
+    another (1e-5); of scores tied there none reaches it, so that ties lower the rate and never raise it. It says what
+    happened on these images; for a rate that is promised for the next one, see `conformal`.
 
     Raises:
         ValueError: No score, a NaN, or a rate outside [0, 1).
@@ -67,7 +69,7 @@ def normal_quantile(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshol
 
 
 def conformal(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
-    """The lowest threshold that the next normal image reaches with probability `target_fpr` at most.
+    """The threshold that the next normal image reaches with probability `target_fpr` at most.
 
     Split-conformal prediction (Vovk et al., 2005): just above the ⌈(N+1)(1 − target_fpr)⌉-th lowest of N normal scores.
     It holds for any distribution and any N if these images and the next are exchangeable and none was trained on.
@@ -241,7 +243,9 @@ def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
 
 
 def _above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
-    """The lowest float32 that at most `allowed` scores reach."""
+    """What at most `allowed` scores reach: `NOISE` above the next one, or halfway to a score nearer than twice that."""
     highest = np.sort(scores_N)[::-1][allowed]
+    reaching = np.min(scores_N, where=scores_N > highest, initial=np.inf)
     with np.errstate(over="ignore"):  # above the largest float there is infinity, which nothing reaches
-        return float(np.nextafter(highest, np.float32(np.inf)))
+        least = float(np.nextafter(highest, np.float32(np.inf)))
+    return max(least, float(np.float32(float(highest) + min(NOISE, (float(reaching) - float(highest)) / 2))))

@@ -188,12 +188,11 @@ def calibrate_on(
 
     Raises:
         ValueError: Pictures that the run learned from, none that can be read, too few for the promise, or too many that
-            score 1: nothing scores more, so there would be no verdict but "normal". The threshold stays as it was.
+            score 1 to five digits: nothing scores more, so there would be no verdict but "normal". The threshold stays as it was.
     """
     refuse_training_images(source, files, purpose="calibrate")
     detector = Detector.from_pretrained(source)
     failures: dict[str, str] = {}
-    # one at a time, as `predict_files` looks at them: a batch may round the score that the threshold lies just above
     detector.threshold = None  # of whichever tiles
     seen = looks(detector, files, name=name, tile=tile, failures=failures, progress=progress)
     scores = [found.score for *_, found in seen]
@@ -207,7 +206,7 @@ def calibrate_on(
         raise ValueError(f"{error} ({len(failures)} of {len(files)} could not be read)") from error
     if threshold.value > 1:
         raise ValueError(
-            f"more than {100 * target_fpr:g} % of the {len(scores)} normal pictures score 1, and nothing more: "
+            f"more than {100 * target_fpr:g} % of the {len(scores)} normal pictures score 1, to five digits: "
             "give a higher --target-fpr or a fitting --name, or train on pictures like these"
         )
     save_threshold(source, threshold)

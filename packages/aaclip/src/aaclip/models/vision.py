@@ -93,12 +93,7 @@ class ImageAdapter(nn.Module):
 @torch.no_grad()
 def class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
     """(B, D) unit class embedding of the frozen tower: what CLIP itself says of the images as a whole."""
-    # not `tower.pooled`: with one query an image its last bits hang on the batch, and with them a verdict at the border
-    visual = visual_of(tower)
-    x_BTF = visual._embeds(images_B3HW)
-    for block in visual.transformer.resblocks:
-        x_BTF = through(block, x_BTF)
-    return normalize(visual.ln_post(x_BTF[:, 0]) @ visual.proj, dim=-1)
+    return normalize(tower.pooled(images_B3HW), dim=-1)
 
 
 @torch.no_grad()
