@@ -142,6 +142,10 @@ def test_it_changes_nothing_that_is_learnt(fitted, small, knob):
         ("model.map_dropout=1", "model.map_dropout: expected a share from 0 to below 1, got 1"),
         ("model.lambda_token=-1", "model.lambda_token: expected a number from 0, got -1"),
         ("model.lambda_token=1 model.clip_backbone=2dcnn", "the token loss needs the tokens of clip_backbone=3dcnn"),
+        (
+            "model.lambda_token=1 model.clip_classifier_source=attn loss.clip_weight=0",
+            "model.lambda_token: with clip_classifier_source=attn and loss.clip_weight=0 nothing reads the video",
+        ),
         ("model.weights=x.pth", "model.weights: 3dcnn has no published weights: leave it null"),
         ("loss.clip_weight=-1", "loss.clip_weight: expected a number from 0, got -1"),
         ("loss.temperature=0", "loss.temperature: expected a temperature above 0, or null to learn it, got 0"),

@@ -275,6 +275,19 @@ def test_the_classifier_reads_its_source(source):
     assert reached(found, "attn_encoder") == (source != "video")
 
 
+@pytest.mark.parametrize("source", ["video", "attn", "fusion"])
+def test_classification_alone_is_the_same_and_leaves_out_what_only_alignment_reads(source):
+    model = model_of(clip_classifier_source=source, map_guided=True).eval()
+    seen = []
+    model.attn_encoder.register_forward_hook(lambda *_: seen.append("map"))
+    plain = model(*inputs_of(), align=False)
+    assert seen == ([] if source == "video" else ["map"])
+    assert (plain.video_embed, plain.attn_embed) == (None, None)
+    whole = model(*inputs_of())
+    torch.testing.assert_close(plain.logits, whole.logits, rtol=0, atol=0)
+    torch.testing.assert_close(plain.video_feat, whole.video_feat, rtol=0, atol=0)
+
+
 def test_without_alignment_neither_map_encoder_nor_projections_learn():
     aligned, plain = (gradients(model_of(map_guided=True), clip_weight=weight) for weight in (1.0, 0.0))
     for part in ("attn_encoder", "video_projection", "attn_projection", "logit_scale"):

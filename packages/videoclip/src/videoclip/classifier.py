@@ -192,7 +192,8 @@ class Classifier:
     def predict_shown(self, record: ClipRecord, video_3THW: Tensor, map_CTHW: Tensor) -> ClipPrediction:
         """What the model says of one clip of a set, shown these uint8 frames and this map."""
         self.model.to(self.device)
-        output = self.model(normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device))
+        shown = normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device)
+        output = self.model(*shown, align=False)
         start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
         return ClipPrediction(
             start_s=start_s,

@@ -194,6 +194,13 @@ class Config:
         default_factory=lambda: TrainerConfig(max_epochs=50, precision="bf16-mixed", early_stop=15)
     )
 
+    def __post_init__(self) -> None:
+        if self.model.lambda_token and self.model.clip_classifier_source == "attn" and not self.loss.clip_weight:
+            raise ConfigError(
+                "model.lambda_token: with clip_classifier_source=attn and loss.clip_weight=0 nothing reads the video "
+                "whose tokens it trains: set model.lambda_token=0, or classify video or fusion"
+            )
+
 
 @dataclass
 class AblateConfig:

@@ -68,7 +68,7 @@ class VideoClipLoss(nn.Module):
         part is 0.
 
         Args:
-            output: Of the model.
+            output: Of the model, with the embeddings where `clip_weight` is not 0.
             map_BCTHW: What the model was given.
             label_B: Long; −1 is unknown, and left out of the cross-entropy.
             subject_B: Equal ids are clips of one subject.
@@ -78,6 +78,8 @@ class VideoClipLoss(nn.Module):
         classification = cross_entropy(output.logits, label_B)
         contrastive = token = classification.new_zeros(())
         if self.loss.clip_weight:
+            assert output.video_embed is not None
+            assert output.attn_embed is not None
             # With several processes all must make this call, one whose clips all lack maps included.
             found = output.map_valid.nonzero()[:, 0]
             contrastive = contrastive_loss(

@@ -75,11 +75,13 @@ class Predictions:
 
     @classmethod
     def of(cls, output: Output, batch: "Batch") -> Self:
-        """Of one batch, copied from wherever the model ran."""
+        """Of one batch, copied from wherever the model ran; with embeddings."""
 
         def floats(tensor: torch.Tensor) -> NDArray[np.float32]:
             return tensor.detach().float().cpu().numpy()
 
+        assert output.video_embed is not None
+        assert output.attn_embed is not None
         return cls(
             logits_NK=floats(output.logits),
             video_embed_ND=floats(output.video_embed),

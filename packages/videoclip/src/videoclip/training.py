@@ -18,7 +18,7 @@ from videoclip.config import Config
 from videoclip.data import Batch, SubjectUniqueBatchSampler, VideoMapDataset, collate, subject_numbers
 from videoclip.losses import VideoClipLoss
 from videoclip.metrics import classification
-from videoclip.models import VideoAttentionCLIP, normalise
+from videoclip.models import Output, VideoAttentionCLIP, normalise
 
 
 class AlignmentModule(L.LightningModule):
@@ -36,7 +36,8 @@ class AlignmentModule(L.LightningModule):
         self.loss = VideoClipLoss(config.model, config.loss)
         for part in idle_parts(model, config):
             part.requires_grad_(False)
-        if config.loss.clip_weight:
+        self.aligns = config.loss.clip_weight > 0
+        if self.aligns:
             self.contrastive_log_b = math.log(config.data.batch_size)
         self.validated: list[tuple[Tensor, ...]] = []
 
@@ -47,8 +48,13 @@ class AlignmentModule(L.LightningModule):
         """Move the tensors of a batch; its names stay."""
         return batch.to(device)
 
+    def output_of(self, batch: Batch, *, align: bool) -> Output:
+        """What the model makes of a batch; embeddings only if something will read them."""
+        output: Output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B, align=align)
+        return output
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B)
+        output = self.output_of(batch, align=self.aligns)
         losses = self.loss(
             output,
             map_BCTHW=batch.map_BCTHW,
@@ -67,7 +73,7 @@ class AlignmentModule(L.LightningModule):
         self.model.logit_scale.clamp_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B)
+        output = self.output_of(batch, align=False)
         self.validated.append((output.logits.float().cpu(), batch.label_B.cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -84,15 +90,14 @@ class AlignmentModule(L.LightningModule):
 
 def idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
     """What no part of the loss reaches: DDP waits for gradients of what it trains, and a frozen encoder costs less."""
-    source, aligned = config.model.clip_classifier_source, config.loss.clip_weight > 0
-    idle: list[nn.Module] = []
-    if not aligned:
-        idle += [model.video_projection, model.attn_projection, model.logit_scale]
-        if source == "video":
-            idle.append(model.attn_encoder)
-        if source == "attn" and not config.model.lambda_token:
-            idle += [part for part in (model.video_encoder, model.map_gate) if part is not None]
-    return idle
+    if config.loss.clip_weight:
+        return []
+    idle: list[nn.Module | None] = [model.video_projection, model.attn_projection, model.logit_scale]
+    if config.model.clip_classifier_source == "video":
+        idle.append(model.attn_encoder)
+    if config.model.clip_classifier_source == "attn":
+        idle += [model.video_encoder, model.map_gate]
+    return [part for part in idle if part is not None]
 
 
 class ClipData(L.LightningDataModule):

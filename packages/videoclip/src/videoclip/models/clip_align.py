@@ -42,8 +42,8 @@ class Output:
 
     Attributes:
         logits: (B, K).
-        video_embed, attn_embed: (B, D) unit vectors, float32.
-        video_feat, attn_feat: (B, F), before projection.
+        video_embed, attn_embed: (B, D) unit vectors, float32; None where only the classification was asked for.
+        video_feat, attn_feat: (B, F), before projection; of the maps None where nothing reads it.
         video_tokens: (B, 64, T, H, W), before any gate; None unless the backbone is 3dcnn.
         video_gate: What the map opened: (B, C or 1, T, H, W) over tokens, (B, 64) over their channels, or (B, F) over
             the feature of another backbone; None without `map_guided`.
@@ -52,10 +52,10 @@ class Output:
     """
 
     logits: Tensor
-    video_embed: Tensor
-    attn_embed: Tensor
+    video_embed: Tensor | None
+    attn_embed: Tensor | None
     video_feat: Tensor
-    attn_feat: Tensor
+    attn_feat: Tensor | None
     video_tokens: Tensor | None
     video_gate: Tensor | None
     map_valid: Tensor
@@ -99,7 +99,9 @@ class VideoAttentionCLIP(nn.Module):
         start = {} if temperature is None else {"init": -math.log(temperature)}
         self.logit_scale = LogitScale(learned=temperature is None, **start)
 
-    def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor | None = None) -> Output:
+    def forward(
+        self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor | None = None, align: bool = True
+    ) -> Output:
         """Encode, align and classify.
 
         In training `map_dropout` of the clips, drawn by torch's generator, are not guided by their maps; the map
@@ -110,6 +112,7 @@ class VideoAttentionCLIP(nn.Module):
             map_BCTHW: Not negative.
             valid_B: False for a clip without a map, which is not guided; None: all have one. A constant map is never
                 valid.
+            align: False leaves out the embeddings, and the map encoder where the classifier does not read it.
         """
         map_valid_B = varies(map_BCTHW) if valid_B is None else varies(map_BCTHW) & valid_B
         guides_B = map_valid_B
@@ -129,13 +132,19 @@ class VideoAttentionCLIP(nn.Module):
         if self.map_gate is not None:
             gate = gated_by_summary(self.map_gate, map_BCTHW, guides_B)
             video_BF = video_BF * gate
-        attn_BF = self.attn_encoder(map_BCTHW)
 
-        sources = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}
+        attn_BF = video_embed = attn_embed = None
+        classified_BF, source = video_BF, self.config.clip_classifier_source
+        if align or source != "video":
+            attn_BF = self.attn_encoder(map_BCTHW)
+            classified_BF = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}[source]
+        if align:
+            video_embed = F.normalize(widened(self.video_projection(video_BF)), dim=1)
+            attn_embed = F.normalize(widened(self.attn_projection(attn_BF)), dim=1)
         return Output(
-            logits=self.classifier(sources[self.config.clip_classifier_source]),
-            video_embed=F.normalize(widened(self.video_projection(video_BF)), dim=1),
-            attn_embed=F.normalize(widened(self.attn_projection(attn_BF)), dim=1),
+            logits=self.classifier(classified_BF),
+            video_embed=video_embed,
+            attn_embed=attn_embed,
             video_feat=video_BF,
             attn_feat=attn_BF,
             video_tokens=tokens,
