@@ -1,6 +1,6 @@
 """videoclip on walking figures: the experiment table with three seeds, the full method against wrong maps with five.
 
-    uv run python benchmarks/videoclip_walking.py             # half an hour on two cores
+    uv run python benchmarks/videoclip_walking.py             # twenty minutes on two cores
     uv run python benchmarks/videoclip_walking.py --quick     # few subjects, one epoch: does it run
 
 Sixty subjects with two clips each, 64 px. Each seed tests on another fifth of the subjects, so with five seeds each is

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clip_common.errors import DataError
-from clip_common.pixels import MappedPixels, key_of, state_of, whole_folder
+from clip_common.pixels import MappedPixels, cache_folder, key_of, state_of
 
 
 def test_a_key_changes_with_any_part():
@@ -34,7 +34,7 @@ def test_a_state_changes_with_content_and_time_of_a_file_and_of_those_in_a_folde
 
 def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path):
     folder = tmp_path / "below" / "cache"
-    with whole_folder(folder, needed=1, what="the cache") as draft:
+    with cache_folder(folder, needed=1, what="the cache") as draft:
         (draft / "a").write_text("a")
         assert not folder.exists()
     assert [file.name for file in folder.iterdir()] == ["a"]
@@ -43,7 +43,7 @@ def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path):
 
 def test_an_error_leaves_nothing(tmp_path):
     def fill() -> None:
-        with whole_folder(tmp_path / "below" / "cache", needed=1, what="the cache") as draft:
+        with cache_folder(tmp_path / "below" / "cache", needed=1, what="the cache") as draft:
             (draft / "a").write_text("a")
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -55,9 +55,9 @@ def test_an_error_leaves_nothing(tmp_path):
 
 def test_the_first_of_two_makers_stays(tmp_path):
     folder = tmp_path / "cache"
-    with whole_folder(folder, needed=1, what="the cache") as late:
+    with cache_folder(folder, needed=1, what="the cache") as late:
         (late / "a").write_text("late")
-        with whole_folder(folder, needed=1, what="the cache") as early:
+        with cache_folder(folder, needed=1, what="the cache") as early:
             (early / "a").write_text("early")
     assert (folder / "a").read_text() == "early"
     assert list(tmp_path.iterdir()) == [folder]
@@ -68,7 +68,7 @@ def test_a_disk_too_small_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 2**20))
     with (
         pytest.raises(DataError, match=r"the cache needs about 3 MiB and the disk has 1 MiB free"),
-        whole_folder(tmp_path / "cache", needed=3 * 2**20, what="the cache"),
+        cache_folder(tmp_path / "cache", needed=3 * 2**20, what="the cache"),
     ):
         pytest.fail("there is no room")
 

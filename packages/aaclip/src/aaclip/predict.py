@@ -188,7 +188,8 @@ def calibrate_on(
 
     Raises:
         ValueError: Pictures that the run learned from, none that can be read, too few for the promise, or too many that
-            score 1 to five digits: nothing scores more, so there would be no verdict but "normal". The threshold stays as it was.
+            score 1 to five digits: nothing scores more, so there would be no verdict but "normal". The threshold stays
+            as it was.
     """
     refuse_training_images(source, files, purpose="calibrate")
     detector = Detector.from_pretrained(source)

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_common.errors import DataError
+from clip_common.runs.files import whole_folder
 
 
 def key_of(parts: Iterable[object]) -> str:
@@ -33,10 +33,8 @@ def state_of(path: Path) -> str:
 
 
 @contextmanager
-def whole_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
-    """A draft beside `folder` that takes its name when the block ends well, and vanishes when it does not.
-
-    Where another process makes the same folder meanwhile, the one that is ready first stays.
+def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
+    """`whole_folder`, where another process may make the same one meanwhile: whichever is ready first stays.
 
     Args:
         folder: A folder that does not exist yet.
@@ -54,19 +52,12 @@ def whole_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
             f"{folder.parent}: {what} needs about {needed / 2**20:,.0f} MiB and the disk has "
             f"{free / 2**20:,.0f} MiB free: set data.cache=false, or data.cache_dir to another disk"
         )
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".draft-"))
     try:
-        yield draft
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was quicker, with the same bytes
-                raise
-    except OSError as error:
-        error.filename = error.filename or str(folder.parent)  # a full disk does not say which it is
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with whole_folder(folder) as draft:
+            yield draft
+    except OSError:
+        if not folder.exists():  # else the other has made it, of the same bytes
+            raise
 
 
 class MappedPixels:

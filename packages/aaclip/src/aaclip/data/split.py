@@ -8,7 +8,8 @@ from typing import Any
 from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
 from clip_common.errors import DataError
-from clip_common.synthetic.folders import new_folder, write_lines
+from clip_common.runs.files import new_folder
+from clip_common.synthetic.folders import write_lines
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_common.pixels import MappedPixels, key_of, state_of, whole_folder
+from clip_common.pixels import MappedPixels, cache_folder, key_of, state_of
 from clip_common.reporting import Progress
 from clipse.data.images import load
 from clipse.data.records import ImageRecord
@@ -52,7 +52,7 @@ class ImageCache:
 
     def _write(self, records: Sequence[ImageRecord], side: int, progress: Progress | None) -> None:
         needed = len(records) * side * side * 4  # a 4:3 picture of three bytes a pixel
-        with whole_folder(self.folder, needed=needed, what="the image cache") as draft:
+        with cache_folder(self.folder, needed=needed, what="the image cache") as draft:
             shapes = []
             with (draft / "pixels.bin").open("wb") as stream:
                 for done, record in enumerate(records, start=1):

@@ -30,11 +30,10 @@ from clip_common.features.jobs import (
     text_job,
 )
 from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, readable
+from clip_common.reporting import Progress
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-"""Called as `progress(done, total)`."""
 
 SHARD_ROWS = 512
 SHARD_BYTES = 64 * 2**20

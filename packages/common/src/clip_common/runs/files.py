@@ -1,7 +1,9 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a folder whole or not at all."""
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,39 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft beside `folder`; it takes the name when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OSError: Such as a full disk, or a folder of that name that is not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        draft.rename(folder)
+    except OSError as error:
+        error.filename = error.filename or str(folder.parent)  # a full disk does not say which it is
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """`whole_folder` of a name that is free.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists: name a folder that does not, or remove it")
+    with whole_folder(folder) as draft:
+        yield draft
 
 
 def write_text(path: Path, text: str) -> Path:

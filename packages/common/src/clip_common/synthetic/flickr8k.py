@@ -11,9 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from clip_common.reporting import Progress
+from clip_common.runs.files import new_folder
 from clip_common.synthetic.captions import captions, naming_caption
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import Progress, new_folder, read_lines, require_counts, write_lines, write_table
+from clip_common.synthetic.folders import read_lines, require_counts, write_lines, write_table
 from clip_common.synthetic.oracle import attribute_oracle
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part

@@ -1,38 +1,10 @@
-"""How every writer of the world puts a set on disk: whole or not at all."""
+"""What the writers of the world share: tables, lines, counts."""
 
 import csv
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-Progress = Callable[[int, int], None]
-"""Called as `progress(done, total)`."""
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that takes its name when the body ends well, and vanishes when it does not.
-
-    Raises:
-        ValueError: The folder exists.
-    """
-    if folder.exists():
-        raise ValueError(f"{folder} exists: name a folder that does not, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        yield draft
-        draft.chmod(0o755)
-        draft.rename(folder)
-    except OSError as error:
-        error.filename = error.filename or str(folder.parent)  # a full disk does not say which it is
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_table(file: Path, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

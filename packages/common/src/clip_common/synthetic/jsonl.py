@@ -12,10 +12,12 @@ from pathlib import Path
 
 import soundfile
 
+from clip_common.reporting import Progress
+from clip_common.runs.files import new_folder
 from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import Progress, new_folder, read_lines, require_counts, write_lines
+from clip_common.synthetic.folders import read_lines, require_counts, write_lines
 from clip_common.synthetic.questions import Question, read_question
 from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
 from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound

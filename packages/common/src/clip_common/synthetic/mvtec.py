@@ -5,7 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_common.synthetic.folders import Progress, new_folder, read_lines, write_lines
+from clip_common.reporting import Progress
+from clip_common.runs.files import new_folder
+from clip_common.synthetic.folders import read_lines, write_lines
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import DEFECTS, Part, sample_part
 from clip_common.synthetic.scenes import KINDS, VERSION

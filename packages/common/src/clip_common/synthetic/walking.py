@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from clip_common.regions import attention_maps
+from clip_common.reporting import Progress
+from clip_common.runs.files import new_folder
 from clip_common.synthetic.figure_draw import keypoints, render_walk, times
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
-from clip_common.synthetic.folders import Progress, new_folder, write_table
+from clip_common.synthetic.folders import write_table
 from clip_common.synthetic.scenes import VERSION
 from clip_common.video import write_video
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import torch
 
 from clip_common.errors import DataError
-from clip_common.pixels import MappedPixels, key_of, state_of, whole_folder
+from clip_common.pixels import MappedPixels, cache_folder, key_of, state_of
 from clip_common.reporting import Progress
 from clip_common.runs.files import read_json, write_json
 from videoclip.config import DataConfig
@@ -88,7 +88,7 @@ class ClipCache:
         needed = len(records) * sum(self.sizes)
         problems: dict[str, str] = {}
         with (
-            whole_folder(self.folder, needed=needed, what="the clip cache") as draft,
+            cache_folder(self.folder, needed=needed, what="the clip cache") as draft,
             (draft / "pixels.bin").open("wb") as stream,
             ThreadPoolExecutor() as pool,
         ):

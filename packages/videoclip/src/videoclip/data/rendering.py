@@ -7,7 +7,7 @@ import numpy as np
 
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
-from clip_common.synthetic.folders import new_folder
+from clip_common.runs.files import new_folder
 from videoclip.config import DataConfig
 from videoclip.data.decoding import probe
 from videoclip.data.manifest import write_manifest
