@@ -46,8 +46,8 @@ say "aaclip 5/5: a threshold from flawless bells, then verdicts, heatmaps and ma
 type_and_run aaclip calibrate "$folder/runs/aaclip/defects" "$folder/unseen/bell/train/good" --name bell --target-fpr 0.1
 type_and_run aaclip predict "$folder/runs/aaclip/defects" "$folder/unseen/bell/test" --name bell --out "$folder/bells" --html "$folder/bells.html"
 
-say "videoclip 1/4: sixty people walk; some drag a foot, some hold an arm stiffly; a doctor attended some regions"
-type_and_run videoclip data synthetic "$folder/walks" --subjects 60 --clips 4 --size 64
+say "videoclip 1/4: a hundred and twenty people walk; some drag a foot, some hold an arm stiffly; a doctor attended some regions"
+type_and_run videoclip data synthetic "$folder/walks" --subjects 120 --clips 2 --size 64
 
 say "videoclip 2/4: a minute of training on some of them: pooled where the doctor looked, aligned with the doctor's maps"
 type_and_run videoclip train --config walking data.root="$folder/walks" name=walks runs="$folder/runs"

@@ -96,7 +96,7 @@ def synthetic(
 
     Example:
 
-        videoclip data synthetic walks/ --subjects 60 --clips 4
+        videoclip data synthetic walks/ --subjects 120 --clips 2
     """
     from clip_common.synthetic import write_walking
     from clip_common.synthetic.figures import CONDITIONS
