@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from _measure import alternate, report
 from torch import Tensor
 
-from aaclip.data import Batch
-from aaclip.detector import load_backbone
+from aaclip.backbone import load_backbone
+from aaclip.data import AnomalyDataset, Batch
 from aaclip.experiment import dataset_of, records_of, resolve
 from aaclip.features import FrozenViews
 from aaclip.models import AnomalyModel
@@ -63,13 +64,13 @@ class Epochs:
         self.batches = list(self.loader(self.views))
         self.in_memory = InMemory(self.views, self.batches)
 
-    def loader(self, dataset: object) -> Iterable[Batch]:
+    def loader(self, dataset: AnomalyDataset | FrozenViews) -> Iterable[Batch]:
         """Training's own; iterated again it gives the same epoch again."""
         data = StageData(dataset, batch_size=self.config.stages.text.batch_size, config=self.config)
         data.trainer = SimpleNamespace(global_rank=0, world_size=1)
         return data.train_dataloader()
 
-    def epoch(self, batches: Iterable[Batch], views: object) -> Callable[[], list[float]]:
+    def epoch(self, batches: Iterable[Batch], views: Any) -> Callable[[], list[float]]:
         """A function that trains for an epoch and gives the losses."""
 
         def run() -> list[float]:

@@ -12,6 +12,7 @@ import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from _measure import report
 
@@ -74,7 +75,7 @@ def trained(preset: str, sets: dict[str, Path], options: argparse.Namespace) -> 
 
 def row_of(name: str, root: Path, preset: str, detector: Detector) -> dict[str, object]:
     """One set: means over its classes, in percent."""
-    domain = "industrial" if name in INDUSTRIAL else "medical"
+    domain: Literal["industrial", "medical"] = "industrial" if name in INDUSTRIAL else "medical"
     score = replace(detector.config.score, domain=domain)
     detector.config = replace(detector.config, score=score)
     records = records_to_test(root)

@@ -91,6 +91,7 @@ class Straightforward(nn.Module):
             if number in adapter.levels:
                 patches.append(self.visual.ln_post(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]
+        assert adapter.detection is not None
         detection_BD = normalize(adapter.detection(patches[-1]), dim=-1).mean(dim=1)
         return ImageFeatures(levels, detection_BD), maps
 
@@ -140,8 +141,15 @@ def largest_difference(model: AnomalyModel, inputs: Inputs) -> tuple[float, floa
     """Of the outputs, absolute; of the adapters' gradients, relative to the norm of each."""
     (ours, our_adapter), (theirs, their_adapter) = (step_of(arm, model, inputs) for arm in ARMS)
     outputs = max((one - other).abs().max().item() for one, other in zip(ours(), theirs(), strict=True))
-    pairs = zip(our_adapter.parameters(), their_adapter.parameters(), strict=True)
-    return outputs, max(((one.grad - other.grad).norm() / other.grad.norm()).item() for one, other in pairs)
+    ours_P, theirs_P = ([part.grad for part in adapter.parameters()] for adapter in (our_adapter, their_adapter))
+    return outputs, max(relative(one, other) for one, other in zip(ours_P, theirs_P, strict=True))
+
+
+def relative(one: Tensor | None, other: Tensor | None) -> float:
+    """How far a gradient is from the other, in norms of it; both are there."""
+    assert one is not None
+    assert other is not None
+    return ((one - other).norm() / other.norm()).item()
 
 
 ARMS = ("ours", "straightforward")

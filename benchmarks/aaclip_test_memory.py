@@ -15,6 +15,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,9 @@ def all_others(maps: Maps) -> Figures:
 TOLERANCE = {"auroc": 1e-4, "ap": 1e-3, "f1_max": 1e-3, "aupro": 1e-2}  # 200 thresholds are themselves that coarse
 
 
-def compared(what: str, ours, others, maps: Maps, *, pairs: int) -> dict[str, object]:
+def compared(
+    what: str, ours: Callable[[Maps], Figures], others: Callable[[Maps], Figures], maps: Maps, *, pairs: int
+) -> dict[str, object]:
     found, expected = ours(maps), others(maps)
     assert found.keys() == expected.keys()
     for name, value in expected.items():

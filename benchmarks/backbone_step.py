@@ -32,7 +32,9 @@ def batch_of(folder: Path, bundle: Bundle, *, size: int) -> tuple[Tensor, Tensor
     """The first `size` images of a Karpathy set, each with its first caption."""
     entries = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["images"][:size]
     images = [bundle.preprocess(Image.open(folder / "Images" / entry["filename"])) for entry in entries]
-    return torch.stack(images), bundle.tokenizer([entry["sentences"][0]["raw"] for entry in entries])
+    tokens = bundle.tokenizer([entry["sentences"][0]["raw"] for entry in entries])
+    assert isinstance(tokens, Tensor)
+    return torch.stack(images), tokens
 
 
 def same_weights(bundle: Bundle) -> open_clip.CLIP:

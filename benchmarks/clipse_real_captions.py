@@ -66,7 +66,7 @@ def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dic
 
 def row(method: str, seed: int | str, result: ImageTextResult) -> dict[str, object]:
     low, high = result.intervals["rsum"]
-    values = {key: round(result.metrics[key], 3 if key != "rsum" else 1) for key in KEYS}
+    values: dict[str, object] = {key: round(result.metrics[key], 3 if key != "rsum" else 1) for key in KEYS}
     return {"method": method, "seed": seed} | values | {"rsum 95 %": f"{low:.1f}-{high:.1f}"}
 
 

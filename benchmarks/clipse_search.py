@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def main() -> None:
         opening_ms = statistics.median(milliseconds(lambda: ImageIndex.open(file)) for _ in range(7))
         index = ImageIndex.open(file)
         first_ms = milliseconds(lambda: index.nearest(query_QD[0], K))
-        each_ms = [milliseconds(lambda q=query: index.nearest(q, K)) for query in query_QD[1:]]
+        each_ms = [milliseconds(partial(index.nearest, query, K)) for query in query_QD[1:]]
         in_memory_ND = index.vectors_ND.numpy().copy()
         rows = {name: row for row, name in enumerate(index.names)}
         for query_D in query_QD[:10]:

@@ -10,6 +10,7 @@ inputs, each arm in a process of its own; equality of the losses and gradients i
 
 import argparse
 import json
+from collections.abc import Callable
 
 import open_clip
 import torch
@@ -78,7 +79,7 @@ ARMS = {
 }
 
 
-def step(loss, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     value = loss(x, y)
     return value, *torch.autograd.grad(value, (x, y))
 
@@ -101,7 +102,7 @@ def compared(label: str, ours: str, theirs: str, rows: int, width: int) -> dict[
     for one, other in zip(step(ARMS[ours], x, y), step(ARMS[theirs], x, y), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
     timing = alternate(lambda: step(ARMS[ours], x, y), lambda: step(ARMS[theirs], x, y), warmup=1)
-    mine, other = peak(ours, rows, width), peak(theirs, rows, width)
+    ours_mib, theirs_mib = peak(ours, rows, width), peak(theirs, rows, width)
     return {
         "loss": label,
         "B": rows,
@@ -109,9 +110,9 @@ def compared(label: str, ours: str, theirs: str, rows: int, width: int) -> dict[
         "ours s": round(timing.ours_s, 3),
         "theirs s": round(timing.theirs_s, 3),
         "time ratio": round(timing.ratio, 2),
-        "ours MiB": round(mine),
-        "theirs MiB": round(other),
-        "memory ratio": round(mine / other, 2),
+        "ours MiB": round(ours_mib),
+        "theirs MiB": round(theirs_mib),
+        "memory ratio": round(ours_mib / theirs_mib, 2),
     }
 
 

@@ -11,9 +11,11 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from _measure import PeakMemory, arm_in_own_process, report
+from torch import Tensor
 
 from clip_common.backbones import load_clip
 from clip_common.losses import InfoNCE, cached
@@ -27,7 +29,8 @@ def measure(batch: int, mini_batch: int) -> dict[str, float]:
     torch.manual_seed(0)
     images = torch.randn(batch, 3, bundle.spec.image_size, bundle.spec.image_size)
     tokens = bundle.tokenizer([f"photo number {index}" for index in range(batch)])
-    towers = (bundle.image_tower.pooled, bundle.text_tower)
+    assert isinstance(tokens, Tensor)
+    towers: tuple[Callable[[Tensor], Tensor], ...] = (bundle.image_tower.pooled, bundle.text_tower)
     parameters = [*bundle.image_tower.parameters(), *bundle.text_tower.parameters()]
 
     def step(rows: int) -> float:

@@ -12,6 +12,7 @@ each time, though within a run it does so once a file.
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -25,7 +26,7 @@ from videoclip.config import DataConfig
 from videoclip.data import packets
 from videoclip.data.cache import ClipCache
 from videoclip.data.decoding import read_frames
-from videoclip.data.loading import read_pair
+from videoclip.data.loading import Pair, read_pair
 from videoclip.data.planning import plan
 from videoclip.data.records import ClipRecord
 
@@ -73,6 +74,7 @@ def second_only(path: Path, start_s: float) -> Frames:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
+        assert stream.time_base is not None
         container.seek(round(start_s / stream.time_base), stream=stream)
         times, frames = [], []
         for frame in container.decode(stream):
@@ -113,8 +115,8 @@ def main() -> None:
                     row(
                         f"8 frames from {start_s} s",
                         beside,
-                        lambda start_s=start_s: planned(path, start_s),
-                        lambda start_s=start_s, other=other: other(path, start_s),
+                        partial(planned, path, start_s),
+                        partial(other, path, start_s),
                         pairs=pairs,
                     )
                 )
@@ -124,7 +126,7 @@ def main() -> None:
         config = DataConfig(frames=FRAMES)
         cache = ClipCache(Path(place) / "cache", records, config, channels=1)
 
-        def decode() -> list[object]:
+        def decode() -> list[Pair]:
             return [read_pair(record, config, channels=1, side=config.size) for record in records]
 
         for record, pair in zip(records, decode(), strict=True):

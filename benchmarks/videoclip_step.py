@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from _measure import PeakMemory, alternate, arm_in_own_process, report
@@ -72,8 +73,8 @@ class Straightforward(nn.Module):
     def __init__(self, model: VideoAttentionCLIP) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        guided = self.model.video_encoder
-        self.video, self.maps = (plain(trunk) for trunk in (guided.encoder.trunk, self.model.attn_encoder.trunk))
+        guided: Any = self.model.video_encoder
+        self.video, self.maps = plain(guided.encoder.trunk), plain(self.model.attn_encoder.trunk)
         self.alpha, self.video_head, self.attn_head = guided.alpha, guided.encoder.head, self.model.attn_encoder.head
 
     def loss(self, inputs: Inputs) -> Tensor:
@@ -98,7 +99,7 @@ class Straightforward(nn.Module):
         return F.cross_entropy(self.model.classifier(video_feature), labels) + contrastive + CONFIG.lambda_token * token
 
 
-def plain(trunk: nn.Sequential) -> nn.Sequential:
+def plain(trunk: Any) -> nn.Sequential:
     stem, conv, bn, _ = trunk
     return nn.Sequential(stem.conv, stem.bn, nn.ReLU(), nn.MaxPool3d(stem.pool), conv, bn, nn.ReLU())
 
@@ -145,7 +146,9 @@ def results_of(arm: str, inputs: Inputs) -> dict[str, Tensor]:
     value.backward()
     # a bias in front of batch normalisation has no influence, and rounding for a gradient
     idle = tuple(f"trunk.{place}.bias" for place in ("0.conv", "1"))
-    gradients = {name: part.grad for name, part in model.named_parameters() if not name.endswith(idle)}
+    gradients = {
+        name: part.grad for name, part in model.named_parameters() if part.grad is not None and not name.endswith(idle)
+    }
     statistics = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     return {"loss": value.detach()} | gradients | statistics
 

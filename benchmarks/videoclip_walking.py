@@ -15,7 +15,7 @@ from pathlib import Path
 from _measure import report
 
 from clip_common.synthetic import write_walking
-from videoclip.ablation import COLUMNS, Ablation, ablate, caption, difference, resolve_ablation
+from videoclip.ablation import COLUMNS, Ablation, Table, ablate, caption, difference, resolve_ablation
 
 
 def rows_of(found: Ablation) -> list[dict[str, object]]:
@@ -45,7 +45,8 @@ def main() -> None:
     write_walking(walks, subjects=30 if options.quick else 60, clips_per_subject=2, size=64)
     quick = ["trainer.max_epochs=1", "data.size=32"] if options.quick else []
     overrides = [f"data.root={walks}", f"runs={options.folder}", *quick, *options.overrides]
-    for table, count in (("all", 3), ("controls", 5)):
+    tables: tuple[tuple[Table, int], ...] = (("all", 3), ("controls", 5))
+    for table, count in tables:
         settings, _ = resolve_ablation(config="walking", overrides=overrides)
         begin = time.perf_counter()
         found = ablate(settings, table=table, seeds=range(count), announce=print)

@@ -8,11 +8,14 @@ Look at them afterwards.
 import argparse
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from PIL.Image import Image
 
 from clip_common.synthetic import (
     attention_maps,
@@ -37,7 +40,7 @@ SIZE = 224
 WRAP = 34
 
 
-def show(axes: Axes, picture: object, text: str = "", *, wrap: int = WRAP) -> None:
+def show(axes: Axes, picture: Image | NDArray[Any], text: str = "", *, wrap: int = WRAP) -> None:
     """A picture with a few words under it."""
     axes.imshow(picture)
     axes.axis("off")

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from clip_common import cli
 from clip_common.runs import write_json
+from clip_common.runs.resolve import resolve
 from clip_common.synthetic import captions, sample_scene, write_pretraining
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.parts import sample_part
 from clipse import train
-from clipse.experiment import resolve
+from clipse.config import Config
 
 VOCABULARY = 1024
 SPECIAL = ("<pad>", "<start>", "<end>")  # the end has the largest id: CLIP pools there
@@ -62,7 +63,10 @@ def trained(name: str, overrides: list[str], *, root: Path) -> Path:
         return folder
     resume = folder if folder.exists() else None
     paths = [f"name={name}", f"runs={root}", f"results={root / 'results'}"]
-    config = resolve(resume=resume) if resume else resolve(config="pretrain-tiny", overrides=[*paths, *overrides])
+    if resume:
+        config = resolve(Config, package="clipse", resume=resume)
+    else:
+        config = resolve(Config, package="clipse", config="pretrain-tiny", overrides=[*paths, *overrides])
     return train(config, resume=resume, reporter=cli.progress).run.path
 
 
