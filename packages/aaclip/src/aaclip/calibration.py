@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 ROUNDING = 1e-9
 """0.29 · 100 is 28.999…: counts are taken from products that are this much larger."""
 NOISE = 1e-5
-"""A picture's score changes by some 1e-7 with those beside it in a batch; no threshold is nearer to one than this."""
+"""A picture's score changes by some 1e-7 with those beside it in a batch: a threshold lies this far above one."""
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,9 @@ def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
 
 
 def _above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
-    """What at most `allowed` scores reach: `NOISE` above the next one, or halfway to a score nearer than twice that."""
-    highest = np.sort(scores_N)[::-1][allowed]
-    reaching = np.min(scores_N, where=scores_N > highest, initial=np.inf)
+    """At most `allowed` scores reach it: `NOISE` above the highest that must not, halfway to the next if nearer."""
+    below = np.sort(scores_N)[::-1][allowed]
+    above = np.min(scores_N, where=scores_N > below, initial=np.inf)
     with np.errstate(over="ignore"):  # above the largest float there is infinity, which nothing reaches
-        least = float(np.nextafter(highest, np.float32(np.inf)))
-    return max(least, float(np.float32(float(highest) + min(NOISE, (float(reaching) - float(highest)) / 2))))
+        least = float(np.nextafter(below, np.float32(np.inf)))
+    return max(least, float(np.float32(float(below) + min(NOISE, (float(above) - float(below)) / 2))))
