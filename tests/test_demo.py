@@ -26,7 +26,7 @@ def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     assert trained[3] > 88 > plain[3] + 20, printed
     assert "anomalous" in printed.split("aaclip 5/5")[1]
     guided = float(printed.split("videoclip 3/4")[1].split("accuracy ")[1].split()[0])
-    assert guided > 0.45, printed  # always the most frequent class: a third
+    assert guided > 0.4, printed  # always the most frequent class: a third
     shown = printed.split("To look at")[1].split()
     pictures = {"search.html", "bells.html", "00042_overlay.png", "loss.png", "retrieval.png", "weights.png"}
     assert {Path(name).name for name in shown[1:]} >= pictures
