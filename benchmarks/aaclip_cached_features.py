@@ -19,13 +19,13 @@ import torch
 from _measure import alternate, report
 from torch import Tensor
 
-from aaclip.backbone import load_backbone
 from aaclip.data import AnomalyDataset, Batch
-from aaclip.experiment import dataset_of, records_of, resolve
-from aaclip.features import FrozenViews
 from aaclip.models import AnomalyModel
-from aaclip.prompts import prompt_set
-from aaclip.training import StageData, TextStage
+from aaclip.models.backbone import load_backbone
+from aaclip.models.prompts import prompt_set
+from aaclip.training.experiment import dataset_of, records_of, resolve
+from aaclip.training.features import FrozenViews
+from aaclip.training.modules import StageData, TextStage
 from clip_common.synthetic import write_mvtec
 from clip_common.synthetic.parts import HELD_KINDS
 from clip_common.synthetic.scenes import KINDS

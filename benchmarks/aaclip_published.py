@@ -18,8 +18,8 @@ from _measure import report
 
 from aaclip.config import Config
 from aaclip.detector import Detector
-from aaclip.evaluation import evaluate, records_to_test
-from aaclip.experiment import resolve, train
+from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.training.experiment import resolve, train
 from clip_common import cli
 from clip_common.synthetic import write_mvtec
 

@@ -16,8 +16,8 @@ from _measure import report
 
 from aaclip.config import BackboneConfig
 from aaclip.detector import Detector
-from aaclip.evaluation import evaluate, records_to_test
-from aaclip.experiment import resolve, train
+from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.training.experiment import resolve, train
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data"
 SETS = ("bottle", "magnetic_tile")

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from aaclip.config import AdapterConfig, Config, HeadConfig, LossConfig
-from aaclip.losses import segmentation_loss
-from aaclip.maps import probability_map
 from aaclip.models import AnomalyModel, Evidence
 from aaclip.models.adapters import mixed
+from aaclip.models.maps import probability_map
 from aaclip.models.vision import ImageFeatures, visual_of
+from aaclip.training.losses import segmentation_loss
 from clip_common.backbones import load_clip
 
 IMAGES, BLOCKS = 2, 6
@@ -105,7 +105,7 @@ def attention(module: nn.MultiheadAttention, x_BTF: Tensor) -> tuple[Tensor, Ten
 
 
 def maps_and_loss(features: ImageFeatures, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """Stage 2's loss, as `aaclip.training.ImageStage` has it, and the maps that it is of."""
+    """Stage 2's loss, as `aaclip.training.modules.ImageStage` has it, and the maps that it is of."""
     size = inputs.masks_BHW.shape[-1]
     evidence = Evidence.of(features, inputs.text_BD2)
     maps = [probability_map(level, size=size) for level in evidence.levels]

@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Record, collate
 from aaclip.detector import Detector
-from aaclip.evaluation import evaluate, records_to_test
-from aaclip.metrics import ClassMetrics
 from aaclip.models import AnomalyModel
+from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.scoring.metrics import ClassMetrics
 from clip_common.backbones import load_clip
 from clip_common.metrics import StreamingCurve
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from _measure import report
 
-from aaclip.calibration import Logistic
 from aaclip.detector import Detector
-from aaclip.evaluation import Evaluation, evaluate, records_to_test
-from aaclip.experiment import resolve, train
+from aaclip.detector.calibration import Logistic
+from aaclip.scoring.evaluation import Evaluation, evaluate, records_to_test
+from aaclip.training.experiment import resolve, train
 from clip_common.synthetic import write_mvtec
 from clip_common.synthetic.parts import HELD_KINDS
 from clip_common.synthetic.scenes import KINDS

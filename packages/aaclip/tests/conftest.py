@@ -87,7 +87,7 @@ def small(parts, clip_folder, tmp_path) -> list[str]:
 def trained(parts, clip_folder, tmp_path_factory):
     """`trained("surgery.axis=batch", …)` -> the run, trained once in a session."""
     from aaclip.config import Config
-    from aaclip.experiment import train
+    from aaclip.training.experiment import train
     from clip_common.config import load_config
 
     folder = tmp_path_factory.mktemp("trained")
@@ -118,8 +118,8 @@ def detector(bundle, config):
     """Untrained adapters, moved at random, and a score that is neither 0 nor 1 for any picture."""
     import torch
 
-    from aaclip.calibration import Logistic
     from aaclip.detector import Detector
+    from aaclip.detector.calibration import Logistic
     from aaclip.models import AnomalyModel
 
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def saved(detector, tmp_path) -> Path:
 @pytest.fixture
 def aaclip(capsys):
     """`aaclip("test", …)` -> (exit code, what it printed, what it said on stderr)."""
-    from aaclip.cli import app
+    from aaclip.cli.main import app
     from clip_common import cli
 
     def call(*arguments: object) -> tuple[int, str, str]:

@@ -14,18 +14,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aaclip.config import Config
     from aaclip.data import read_dataset
-    from aaclip.detection import Detection
     from aaclip.detector import Detector
-    from aaclip.evaluation import evaluate
-    from aaclip.experiment import train
+    from aaclip.detector.detection import Detection
+    from aaclip.scoring.evaluation import evaluate
+    from aaclip.training.experiment import train
 
 _HOMES = {
     "Config": "aaclip.config",
     "Detection": "aaclip.detector",
     "Detector": "aaclip.detector",
-    "evaluate": "aaclip.evaluation",
+    "evaluate": "aaclip.scoring.evaluation",
     "read_dataset": "aaclip.data",
-    "train": "aaclip.experiment",
+    "train": "aaclip.training.experiment",
 }
 
 __all__ = ["Config", "Detection", "Detector", "evaluate", "read_dataset", "train"]

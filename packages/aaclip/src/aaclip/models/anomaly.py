@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aaclip.config import Config
-from aaclip.maps import TEMPERATURE, differences
+from aaclip.models.maps import TEMPERATURE, differences
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import (
     ImageAdapter,
     ImageFeatures,
     default_levels,
-    default_surgery_blocks,
     require_levels,
-    surgery_features,
     visual_of,
 )
+from aaclip.models.vv_attention import default_surgery_blocks, surgery_features
 from clip_common.backbones import Bundle, freeze, move
 
 

@@ -1,0 +1,127 @@
+"""What is said about a class, and its embedding: normal and abnormal. P prompts, D shared width."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn.functional import normalize
+
+SETS = ("full", "compact")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """States and templates; `{}` stands for the class's name in a state, for the state in a template.
+
+    Names bring articles of their own, and vowels: "a photo of a a black zipper" becomes "a photo of a black zipper",
+    "a intact mug" becomes "an intact mug", unless `mend_articles` is off, as in the released code.
+    """
+
+    normal: tuple[str, ...]
+    abnormal: tuple[str, ...]
+    templates: tuple[str, ...]
+    names: Mapping[str, str]
+    mend_articles: bool = True
+
+    def __post_init__(self) -> None:
+        for kind in ("normal", "abnormal", "templates"):
+            given = getattr(self, kind)
+            if not given or any(text.count("{}") != 1 for text in given):
+                wrong = next((text for text in given if text.count("{}") != 1), "nothing")
+                raise ValueError(f"prompts: {kind} must each hold {{}} once, got {wrong!r}")
+
+    def name_of(self, class_name: str) -> str:
+        """What a person calls a class."""
+        return self.names.get(class_name, class_name.replace("_", " ").strip())
+
+    def prompts(self, name: str) -> tuple[list[str], list[str]]:
+        """The normal and the abnormal prompts for the name of a thing, every state in every template."""
+        if not name.strip():
+            raise ValueError("the name of a thing is empty: say what is in the picture, for example --name 'metal nut'")
+        normal, abnormal = (
+            [self._written(template, state, name) for state in states for template in self.templates]
+            for states in (self.normal, self.abnormal)
+        )
+        return normal, abnormal
+
+    def _written(self, template: str, state: str, name: str) -> str:
+        text = template.replace("{}", state.replace("{}", name))  # a name may hold braces
+        return _mended(text) if self.mend_articles else text
+
+
+def prompt_set(source: str) -> PromptSet:
+    """`full`, `compact`, or a YAML file with normal, abnormal, templates and names; where silent, the built-in ones.
+
+    Raises:
+        ValueError: No such set or file, or one that is not readable.
+    """
+    built_in = _built_in()
+    if source in SETS:
+        return _read(built_in[source] | {"names": built_in["names"]}, source)
+    try:
+        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"prompts.set={source}: neither {' nor '.join(SETS)} nor a file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"prompts.set={source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or (
+        unknown := sorted(set(content) - {"normal", "abnormal", "templates", "names"})
+    ):
+        found = f"the unknown key {unknown[0]}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ValueError(f"prompts.set={source}: expected normal, abnormal, templates and names, got {found}")
+    names = built_in["names"] | (content.pop("names", None) or {})
+    return _read(built_in["full"] | content | {"names": names}, source)
+
+
+def _read(content: Mapping[str, Any], source: str) -> PromptSet:
+    lists = {}
+    for kind in ("normal", "abnormal", "templates"):
+        given = content[kind]
+        if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+            raise ValueError(f"prompts.set={source}: {kind} must be a list of texts, got {given!r}")
+        lists[kind] = tuple(given)
+    names = {str(key): str(value) for key, value in content["names"].items()}
+    return PromptSet(**lists, names=names, mend_articles=source != "compact")
+
+
+def _mended(text: str) -> str:
+    text = re.sub(r"\b(?:an?|the) (?=(?:an?|the) )", "", text, flags=re.IGNORECASE)
+    return re.sub(r"\b(a)n? (?=(\w))", _article, text, flags=re.IGNORECASE)
+
+
+def _article(found: re.Match[str]) -> str:
+    return f"{found[1]}{'n' if found[2].lower() in 'aeiou' else ''} "
+
+
+@cache
+def _built_in() -> dict[str, Any]:
+    text = resources.files("aaclip.models").joinpath("prompts.yaml").read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
+
+
+def class_embeddings(
+    encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet, *, renormalise: bool
+) -> Tensor:
+    """(N, D, 2) normal and abnormal embedding of each name: encode, unit length, mean, unit length again.
+
+    Args:
+        encode: Texts to embeddings (P, D).
+        names: What the things are called.
+        prompts: What is said about each.
+        renormalise: False leaves the means as they are (the reference document's slip).
+    """
+    said = [prompts.prompts(name) for name in names]
+    embedded_PD = normalize(encode([text for sides in said for side in sides for text in side]), dim=-1)
+    sizes = [len(side) for sides in said for side in sides]
+    means = torch.stack([part.mean(dim=0) for part in embedded_PD.split(sizes)])
+    if renormalise:
+        means = normalize(means, dim=-1)
+    return means.unflatten(0, (len(names), 2)).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""The released AA-CLIP code: its flags and its checkpoints."""

@@ -1,0 +1,187 @@
+"""What was found in a folder of pictures as one HTML file; `clip_common.page` is what it shares with other pages."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from PIL import Image
+
+from aaclip.data.images import read_image
+from aaclip.detector.calibration import Threshold
+from aaclip.detector.regions import Finding, Region
+from aaclip.report.overlay import legend, overlay
+from clip_common import page
+from clip_common.page import data_uri, text
+
+LONGEST = 360
+"""Pixels of a picture's longer side."""
+LISTED = 4
+"""Regions that are told in words; all are drawn."""
+MAKER = "aaclip predict"
+VERDICTS = {True: ("anomalous", "▲"), False: ("normal", "✓"), None: ("no verdict", "–")}
+
+
+def require_replaceable(file: Path) -> None:
+    """Refuse to overwrite what is no report of ours: to be told before any picture is looked at.
+
+    Raises:
+        ValueError: Something else has that name.
+    """
+    page.require_replaceable(file, maker=MAKER)
+
+
+def write_page(
+    file: Path,
+    findings: Iterable[Finding],
+    *,
+    title: str,
+    threshold: Threshold | None,
+    model: str,
+    failures: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a report, the highest score first; whole or not at all. An earlier report of that name is replaced.
+
+    Args:
+        file: The report.
+        findings: One a picture, taken one after another: only their thumbnails are kept. Scores and maps are shown on
+            the scale from 0 to 1.
+        title: Heading.
+        threshold: What the verdicts rest on; None where there are none.
+        model: Name of the model.
+        failures: Picture → what is wrong with it, of those that could not be read. It is looked at after the findings
+            were taken, so that it can grow with them.
+
+    Raises:
+        ValueError: The name is taken by something else, or a picture is gone.
+    """
+    require_replaceable(file)
+    cards: list[tuple[float, int, str]] = []
+    counts = dict.fromkeys(VERDICTS, 0)
+    for finding in findings:
+        cards.append((-finding.score, len(cards), _card(finding, threshold)))
+        counts[finding.anomalous] += 1
+    body = _BODY.format(
+        title=text(title),
+        counts=_counts(counts, failed=len(failures or {})),
+        threshold=_threshold(threshold),
+        legend=", ".join(legend()),
+        cards="\n".join(card for _, _, card in sorted(cards)),
+        failures=_failures(failures or {}),
+        model=text(model),
+        date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
+    )
+    return page.write_page(file, maker=MAKER, title=title, style=_STYLE, body=body)
+
+
+def _card(finding: Finding, threshold: Threshold | None) -> str:
+    picture = read_image(finding.path)
+    small = picture.copy()
+    small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    heated = overlay(small, finding.map_HW, regions=finding.regions)
+    name, (verdict, mark) = text(finding.path.as_posix()), VERDICTS[finding.anomalous]
+    against = "" if threshold is None else f", threshold {threshold.value:.3f}"
+    tick = "" if threshold is None else f'<u style="left:{_percent(threshold.value)}"></u>'
+    return (
+        f'<li class="{verdict.replace(" ", "-")}">'
+        f'<div class="pair"><img src="{data_uri(small, longest=LONGEST)}" alt="{name}">'
+        f'<img src="{data_uri(heated, longest=LONGEST)}" alt="heatmap"></div>'
+        f'<p class="verdict"><b>{mark} {verdict}</b><span>{finding.score:.3f}</span></p>'
+        f'<div class="bar" role="img" aria-label="score {finding.score:.3f}{against}">'
+        f'<i style="width:{_percent(finding.score)}"></i>{tick}</div>'
+        f'<p class="name"><bdi>{name}</bdi> · <bdi>{text(finding.name)}</bdi></p>'
+        f"{_regions(finding.regions, finding.map_HW.shape, picture.size)}</li>"
+    )
+
+
+def _regions(regions: Sequence[Region], shape: tuple[int, ...], size: tuple[int, int]) -> str:
+    """The first regions in words, in pixels of the picture."""
+    if not regions:
+        return ""
+    across, down = size[0] / shape[1], size[1] / shape[0]
+    lines = [
+        f"{round((region.right - region.left) * across)} × {round((region.bottom - region.top) * down)} pixels at "
+        f"({round(region.left * across)}, {round(region.top * down)}), peak {region.peak:.2f}"
+        for region in regions[:LISTED]
+    ]
+    if len(regions) > LISTED:
+        lines.append(f"and {len(regions) - LISTED:,} more")
+    return f'<ul class="regions">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+
+
+def _counts(counts: Mapping[bool | None, int], *, failed: int) -> str:
+    told = [(word.replace(" ", "-"), f"{mark} {counts[key]:,} {word}") for key, (word, mark) in VERDICTS.items()]
+    shown = [(kind, line) for (kind, line), count in zip(told, counts.values(), strict=True) if count]
+    if failed:
+        shown.append(("failed", f"✕ {failed:,} could not be read"))
+    return " ".join(f'<b class="{kind}">{line}</b>' for kind, line in shown) or "<b>no picture</b>"
+
+
+def _threshold(threshold: Threshold | None) -> str:
+    if threshold is None:
+        return "No threshold is set, so there are no verdicts: aaclip calibrate finds one."
+    images = f"{threshold.images:,} images"
+    rate = "" if threshold.target_fpr is None else f"{100 * threshold.target_fpr:g} %"
+    reason = {
+        "normal_quantile": f"{rate} of {images} that are normal reach it, at most",
+        "conformal": f"a normal picture reaches it with a probability of at most {rate}, judged by {images}",
+        "best_f1": f"the best F1 on {images}",
+        "given": "as given",
+    }[threshold.method]
+    return f"Anomalous is what scores {threshold.value:.3f} or more: {reason}."
+
+
+def _failures(failures: Mapping[str, str]) -> str:
+    if not failures:
+        return ""
+    lines = "".join(f"<li><bdi>{text(name)}</bdi>: {text(reason)}</li>" for name, reason in failures.items())
+    return f"<section><h2>Could not be read</h2><ul>{lines}</ul></section>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * min(max(share, 0.0), 1.0):.1f}%"
+
+
+_STYLE = """
+:root { --bad: #b3261e; --good: #1b6e38; }
+@media (prefers-color-scheme: dark) { :root { --bad: #ff8f85; --good: #7fd49b; } }
+header { padding-top: 36px; padding-bottom: 24px; }
+header p, .name, .regions { color: var(--soft); }
+.counts { display: flex; flex-wrap: wrap; gap: 6px 22px; font-size: 18px; margin: 10px 0; color: var(--ink); }
+.anomalous > b, b.anomalous, .anomalous .verdict b { color: var(--bad); }
+b.normal, .normal .verdict b { color: var(--good); }
+b.no-verdict, b.failed { color: var(--soft); }
+.legend { display: inline-block; width: 120px; height: 10px; border-radius: 5px; border: 1px solid var(--line); }
+ol { list-style: none; padding: 0; display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
+ol > li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
+  padding-bottom: 12px; break-inside: avoid; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 2px; background: var(--frame); margin-bottom: 10px; }
+.pair img { width: 100%; aspect-ratio: 1; object-fit: contain; }
+.verdict, .name, .regions { padding: 0 14px; }
+.verdict { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
+.bar { position: relative; height: 6px; border-radius: 3px; background: var(--frame); margin: 6px 14px 10px; }
+.bar i { position: absolute; inset: 0 auto 0 0; border-radius: 3px; background: var(--soft); }
+.anomalous .bar i { background: var(--bad); }
+.normal .bar i { background: var(--good); }
+.bar u { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; background: var(--ink); }
+.name { font-size: 13px; overflow-wrap: anywhere; }
+.regions { list-style: none; font-size: 13px; font-variant-numeric: tabular-nums; }
+h2 { font-size: 16px; }
+section { margin-bottom: 16px; }
+section ul { padding-left: 20px; }
+"""
+
+_BODY = """<header>
+<h1>{title}</h1>
+<p class="counts">{counts}</p>
+<p>{threshold}</p>
+<p>Heat: 0 <span class="legend" style="background: linear-gradient(to right, {legend})"></span> 1, the same in every
+picture. The highest score comes first; the bar is the score from 0 to 1, the tick the threshold.</p>
+</header>
+<main><ol>
+{cards}
+</ol></main>
+<footer>
+{failures}
+<p>{model} · {date}</p>
+</footer>"""

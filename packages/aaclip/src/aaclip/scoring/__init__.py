@@ -1,0 +1,1 @@
+"""From a detector and a labelled set to numbers and files."""

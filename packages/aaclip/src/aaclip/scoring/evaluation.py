@@ -1,0 +1,175 @@
+"""A detector and a labelled set, to numbers: every class in one pass, in constant memory.
+
+B images of a batch, S pixels of the model's input.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
+from aaclip.data.unreadable import Unreadable, attempt, none_readable
+from aaclip.detector import Detector
+from aaclip.detector.calibration import relative_scores
+from aaclip.detector.detection import Scores
+from aaclip.scoring.metrics import ClassMetrics, mean_of
+from clip_common.reporting import Progress
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `aaclip test` prints and writes.
+
+    Attributes:
+        classes: By class, the value of each metric, 0 to 1; None where the class has not what it takes.
+        intervals: By class, the 95 % bootstrap interval over images of each metric that exists.
+        images: By class, how many images were scored; a class of which none could be read is absent everywhere.
+        failures: Image → what is wrong with it or with its mask, of those that were not scored.
+    """
+
+    classes: dict[str, dict[str, float | None]]
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    images: dict[str, int]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> dict[str, float | None]:
+        """Each metric's mean over the classes that have it."""
+        return {name: mean.value for name, mean in mean_of(self.classes).items()}
+
+
+def evaluate(
+    detector: Detector,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    samples: int = 1000,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score labelled images, class by class; one that cannot be read, or whose mask cannot, does not stop the others.
+
+    Args:
+        detector: Trained, or plain CLIP.
+        records: Of any number of classes.
+        batch_size: Images at a time; changes no score.
+        workers: Loader processes.
+        samples: Resamples of the intervals.
+        progress: Called as `progress(done, total)`.
+
+    Raises:
+        ValueError: No images, or none that can be read.
+    """
+    if not records:
+        raise ValueError("there is no image to test on: give a set with a test split")
+    found, done = Evaluation({}, {}, {}), 0
+    for name, own in sorted(by_class(records).items()):
+        dataset = AnomalyDataset(own, preprocess=detector.preprocess, size=detector.size, seed=0)
+        metrics, relative, scored = ClassMetrics(), Relative(), 0
+        loader = DataLoader(Attempts(dataset), batch_size=batch_size, num_workers=workers, collate_fn=list)
+        for attempts in loader:
+            samples_B = [one for one in attempts if not isinstance(one, Unreadable)]
+            found.failures.update((one.file, one.problem) for one in attempts if isinstance(one, Unreadable))
+            if samples_B:
+                update(metrics, relative, detector, collate(samples_B), name=name)
+            scored, done = scored + len(samples_B), done + len(attempts)
+            if progress is not None:
+                progress(done, len(records))
+        if scored:
+            if detector.config.score.image == "official":
+                metrics.rescore(relative.scores(domain=detector.config.score.domain))
+            found.classes[name] = metrics.compute()
+            found.intervals[name] = metrics.intervals(samples=samples)
+            found.images[name] = scored
+    if not found.classes:
+        raise none_readable(found.failures)
+    return found
+
+
+def by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of each class, in their order."""
+    of_class: dict[str, list[Record]] = {}
+    for record in records:
+        of_class.setdefault(record.class_name, []).append(record)
+    return of_class
+
+
+class Attempts(Dataset[Sample | Unreadable]):
+    """A dataset that says of a sample that cannot be read what is wrong with it, where another would raise."""
+
+    def __init__(self, dataset: AnomalyDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        return attempt(self.dataset.__getitem__, index, file=self.dataset.records[index].image)
+
+
+@dataclass
+class Relative:
+    """What the released code's image scores of a class are made of (`calibration.relative_scores`).
+
+    Attributes:
+        abnormal: Cosines to "abnormal", a batch each.
+        peaks: Highest values of the maps.
+        lowest: Lowest value of all maps so far.
+    """
+
+    abnormal: list[NDArray[np.float32]] = field(default_factory=list)
+    peaks: list[NDArray[np.float32]] = field(default_factory=list)
+    lowest: float = math.inf
+
+    def add(self, scores: Scores) -> None:
+        self.abnormal.append(scores.abnormal_B.cpu().numpy())
+        self.peaks.append(scores.maps_BSS.amax(dim=(1, 2)).cpu().numpy())
+        self.lowest = min(self.lowest, scores.maps_BSS.min().item())
+
+    def scores(self, *, domain: Literal["industrial", "medical"]) -> NDArray[np.float64]:
+        """(N,) in the order in which images were added."""
+        return relative_scores(
+            np.concatenate(self.abnormal), np.concatenate(self.peaks), lowest=self.lowest, domain=domain
+        )
+
+
+def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch: Batch, *, name: str) -> None:
+    """Score a batch of one class; anomalous images without a mask count as images only."""
+    text_BD2 = detector.class_embedding(name).expand(len(batch.names), -1, -1)
+    scores = detector.scores(batch.images_B3HW, text_BD2, memory=detector.memory_of(name))
+    for known in (True, False):
+        rows = torch.nonzero(batch.masks_known_B == known)[:, 0]
+        if len(rows):
+            own = scores[rows]
+            relative.add(own)
+            maps_BSS, masks = (own.maps_BSS.cpu(), batch.masks_BHW[rows]) if known else (None, None)
+            metrics.update(detector.image_logits(own), batch.anomalous_B[rows], maps_BSS, masks)
+
+
+def records_to_test(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
+    """The test split of a set."""
+    return read_dataset(root, format=format, classes=classes).of(split="test")
+
+
+def remember_normal(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
+    """Let a detector remember normal images of each class of a set, from its training split: the first by name.
+
+    Raises:
+        ValueError: A class whose training split has not as many.
+    """
+    dataset = read_dataset(root, format=format)
+    normal = by_class(record for record in dataset.of(split="train") if not record.anomalous)
+    for name in sorted(by_class(dataset.of(split="test"))):
+        own = sorted(normal.get(name, []), key=lambda record: str(record.image))
+        if len(own) < images:
+            raise DataError(
+                f"--memory {images}: the training split of {root} has {len(own)} normal images of {name}: ask for fewer"
+            )
+        detector.remember([record.image for record in own[:images]], name=name)

@@ -1,0 +1,111 @@
+"""The scores of a test, class by class, as JSON for programs, CSV for spreadsheets and Markdown for people."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aaclip.scoring.metrics import mean_of
+from clip_common.page import printable
+from clip_common.runs import MetricsCsv, write_atomically, write_json
+from clip_common.runs.files import write_text
+
+LABELS = {
+    "image/auroc": "image AUROC",
+    "image/ap": "image AP",
+    "image/f1_max": "image F1-max",
+    "pixel/auroc": "pixel AUROC",
+    "pixel/ap": "pixel AP",
+    "pixel/f1_max": "pixel F1-max",
+    "pixel/aupro": "AUPRO@0.3",
+}
+MISSING = "n/a"
+
+Values = Mapping[str, float | None]
+Intervals = Mapping[str, tuple[float, float]]
+
+
+def write_results(
+    folder: Path, per_class: Mapping[str, Values], intervals: Mapping[str, Intervals], *, title: str, note: str
+) -> list[Path]:
+    """Write results.json, results.csv and results.md, each whole or not at all.
+
+    Args:
+        folder: Where to; it is made.
+        per_class: Class → metric → value in [0, 1], None where the class has not what it takes.
+        intervals: Class → metric → (low, high); classes and metrics may be absent.
+        title: Heading of the Markdown.
+        note: What was tested on what, in a line or more of Markdown.
+
+    Returns:
+        The three files.
+
+    Raises:
+        ValueError: No class.
+    """
+    if not per_class:
+        raise ValueError(f"{folder}: there are no results to write; expected one class or more")
+    per_class = {printable(name): values for name, values in per_class.items()}
+    intervals = {printable(name): values for name, values in intervals.items()}
+    files = [folder / f"results.{suffix}" for suffix in ("json", "csv", "md")]
+    means = {name: mean._asdict() for name, mean in mean_of(per_class).items()}
+    whole = {"title": title, "note": note, "classes": per_class, "mean": means, "intervals": intervals}
+    write_json(files[0], whole)
+    with write_atomically(files[1]) as temporary:
+        MetricsCsv(temporary).extend({"class": name, **values} for name, values in per_class.items())
+    write_text(files[2], _markdown(per_class, intervals, title=title, note=note))
+    return files
+
+
+def as_table(per_class: Mapping[str, Values]) -> list[list[str]]:
+    """Rows of text for a person, the heading first, the mean last: percent with one decimal, "n/a" where none is.
+
+    A mean over fewer than all classes says over how many.
+    """
+    means = mean_of(per_class)
+    rows = [["class", *(LABELS.get(name, name) for name in means)]]
+    rows += [[name, *(_percent(values.get(metric)) for metric in means)] for name, values in per_class.items()]
+    partial = {name: f" ({mean.classes} of {len(per_class)})" for name, mean in means.items()}
+    whole = {name for name, mean in means.items() if mean.classes in (0, len(per_class))}
+    return [
+        *rows,
+        ["mean", *(_percent(mean.value) + ("" if name in whole else partial[name]) for name, mean in means.items())],
+    ]
+
+
+def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals], *, title: str, note: str) -> str:
+    heading, *classes, mean = as_table(per_class)
+    rows = [heading, *([_escaped(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
+    parts = [f"# {_escaped(title)}", note.strip(), _aligned(rows), "In percent; n/a: the class has not what it takes."]
+    if intervals:
+        metrics = [name for name in mean_of(per_class) if any(name in values for values in intervals.values())]
+        ranges = [
+            [_escaped(name), *(_range(values.get(metric)) for metric in metrics)] for name, values in intervals.items()
+        ]
+        titles = ["class", *(LABELS.get(name, name) for name in metrics)]
+        parts += ["## 95 % intervals", "Bootstrap over the images of a class.", _aligned([titles, *ranges])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return MISSING if interval is None else "–".join(map(_percent, interval))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up as plain text too: names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
+
+    rule = " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {text} |" for text in (line(rows[0]), rule, *map(line, rows[1:])))
+
+
+def _escaped(name: str) -> str:
+    """A name in one line of Markdown, its characters meaning themselves. The _ of metal_nut does so anyway."""
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(name.splitlines()))

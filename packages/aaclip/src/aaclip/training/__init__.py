@@ -1,0 +1,1 @@
+"""Losses, the two stages as LightningModules, and `experiment.train`."""

@@ -1,0 +1,183 @@
+"""The LightningModules of the two stages and their data; `experiment.train` puts them to work.
+
+B images of a batch, C classes of a set, D shared width, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+from aaclip.config import Config
+from aaclip.data import AnomalyDataset, Batch, collate
+from aaclip.models import AnomalyModel
+from aaclip.models.maps import differences, probability_map
+from aaclip.models.prompts import PromptSet, class_embeddings
+from aaclip.training.features import FrozenViews
+from aaclip.training.losses import orthogonal_loss, segmentation_loss
+from clip_common.training import ResumableLoader, ShuffledBatchSampler
+
+BETAS = (0.5, 0.999)
+
+
+class Stage(L.LightningModule):
+    """What both stages share: one model, one batch format, Adam(0.5, 0.999) over what the stage trains."""
+
+    def __init__(self, model: AnomalyModel, config: Config, *, trained: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        for name in ("text_adapter", "image_adapter"):
+            getattr(model, name).requires_grad_(name in trained)
+
+    def segmentation(self, differences_B: Sequence[Tensor], masks_BHW: Tensor) -> Tensor:
+        """Sum over levels of the segmentation loss of their maps."""
+        size, alpha = masks_BHW.shape[-1], self.config.loss.focal_alpha
+        maps = [probability_map(level.float(), size=size) for level in differences_B]
+        return torch.stack([segmentation_loss(p_BHW, masks_BHW, focal_alpha=alpha) for p_BHW in maps]).sum()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move the tensors of a batch; its names stay."""
+        moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
+        return Batch(**moved)
+
+    def describe_batch(self, batch: Batch) -> str:
+        """File names of a batch, for the message of a loss that is not finite."""
+        return ", ".join(batch.names)
+
+    def _adam(self, lr: float) -> Adam:
+        return Adam([parameter for parameter in self.parameters() if parameter.requires_grad], lr=lr, betas=BETAS)
+
+
+class TextStage(Stage):
+    """Stage 1: adapters of the text tower, against frozen patches.
+
+    Args:
+        model: Its text adapters are trained.
+        config: Of the run.
+        prompts: What is said about a class.
+        views: Frozen patches that are there already; None computes them.
+    """
+
+    def __init__(
+        self, model: AnomalyModel, config: Config, prompts: PromptSet, *, views: FrozenViews | None = None
+    ) -> None:
+        super().__init__(model, config, trained=["text_adapter"])
+        model.log_temperature.requires_grad_(False)
+        model.level_logits.requires_grad_(False)
+        self.prompts = prompts
+        self.views = views
+
+    def configure_optimizers(self) -> Adam:
+        return self._adam(self.config.stages.text.lr)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        stage = self.config.stages.text
+        classes = sorted(set(batch.class_names))
+        names = [self.prompts.name_of(name) for name in classes]
+        renormalise = self.config.prompts.renormalise
+        text_CD2 = class_embeddings(self.model.encode_text, names, self.prompts, renormalise=renormalise)
+        text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
+        if self.views is None:
+            patches = self.model.frozen_patches(batch.images_B3HW)
+        else:
+            patches = self.views.patches(batch.indices_B, epoch=self.current_epoch)
+        if stage.levels_in_loss == "last":
+            patches = patches[-1:]
+        levels = [differences(patches_BLD.to(text_BD2), text_BD2) for patches_BLD in patches]
+        segmentation = self.segmentation(levels, batch.masks_BHW)
+        orthogonal = orthogonal_loss(text_BD2)
+        loss = segmentation + self.config.loss.orthogonal * orthogonal
+        if stage.classification:
+            image_BD = normalize(patches[-1].float().mean(dim=1), dim=-1)
+            logits_B2 = self.config.loss.classification_scale * torch.einsum("bd,bdc->bc", image_BD, text_BD2)
+            loss = loss + cross_entropy(logits_B2, batch.anomalous_B)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({"train/segmentation": segmentation.detach(), "train/orthogonal": orthogonal.detach()})
+        return loss
+
+
+class ImageStage(Stage):
+    """Stage 2: adapters and heads of the image tower, against class embeddings that stay as they are.
+
+    Args:
+        model: Its image adapters are trained, and temperature and level weights where asked for.
+        config: Of the run.
+        text: (D, 2) embedding of each class by name.
+    """
+
+    def __init__(self, model: AnomalyModel, config: Config, text: dict[str, Tensor]) -> None:
+        super().__init__(model, config, trained=["image_adapter"])
+        model.log_temperature.requires_grad_(config.stages.image.learned_temperature)
+        model.level_logits.requires_grad_(config.stages.image.learned_levels)
+        self.text = text
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        stage = self.config.stages.image
+        optimizer = self._adam(stage.lr)
+        scheduler = MultiStepLR(optimizer, milestones=stage.milestones, gamma=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        text_BD2 = torch.stack([self.text[name] for name in batch.class_names]).to(self.device)
+        if self.model.image_adapter.detection is None:  # of the image as a whole nothing is trained
+            levels, classification = self.model.patch_evidence(batch.images_B3HW, text_BD2), None
+        else:
+            evidence = self.model(batch.images_B3HW, text_BD2)
+            levels, classification = evidence.levels, self.classification(evidence.classification, batch.anomalous_B)
+        # learned weights keep the sum of the levels' losses where equal ones put it
+        weights = self.model.level_weights * len(self.model.levels)
+        loss = segmentation = self.segmentation(
+            [weight * level for weight, level in zip(weights, levels, strict=True)], batch.masks_BHW
+        )
+        if classification is not None:
+            loss = segmentation + classification
+            self.log("train/classification", classification.detach())
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/segmentation", segmentation.detach())
+        return loss
+
+    def classification(self, difference_B: Tensor, anomalous_B: Tensor) -> Tensor:
+        """Cross-entropy of images as a whole: of two logits it is the logistic loss of their difference."""
+        logit_B = self.config.loss.classification_scale * difference_B
+        return cross_entropy(torch.stack([torch.zeros_like(logit_B), logit_B], dim=1), anomalous_B)
+
+
+class StageData(L.LightningDataModule):
+    """A loader over the training samples.
+
+    Args:
+        dataset: Samples by (seed, epoch, index).
+        batch_size: Images per step; all of them where there are fewer.
+        config: Of the run.
+    """
+
+    def __init__(self, dataset: AnomalyDataset | FrozenViews, *, batch_size: int, config: Config) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.batch_size = min(batch_size, len(dataset))
+        self.config = config
+
+    def train_dataloader(self) -> ResumableLoader:
+        assert self.trainer is not None
+        sampler = ShuffledBatchSampler(
+            len(self.dataset),
+            batch_size=self.batch_size,
+            seed=self.config.trainer.seed,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return ResumableLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.config.data.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
