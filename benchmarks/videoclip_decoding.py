@@ -26,7 +26,7 @@ from videoclip.config import DataConfig
 from videoclip.data import packets
 from videoclip.data.cache import ClipCache
 from videoclip.data.decoding import read_frames
-from videoclip.data.loading import Pair, read_pair
+from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.planning import plan
 from videoclip.data.records import ClipRecord
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videoclip.config import LossConfig, ModelConfig
-from videoclip.losses import VideoClipLoss
 from videoclip.models import VideoAttentionCLIP, normalise
+from videoclip.training.losses import VideoClipLoss
 
 CONFIG = ModelConfig(map_guided=True, map_guided_type="spatiotemporal", lambda_token=0.1)
 FRAMES = 8

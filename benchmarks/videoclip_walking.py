@@ -15,7 +15,7 @@ from pathlib import Path
 from _measure import report
 
 from clip_common.synthetic import write_walking
-from videoclip.ablation import COLUMNS, Ablation, Table, ablate, caption, difference, resolve_ablation
+from videoclip.series.ablation import COLUMNS, Ablation, Table, ablate, caption, difference, resolve_ablation
 
 
 def rows_of(found: Ablation) -> list[dict[str, object]]:

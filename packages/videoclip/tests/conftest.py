@@ -43,9 +43,14 @@ def settings(walks: Path, cache: Path, folder: Path) -> list[str]:
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Draw nothing: pictures are most of what a tiny run costs."""
-    for place in ("experiment.draw_run", "experiment.draw_scores", "scoring.draw_scores", "crossval.draw_scores"):
+    for place in (
+        "training.experiment.draw_run",
+        "training.experiment.draw_scores",
+        "scoring.score.draw_scores",
+        "series.crossval.draw_scores",
+    ):
         patch.setattr(f"videoclip.{place}", lambda *arguments, **keywords: [])
-    for place in ("crossval.draw_folds", "ablation.draw_ablation"):
+    for place in ("series.crossval.draw_folds", "series.ablation.draw_ablation"):
         patch.setattr(f"videoclip.{place}", lambda first, path, **keywords: path)
 
 
@@ -87,7 +92,7 @@ def videoclip(capsys):
     """`videoclip("train", …)` -> (exit code, what it printed, what it said on stderr)."""
     import warnings
 
-    from videoclip.cli import main
+    from videoclip.cli.main import main
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures printed is not the command's

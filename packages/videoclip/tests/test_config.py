@@ -9,7 +9,7 @@ import torch
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config
 from videoclip import Config
 from videoclip.data.manifest import read_manifest, write_manifest
-from videoclip.experiment import clip_set, fit_split, open_run
+from videoclip.training.experiment import clip_set, fit_split, open_run
 
 GUIDED, TWO = "model.map_guided=true", "model.attn_in_channels=2 data.maps=both"
 TOKEN = "model.lambda_token=1"
@@ -56,13 +56,13 @@ CHANGED = {
 SAME = {"data.cache": "false", "data.cache_dir": "elsewhere", "data.workers": "1"}
 """Knobs of speed and place: the weights are the same."""
 SHOWN_BY = {
-    "name": "test_experiment.py: name=whole",
+    "name": "test_training_experiment.py: name=whole",
     "runs": "conftest.py: runs=",
-    "split": "test_scoring.py: split=val",
-    "data.root": "test_scoring.py: data.root=",
+    "split": "test_scoring_score.py: split=val",
+    "data.root": "test_scoring_score.py: data.root=",
     "data.clip_seconds": "test_data_manifest.py: clip_seconds=",
-    "data.on_error": "test_experiment.py: data.on_error=skip",
-    "model.weights": "test_models.py: weights=",
+    "data.on_error": "test_training_experiment.py: data.on_error=skip",
+    "model.weights": "test_models_clip_align.py: weights=",
 }
 """Knobs that a fit alone does not show, and where a test sets them. Those of `optim` and `trainer` are tested in
 clip_common, which owns them."""

@@ -16,9 +16,9 @@ from clip_common.errors import DataError
 from clip_common.regions import REGIONS
 from clip_common.video import write_video
 from videoclip.config import DataConfig
+from videoclip.data.formats import check_labels, read_clips
 from videoclip.data.layout import cuts, read_layout
 from videoclip.data.manifest import COLUMNS, read_manifest, write_manifest
-from videoclip.data.reading import check_labels, read_clips
 from videoclip.data.records import ClipRecord, by_subject
 
 HEAD = "clip_id,subject_id,video"

@@ -103,7 +103,7 @@ def test_the_masks_of_a_real_scene_guide_and_are_drawn_over_it(videoclip, action
 
     assert len(read_clips(DataConfig(root=str(bear)))) == 3
     drawn = []
-    sheet = "videoclip.predict.write_sheet"
+    sheet = "videoclip.classifier.predict.write_sheet"
     monkeypatch.setattr(sheet, lambda frames, maps, path, title: drawn.append((frames, maps)) or path)
     succeeded(videoclip("overlay", run, f"data.root={bear}", "data.control=none", "--clip", "bear_1"))
     (frames_THW3, maps), *_ = drawn

@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from videoclip.ablation import ablate
-    from videoclip.classifier import Classifier
+    from videoclip.classifier.classifier import Classifier
     from videoclip.config import Config
-    from videoclip.crossval import cross_validate
     from videoclip.data import VideoMapDataset, read_clips, subject_folds
-    from videoclip.evaluation import evaluate
-    from videoclip.experiment import train
-    from videoclip.losses import VideoClipLoss
     from videoclip.models import VideoAttentionCLIP
-    from videoclip.scoring import score
+    from videoclip.scoring.evaluation import evaluate
+    from videoclip.scoring.score import score
+    from videoclip.series.ablation import ablate
+    from videoclip.series.crossval import cross_validate
+    from videoclip.training.experiment import train
+    from videoclip.training.losses import VideoClipLoss
 
 _HOMES = {
-    "Classifier": "videoclip.classifier",
+    "Classifier": "videoclip.classifier.classifier",
     "Config": "videoclip.config",
     "VideoAttentionCLIP": "videoclip.models",
-    "VideoClipLoss": "videoclip.losses",
+    "VideoClipLoss": "videoclip.training.losses",
     "VideoMapDataset": "videoclip.data",
-    "ablate": "videoclip.ablation",
-    "cross_validate": "videoclip.crossval",
-    "evaluate": "videoclip.evaluation",
+    "ablate": "videoclip.series.ablation",
+    "cross_validate": "videoclip.series.crossval",
+    "evaluate": "videoclip.scoring.evaluation",
     "read_clips": "videoclip.data",
     "subject_folds": "videoclip.data",
-    "score": "videoclip.scoring",
-    "train": "videoclip.experiment",
+    "score": "videoclip.scoring.score",
+    "train": "videoclip.training.experiment",
 }
 
 __all__ = [

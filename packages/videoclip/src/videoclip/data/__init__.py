@@ -9,19 +9,19 @@ dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True
 """
 
 from clip_common.errors import DataError
+from videoclip.data.batches import SubjectUniqueBatchSampler, subject_numbers
 from videoclip.data.cache import ClipCache
 from videoclip.data.check import Report, check
 from videoclip.data.dataset import Batch, Sample, VideoMapDataset, collate
 from videoclip.data.decoding import VideoInfo, clip_span, probe, read_frames
-from videoclip.data.folds import Split, assert_disjoint, missing_classes, split_of, splits_of, subject_folds
+from videoclip.data.formats import check_labels, read_clips
 from videoclip.data.layout import read_layout
-from videoclip.data.loading import Pair, problems_of, read_pair
 from videoclip.data.manifest import read_manifest, write_manifest
 from videoclip.data.maps import map_source, read_map
+from videoclip.data.pairs import Pair, problems_of, read_pair
 from videoclip.data.planning import plan
-from videoclip.data.reading import check_labels, read_clips
 from videoclip.data.records import ClipRecord
-from videoclip.data.sampler import SubjectUniqueBatchSampler, subject_numbers
+from videoclip.data.splits import Split, assert_disjoint, missing_classes, split_of, splits_of, subject_folds
 
 __all__ = [
     "Batch",

@@ -12,8 +12,8 @@ from clip_common.pixels import MappedPixels, cache_folder, key_of, state_of
 from clip_common.reporting import Progress
 from clip_common.runs.files import read_json, write_json
 from videoclip.config import DataConfig
-from videoclip.data.loading import Pair, read_pair
 from videoclip.data.maps import map_source
+from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
 _VERSION = 1  # another one when the same files would be decoded into other pixels

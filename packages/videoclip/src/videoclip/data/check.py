@@ -9,11 +9,11 @@ from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from videoclip.config import DataConfig
 from videoclip.data.decoding import clip_span
-from videoclip.data.folds import Split, assert_disjoint, missing_classes, subject_folds
-from videoclip.data.loading import read_pair
+from videoclip.data.formats import check_labels, read_clips
 from videoclip.data.maps import map_source
-from videoclip.data.reading import check_labels, read_clips
+from videoclip.data.pairs import read_pair
 from videoclip.data.records import ClipRecord
+from videoclip.data.splits import Split, assert_disjoint, missing_classes, subject_folds
 
 
 @dataclass(slots=True)

@@ -16,8 +16,8 @@ from videoclip.config import DataConfig
 from videoclip.data.augment import augment
 from videoclip.data.cache import ClipCache
 from videoclip.data.controls import controlled, disturbed, donors
-from videoclip.data.loading import Pair, read_pair
 from videoclip.data.maps import map_identity, read_map
+from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
 

@@ -10,9 +10,9 @@ from clip_common.reporting import Progress
 from clip_common.runs.files import new_folder
 from videoclip.config import DataConfig
 from videoclip.data.decoding import probe
+from videoclip.data.formats import read_clips
 from videoclip.data.manifest import write_manifest
 from videoclip.data.maps import map_source, read_map
-from videoclip.data.reading import read_clips
 
 DOCTORS = ("doctor1", "doctor2", "both")
 

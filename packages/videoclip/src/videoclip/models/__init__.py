@@ -2,7 +2,7 @@
 
 from videoclip.models.clip_align import Output, VideoAttentionCLIP, normalise
 from videoclip.models.encoders import Simple2DEncoder, Simple3DEncoder, SimpleCNNLSTMEncoder, video_encoder
-from videoclip.models.guided import Guided, MapGuidedVideoEncoder
+from videoclip.models.pooling import Guided, MapGuidedVideoEncoder
 from videoclip.models.stem import Stem
 
 __all__ = [

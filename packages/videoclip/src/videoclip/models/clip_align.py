@@ -20,7 +20,7 @@ from clip_common.losses import LogitScale
 from clip_common.runs import write_atomically, write_json
 from videoclip.config import ModelConfig
 from videoclip.models.encoders import Simple3DEncoder, load_state, read_state, video_encoder
-from videoclip.models.guided import MapGuidedVideoEncoder, gate_mlp, gated_by_summary, varies
+from videoclip.models.pooling import MapGuidedVideoEncoder, gate_mlp, gated_by_summary, varies
 from videoclip.models.stem import widened
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

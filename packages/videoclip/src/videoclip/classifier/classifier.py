@@ -1,0 +1,237 @@
+"""A trained model, ready for a person's clips."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clip_common.devices import pick_device
+from clip_common.runs import write_json
+from clip_common.runs.files import read_json
+from videoclip.config import DataConfig
+from videoclip.data import ClipRecord, read_pair
+from videoclip.data.decoding import clip_span
+from videoclip.models import VideoAttentionCLIP, normalise
+from videoclip.models.clip_align import Output
+from videoclip.report.overlay import energy
+
+SAMPLING = "sampling.json"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model wants its clips.
+
+    Attributes:
+        frames: Frames of a clip.
+        size: Pixels a side.
+        clip_seconds: How long a clip is; a longer video is cut into several.
+    """
+
+    frames: int
+    size: int
+    clip_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class ClipPrediction:
+    """What the model says of one clip of a video, and where it looked.
+
+    Attributes:
+        start_s, end_s: Where the clip is in the video, in seconds.
+        probability_K: Of each class.
+        frames_THW3: What the model saw, uint8 RGB.
+        looked_THW: Energy of the tokens as they were pooled, 0 to 1, on their grid; None for a backbone without tokens.
+        guided: Whether a map guided the pooling.
+    """
+
+    start_s: float
+    end_s: float
+    probability_K: NDArray[np.float64]
+    frames_THW3: NDArray[np.uint8]
+    looked_THW: NDArray[np.float32] | None
+    guided: bool
+
+
+@dataclass(frozen=True, eq=False)
+class VideoPrediction:
+    """What the model says of a video: the mean over its clips.
+
+    Attributes:
+        clips: Each for itself.
+    """
+
+    clips: tuple[ClipPrediction, ...]
+
+    @property
+    def probability_K(self) -> NDArray[np.float64]:
+        """Of each class."""
+        return np.mean([clip.probability_K for clip in self.clips], axis=0)
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The same as plain numbers."""
+        return [float(value) for value in self.probability_K]
+
+    @property
+    def label(self) -> int:
+        """The most likely class."""
+        return int(self.probability_K.argmax())
+
+
+class Classifier:
+    """Classifies videos, with or without a clinician's map beside them.
+
+        Classifier.from_pretrained("runs/videoclip/first").predict("clip.mp4").probabilities
+
+    Args:
+        model: A trained model.
+        sampling: How it wants its clips.
+        device: Where it runs; default: a GPU where there is one.
+    """
+
+    def __init__(
+        self, model: VideoAttentionCLIP, sampling: Sampling, *, device: str | torch.device | None = None
+    ) -> None:
+        self.device = pick_device() if device is None else torch.device(device)
+        self.model = model.eval()
+        self.sampling = sampling
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> "Classifier":
+        """Of a run folder, or of a folder that `save_pretrained` wrote.
+
+        Raises:
+            ValueError: One line: nothing of the kind there, or damaged.
+        """
+        folder = model_folder(path)
+        model = VideoAttentionCLIP.from_pretrained(folder)
+        try:
+            sampling = Sampling(**read_json(folder / SAMPLING))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{folder / SAMPLING} is missing or damaged: copy the folder again") from error
+        return cls(model, sampling, device=device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model and how it wants its clips."""
+        folder = self.model.save_pretrained(folder)
+        write_json(folder / SAMPLING, asdict(self.sampling))
+        return folder
+
+    def predict(
+        self,
+        video: str | Path,
+        *,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        map: str | Path | None = None,
+        keypoints: str | Path | None = None,
+        regions: Sequence[str] = (),
+    ) -> VideoPrediction:
+        """Class probabilities of a video: of each clip of it, and their mean.
+
+        Args:
+            video: A video file, an .npz of frames, or a folder of frames.
+            start_s, end_s: The part that counts, in seconds; default: all of it.
+            map: Where somebody looked, over the whole video; without one a map-guided model pools evenly.
+            keypoints: COCO joints of the whole video, to draw `regions` from.
+            regions: Names of attended regions (`clip_common.regions.REGIONS`).
+
+        Raises:
+            DataError: One line: a file that cannot be read.
+            ValueError: A map for a model that takes none, none for one that classifies maps, or one given in part.
+        """
+        self._require_map(map=map, keypoints=keypoints, regions=regions)
+        whole = ClipRecord(
+            clip_id=Path(video).name,
+            subject_id="",
+            video=Path(video),
+            start_s=start_s,
+            end_s=end_s,
+            map=None if map is None else Path(map),
+            keypoints=None if keypoints is None else Path(keypoints),
+            regions_doctor1=tuple(regions),
+            spans="video",
+        )
+        start_s, end_s = clip_span(whole.video, start_s=start_s, end_s=end_s)
+        count = max(1, round((end_s - start_s) / self.sampling.clip_seconds))
+        edges = np.linspace(start_s, end_s, count + 1).tolist()
+        clips = [replace(whole, start_s=a, end_s=b) for a, b in pairwise(edges)]
+        config = DataConfig(frames=self.sampling.frames, size=self.sampling.size)
+        return VideoPrediction(tuple(self.predict_record(clip, config) for clip in clips))
+
+    def _require_map(self, *, map: object, keypoints: object, regions: Sequence[str]) -> None:
+        if (keypoints is None) == bool(regions):
+            raise ValueError("a map is drawn from keypoints and regions: give both, or neither")
+        if map is not None and regions:
+            raise ValueError("give a map, or keypoints and regions to draw one from, not both")
+        given, model = map is not None or bool(regions), self.model.config
+        if given and not model.map_guided and model.clip_classifier_source == "video":
+            raise ValueError(
+                "this model classifies without looking at maps (model.map_guided=false): leave the map out, "
+                "or take a model that was trained with model.map_guided=true"
+            )
+        if not given and model.clip_classifier_source != "video":
+            raise ValueError(
+                f"this model classifies maps (model.clip_classifier_source={model.clip_classifier_source}): "
+                "give a map, or keypoints and regions"
+            )
+
+    def predict_record(self, record: ClipRecord, config: DataConfig) -> ClipPrediction:
+        """What the model says of one clip of a set, with the map that `config.maps` chooses."""
+        channels = self.model.config.attn_in_channels
+        pair = read_pair(record, config, channels=channels, side=self.sampling.size)
+        return self.predict_shown(record, pair.frames_T3SS.transpose(0, 1), pair.map_CTSS.float() / 255)
+
+    @torch.inference_mode()
+    def predict_shown(self, record: ClipRecord, video_3THW: Tensor, map_CTHW: Tensor) -> ClipPrediction:
+        """What the model says of one clip of a set, shown these uint8 frames and this map."""
+        self.model.to(self.device)
+        shown = normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device)
+        output = self.model(*shown, align=False)
+        start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+        return ClipPrediction(
+            start_s=start_s,
+            end_s=end_s,
+            probability_K=output.logits[0].double().softmax(dim=0).cpu().numpy(),
+            frames_THW3=video_3THW.permute(1, 2, 3, 0).numpy(),
+            looked_THW=looked(output),
+            guided=output.video_gate is not None and bool(output.map_valid[0]),
+        )
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of a run's best weights, or the folder itself where it is no run.
+
+    Raises:
+        ValueError: A run that has none: one that has not finished, or one of several fits.
+    """
+    folder = Path(source)
+    if not (folder / "config.yaml").is_file():
+        return folder
+    if (folder / "model" / SAMPLING).is_file():  # written last
+        return folder / "model"
+    if members := sorted(folder.glob("videoclip/[!.]*")):
+        raise ValueError(f"{folder} is an ablation, of several runs: name one of them, e.g. {members[0]}")
+    if (folder / "checkpoints" / "fold0").is_dir():
+        raise ValueError(
+            f"{folder} is a cross-validation: each fold was tested by it (cross-validation.md), and it keeps no model: "
+            "videoclip train makes one"
+        )
+    raise ValueError(f"{folder} holds no trained model yet: videoclip train --resume {folder}")
+
+
+def looked(output: Output) -> NDArray[np.float32] | None:
+    """Energy (T, H, W) of the first clip's tokens as they were pooled: gated, and weighed where a map said where."""
+    tokens_B64THW = output.gated_tokens
+    if tokens_B64THW is None:
+        return None
+    gate = output.video_gate
+    if gate is not None and gate.ndim == 5:
+        tokens_B64THW = tokens_B64THW * gate.mean(dim=1, keepdim=True)
+    return energy(tokens_B64THW[0])

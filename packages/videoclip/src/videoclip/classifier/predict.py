@@ -1,0 +1,239 @@
+"""A trained model's answers for a person: probabilities, and pictures of where it, or a clinician, looked."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_common.config import load_config
+from clip_common.errors import DataError
+from clip_common.reporting import Reporter, silent
+from clip_common.runs import Run
+from clip_common.runs.files import write_text
+from videoclip.classifier.classifier import Classifier, VideoPrediction
+from videoclip.config import Config
+from videoclip.data import ClipRecord, Sample, VideoMapDataset, clip_span, read_clips, split_of
+from videoclip.report.overlay import write_overlay, write_sheet
+from videoclip.scoring.score import require_own_dealing, same_set, trained_config
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one video.
+
+    Attributes:
+        video: The file.
+        prediction: Its probabilities.
+        files: What was drawn.
+    """
+
+    video: Path
+    prediction: VideoPrediction
+    files: list[Path]
+
+
+def predict_videos(
+    source: str | Path,
+    videos: Sequence[Path],
+    *,
+    out: Path,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    map: Path | None = None,
+    keypoints: Path | None = None,
+    regions: Sequence[str] = (),
+    reporter: Reporter = silent,
+) -> tuple[list[Answer], dict[Path, str]]:
+    """Classify videos and draw where the model looked; a video that cannot be read is left out and named.
+
+    Writes OUT/predictions.jsonl, one line a video, and for each a sheet (PNG) and a clip (MP4) of overlays; not for a
+    backbone that has no tokens.
+
+    Args:
+        source: A run folder or a saved model.
+        videos: What to classify.
+        out: Folder, made where it is missing.
+        start_s, end_s: The part of each video that counts, in seconds.
+        map, keypoints, regions: See `Classifier.predict`; for one video only.
+        reporter: Shows progress.
+
+    Returns:
+        What was said, and what is wrong with the videos that could not be read.
+
+    Raises:
+        ValueError: No model there, or one map for several videos.
+    """
+    if len(videos) > 1 and (map or keypoints or regions):
+        raise ValueError(f"a map, keypoints and regions are those of one video; got {len(videos)} videos")
+    names = unique_names(videos)
+    classifier = Classifier.from_pretrained(source)
+    answers, problems = [], {}
+    with reporter("classifying videos") as progress:
+        for done, video in enumerate(videos, start=1):
+            try:
+                said = classifier.predict(
+                    video, start_s=start_s, end_s=end_s, map=map, keypoints=keypoints, regions=regions
+                )
+            except DataError as error:
+                problems[video] = str(error)
+            else:
+                answers.append(Answer(video, said, draw(said, out / names[video])))
+            if progress is not None:
+                progress(done, len(videos))
+    if answers:
+        lines = (json.dumps(as_dict(answer), ensure_ascii=False) for answer in answers)
+        write_text(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    return answers, problems
+
+
+def draw(said: VideoPrediction, place: Path) -> list[Path]:
+    """PLACE.png and PLACE.mp4 of the first clip of a video, of which the PNG says what was predicted."""
+    clip = said.clips[0]
+    if clip.looked_THW is None:
+        return []
+    place.parent.mkdir(parents=True, exist_ok=True)
+    told = ", ".join(f"{label}: {100 * value:.0f} %" for label, value in enumerate(said.probabilities))
+    title = f"class {said.label} ({told})" + (", guided by the map" if clip.guided else "")
+    if len(said.clips) > 1:
+        title += f"; the first of {len(said.clips)} clips"
+    picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
+    fps = real_time(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
+    return [
+        write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, picture, title=title),
+        write_overlay(clip.frames_THW3, clip.looked_THW, film, fps=fps),
+    ]
+
+
+def real_time(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
+    """Frames a second at which a clip lasts as long as it did."""
+    return max(1, round(len(frames_THW3) / (end_s - start_s)))
+
+
+def as_dict(answer: Answer) -> dict[str, object]:
+    """One line of predictions.jsonl."""
+    said = answer.prediction
+    return {
+        "video": str(answer.video),
+        "label": said.label,
+        "probabilities": [round(value, 6) for value in said.probabilities],
+        "clips": [
+            {
+                "start_s": round(clip.start_s, 3),
+                "end_s": round(clip.end_s, 3),
+                "guided": clip.guided,
+                "probabilities": [round(float(value), 6) for value in clip.probability_K],
+            }
+            for clip in said.clips
+        ],
+    }
+
+
+def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
+    """What each video's pictures are called: its own name, numbered where two have the same."""
+    names: dict[Path, str] = {}
+    for video in videos:
+        name, number = video.stem, 2
+        while name in names.values():
+            name, number = f"{video.stem}-{number}", number + 1
+        names[video] = name
+    return names
+
+
+def overlay_clips(
+    source: Path,
+    *,
+    clips: Sequence[str] = (),
+    count: int = 4,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    reporter: Reporter = silent,
+) -> list[Path]:
+    """Draw clips under their maps; of a run also where the model looked, on clips of its test split.
+
+    Maps are those that the model is shown: of the clinicians, or what stands in for them (`data.control`).
+
+    Args:
+        source: A run folder, or a set as `data.root` takes it.
+        clips: Names of clips; default: the first `count`, each of another subject.
+        count: How many.
+        out: Folder of the pictures; default: `overlays` in the run's plots, or in the working folder.
+        overrides: Of the configuration, such as `data.maps=doctor2`.
+        reporter: Shows progress.
+
+    Raises:
+        ValueError: No such clip, or a set or run that cannot be used.
+    """
+    classifier = None
+    if (source / "config.yaml").is_file():
+        run = Run.open(source)
+        own, config = trained_config(run, overrides)
+        if same_set(own, config):
+            require_own_dealing(run, own, config)
+        classifier = Classifier.from_pretrained(source)
+        records: Sequence[ClipRecord] = read_clips(config.data)
+        if not clips and config.split != "all":
+            labelled = [record for record in records if record.label is not None]
+            records = split_of(labelled, config.data).parts()[config.split]
+        out = out or source / "plots" / "overlays"
+    else:
+        config = load_config(Config, overrides=[*overrides, f"data.root={json.dumps(str(source))}"])
+        records = read_clips(config.data)
+        out = out or Path("overlays")
+    chosen = choose(records, clips, count=count)
+    channels, seed = config.model.attn_in_channels, config.trainer.seed
+    dataset = VideoMapDataset(records, config.data, channels=channels, seed=seed, training=False)
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    with reporter("drawing clips") as progress:
+        for done, record in enumerate(chosen, start=1):
+            files += overlay_clip(record, dataset[dataset.records.index(record)], config, classifier, out)
+            if progress is not None:
+                progress(done, len(chosen))
+    return files
+
+
+def overlay_clip(
+    record: ClipRecord, sample: Sample, config: Config, classifier: Classifier | None, out: Path
+) -> list[Path]:
+    """A sheet and a clip of one record: the map that it is shown with and, with a model, where that looked."""
+    frames_THW3 = sample.video_3THW.permute(1, 2, 3, 0).numpy()
+    seen_THW = sample.map_CTHW.mean(dim=0).numpy()
+    control = config.data.control
+    title, maps = record.clip_id, {"clinician" if control == "none" else f"{control} map": seen_THW}
+    if record.label is not None:
+        title += f", class {record.label}"
+    if classifier is not None:
+        said = classifier.predict_shown(record, sample.video_3THW, sample.map_CTHW)
+        title += f", predicted {int(said.probability_K.argmax())} ({100 * said.probability_K.max():.0f} %)"
+        if said.looked_THW is not None:
+            maps["model"] = said.looked_THW
+    name = record.clip_id.replace("/", "_")
+    shown_THW = maps.get("model", seen_THW)
+    start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+    return [
+        write_sheet(frames_THW3, maps, out / f"{name}.png", title=title),
+        write_overlay(
+            frames_THW3, shown_THW, out / f"{name}.mp4", fps=real_time(frames_THW3, start_s=start_s, end_s=end_s)
+        ),
+    ]
+
+
+def choose(records: Sequence[ClipRecord], names: Sequence[str], *, count: int) -> list[ClipRecord]:
+    """The named clips, or the first of `count` subjects.
+
+    Raises:
+        ValueError: No such clip.
+    """
+    by_name = {record.clip_id: record for record in records}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"no clip is called {missing[0]}; there are {', '.join(list(by_name)[:3])}, …")
+    if names:
+        return [by_name[name] for name in names]
+    firsts: dict[str, ClipRecord] = {}
+    for record in records:
+        firsts.setdefault(record.subject_id, record)
+    return list(firsts.values())[:count]

@@ -1,0 +1,317 @@
+"""`videoclip`: the verbs. It parses, calls and prints; what is done is elsewhere."""
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from clip_common import cli
+from clip_common.cli import ConfigName, Overrides
+from videoclip.cli.data import data
+
+if TYPE_CHECKING:
+    from videoclip.scoring.evaluation import Evaluation
+
+app = cli.application(
+    "videoclip",
+    help="Clinical gait video, aligned with clinicians' attention maps and classified. "
+    "Without a verb, `section.field=value …` trains.",
+)
+app.add_typer(data, name="data")
+console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
+
+
+class AblationTable(StrEnum):
+    """Rows of `videoclip ablate`."""
+
+    all = "all"
+    B = "B"
+    C = "C"
+    controls = "controls"
+
+
+Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+
+
+@app.command()
+def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> None:
+    """Train on some subjects, select on others, and leave a run folder; a third part stays for `videoclip test`.
+
+    Examples:
+
+        videoclip train --config walking data.root=walks/
+
+        videoclip train data.root=gait/ model.map_guided=true model.map_guided_type=spatiotemporal loss.clip_weight=1.0
+
+        videoclip data.root=gait/ model.map_guided=false loss.clip_weight=1.0 model.lambda_token=0
+
+        videoclip train --resume runs/videoclip/first
+    """
+    from clip_common.runs.resolve import resolve
+    from videoclip.config import Config
+
+    settings = resolve(Config, package="videoclip", config=config, overrides=overrides or [], resume=resume)
+    from videoclip.training.experiment import train as run_training  # after what may be mistyped: it takes seconds
+
+    trained = run_training(settings, resume=resume, reporter=cli.progress)
+    if trained.validation is None:  # another rank reports
+        return
+    show(trained.validation, title=f"{trained.run.name}: validation subjects")
+    told("run", [trained.run.path])
+    told("plot", trained.plots)
+    console.print(f"\nScore it:  videoclip test {trained.run.path}", soft_wrap=True)
+
+
+@app.command("test")
+def score(run: RunFolder, overrides: Overrides = None) -> None:
+    """Score subjects that the run never saw: classification, retrieval of maps, alignment against correctness.
+
+    Of its own set that is the part that was left out; with data.root another set, of which no video may be in training.
+
+    Examples:
+
+        videoclip test runs/videoclip/first
+
+        videoclip test runs/videoclip/first data.maps=doctor2
+
+        videoclip test runs/videoclip/first data.control=absent
+
+        videoclip test runs/videoclip/first data.root=elsewhere/ split=all
+    """
+    from videoclip.scoring.score import score as score_run
+
+    tested = score_run(run, overrides=overrides or [], reporter=cli.progress)
+    show(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
+    told("written to", tested.files)
+
+
+@app.command()
+def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> None:
+    """Cross-validate by subject: folds=… fits, each tested on subjects that it never saw; mean ± sd.
+
+    Validation subjects are taken from the training folds. Who was in which part is written into the run.
+
+    Examples:
+
+        videoclip cv folds=5 --config walking data.root=walks/
+
+        videoclip cv --resume runs/videoclip/cv-first
+    """
+    from videoclip.series.crossval import caption, cross_validate, resolve_cross_validation, summary, together
+
+    settings, options = resolve_cross_validation(config=config, overrides=overrides or [], resume=resume)
+    found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=say)
+    across = summary(found.folds)
+    table = Table("", "mean ± sd", "least to most", "baseline", box=box.SIMPLE)
+    for name, label, baseline in FIGURES:
+        if name in across:
+            values = [fold[name] for fold in found.folds]
+            cells = ["{:.3f} ± {:.3f}".format(*across[name]), f"{min(values):.3f} to {max(values):.3f}"]
+            table.add_row(label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else "")
+    console.print(table)
+    console.print(caption(settings, len(found.folds)))
+    console.print(f"{together(found.pooled)}\n")
+    told("run", [found.run.path])
+    told("table", [found.table])
+    told("plot", found.plots)
+
+
+@app.command()
+def ablate(
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    table: Annotated[AblationTable, typer.Option(help="Rows: B0 to B4, C1 to C3, wrong maps, or all.")] = (
+        AblationTable.all
+    ),
+) -> None:
+    """Fill the experiment table: each row seeds=… times, tested on subjects that it never saw, beside row B0.
+
+    The same command typed again goes on where it was stopped, with more seeds or another table too.
+
+    Examples:
+
+        videoclip ablate --table all --config walking data.root=walks/
+
+        videoclip ablate --table controls seeds=[0,1,2,3,4] --config walking data.root=walks/ data.subjects=12
+    """
+    from videoclip.series.ablation import COLUMNS, FIGURE, caption, difference, resolve_ablation
+    from videoclip.series.ablation import ablate as run_ablation
+
+    settings, options = resolve_ablation(config=config, overrides=overrides or [])
+    found = run_ablation(settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=say)
+    whole = [Column(header, no_wrap=True) for header in ("", "macro F1", "minus B0 (95 % interval)")]
+    compared = Table(whole[0], "method", *whole[1:], box=box.SIMPLE, padding=(0, 1, 0, 0))
+    others = [name for name in COLUMNS if name != FIGURE]
+    figures = Table("means", *(COLUMNS[name] for name in others), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for result in found.results:
+        compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), difference(result.against))
+        figures.add_row(result.row.id, *(result.cell(name, spread=False) for name in others))
+    compared.add_row("", "always the most frequent class", f"{found.majority[FIGURE]:.3f}", "")
+    console.print(compared)
+    console.print(figures)
+    console.print(f"{caption(found, settings)}\n")
+    told("table", [found.table])
+    told("plot", [found.plot])
+
+
+@app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, or a saved model.")],
+    videos: Annotated[list[Path], typer.Argument(help="Videos; a long one is cut into clips.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of predictions.jsonl and of the overlays.")] = Path("predictions"),
+    start: Annotated[float, typer.Option(help="Seconds at which the part that counts begins.")] = 0.0,
+    end: Annotated[float | None, typer.Option(help="Seconds at which it ends; default: the video's end.")] = None,
+    map: Annotated[Path | None, typer.Option(help="Where a clinician looked (.npy, video, PNG folder).")] = None,
+    keypoints: Annotated[Path | None, typer.Option(help="COCO joints (.npy), to draw --regions from.")] = None,
+    regions: Annotated[str, typer.Option(help="Attended regions, with commas: foot,shoulder.")] = "",
+) -> None:
+    """Class probabilities of videos, and pictures of where the model looked.
+
+    Videos that cannot be read are left out and named; the command ends with 2 then.
+
+    Examples:
+
+        videoclip predict runs/videoclip/first clip.mp4
+
+        videoclip predict runs/videoclip/first clip.mp4 --keypoints clip.npy --regions foot
+
+        videoclip predict runs/videoclip/first videos/*.mp4 --out answers/
+    """
+    from videoclip.classifier.predict import predict_videos
+
+    answers, problems = predict_videos(
+        source,
+        videos,
+        out=out,
+        start_s=start,
+        end_s=end,
+        map=map,
+        keypoints=keypoints,
+        regions=[name.strip() for name in regions.split(",") if name.strip()],
+        reporter=cli.progress,
+    )
+    if answers:
+        classes = range(len(answers[0].prediction.probabilities))
+        table = Table("video", "clips", "class", *(f"p({label})" for label in classes), box=box.SIMPLE)
+        for answer in answers:
+            said = answer.prediction
+            cells = (f"{value:.3f}" for value in said.probabilities)
+            table.add_row(Text(str(answer.video)), str(len(said.clips)), str(said.label), *cells)
+        console.print(table)
+        told("picture", [answer.files[0] for answer in answers if answer.files])
+        told("written to", [out / "predictions.jsonl"])
+    for problem in problems.values():
+        console.print(problem, soft_wrap=True)
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(videos)} videos could not be read, listed above")
+
+
+@app.command()
+def overlay(
+    source: Annotated[Path, typer.Argument(metavar="RUN-or-DATA", help="Run folder, or a set of clips.")],
+    overrides: Overrides = None,
+    clip: Annotated[
+        list[str] | None, typer.Option("--clip", help="Name of a clip; may be given several times.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Clips to draw where none is named.")] = 4,
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+) -> None:
+    """Draw where the clinician looked over the frames; of a run, on test clips, also where the model did.
+
+    Examples:
+
+        videoclip overlay walks/ data.maps=doctor2
+
+        videoclip overlay runs/videoclip/first --count 6
+    """
+    from videoclip.classifier.predict import overlay_clips
+
+    files = overlay_clips(
+        source, clips=clip or [], count=count, out=out, overrides=overrides or [], reporter=cli.progress
+    )
+    told("picture", files)
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
+    """Print the full configuration as YAML: every knob with its value.
+
+    Example:
+
+        videoclip config --config walking model.map_guided_type=channel > my.yaml
+    """
+    from clip_common.config import load_config, to_yaml
+    from videoclip.config import Config
+
+    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="videoclip")))
+
+
+def show(evaluation: "Evaluation", *, title: str) -> None:
+    """What was found, with its interval and beside the majority baseline or chance."""
+    table = Table("", "", "95 % interval", "baseline", title=Text(title), box=box.SIMPLE)
+    for name, label, baseline in FIGURES:
+        if name not in evaluation.metrics:
+            continue
+        low, high = evaluation.intervals.get(name, (None, None))
+        between = "" if low is None else f"{low:.3f} to {high:.3f}"
+        against = f"{evaluation.metrics[baseline]:.3f}" if baseline in evaluation.metrics else ""
+        table.add_row(label, f"{evaluation.metrics[name]:.3f}", between, against)
+    console.print(table)
+    recalls = [evaluation.metrics.get(f"recall_{label}") for label in range(len(evaluation.confusion_KK))]
+    console.print(
+        "recall of each class: " + ", ".join("none there" if value is None else f"{value:.3f}" for value in recalls)
+    )
+    console.print(
+        f"{evaluation.clips:,} clips of {evaluation.subjects:,} subjects, {evaluation.mapped:,} with a map; intervals "
+        f"are a bootstrap over subjects; the baseline always says class {evaluation.majority}, or is chance\n"
+    )
+
+
+FIGURES = (
+    ("accuracy", "accuracy", "majority_accuracy"),
+    ("balanced_accuracy", "balanced accuracy", "majority_balanced_accuracy"),
+    ("macro_f1", "macro F1", "majority_macro_f1"),
+    ("subject_accuracy", "accuracy, subjects", "majority_subject_accuracy"),
+    ("subject_macro_f1", "macro F1, subjects", "majority_subject_macro_f1"),
+    ("retrieval_r1_v2a", "R@1 video → map", "retrieval_r1_chance"),
+    ("retrieval_r5_v2a", "R@5 video → map", "retrieval_r5_chance"),
+    ("retrieval_r1_a2v", "R@1 map → video", "retrieval_r1_chance"),
+    ("retrieval_r5_a2v", "R@5 map → video", "retrieval_r5_chance"),
+    ("align_sim_correct", "similarity, correct clips", ""),
+    ("align_sim_incorrect", "similarity, incorrect clips", ""),
+    ("align_sim_gap", "their gap", ""),
+    ("align_sim_corr", "correlation with correctness", ""),
+)
+"""Figure, what it is called, and the figure that it stands beside."""
+
+
+def told(what: str, files: Sequence[Path]) -> None:
+    """One line a file."""
+    for file in files:
+        console.print(f"{what:<6} {file}", soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line on stderr, where progress is shown too."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: `section.field=value …` and `--config …` without a verb mean `train`.
+
+    Args:
+        arguments: The command line; default: the process's own.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = [argument for argument in arguments if argument != "--debug"]
+    if words and (words[0].startswith("--config") or ("=" in words[0] and not words[0].startswith("-"))):
+        arguments = ["train", *arguments]
+    cli.main(app, arguments)

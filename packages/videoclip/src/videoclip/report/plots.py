@@ -1,0 +1,229 @@
+"""The pictures of a run, drawn from its metrics.csv and its predictions, and those of a series of runs.
+
+N clips, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from clip_common.metrics import Paired
+from clip_common.plots import GREY, PALETTE, Dots, curves, dot_plot, dress, panels, save
+from clip_common.runs import Run
+from videoclip.scoring.evaluation import Evaluation, Predictions
+from videoclip.scoring.metrics import Ints, recalls
+
+LABELS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "subject_accuracy": "accuracy, subjects",
+    "subject_balanced_accuracy": "balanced accuracy, subjects",
+    "subject_macro_f1": "macro F1, subjects",
+    "retrieval_r1_v2a": "R@1, video to map",
+    "retrieval_r5_v2a": "R@5, video to map",
+    "retrieval_r1_a2v": "R@1, map to video",
+    "retrieval_r5_a2v": "R@5, map to video",
+}
+"""What a figure is called in a picture."""
+ROOM = 1.25
+"""How much higher than its bars a histogram is, for the legend."""
+
+
+def draw_run(run: Run) -> list[Path]:
+    """Cross-entropy, the loss in parts where it has several, and validation figures: PNGs in RUN/plots."""
+    folder, metrics = run.folder("plots"), run.path / "metrics.csv"
+    weighted = {
+        name for row in run.metrics.rows() for name, value in row.items() if name in PARTS and float(value or 0)
+    }
+    plots = [
+        curves(
+            metrics,
+            {"train/loss_classification": "training (each batch)", "val/loss": "validation"},
+            folder / "loss.png",
+            title="Cross-entropy",
+            ylabel="nats",
+        ),
+        curves(
+            metrics,
+            {f"val/{name}": label for name, label in LABELS.items()},
+            folder / "validation.png",
+            title="Validation",
+            ylabel="share",
+        ),
+    ]
+    if len(weighted) > 1:  # a part without weight is 0 throughout
+        parts = {name: label for name, label in PARTS.items() if name in weighted} | {"train/loss": "weighted sum"}
+        plots.append(curves(metrics, parts, folder / "parts.png", title="Parts of the training loss"))
+    return plots
+
+
+PARTS = {
+    "train/loss_classification": "cross-entropy",
+    "train/loss_contrastive": "contrastive",
+    "train/loss_token": "token",
+}
+
+
+def draw_scores(run: Run, evaluation: Evaluation, predictions: Predictions, *, prefix: str) -> list[Path]:
+    """Confusion of clips and of subjects, and the similarity to the maps: PREFIX-….png in RUN/plots."""
+    folder = run.folder("plots")
+    plots = [
+        draw_confusion(evaluation.confusion_KK, folder / f"{prefix}-confusion.png"),
+        draw_confusion(evaluation.subject_confusion_KK, folder / f"{prefix}-confusion-subjects.png", of="subjects"),
+        draw_similarity(predictions, folder / f"{prefix}-similarity.png"),
+    ]
+    return [plot for plot in plots if plot is not None]
+
+
+def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | None = None, of: str = "clips") -> Path:
+    """Clips of each class (rows) by the class they were taken for: counts, coloured by their share of the row.
+
+    Args:
+        confusion_KK: Counts.
+        path: Where the PNG goes.
+        names: Of the classes; default: their numbers.
+        of: What was counted.
+    """
+    K = len(confusion_KK)
+    names = [str(label) for label in range(K)] if names is None else list(names)
+    rows_K = confusion_KK.sum(1)
+    shares_KK = confusion_KK / np.maximum(rows_K, 1)[:, None]
+    side = max(3.4, 1.6 + 0.62 * K)
+    figure, axes = panels(width=side + 1.2, height=side)
+    image = axes.imshow(shares_KK, cmap=_blues(), vmin=0, vmax=1)
+    for (true, said), count in np.ndenumerate(confusion_KK):
+        share = shares_KK[true, said]
+        told = f"{count:,}\n{100 * share:.0f} %" if count else "0"
+        axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333")
+    recall_K = recalls(confusion_KK[None].astype(np.float64))[0]
+    exist = np.isfinite(recall_K)
+    balanced = f", balanced accuracy {100 * recall_K[exist].mean():.0f} %" if exist.any() else ""
+    dress(
+        axes,
+        title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}",
+        xlabel="predicted class",
+        ylabel="true class",
+    )
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks(range(K), names)
+    axes.set_yticks(range(K), names)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 0.5, 1])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=GREY, labelsize=8, length=0)
+    bar.set_label("share of the true class", color=GREY, fontsize=8)
+    return save(figure, path)
+
+
+def draw_similarity(predictions: Predictions, path: Path) -> Path | None:
+    """How near clips lie to their maps, those that were classified correctly and those that were not.
+
+    Returns:
+        None, and no picture, where no clip has both a map and a label.
+    """
+    judged_N = predictions.judged_N
+    if not judged_N.any():
+        return None
+    similarity_N = predictions.similarity_N[judged_N]
+    correct_N = predictions.predicted_N[judged_N] == predictions.label_N[judged_N]
+    figure, axes = panels(width=6.4, height=3.8)
+    margin = max(0.02, 0.05 * float(np.ptp(similarity_N)))
+    bins = np.linspace(similarity_N.min() - margin, similarity_N.max() + margin, 31)
+    for kept_N, name, color in ((correct_N, "correct", PALETTE[0]), (~correct_N, "incorrect", PALETTE[1])):
+        if not kept_N.any():
+            continue
+        own = similarity_N[kept_N]
+        # shares of their own number, or the fewer incorrect clips would not be seen
+        weights = np.full(len(own), 1 / len(own))
+        axes.hist(own, bins=bins, weights=weights, color=color, alpha=0.25)
+        label = f"{name}: {len(own):,} clips, mean {own.mean():.2f}"
+        axes.hist(own, bins=bins, weights=weights, color=color, histtype="step", linewidth=1.6, label=label)
+        axes.axvline(own.mean(), ymax=1 / ROOM, color=color, linewidth=1.4, linestyle="--")
+    dress(
+        axes,
+        title="Similarity of a clip to its own map",
+        xlabel="cosine; dashed: mean",
+        ylabel="share of its clips",
+    )
+    axes.set_ylim(0, ROOM * axes.get_ylim()[1])
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return save(figure, path)
+
+
+def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Figures of a cross-validation: a dot a fold, mean ± sd, and what the majority class or chance reach.
+
+    Args:
+        folds: `Evaluation.metrics` of each fold; figures of `LABELS` that every fold has are drawn.
+        path: Where the PNG goes.
+    """
+    common = [name for name in LABELS if all(name in fold for fold in folds)]
+    return dot_plot(
+        [
+            _dots(LABELS[name], [fold[name] for fold in folds], mark=mean(fold[baseline(name)] for fold in folds))
+            for name in common
+        ],
+        path,
+        titles=(f"Cross-validation, {len(folds)} folds", ""),
+        xlabels=("share; mean ± sd over the folds; grey: majority class, chance", ""),
+    )
+
+
+def baseline(name: str) -> str:
+    """The figure of `Evaluation.metrics` that one of `LABELS` has to beat."""
+    return f"{name[: len('retrieval_r1')]}_chance" if name.startswith("retrieval") else f"majority_{name}"
+
+
+def draw_ablation(
+    rows: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    figure: str = "macro_f1",
+    against: Mapping[str, Paired] | None = None,
+    mark: float | None = None,
+) -> Path:
+    """One figure of several methods: a dot a run and mean ± sd, and beside it the paired difference to the first.
+
+    Args:
+        rows: Method → the figure of each of its runs; the first is what the others are compared with.
+        path: Where the PNG goes.
+        figure: Its key in `Evaluation.metrics`.
+        against: Method → how far it is ahead of the first (`videoclip.scoring.evaluation.paired_bootstrap`).
+        mark: What the majority class or chance reach (`baseline`).
+    """
+    differences, label = against or {}, LABELS.get(figure, figure)
+    several = max(map(len, rows.values())) > 1
+    grey = "" if mark is None else f"; grey: {'chance' if figure.startswith('retrieval') else 'majority class'}"
+    return dot_plot(
+        [_dots(name, values, against=differences.get(name), mark=mark) for name, values in rows.items()],
+        path,
+        titles=(label[0].upper() + label[1:], f"Difference to {next(iter(rows))}"),
+        xlabels=(
+            f"share{'; mean ± sd over the runs' if several else ''}{grey}",
+            "95 % interval (paired bootstrap over subjects)",
+        ),
+    )
+
+
+def _dots(label: str, values: Sequence[float], *, against: Paired | None = None, mark: float | None = None) -> Dots:
+    centre = mean(values)
+    spread = stdev(values) if len(values) > 1 else None
+    return Dots(
+        label=label,
+        values=values,
+        centre=centre,
+        whisker=None if spread is None else (centre - spread, centre + spread),
+        against=None if against is None else (against.difference, against.low, against.high),
+        mark=mark,
+    )
+
+
+def _blues() -> Any:
+    """From near white to the palette's blue, darkened."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("blues", ["#f3f6fa", PALETTE[0], "#1f4476"])

@@ -1,0 +1,1 @@
+"""Predictions to numbers, and a run scored on subjects that it never saw."""

@@ -1,0 +1,155 @@
+"""What a model says of a set of clips, kept as arrays: from batches, and to a file and back.
+
+N clips, K classes, D values of an embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from clip_common.errors import DataError
+from clip_common.loader import original_errors
+from clip_common.reporting import Progress
+from clip_common.runs import write_atomically
+from videoclip.models import Output, VideoAttentionCLIP, normalise
+from videoclip.scoring.metrics import Floats, Ints, cosine
+
+if TYPE_CHECKING:
+    from videoclip.data.dataset import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of N clips, and what is known of them.
+
+    Attributes:
+        logits_NK: float32.
+        video_embed_ND, attn_embed_ND: Embeddings of the clips and of their maps, float32.
+        label_N: Classes; -1 where unknown.
+        subject_N: Equal for clips of one subject.
+        map_N: Equal for clips whose maps come from the same place.
+        valid_N: Whether the clip has a map that says something; without one it takes no part in retrieval.
+        clip_ids: Names.
+    """
+
+    logits_NK: NDArray[np.float32]
+    video_embed_ND: NDArray[np.float32]
+    attn_embed_ND: NDArray[np.float32]
+    label_N: Ints
+    subject_N: Ints
+    map_N: Ints
+    valid_N: NDArray[np.bool_]
+    clip_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    @cached_property
+    def probability_NK(self) -> Floats:
+        """Softmax of the logits."""
+        exp_NK = np.exp(self.logits_NK.astype(np.float64) - self.logits_NK.max(axis=1, keepdims=True))
+        return exp_NK / exp_NK.sum(axis=1, keepdims=True)
+
+    @cached_property
+    def predicted_N(self) -> Ints:
+        """The most likely class."""
+        return self.logits_NK.argmax(axis=1)
+
+    @cached_property
+    def similarity_N(self) -> Floats:
+        """Cosine of each clip with its own map; it says nothing where `valid_N` is false."""
+        return cosine(self.video_embed_ND, self.attn_embed_ND)
+
+    @cached_property
+    def judged_N(self) -> NDArray[np.bool_]:
+        """Clips with a map and a label: those whose similarity can be held against their correctness."""
+        return self.valid_N & (self.label_N >= 0)
+
+    @classmethod
+    def of(cls, output: Output, batch: "Batch") -> Self:
+        """Of one batch, copied from wherever the model ran; with embeddings."""
+
+        def floats(tensor: torch.Tensor) -> NDArray[np.float32]:
+            return tensor.detach().float().cpu().numpy()
+
+        assert output.video_embed is not None
+        assert output.attn_embed is not None
+        return cls(
+            logits_NK=floats(output.logits),
+            video_embed_ND=floats(output.video_embed),
+            attn_embed_ND=floats(output.attn_embed),
+            label_N=batch.label_B.cpu().numpy(),
+            subject_N=batch.subject_B.cpu().numpy(),
+            map_N=batch.map_B.cpu().numpy(),
+            valid_N=batch.valid_B.cpu().numpy(),
+            clip_ids=tuple(batch.clip_ids),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The batches of one set, in their order."""
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        return cls(**arrays, clip_ids=tuple(name for part in parts for name in part.clip_ids))
+
+    def save(self, path: Path) -> Path:
+        """Write an .npz, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with write_atomically(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays, clip_ids=np.array(self.clip_ids, dtype=np.str_))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: No such file, or not such a file.
+        """
+        try:
+            with np.load(path) as kept:
+                arrays = {name: kept[name] for name in _ARRAYS}
+                return cls(**arrays, clip_ids=tuple(kept["clip_ids"].tolist()))
+        except (OSError, BadZipFile, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else "not a file of predictions"
+            raise DataError(f"{path}: {reason}: run `videoclip test` on the run to write it") from error
+
+
+_ARRAYS = tuple(field.name for field in fields(Predictions) if field.name != "clip_ids")
+
+
+@torch.inference_mode()
+def predict(
+    model: VideoAttentionCLIP,
+    loader: "DataLoader[Batch]",
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Predictions:
+    """Run a model over batches in float32; it is put into eval mode for it and back afterwards.
+
+    Args:
+        model: On `device`.
+        loader: Of batches in a fixed order, with at least one.
+        device: Where batches are moved to.
+        progress: Called as `progress(done, total)`, in batches.
+    """
+    training = model.training
+    model.eval()
+    parts = []
+    with original_errors():
+        for batch in loader:
+            moved = batch.to(device)
+            output = model(normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B)
+            parts.append(Predictions.of(output, moved))
+            if progress is not None:
+                progress(len(parts), len(loader))
+    model.train(training)
+    return Predictions.joined(parts)

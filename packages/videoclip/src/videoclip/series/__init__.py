@@ -1,0 +1,1 @@
+"""Many trainings compared: the ablation table and cross-validation by subject."""

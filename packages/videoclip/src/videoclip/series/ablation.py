@@ -1,0 +1,323 @@
+"""`videoclip ablate`: the source's experiment table, filled: B0 to B4, C1 to C3 and what happens under wrong maps."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
+
+from clip_common.config import load_config, overridden, to_yaml
+from clip_common.devices import require_one_device
+from clip_common.metrics import Paired
+from clip_common.reporting import Reporter, silent
+from clip_common.runs import Run
+from clip_common.runs.files import write_text
+from clip_common.runs.series import Announce, member, own_options, require_same_data
+from videoclip.config import AblateConfig, Config
+from videoclip.data import Split
+from videoclip.report.plots import draw_ablation
+from videoclip.scoring.evaluation import Predictions, paired_bootstrap
+from videoclip.scoring.score import filed_under, score
+from videoclip.training.experiment import clip_set, pooled_predictions, require_sizes, train
+
+Table = Literal["all", "B", "C", "controls"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        id: As in the source's table; controls have names of their own.
+        what: The method, in words.
+        switches: What it sets, as overrides of the configuration.
+        run_of: The row whose runs it tests; None trains its own.
+        tested: What its test sets besides.
+    """
+
+    id: str
+    what: str
+    switches: tuple[str, ...]
+    run_of: str | None = None
+    tested: tuple[str, ...] = ()
+
+
+SIGMOID = "model.map_guided_sigmoid_gate"
+GUIDED = ("model.map_guided=true", "model.map_guided_type=spatiotemporal", f"{SIGMOID}=false")
+FULL = (*GUIDED, "model.lambda_token=0")
+ROWS = (
+    Row("B0", "cross-entropy only", ("model.map_guided=false", "loss.clip_weight=0", "model.lambda_token=0")),
+    Row("B1", "CLIP alignment only", ("model.map_guided=false", "model.lambda_token=0")),
+    Row("B2", "map-guided pooling only", (*GUIDED, "loss.clip_weight=0", "model.lambda_token=0")),
+    Row("B3", "full method", FULL),
+    Row("B4", "full method and token loss", GUIDED),
+    Row("C1", "channel gating", ("model.map_guided=true", "model.map_guided_type=channel", "model.lambda_token=0")),
+    Row(
+        "C2",
+        "weighted pooling, no gate",
+        ("model.map_guided=true", "model.map_guided_type=weighted_pool", "model.lambda_token=0"),
+    ),
+    Row("C3 linear", "linear gate (the run of B3)", FULL, run_of="B3"),
+    Row("C3 sigmoid", "sigmoid gate", (*GUIDED[:2], f"{SIGMOID}=true", "model.lambda_token=0")),
+    Row("shuffled", "full method, another subject's maps", (*FULL, "data.control=shuffled")),
+    Row("centre", "full method, a Gaussian in the middle", (*FULL, "data.control=centre")),
+    Row("uniform", "full method, the same map everywhere", (*FULL, "data.control=uniform")),
+    Row("random", "full method, noise for maps", (*FULL, "data.control=random")),
+    Row("absent", "full method, no map in the test", FULL, run_of="B3", tested=("data.control=absent",)),
+)
+TABLES: dict[str, tuple[str, ...]] = {
+    "B": ("B0", "B1", "B2", "B3", "B4"),
+    "C": ("B0", "C1", "C2", "C3 linear", "C3 sigmoid"),
+    "controls": ("B0", "B3", "shuffled", "centre", "uniform", "random", "absent"),
+    "all": tuple(row.id for row in ROWS),
+}
+"""Which rows each `--table` has; the first is what the others are compared with."""
+COLUMNS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "retrieval_r1_v2a": "R@1 v→a",
+    "retrieval_r5_v2a": "R@5 v→a",
+    "retrieval_r1_a2v": "R@1 a→v",
+    "retrieval_r5_a2v": "R@5 a→v",
+    "align_sim_gap": "align gap",
+    "align_sim_corr": "align corr",
+}
+"""Classification, D1 and D2."""
+FIGURE = "macro_f1"
+"""What rows are compared by."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row, over all seeds.
+
+    Attributes:
+        row: Which.
+        metrics: Figures of each seed's test subjects, in the order of the seeds.
+        against: How far it is ahead of the first row in macro F1, paired; None for that row itself.
+    """
+
+    row: Row
+    metrics: list[dict[str, float]]
+    against: Paired | None
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it was trained to align, so that retrieval and similarity say something."""
+        return "loss.clip_weight=0" not in self.row.switches
+
+    def cell(self, name: str, *, spread: bool = True) -> str:
+        """Mean ± sd of a figure, or the mean alone; empty where it does not exist."""
+        values = [metrics[name] for metrics in self.metrics if name in metrics]
+        if not values or (not self.aligned and name.startswith(("retrieval", "align"))):
+            return ""
+        return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if spread and len(values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What `ablate` leaves.
+
+    Attributes:
+        folder: Its folder; the runs are in `videoclip/` in it.
+        seeds: Of the runs of each row.
+        results: One a row, the baseline first.
+        majority: Accuracy and macro F1 of always saying the most frequent training class, mean over the seeds.
+        subjects, clips: How many were tested, over all seeds.
+        table: The Markdown file.
+        plot: The PNG.
+    """
+
+    folder: Path
+    seeds: tuple[int, ...]
+    results: list[Result]
+    majority: dict[str, float]
+    subjects: int
+    clips: int
+    table: Path
+    plot: Path
+
+
+def resolve_ablation(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, AblateConfig]:
+    """The configuration of the runs, and what is ablated: `seeds=` among the overrides.
+
+    Raises:
+        ValueError: An unknown key or a wrong value.
+    """
+    options, rest = own_options(AblateConfig, overrides, own=("seeds",))
+    return load_config(Config, config=config, overrides=rest, package="videoclip"), options
+
+
+def ablate(
+    config: Config,
+    *,
+    table: Table = "all",
+    seeds: Sequence[int] = (0, 1, 2),
+    reporter: Reporter = silent,
+    announce: Announce = lambda line: None,
+) -> Ablation:
+    """Train each row with each seed, test it on subjects that it never saw, and compare all with the first row.
+
+    Seed s also tests on another part of the subjects, `data.fold` + s, so that what is said does not hang on which
+    subjects a part happens to have. Called again it goes on where it was: finished runs are kept, a killed one resumed,
+    more seeds or the rows of another table added.
+
+    Args:
+        config: Of every run, but for the rows' switches. Where it leaves the token loss out, B4's weight is 0.1; where
+            it leaves the contrastive loss out, its weight is 1.
+        table: Which rows.
+        seeds: Of training.
+        reporter: Shows progress of what is not training.
+        announce: Told of each run as it begins.
+
+    Raises:
+        ValueError: One line: no seed or one twice, several devices, a folder of that name with another configuration,
+            other clips than it began with or another process at work in it, and whatever `train` refuses.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds=[{','.join(map(str, seeds))}]: give at least one, and each once, e.g. seeds=[0,1,2]")
+    require_one_device(config.trainer, verb="ablate")
+    clips = clip_set(config, reporter=reporter)
+    splits = clips.splits(config.data)
+    for split in splits:
+        require_sizes(split, config)
+    name = config.name or Path(str(config.data.root)).resolve().name
+    rows = [row for row in ROWS if row.id in TABLES[table]]
+    for row in rows:
+        try:
+            overridden(config, switches(row, config))
+        except ValueError as error:
+            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
+    text = to_yaml(replace(config, name=name))
+    series = Run.create("ablate", config_yaml=text, name=name, root=config.runs, resume=True)
+    with series.locked():
+        require_same_data(series, digests(splits), what="clips or labels")
+        predictions: dict[str, list[Predictions]] = {row.id: [] for row in rows}
+        metrics: dict[str, list[dict[str, float]]] = {row.id: [] for row in rows}
+        pairs = [(seed, row) for seed in seeds for row in rows]  # seed by seed: what a kill leaves is comparable
+        for number, (seed, row) in enumerate(pairs, start=1):
+            announce(f"{row.id}: {row.what}, seed {seed} ({number} of {len(pairs)})")
+            settings = member_config(row, seed, config, splits, series)
+            said, figures = finished(row, settings, series, reporter=reporter)
+            predictions[row.id].append(said)
+            metrics[row.id].append(figures)
+        pooled = {name: pooled_predictions(said, clips.records) for name, said in predictions.items()}
+        baseline = rows[0].id
+        results = [
+            Result(
+                row=row,
+                metrics=metrics[row.id],
+                against=None if row.id == baseline else paired_bootstrap(pooled[row.id], pooled[baseline], key=FIGURE),
+            )
+            for row in rows
+        ]
+        ablation = Ablation(
+            folder=series.path,
+            seeds=tuple(seeds),
+            results=results,
+            majority={name: mean(m[f"majority_{name}"] for m in metrics[baseline]) for name in ("accuracy", FIGURE)},
+            subjects=len(set(pooled[baseline].subject_N.tolist())),
+            clips=len(pooled[baseline]),
+            table=series.path / f"ablation-{table}.md",
+            plot=series.path / f"ablation-{table}.png",
+        )
+        write_text(ablation.table, markdown(ablation, config))
+        named = {f"{result.row.id}  {result.row.what}": result for result in results}
+        draw_ablation(
+            {name: [figures[FIGURE] for figures in result.metrics] for name, result in named.items()},
+            ablation.plot,
+            figure=FIGURE,
+            against={name: result.against for name, result in named.items() if result.against is not None},
+            mark=ablation.majority[FIGURE],
+        )
+        rows_as_dicts = {
+            result.row.id: {"metrics": result.metrics, "against": result.against and vars(result.against)}
+            for result in results
+        }
+        series.write_result(series.result | {table: {"seeds": list(seeds), "rows": rows_as_dicts}})
+    return ablation
+
+
+def fold_of(config: Config, seed: int, splits: Sequence[Split]) -> int:
+    """The part that a seed tests on."""
+    return (config.data.fold + seed) % len(splits)
+
+
+def switches(row: Row, config: Config) -> list[str]:
+    """A row's overrides, and weights of the losses where the configuration leaves them out."""
+    weights = [] if config.loss.clip_weight else ["loss.clip_weight=1"]
+    weights += [] if config.model.lambda_token else ["model.lambda_token=0.1"]
+    return [*weights, *row.switches]
+
+
+def member_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
+    """The configuration of one run: all that it writes lies in the series' folder but for the cache."""
+    switched = overridden(config, switches(row, config))
+    cache_dir = config.data.cache_dir or (Path(config.runs) / "cache").as_posix()
+    folds = max(config.data.folds, len(splits))  # a fold column may have more parts than data.folds allows to name
+    return replace(
+        switched,
+        name=f"{row.run_of or row.id}-s{seed}".replace(" ", "-"),
+        runs=series.path.as_posix(),
+        split="test",
+        data=replace(switched.data, folds=folds, fold=fold_of(config, seed, splits), cache_dir=cache_dir),
+        trainer=replace(config.trainer, seed=seed),
+    )
+
+
+def finished(
+    row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
+) -> tuple[Predictions, dict[str, float]]:
+    """A row's run with one seed, trained and tested, or as it lies there."""
+    path = Path(settings.runs) / "videoclip" / str(settings.name)
+    run = member(series, path, lambda resume: train(settings, resume=resume, reporter=reporter))
+    name = filed_under(settings, overridden(settings, row.tested))
+    file = run.path / f"predictions-{name}.npz"
+    if name not in run.result or not file.exists():
+        score(run.path, overrides=row.tested, reporter=reporter)
+    return Predictions.load(file), run.result[name]["metrics"]
+
+
+def digests(splits: Sequence[Split]) -> dict[str, str]:
+    """Of the clips, labels and subjects of each part."""
+    return {
+        f"fold {fold}": hashlib.sha256(
+            json.dumps([(record.clip_id, record.subject_id, record.label) for record in split.test]).encode()
+        ).hexdigest()
+        for fold, split in enumerate(splits)
+    }
+
+
+def markdown(ablation: Ablation, config: Config) -> str:
+    """The table, and what was done."""
+    baseline = ablation.results[0].row.id
+    head = ["ID", "method", "switches", *COLUMNS.values(), f"macro F1 minus {baseline} (95 % interval)"]
+    lines = [head, ["---"] * len(head)]
+    for result in ablation.results:
+        switches = " ".join(f"`{text}`" for text in (*result.row.switches, *result.row.tested))
+        row = [result.row.id, result.row.what, switches, *map(result.cell, COLUMNS), difference(result.against)]
+        lines.append(row)
+    chance = {name: f"{value:.3f}" for name, value in ablation.majority.items()}
+    lines.append(["", "always the most frequent class", "", *(chance.get(name, "") for name in COLUMNS), ""])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{caption(ablation, config)}\n\n{table}\n"
+
+
+def difference(against: Paired | None) -> str:
+    """A paired difference as text; empty for the baseline itself."""
+    return "" if against is None else f"{against.difference:+.3f} ({against.low:+.3f} to {against.high:+.3f})"
+
+
+def caption(ablation: Ablation, config: Config) -> str:
+    """What was trained and tested, in a few sentences."""
+    seeds = ", ".join(map(str, ablation.seeds))
+    few = f"data.subjects={config.data.subjects}, " if config.data.subjects else ""
+    return (
+        f"{Path(str(config.data.root)).name}, {few}{config.data.size} px, {config.data.frames} frames, "
+        f"{config.trainer.max_epochs} epochs at most; seeds {seeds}, each testing another part of the subjects: "
+        f"{ablation.clips} clips of {ablation.subjects} subjects in all. Mean ± sd over the seeds. Differences are "
+        "paired, on the clips of all seeds together, their intervals a bootstrap over subjects. Retrieval (D1) and "
+        "similarity to the own map (D2) stand where the loss aligns."
+    )

@@ -1,0 +1,199 @@
+"""`videoclip cv`: every subject is tested once, by a model that never saw that subject; one run of several fits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from clip_common.devices import require_one_device
+from clip_common.errors import DataError
+from clip_common.reporting import Reporter, silent
+from clip_common.runs import Run
+from clip_common.runs.files import write_text
+from clip_common.runs.resolve import resolve
+from clip_common.runs.series import Announce, own_options
+from videoclip.config import Config, CrossValidationConfig
+from videoclip.data import Split, missing_classes
+from videoclip.report.plots import draw_folds, draw_scores
+from videoclip.scoring.evaluation import Evaluation, Predictions, evaluate
+from videoclip.training.experiment import (
+    ClipSet,
+    clip_set,
+    fit_split,
+    labels_of,
+    method,
+    open_run,
+    pooled_predictions,
+    require_run,
+    require_sizes,
+    scored,
+)
+
+SHOWN = (
+    "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
+    "retrieval_r1_a2v", "retrieval_r5_a2v", "align_sim_gap", "align_sim_corr",
+)  # fmt: skip
+"""Figures of the table."""
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What `cross_validate` leaves.
+
+    Attributes:
+        run: The run folder, with the checkpoints of every fold.
+        folds: Figures of each fold's test subjects.
+        pooled: Classification over the test subjects of all folds together, with intervals over subjects.
+        table: The Markdown file.
+        plots: PNG files.
+    """
+
+    run: Run
+    folds: list[dict[str, float]]
+    pooled: Evaluation
+    table: Path
+    plots: list[Path]
+
+
+def resolve_cross_validation(
+    *, config: str | None, overrides: Sequence[str], resume: Path | None
+) -> tuple[Config, CrossValidationConfig]:
+    """The configuration of the run, and `folds=` among the overrides.
+
+    Raises:
+        ValueError: An unknown key or a wrong value, or overrides for a run that is resumed.
+    """
+    options, rest = own_options(CrossValidationConfig, overrides, own=("folds",))
+    if options.folds is not None:
+        rest.append(f"data.folds={options.folds}")
+    settings = resolve(Config, package="videoclip", config=config, overrides=rest, resume=resume)
+    return settings, options
+
+
+def cross_validate(
+    config: Config,
+    *,
+    folds: int | None = None,
+    resume: Path | None = None,
+    reporter: Reporter = silent,
+    announce: Announce = lambda line: None,
+) -> CrossValidated:
+    """Train on all parts but one, select on subjects held out of those, test on the one; for each part in turn.
+
+    A killed run that is resumed goes on inside the fold that was being trained and ends with the same figures.
+
+    Args:
+        config: See `videoclip.config`; `data.fold` does not count.
+        folds: In place of `data.folds`.
+        resume: Go on with this run, whose configuration `config` is.
+        reporter: Shows progress of what is not training.
+        announce: Told of each fold as it begins.
+
+    Raises:
+        ValueError: One line for several devices, and for whatever cannot be used, in any of the folds; nothing has been
+            trained then.
+    """
+    if folds is not None:
+        config = replace(config, data=replace(config.data, folds=folds))
+    require_one_device(config.trainer, verb="cv")
+    require_run(config, resume, verb="cv")
+    clips = clip_set(config, reporter=reporter)
+    splits = clips.splits(config.data)
+    if folds is not None and len(splits) != folds:
+        raise DataError(f"folds={folds}: the set's own fold column holds {len(splits)} parts: leave folds out")
+    for split in splits:
+        require_sizes(split, config)
+    run = open_run(config, label=f"cv-{method(config)}", resume=resume)
+    with run.locked():
+        scores = []
+        for fold, split in enumerate(splits):
+            announce(f"fold {fold} ({fold + 1} of {len(splits)}): {described(split)}")
+            scores.append(fold_scores(fold, split, clips, config, run, resume=resume is not None, reporter=reporter))
+        metrics = [evaluation.metrics for _, evaluation in scores]
+        together = pooled_predictions([predictions for predictions, _ in scores], clips.records)
+        classes = config.model.model_class_num
+        pooled = evaluate(together, train_labels=labels_of(clips.records), classes=classes)
+        found = CrossValidated(
+            run=run,
+            folds=metrics,
+            pooled=pooled,
+            table=write_text(run.path / "cross-validation.md", markdown(config, splits, metrics, pooled)),
+            plots=[
+                draw_folds(metrics, run.folder("plots") / "folds.png"),
+                *draw_scores(run, pooled, together, prefix="pooled"),
+            ],
+        )
+        run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
+        if not run.ledger.done("register"):
+            run.ledger.start("register")
+            means = {name: average for name, (average, _) in summary(metrics).items()}
+            run.register({"method": method(config), "seed": config.trainer.seed, "split": "cv"} | means)
+            run.ledger.finish("register")
+    return found
+
+
+def fold_scores(
+    fold: int, split: Split, clips: ClipSet, config: Config, run: Run, *, resume: bool, reporter: Reporter
+) -> tuple[Predictions, Evaluation]:
+    """Train one fold and test it, or read what is there."""
+    phase = f"fold{fold}"
+    train_labels = labels_of(split.train)
+    file = run.path / f"predictions-{phase}.npz"
+    model, _ = fit_split(split, clips, config, run, phase=phase, resume=resume)
+    if file.exists():
+        predictions = Predictions.load(file)
+        return predictions, evaluate(predictions, train_labels=train_labels, classes=config.model.model_class_num)
+    predictions, evaluation = scored(model, split.test, clips, config, train_labels=train_labels, reporter=reporter)
+    predictions.save(file)
+    return predictions, evaluation
+
+
+def described(split: Split) -> str:
+    """How many train, select and test."""
+    parts = ((part, len({record.subject_id for record in records})) for part, records in split.parts().items())
+    counts = ", ".join(f"{subjects} {part}" for part, subjects in parts)
+    missing = "; ".join(
+        f"{part} has nobody of class {', '.join(map(str, classes))}" for part, classes in missing_classes(split).items()
+    )
+    return f"subjects {counts}" + (f" ({missing})" if missing else "")
+
+
+def summary(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over the folds of each figure that every fold has."""
+    common = [name for name in folds[0] if all(name in fold for fold in folds)]
+    return {name: (mean(fold[name] for fold in folds), stdev(fold[name] for fold in folds)) for name in common}
+
+
+def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation) -> str:
+    """The table: a row a fold, mean ± sd, and what all test subjects together say."""
+    head = ["fold", "test subjects", "test clips", *SHOWN]
+    lines = [head, ["---"] * len(head)]
+    for fold, (split, metrics) in enumerate(zip(splits, folds, strict=True)):
+        counts = [str(len({record.subject_id for record in split.test})), str(len(split.test))]
+        lines.append([str(fold), *counts, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in SHOWN)])
+    shared = {name: f"{average:.3f} ± {sd:.3f}" for name, (average, sd) in summary(folds).items()}
+    cells = (shared.get(name, "") for name in SHOWN)
+    lines.append(["mean ± sd", "", "", *cells])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{caption(config, len(folds))}\n\n{table}\n\n{together(pooled)}\n"
+
+
+def caption(config: Config, folds: int) -> str:
+    """What was trained, selected and tested."""
+    return (
+        f"{method(config)}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
+        "held out of the training folds. No subject and no video of the same content was in two parts of a fold "
+        "(splits.json)."
+    )
+
+
+def together(pooled: Evaluation) -> str:
+    """What all test subjects say."""
+    intervals = "; ".join(
+        f"{name} {pooled.metrics[name]:.3f} ({pooled.intervals[name][0]:.3f} to {pooled.intervals[name][1]:.3f})"
+        for name in ("accuracy", "macro_f1", "subject_accuracy")
+    )
+    return (
+        f"All {pooled.subjects} subjects together, each tested by a model that never saw them, with 95 % intervals "
+        f"over subjects: {intervals}."
+    )

@@ -1,0 +1,425 @@
+"""The encoders, the whole model, and what each of its switches changes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from videoclip.config import LossConfig, ModelConfig
+from videoclip.models import (
+    Output,
+    Simple2DEncoder,
+    Simple3DEncoder,
+    SimpleCNNLSTMEncoder,
+    VideoAttentionCLIP,
+    normalise,
+    video_encoder,
+)
+from videoclip.training.losses import VideoClipLoss
+
+SMALL = {"clip_feature_dim": 16, "clip_embed_dim": 8, "map_guided_hidden_dim": 8}
+BACKBONES = ["3dcnn", "2dcnn", "cnn_lstm", "r3d_18", "mc3_18", "r2plus1d_18"]
+
+
+def model_of(*, temperature=None, seed=0, **knobs):
+    torch.manual_seed(seed)
+    return VideoAttentionCLIP(ModelConfig(**SMALL | knobs), temperature=temperature)
+
+
+def inputs_of(batch=3, *, channels=1, frames=4, size=16):
+    generator = torch.Generator().manual_seed(1)
+    shape = (frames, size, size)
+    return (torch.rand(batch, c, *shape, generator=generator) for c in (3, channels))
+
+
+def gradients(model, *, clip_weight=1.0, channels=1):
+    """Names of the parameters that the loss reaches."""
+    video, maps = inputs_of(channels=channels)
+    loss = VideoClipLoss(model.config, LossConfig(clip_weight=clip_weight))
+    ids = torch.arange(3)
+    model.zero_grad()
+    found = loss(
+        model(video, maps), map_BCTHW=maps, label_B=ids, subject_B=ids, regions_B=ids, scale=model.logit_scale()
+    )
+    found.total.backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def reached(names, part):
+    return any(name.startswith(part) for name in names)
+
+
+def logits_of(model):
+    return model.eval()(*inputs_of(channels=model.config.attn_in_channels)).logits
+
+
+def test_the_3d_encoder_is_the_documented_sequence():
+    torch.manual_seed(0)
+    encoder, (video, _) = Simple3DEncoder(3, 16), inputs_of()
+    stem, conv, bn, relu = encoder.trunk
+    plain = nn.Sequential(stem.conv, stem.bn, nn.ReLU(), nn.MaxPool3d(2), conv, bn, relu)
+    plain.train()
+    torch.testing.assert_close(encoder(video), encoder.head(plain(video).mean((2, 3, 4))))
+    assert encoder.tokens(video).shape == (3, 64, 2, 8, 8)
+    shapes = [tuple(parameter.shape) for name, parameter in encoder.named_parameters() if name.endswith("weight")]
+    assert shapes == [(32, 3, 3, 3, 3), (32,), (64, 32, 3, 3, 3), (64,), (16, 64)]
+
+
+def test_the_2d_encoder_sees_frame_by_frame_and_averages():
+    encoder = Simple2DEncoder(3, 16).eval()
+    video, _ = inputs_of()
+    each = torch.stack([encoder(video[:, :, t : t + 1]) for t in range(4)])
+    torch.testing.assert_close(encoder(video), each.mean(0))
+    torch.testing.assert_close(encoder(video.flip(2)), encoder(video))
+
+
+def test_the_lstm_reads_the_order_of_frames():
+    encoder = SimpleCNNLSTMEncoder(3, 16).eval()
+    video, _ = inputs_of()
+    assert (encoder(video.flip(2)) - encoder(video)).abs().max() > 1e-5
+    frames = encoder.frames(video).mean((3, 4)).transpose(1, 2)
+    states, _ = encoder.lstm(encoder.frame_head(frames))
+    assert states.shape == (3, 4, 256)
+    torch.testing.assert_close(encoder(video), encoder.head(states[:, -1]))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_gives_features_and_learns(backbone):
+    model = model_of(clip_backbone=backbone, map_guided=True)
+    video, maps = inputs_of(size=32)
+    output = model(video, maps)
+    assert output.video_feat.shape == output.attn_feat.shape == (3, 16)
+    assert output.logits.shape == (3, 3)
+    (output.logits.sum() + output.attn_embed[:, 0].sum() + output.video_embed[:, 0].sum()).backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert missing == ["logit_scale.logit_scale"]
+    assert (output.video_tokens is not None) == (backbone == "3dcnn")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_torchvision_weights_load_from_a_file_without_their_classifier(tmp_path, suffix):
+    source = torchvision.models.video.mc3_18(weights=None, num_classes=400)
+    file = tmp_path / f"gewichte ü{suffix}"
+    if suffix == ".pth":
+        torch.save(source.state_dict(), file)
+    else:
+        save_file(source.state_dict(), file)
+    encoder = video_encoder("mc3_18", feature_dim=16, weights=file)
+    for name, tensor in encoder.network.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(tensor, source.state_dict()[name]), name
+    assert encoder(torch.rand(1, 3, 4, 32, 32)).shape == (1, 16)
+    with pytest.raises(ValueError, match=r"does not fit r3d_18: .* such as .*: give the weights") as error:
+        video_encoder("r3d_18", feature_dim=16, weights=file)
+    assert "\n" not in str(error.value)
+
+
+class _Surprise:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("content", ["absent", "damaged .pth", "damaged .safetensors", "pickle", "no tensors"])
+def test_weights_that_cannot_be_read_are_one_line(tmp_path, content, capsys):
+    file = tmp_path / ("w.safetensors" if content.endswith("safetensors") else "w.pth")
+    if content.startswith("damaged"):
+        file.write_bytes(b"\x00\x01 no weights")
+    elif content == "pickle":
+        torch.save({"fc": _Surprise()}, file)
+    elif content == "no tensors":
+        torch.save({"epoch": 3}, file)
+    with pytest.raises(ValueError, match=r"w\.(pth|safetensors)") as error:
+        video_encoder("mc3_18", feature_dim=16, weights=file)
+    assert "\n" not in str(error.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn", "cnn_lstm"])
+@pytest.mark.parametrize("half", [False, True])
+def test_the_output_is_typed_and_embeddings_are_unit_vectors(backbone, half):
+    model = model_of(clip_backbone=backbone)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        output = model(*inputs_of())
+    assert isinstance(output, Output)
+    for embedding in (output.video_embed, output.attn_embed):
+        assert embedding.shape == (3, 8)
+        assert embedding.dtype == torch.float32
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    assert output.video_gate is None
+    assert output.map_valid.all()
+    if backbone == "3dcnn":
+        assert output.video_tokens.shape == (3, 64, 2, 8, 8)
+        assert output.gated_tokens is output.video_tokens
+
+
+def test_the_defaults_are_the_documented_widths():
+    torch.manual_seed(0)
+    output = VideoAttentionCLIP(ModelConfig())(*inputs_of())
+    assert output.video_feat.shape == (3, 512)
+    assert output.video_embed.shape == (3, 256)
+    assert output.logits.shape == (3, 3)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"map_guided": True}, {"map_guided": True, "clip_backbone": "cnn_lstm"}])
+def test_a_clip_alone_and_in_a_batch_are_predicted_alike(knobs):
+    model, (video, maps) = model_of(**knobs), inputs_of(batch=5)
+    model(video, maps)  # running statistics of their own
+    model.eval()
+    together = model(video, maps)
+    for row in range(5):
+        alone = model(video[row : row + 1], maps[row : row + 1])
+        torch.testing.assert_close(alone.logits[0], together.logits[row])
+        torch.testing.assert_close(alone.video_embed[0], together.video_embed[row])
+
+
+def test_normalise_is_torchvisions():
+    pixels = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
+    preset = torchvision.models.video.R3D_18_Weights.DEFAULT.transforms()
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (preset.mean, preset.std))
+    found = normalise(pixels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (pixels / 255 - mean) / std)
+
+
+# what each switch changes
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"map_guided": True, "map_guided_type": "spatiotemporal"},
+        {"map_guided": True, "map_guided_type": "channel"},
+        {"map_guided": True, "map_guided_type": "weighted_pool"},
+        {"map_guided": True, "clip_backbone": "2dcnn"},
+        {"map_guided": True, "clip_backbone": "cnn_lstm"},
+    ],
+)
+def test_only_a_guided_video_depends_on_its_map(knobs):
+    (video, maps), other = inputs_of(), torch.rand(3, 1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    for guided in (True, False):
+        model = model_of(**knobs | {"map_guided": guided}).eval()
+        change = (model(video, maps).video_feat - model(video, other).video_feat).abs().max()
+        assert (change > 0) == guided
+
+
+@pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn"])
+def test_an_invalid_map_leaves_the_video_as_it_is_without_guidance(backbone):
+    model = model_of(map_guided=True, clip_backbone=backbone).eval()
+    plain = model_of(clip_backbone=backbone).eval()
+    state = {name.replace("video_encoder.encoder.", "video_encoder."): t for name, t in model.state_dict().items()}
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    video, maps = inputs_of()
+    maps[0] = 0.4
+    guided = model(video, maps, valid_B=torch.tensor([True, False, True]))
+    expected = plain(video, maps)
+    torch.testing.assert_close(guided.video_feat[:2], expected.video_feat[:2])
+    assert (guided.video_feat[2] - expected.video_feat[2]).abs().max() > 1e-5
+    assert guided.map_valid.tolist() == [False, False, True]
+    torch.testing.assert_close(guided.attn_feat, expected.attn_feat)  # the map encoder sees what there is
+
+
+def test_guidance_has_parameters_and_gradients_of_its_own():
+    for knobs, part in (
+        ({}, "video_encoder.alpha"),
+        ({"map_guided_sigmoid_gate": True}, "video_encoder.sigmoid_gate"),
+        ({"map_guided_type": "channel"}, "video_encoder.channel_gate"),
+        ({"clip_backbone": "2dcnn"}, "map_gate"),
+    ):
+        assert reached(gradients(model_of(map_guided=True, **knobs)), part)
+        assert not reached(gradients(model_of(**knobs)), part)
+    assert not reached(gradients(model_of(map_guided=True, map_guided_type="weighted_pool")), "video_encoder.alpha")
+
+
+def test_each_guidance_predicts_differently():
+    kinds = [
+        {"map_guided": False},
+        *({"map_guided": True, "map_guided_type": kind} for kind in ("spatiotemporal", "channel", "weighted_pool")),
+        {"map_guided": True, "map_guided_sigmoid_gate": True},
+    ]
+    models = [model_of(**kind) for kind in kinds]
+    encoders = [getattr(model.video_encoder, "encoder", model.video_encoder) for model in models]
+    for model, encoder in zip(models[1:], encoders[1:], strict=True):
+        encoder.load_state_dict(encoders[0].state_dict())
+        model.classifier.load_state_dict(models[0].classifier.state_dict())
+    found = [logits_of(model) for model in models]
+    for first, one in enumerate(found):
+        for other in found[first + 1 :]:
+            assert (one - other).abs().max() > 1e-5
+
+
+def test_channels_of_a_map_guide_by_their_mean_or_each():
+    mean, each = (model_of(map_guided=True, attn_in_channels=2, gate_channels=how) for how in ("mean", "each"))
+    each.load_state_dict(mean.state_dict())
+    assert (logits_of(mean) - logits_of(each)).abs().max() > 1e-5
+    video, maps = inputs_of(channels=2)
+    swapped = maps.flip(1)
+    torch.testing.assert_close(mean(video, maps).video_feat, mean(video, swapped).video_feat)
+
+
+@pytest.mark.parametrize("source", ["video", "attn", "fusion"])
+def test_the_classifier_reads_its_source(source):
+    model = model_of(clip_classifier_source=source).eval()
+    output = model(*inputs_of())
+    features = {
+        "video": output.video_feat,
+        "attn": output.attn_feat,
+        "fusion": (output.video_feat + output.attn_feat) / 2,
+    }
+    torch.testing.assert_close(output.logits, model.classifier(features[source]))
+    found = gradients(model.train(), clip_weight=0)
+    assert reached(found, "video_encoder") == (source != "attn")
+    assert reached(found, "attn_encoder") == (source != "video")
+
+
+@pytest.mark.parametrize("source", ["video", "attn", "fusion"])
+def test_classification_alone_is_the_same_and_leaves_out_what_only_alignment_reads(source):
+    model = model_of(clip_classifier_source=source, map_guided=True).eval()
+    seen = []
+    model.attn_encoder.register_forward_hook(lambda *_: seen.append("map"))
+    plain = model(*inputs_of(), align=False)
+    assert seen == ([] if source == "video" else ["map"])
+    assert (plain.video_embed, plain.attn_embed) == (None, None)
+    whole = model(*inputs_of())
+    torch.testing.assert_close(plain.logits, whole.logits, rtol=0, atol=0)
+    torch.testing.assert_close(plain.video_feat, whole.video_feat, rtol=0, atol=0)
+
+
+def test_without_alignment_neither_map_encoder_nor_projections_learn():
+    aligned, plain = (gradients(model_of(map_guided=True), clip_weight=weight) for weight in (1.0, 0.0))
+    for part in ("attn_encoder", "video_projection", "attn_projection", "logit_scale"):
+        assert reached(aligned, part)
+        assert not reached(plain, part)
+    assert reached(plain, "video_encoder.encoder.trunk")
+    assert reached(plain, "classifier")
+
+
+def test_the_token_loss_teaches_the_trunk_alone():
+    model = model_of(map_guided=True, lambda_token=0.5)
+    video, maps = inputs_of()
+    found = VideoClipLoss(model.config, LossConfig())(
+        model(video, maps),
+        map_BCTHW=maps,
+        label_B=torch.arange(3),
+        subject_B=torch.arange(3),
+        regions_B=torch.arange(3),
+        scale=model.logit_scale(),
+    )
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    taught = torch.autograd.grad(found.token, parameters, allow_unused=True)
+    touched = {name for name, gradient in zip(names, taught, strict=True) if gradient is not None}
+    assert touched == {name for name in names if name.startswith("video_encoder.encoder.trunk")}
+
+
+def test_dropout_of_maps_hides_them_from_guidance_in_training_alone():
+    model = model_of(map_guided=True, map_dropout=0.5)
+    video, maps = (tensor.repeat(30, 1, 1, 1, 1) for tensor in inputs_of(batch=2))
+    torch.manual_seed(0)
+    output = model(video, maps)
+    hidden = (output.video_gate == 1).flatten(1).all(1)
+    assert 0.3 < hidden.float().mean() < 0.7
+    assert output.map_valid.all()  # they take part in the alignment
+    even = model.video_encoder.encoder.pooled(output.video_tokens)
+    torch.testing.assert_close(output.video_feat[hidden], even[hidden])
+    assert ((output.video_feat - even)[~hidden].abs().amax(1) > 1e-6).all()
+    torch.manual_seed(0)
+    assert torch.equal(model(video, maps).video_gate, output.video_gate)
+    assert not (model.eval()(video, maps).video_gate == 1).flatten(1).all(1).any()
+
+
+def test_the_temperature_is_learned_or_fixed():
+    learned, fixed = model_of(), model_of(temperature=0.2)
+    assert learned.logit_scale().item() == pytest.approx(1 / 0.07)
+    assert fixed.logit_scale().item() == pytest.approx(5)
+    assert reached(gradients(learned), "logit_scale")
+    assert not reached(dict(fixed.named_parameters()), "logit_scale")
+
+
+def test_it_learns_to_tell_what_shows_where_the_map_is():
+    """Bright or dark on the map's half, and the opposite on the other: over the whole, all clips are alike."""
+    torch.manual_seed(0)
+    video, maps, label = torch.zeros(16, 3, 4, 16, 16), torch.zeros(16, 1, 4, 16, 16), torch.arange(16) % 2
+    for row in range(16):
+        here, there = (slice(0, 8), slice(8, 16)) if row // 2 % 2 else (slice(8, 16), slice(0, 8))
+        sign = 1.0 if label[row] else -1.0
+        video[row, ..., here], video[row, ..., there], maps[row, ..., here] = sign, -sign, 1.0
+    video += 0.1 * torch.randn_like(video)
+    model = model_of(map_guided=True, model_class_num=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    correct = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        logits = model(video, maps).logits
+        nn.functional.cross_entropy(logits, label).backward()
+        optimizer.step()
+        correct.append((logits.argmax(1) == label).float().mean().item())
+    assert correct[0] < 0.8
+    assert correct[-1] == 1
+
+
+# saving
+
+
+def test_a_saved_model_comes_back_with_its_knobs(tmp_path):
+    folder = tmp_path / "modèle ü"
+    model = model_of(map_guided=True, map_guided_type="channel", attn_in_channels=2, temperature=0.5)
+    model(*inputs_of(channels=2))
+    model.save_pretrained(folder)
+    back = VideoAttentionCLIP.from_pretrained(folder)
+    assert back.config == model.config
+    assert not back.training
+    assert back.temperature == 0.5
+    assert torch.equal(logits_of(back), logits_of(model))
+    assert back.state_dict().keys() == model.state_dict().keys()
+    assert "temperature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def test_a_learned_temperature_comes_back(tmp_path):
+    model = model_of()
+    nn.init.constant_(model.logit_scale.logit_scale, 3.0)
+    back = VideoAttentionCLIP.from_pretrained(model.save_pretrained(tmp_path))
+    assert back.logit_scale.logit_scale.item() == 3
+    assert back.logit_scale.logit_scale.requires_grad
+
+
+def test_the_file_of_torchvisions_weights_is_not_asked_for_again(tmp_path):
+    file = tmp_path / "mc3.pth"
+    torch.save(torchvision.models.video.mc3_18(weights=None).state_dict(), file)
+    model = model_of(clip_backbone="mc3_18", weights=str(file))
+    model.save_pretrained(tmp_path / "model")
+    file.unlink()
+    assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")
+    back = VideoAttentionCLIP.from_pretrained(tmp_path / "model")
+    assert torch.equal(back.video_encoder.network.stem[0].weight, model.video_encoder.network.stem[0].weight)
+
+
+@pytest.mark.parametrize(
+    "damage", ["no folder", "no weights", "missing weight", "cut weights", "cut config", "foreign knob", "other width"]
+)
+def test_a_damaged_folder_is_one_line(tmp_path, damage):
+    folder = model_of().save_pretrained(tmp_path / "model")
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    told = json.loads(config.read_text(encoding="utf-8"))
+    match damage:
+        case "no folder":
+            shutil.rmtree(folder)
+        case "no weights":
+            weights.unlink()
+        case "missing weight":
+            state = load_file(weights)
+            del state["classifier.bias"]
+            save_file(state, weights)
+        case "cut weights":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "cut config":
+            config.write_text(config.read_text(encoding="utf-8")[:40], encoding="utf-8")
+        case "foreign knob":
+            config.write_text(json.dumps(told | {"model": told["model"] | {"depth": 3}}), encoding="utf-8")
+        case "other width":
+            config.write_text(json.dumps(told | {"model": told["model"] | {"clip_embed_dim": 4}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors|config\.json") as error:
+        VideoAttentionCLIP.from_pretrained(folder)
+    assert "\n" not in str(error.value)
