@@ -128,8 +128,11 @@ def test_damage_is_one_line(small, tmp_path):
     refused(tmp_path, "config.json")
     config.write_text("[]")
     refused(tmp_path, "config.json")
-    config.write_text(json.dumps(json.loads(content) | {"format": 7}))
-    refused(tmp_path, "format 1", "7")
+    config.write_text(json.dumps(json.loads(content) | {"bundle_format": 7}))
+    refused(tmp_path, "bundle_format 2", "7")
+    older = {key: value for key, value in json.loads(content).items() if key != "bundle_format"}
+    config.write_text(json.dumps(older | {"format": 1}))
+    refused(tmp_path, "older version", "save it again")
     other = json.loads(content)
     other["model"]["vision_cfg"]["width"] = 64
     config.write_text(json.dumps(other))

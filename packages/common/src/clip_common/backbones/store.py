@@ -25,10 +25,17 @@ from clip_common.backbones.spec import BackboneError, Bundle
 
 TEXT_CONFIG = "text_config"
 """Folder of the configuration of a text tower that is a transformers model."""
+BUNDLE_FORMAT = 2
+"""Version of what `save_bundle` writes."""
 
 
-def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write `bundle` as it is now; files take their names only when all are complete.
+def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | None = None) -> None:
+    """Write `bundle` with its current weights; files take their names only when all are complete.
+
+    Args:
+        bundle: What to write.
+        folder: Made if it is missing.
+        marker: More keys of config.json: those of the package whose model this is (`clip_common.runs.opening`).
 
     Raises:
         BackboneError: A full disk, or a dual whose trunk was unfrozen or trained: it would not come back.
@@ -55,7 +62,8 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         state["logit_bias"] = torch.tensor(bundle.logit_bias)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = {
-        "format": 1,
+        **(marker or {}),
+        "bundle_format": BUNDLE_FORMAT,
         "kind": spec.kind,
         "name": spec.name,
         "pretrained": spec.pretrained,
@@ -160,11 +168,17 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise BackboneError(f"{file.parent} holds no saved model: there is no {file.name} in it")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] == 1 and content["kind"] in ("open_clip", "dual"):
-            return content
+        kind, version = content["kind"], content.get("bundle_format", 1)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise BackboneError(f"{file} is not the configuration of a saved model ({error!r})") from error
-    raise BackboneError(f"{file}: expected format 1 of a known kind, not {content['format']!r} of {content['kind']!r}")
+    if version == BUNDLE_FORMAT and kind in ("open_clip", "dual"):
+        return content
+    if version == 1:
+        raise BackboneError(f"{file.parent} was saved by an older version: train it again, or save it again")
+    raise BackboneError(
+        f"{file}: expected bundle_format {BUNDLE_FORMAT} of a known kind, got {version!r} of {kind!r}: "
+        "save the model with this version"
+    )
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -49,6 +49,8 @@ class Run:
         name: str | None = None,
         label: str = "",
         root: str | Path = Path("runs"),
+        group: str | None = None,
+        verb: str = "train",
         resume: bool = False,
     ) -> Run:
         """Make the folder `root/package/name`, complete or not at all; or reopen it.
@@ -62,6 +64,8 @@ class Run:
             name: Name of the folder, any Unicode; default: `label`, date and time.
             label: What a default name begins with, e.g. loss, model and seed.
             root: Folder of all runs and of their registry.
+            group: Folder inside `root` that holds the run; default: `package`.
+            verb: Command of the package that makes the run; only `train` leaves a model.
             resume: Go on with the run of that name if there is one.
 
         Raises:
@@ -76,7 +80,7 @@ class Run:
             name = "_".join(filter(None, (label, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))))
         if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
             raise ValueError(f"run name {name!r}: expected the name of a folder, without slashes or a leading dot")
-        path = Path(root) / package / name
+        path = Path(root) / (group or package) / name
         if rank() > 0:
             _wait_for(path)
             return cls.open(path)
@@ -87,7 +91,7 @@ class Run:
         try:
             draft.mkdir(parents=True)
             write_text(draft / "config.yaml", config_yaml)
-            write_json(draft / "environment.json", environment())
+            write_json(draft / "environment.json", {"package": package, "verb": verb} | environment())
             draft.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -106,11 +110,18 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """A finished or killed run, to read or evaluate. Raises ValueError where `path` is no run folder."""
+        """Open a finished or killed run, to read or evaluate it.
+
+        Raises:
+            ValueError: `path` is not a run folder, or an older version made it.
+        """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
-            raise ValueError(f"{path}: not a run folder (it holds no config.yaml)")
-        return cls(path)
+        if not is_run(path):
+            raise ValueError(f"{path}: not a run folder (it holds no config.yaml and environment.json)")
+        run = cls(path)
+        if "package" not in run.environment:
+            raise ValueError(f"{path} was made by an older version, which this one cannot continue: run it again")
+        return run
 
     @classmethod
     def resume(cls, path: str | Path, *, config_yaml: str) -> Run:
@@ -133,7 +144,7 @@ class Run:
             raise ValueError(
                 f"run {path} was started with another configuration ({what}): resume with that, or name a new run"
             )
-        started = read_json(run.path / "environment.json")
+        started = run.environment
         resumed = [*started.get("resumed", []), environment()]
         write_json(run.path / "environment.json", started | {"resumed": resumed})
         return run
@@ -166,9 +177,19 @@ class Run:
         return self.path.name
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """Package, verb, command, versions, git revision and hardware of the run, and of each time it was resumed."""
+        return dict(read_json(self.path / "environment.json"))
+
+    @property
     def package(self) -> str:
-        """The system that ran, e.g. `clipse`."""
-        return self.path.resolve().parent.name
+        """Import name of the system that ran, e.g. `clipse`."""
+        return str(self.environment["package"])
+
+    @property
+    def verb(self) -> str:
+        """Command of the package that made the run, e.g. `train` or `compare`."""
+        return str(self.environment["verb"])
 
     @property
     def config_yaml(self) -> str:
@@ -225,7 +246,7 @@ class Run:
             tags=[self.package, *tags],
             licence=licence,
             config_yaml=self.config_yaml,
-            environment=read_json(self.path / "environment.json"),
+            environment=self.environment,
         )
         return write_text(file, card)
 
@@ -235,6 +256,11 @@ class Run:
         if rank() == 0:
             append_row(registry, {"time": now(), "package": self.package, "name": self.name} | dict(row))
         return registry
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is a run folder."""
+    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
 
 
 def _exists(path: Path) -> RunExistsError:
