@@ -363,7 +363,7 @@ def test_a_checkpoint_of_another_architecture_says_what_differs(tmp_path):
     torch.save({"epoch": 3, "model_state_dict": {"visual.proj": torch.zeros(8, 8)}}, tmp_path / "other.pt")
     refused(
         "other.pt",
-        "visual.proj is (8, 8), expected (32, 24)",
+        "visual.proj with (8, 8) instead of (32, 24)",
         "missing",
         model_config=CONFIG,
         pretrained=str(tmp_path / "other.pt"),

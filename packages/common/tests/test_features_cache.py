@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import load_clip
@@ -225,23 +227,23 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(bundle, images, sto
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written_and_loses_nothing(bundle, images, store, monkeypatch):
     monkeypatch.setattr(cache, "SHARD_ROWS", 8)
-    write, written = Path.write_bytes, []
+    write, written = safetensors.torch.save_file, []
 
-    def filling_up(path, content):
+    def filling_up(tensors, path, metadata):
+        write(tensors, path, metadata)
         if len(written) == 2:
-            write(path, content[: len(content) // 2])
-            raise OSError(errno.ENOSPC, "No space left on device")
+            os.truncate(path, path.stat().st_size // 2)
+            raise SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})")
         written.append(path)
-        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", filling_up)
+    monkeypatch.setattr(safetensors.torch, "save_file", filling_up)
     with pytest.raises(FeatureCacheError, match="No space left on device") as caught:
         store.image_features(bundle, images, batch_size=4)
     assert "\n" not in str(caught.value)
     assert torch.is_grad_enabled()
     assert [file.suffix for file in files(store)].count(".safetensors") == 2
     assert not [file for file in files(store) if file.suffix == ".tmp"]
-    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(safetensors.torch, "save_file", write)
     bundle.image_tower.trunk.runs.clear()
     torch.testing.assert_close(store.image_features(bundle, images, batch_size=4), direct(bundle, images))
     assert bundle.image_tower.trunk.runs == [1, *[4] * 6, 40]
@@ -333,11 +335,14 @@ def test_an_abandoned_temporary_file_is_swept_and_a_young_one_left(bundle, image
     store.image_features(bundle, images[:2])
     folder = files(store)[0].parent
     old, young = folder / ".old.safetensors.1.tmp", folder / ".young.safetensors.2.tmp"
-    old.write_bytes(b"x")
-    young.write_bytes(b"x")
-    os.utime(old, (time.time() - 7200,) * 2)
+    half = folder / ".tmpNb5LE2"  # safetensors' own
+    for file in (old, young, half):
+        file.write_bytes(b"x")
+    for file in (old, half):
+        os.utime(file, (time.time() - 7200,) * 2)
     store.image_features(bundle, images[2:4])
     assert not old.exists()
+    assert not half.exists()
     assert young.exists()
 
 

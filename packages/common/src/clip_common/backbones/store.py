@@ -22,6 +22,7 @@ from clip_common.backbones.frozen import fingerprint, is_frozen
 from clip_common.backbones.hub import CONFIG
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle
+from clip_common.tensors import check_fit, read_tensors, write_tensors
 
 TEXT_CONFIG = "text_config"
 """Folder of the configuration of a text tower that is a transformers model."""
@@ -40,9 +41,6 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
     Raises:
         BackboneError: A full disk, or a dual whose trunk was unfrozen or trained: it would not come back.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     spec, config = bundle.spec, dict(bundle.spec.config)
     if spec.kind == "dual":
         if not (is_frozen(bundle.image_tower.trunk) and is_frozen(bundle.text_tower.trunk)):
@@ -60,7 +58,6 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
     state["logit_scale"] = torch.tensor(bundle.logit_scale)
     if bundle.logit_bias is not None:
         state["logit_bias"] = torch.tensor(bundle.logit_bias)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = {
         **(marker or {}),
         "bundle_format": BUNDLE_FORMAT,
@@ -74,14 +71,13 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
     }
     draft = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        draft.mkdir(parents=True)
-        save_file(state, draft / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(draft / "model.safetensors", state)
         if spec.kind == "open_clip":
             _write_open_clip_config(bundle, config, draft)
             bundle.tokenizer.save(draft)
         _write_json(draft / "config.json", content)
         _move(draft, folder)
-    except (OSError, SafetensorError) as error:  # safetensors makes its own of a full disk
+    except OSError as error:
         raise BackboneError(f"{folder}: the model could not be written: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -115,7 +111,7 @@ def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
 
 
 def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
-    from clip_common.backbones.weights import read_weights, require_fit
+    from clip_common.backbones.weights import backbone_errors
 
     told = dict(content["model"])
     expected = {side: told.pop(f"{side}_fingerprint") for side in ("vision", "text")}
@@ -130,10 +126,11 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
                 f"put them back, or correct {side!r} in {folder / 'config.json'}"
             )
     file = folder / "model.safetensors"
-    state = read_weights(file)
-    _require_written_together(fingerprint(state), content, folder)
-    scale, bias = state.pop("logit_scale").item(), state.pop("logit_bias", None)
-    require_fit(heads_state(bundle.image_tower, bundle.text_tower), state, file=file, name=content["name"])
+    with backbone_errors():
+        state = read_tensors(file)
+        _require_written_together(fingerprint(state), content, folder)
+        scale, bias = state.pop("logit_scale").item(), state.pop("logit_bias", None)
+        check_fit(heads_state(bundle.image_tower, bundle.text_tower), state, source=file, called=content["name"])
     for side, tower in (("image", bundle.image_tower), ("text", bundle.text_tower)):
         own = {name.removeprefix(f"{side}_head."): t for name, t in state.items() if name.startswith(f"{side}_head.")}
         tower.head.load_state_dict(own)

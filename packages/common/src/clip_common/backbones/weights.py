@@ -1,5 +1,7 @@
-"""Files of weights into an open_clip model, with one clear line for whatever does not fit. No pickle is executed."""
+"""Loading a file of weights into an open_clip model, with a one-line error for one that does not fit it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,54 +12,24 @@ from open_clip.model import (
     resize_pos_embed,
     resize_text_pos_embed,
 )
-from safetensors import safe_open
-from torch import Tensor
 
 from clip_common.backbones.spec import BackboneError
+from clip_common.tensors import TensorsError, check_fit, read_checkpoint
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training scripts put the weights in their checkpoints."""
 TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 """How names of text weights begin, in a tower of its own or in OpenAI's flat layout."""
 
 
-def read_weights(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or a torch checkpoint (`weights_only`), unwrapped.
-
-    Args:
-        file: Where they are.
-        without: Beginnings of names that are left out; of a safetensors file they are not even read.
-
-    Raises:
-        BackboneError: Absent, truncated, or not a file of weights.
-    """
-    if not file.is_file():
-        raise BackboneError(f"{file}: no such file of weights")
+@contextmanager
+def backbone_errors() -> Iterator[None]:
+    """Turn a TensorsError inside the block into a BackboneError."""
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as stored:
-                content = {name: stored.get_tensor(name) for name in stored.keys() if not name.startswith(without)}  # noqa: SIM118
-        else:
-            content = torch.load(file, "cpu", weights_only=True)
-    # what torch raises for a damaged file ranges from KeyError to UnpicklingError
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BackboneError(
-            f"{file} cannot be read as weights, it is truncated or of another format: get it again ({reason})"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise BackboneError(
-            f"{file} holds no weights: expected tensors by name, or a dict with them in {WRAPPERS[0]!r}"
-        )
-    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {name: value for name, value in state.items() if not name.startswith(without)}
+        yield
+    except TensorsError as error:
+        raise BackboneError(str(error)) from error
 
 
+@backbone_errors()
 def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = True) -> None:
     """Load a file of weights; position embeddings of another image size are interpolated, as open_clip does.
 
@@ -83,7 +55,7 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
                 f"from ({type(error).__name__}: {reason})"
             ) from error
         return
-    state = read_weights(file, without=() if text else TEXT)
+    state = read_checkpoint(file, without=() if text else TEXT)
     state = convert_to_custom_text_state_dict(convert_state_dict(model, state))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's
     for scalar in ("logit_scale", "logit_bias"):
@@ -101,20 +73,5 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
     own = {key: value for key, value in model.state_dict().items() if text or not key.startswith("text.")}
     if positions in state and positions in own and state[positions].shape[1] == own[positions].shape[1]:
         resize_text_pos_embed(state, model)
-    require_fit(own, state, file=file, name=name)
+    check_fit(own, state, source=file, called=name)
     model.load_state_dict(state, strict=text)
-
-
-def require_fit(own: dict[str, Tensor], state: dict[str, Tensor], *, file: Path, name: str) -> None:
-    """Raise BackboneError unless names and shapes agree."""
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [key for key in sorted(own.keys() & state.keys()) if own[key].shape != state[key].shape]
-    wrong = [f"{len(keys)} {what} ({keys[0]}…)" for what, keys in (("missing", missing), ("foreign", foreign)) if keys]
-    if shapes:
-        first = f"{shapes[0]} is {tuple(state[shapes[0]].shape)}, expected {tuple(own[shapes[0]].shape)}"
-        wrong.append(f"{len(shapes)} of another shape ({first})")
-    if wrong:
-        raise BackboneError(
-            f"{file} does not fit {name}, its tensors are of another architecture: {', '.join(wrong)}; "
-            "name the model it was saved from"
-        )

@@ -8,17 +8,18 @@ each other. There is no index that could disagree with the shards: their keys ar
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from clip_common.runs.files import write_text
+from clip_common.tensors import TensorsError, read_tensor, write_tensors
 
 DIGEST_BYTES = 32
 ABANDONED_SECONDS = 3600
@@ -49,7 +50,7 @@ class Shelf:
         """
         found: dict[bytes, tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            keys = _open(shard, "keys").contiguous().numpy().tobytes()
+            keys = _read(shard, "keys").contiguous().numpy().tobytes()
             for row in range(len(keys) // DIGEST_BYTES):
                 found.setdefault(keys[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES], (shard, row))
         return found
@@ -63,7 +64,7 @@ class Shelf:
             rows_of.setdefault(shard, []).append((position, row))
         result: Tensor | None = None
         for shard, pairs in rows_of.items():
-            features = _open(shard, "features")
+            features = _read(shard, "features")
             if result is None:
                 result = features.new_empty(len(digests), *features.shape[1:])
             positions, rows = torch.tensor(pairs).T
@@ -77,17 +78,13 @@ class Shelf:
         Raises:
             FeatureCacheError: The disk is full, or cannot be written; nothing half-written is left.
         """
-        from safetensors.torch import save
-
         keys = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).reshape(-1, DIGEST_BYTES)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            with atomically(self.folder / f"{uuid.uuid4().hex}.safetensors") as file:
-                file.write_bytes(save({"keys": keys, "features": features.contiguous()}))
+            write_tensors(self.folder / f"{uuid.uuid4().hex}.safetensors", {"keys": keys, "features": features})
             if not (self.folder / "shelf.json").exists():
-                with atomically(self.folder / "shelf.json") as file:
-                    file.write_text(self.description + "\n", encoding="utf-8")
+                write_text(self.folder / "shelf.json", self.description + "\n")
         except OSError as error:
             raise FeatureCacheError(
                 f"{self.folder}: features could not be written ({error.strerror or error}); "
@@ -109,25 +106,12 @@ class Shelf:
             )
 
     def _sweep(self) -> None:
-        for file in self.folder.glob(".*.tmp"):
+        for file in self.folder.glob(".*tmp*"):  # safetensors' own end in random letters
             try:
                 if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
                     file.unlink()
             except FileNotFoundError:
                 pass  # another writer finished it, or swept it first
-
-
-@contextmanager
-def atomically(file: Path) -> Iterator[Path]:
-    """A temporary name beside `file`; a body that ends well gives it the real one, any error leaves nothing behind."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def readable(size_bytes: int) -> str:
@@ -138,11 +122,8 @@ def readable(size_bytes: int) -> str:
     return f"{size:.4g} {units[0]}"
 
 
-def _open(shard: Path, name: str) -> Tensor:
-    from safetensors import SafetensorError, safe_open
-
+def _read(shard: Path, name: str) -> Tensor:
     try:
-        with safe_open(shard, framework="pt") as file:
-            return file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise FeatureCacheError(f"{shard} is damaged ({error}): delete it, and its rows are computed again") from error
+        return read_tensor(shard, name)
+    except TensorsError as error:
+        raise FeatureCacheError(f"{error}; its rows are computed again") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from typing import Any
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well it is flushed to disk and takes the name.
+    """Yield a temporary path beside `path`; when the block ends without an error it is flushed to disk and renamed.
 
-    An error (a full disk included) removes the temporary file and leaves the former one as it was.
+    An error (a full disk included) removes the temporary file and leaves the former one as it was. Any number of
+    threads and processes may write the same path: the last one to finish wins, and a reader sees one of them whole.
+    A killed writer leaves its temporary file, a hidden one that ends in `.tmp`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -1,0 +1,210 @@
+"""Tensors by name in safetensors files and in checkpoints of torch; no pickle is executed.
+
+Needs the package `safetensors` (`clip-common[clip]`) when first called. Files are written whole or not at all and read
+through the page cache: a tensor costs memory when its values are first used.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_common.runs.files import write_atomically
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts put the weights in their checkpoints."""
+
+
+class TensorsError(ValueError):
+    """A file of tensors that cannot be used: one line that says which, why, and what to do."""
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file, atomically; a former one stays until the new one is complete.
+
+    Args:
+        file: Its folder is made if missing.
+        tensors: By name; on any device, of any strides. No two may share memory.
+        metadata: Text for the file's header, which `read_metadata` returns.
+
+    Raises:
+        OSError: A full disk, or a folder that cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with write_atomically(file) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(contiguous, temporary, {"format": "pt"} | dict(metadata or {}))
+        except SafetensorError as error:  # what safetensors makes of an error of the system
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(file)) from error
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+    return file
+
+
+def read_tensors(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Args:
+        file: What `write_tensors`, or another program, wrote.
+        without: Prefixes of names to leave out; their values are not read.
+
+    Raises:
+        TensorsError: Absent, damaged, truncated, or of another format.
+    """
+    with _open(file) as stored:
+        return _tensors(stored, without)
+
+
+def read_tensor(file: Path, name: str) -> Tensor:
+    """Return one tensor of a safetensors file, on the CPU, without reading the others.
+
+    Raises:
+        TensorsError: Absent, damaged, truncated, of another format, or without a tensor of that name.
+    """
+    with _open(file) as stored:
+        tensor: Tensor = stored.get_tensor(name)
+        return tensor
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the text in the header of a safetensors file; empty if it has none.
+
+    Raises:
+        TensorsError: Absent, damaged, truncated, or of another format.
+    """
+    with _open(file) as stored:
+        return dict(stored.metadata() or {})
+
+
+def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Return the weights in a .safetensors file, or in one that `torch.save` wrote (`weights_only`), on the CPU.
+
+    A dict around them (under one of `WRAPPERS`) and the prefix `module.` of DistributedDataParallel are removed; values
+    that are not tensors are left out.
+
+    Args:
+        file: A file of this project or of any other.
+        without: Prefixes of names to leave out; a .safetensors file's are not even read.
+
+    Raises:
+        TensorsError: Absent, truncated, or not a file of weights.
+    """
+    _check_is_file(file)
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(file, framework="pt") as stored:
+                content = _tensors(stored, without)
+        else:
+            content = torch.load(file, "cpu", weights_only=True)
+    # what torch raises for a damaged file ranges from KeyError to UnpicklingError
+    except Exception as error:
+        raise TensorsError(
+            f"{file} cannot be read as weights, it is truncated or of another format: get it again ({_reason(error)})"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise TensorsError(f"{file} holds no weights: expected tensors by name, or a dict of them in {WRAPPERS[0]!r}")
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value for name, value in state.items() if not name.startswith(without)}
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object, called: str) -> None:
+    """Fill all parameters and buffers of `module` from tensors of exactly its names and shapes.
+
+    Args:
+        module: Filled in place; unchanged by an error.
+        state: Tensors by name.
+        source: Where they came from, for the message.
+        called: What the module is called in the message.
+
+    Raises:
+        TensorsError: Tensors of another model.
+    """
+    check_fit(module.state_dict(), state, source=source, called=called)
+    module.load_state_dict(dict(state))
+
+
+def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, source: object, called: str) -> None:
+    """Raise TensorsError unless `given` has exactly the names and shapes of `own`.
+
+    Args:
+        own: What the model takes.
+        given: What was read.
+        source: Where `given` came from, for the message.
+        called: What the model is called in the message.
+    """
+    missing, foreign = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    shapes = [name for name in sorted(own.keys() & given.keys()) if own[name].shape != given[name].shape]
+    wrong = [
+        f"{len(names)} {what}, such as {names[0]}"
+        for what, names in (("missing", missing), ("foreign", foreign), ("of another shape", shapes))
+        if names
+    ]
+    if shapes:
+        wrong[-1] += f" with {tuple(given[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}"
+    if wrong:
+        raise TensorsError(
+            f"{source} does not fit {called}: its tensors are of another model ({'; '.join(wrong)}): give the weights "
+            "of that very model, or name the model they were saved from"
+        )
+
+
+def check_fingerprint(actual: str, expected: str, *, source: object, what: str) -> None:
+    """Raise TensorsError unless what `source` was made with is what is here now.
+
+    Args:
+        actual: Fingerprint of what is here.
+        expected: Fingerprint that was written in `source`.
+        source: What was made, and kept the fingerprint: a file or a folder.
+        what: What the fingerprints are of, such as "the image tower of ViT-B-32".
+    """
+    if actual != expected:
+        raise TensorsError(
+            f"{source} is of another model: it was made with {what} of fingerprint {expected[:12]}…, but the one here "
+            f"has {actual[:12]}…: load the one it was made with, or make {source} again"
+        )
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    _check_is_file(file)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            yield stored
+    except (SafetensorError, OSError) as error:
+        raise TensorsError(
+            f"{file} is damaged or cannot be read as tensors ({_reason(error)}): get it again, or delete it"
+        ) from error
+
+
+def _tensors(stored: Any, without: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: stored.get_tensor(name) for name in stored.keys() if not name.startswith(without)}  # noqa: SIM118
+
+
+def _check_is_file(file: Path) -> None:
+    if not file.is_file():
+        raise TensorsError(f"{file}: no such file of weights: check the path, or make the file again")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
