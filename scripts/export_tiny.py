@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from clip_common.backbones.clip import SUMS, TINY
+from clip_common.backbones.open_clip import SUMS, TINY
 from clip_common.runs import Run
 from clip_common.synthetic import VERSION
 

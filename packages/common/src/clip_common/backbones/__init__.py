@@ -7,10 +7,10 @@
 open_clip and transformers are imported by the first load, not by this import.
 """
 
-from clip_common.backbones.clip import load_clip
 from clip_common.backbones.dual import load_dual
 from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
-from clip_common.backbones.hub import prefetch
+from clip_common.backbones.huggingface import prefetch
+from clip_common.backbones.open_clip import load_clip
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle, Spec, Tokens, move
 from clip_common.backbones.store import load_bundle, save_bundle

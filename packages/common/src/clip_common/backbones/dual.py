@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from clip_common.backbones.clip import TRAIN_CROP
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.hub import fetch_folder
+from clip_common.backbones.huggingface import fetch_folder
+from clip_common.backbones.open_clip import TRAIN_CROP
 from clip_common.backbones.spec import BackboneError, Bundle, Spec
 from clip_common.backbones.towers import TextTower, VisionTower
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from clip_common.backbones.clip import Source, build, bundle_of
 from clip_common.backbones.dual import heads_state, load_dual
 from clip_common.backbones.frozen import fingerprint, is_frozen
-from clip_common.backbones.hub import CONFIG
+from clip_common.backbones.huggingface import CONFIG
+from clip_common.backbones.open_clip import Source, build, bundle_of
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle
 from clip_common.tensors import check_fit, read_tensors, write_tensors

@@ -121,7 +121,7 @@ def digest(tokenizer: Any) -> str:
 
 
 def _tokenizer_folder(name: str, *, wanted: str) -> Path:
-    from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder, lacks_of_tokenizer
+    from clip_common.backbones.huggingface import TOKENIZER_FILES, fetch_folder, lacks_of_tokenizer
 
     if Path(name).is_dir():
         return Path(name)

@@ -10,7 +10,7 @@ from open_clip.model import CustomTextCLIP
 from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import BackboneError, load_clip, save_bundle
-from clip_common.backbones.clip import require_whole
+from clip_common.backbones.open_clip import require_whole
 
 CONFIG = {
     "embed_dim": 24,
@@ -159,11 +159,13 @@ def test_activation_is_a_field_with_an_effect(small):
 
 
 def test_openai_weights_default_to_quick_gelu_without_the_suffix(monkeypatch, tmp_path):
-    from clip_common.backbones import clip
+    from clip_common.backbones.open_clip import find_source
 
-    monkeypatch.setattr(clip, "fetch_tag", lambda name, tag, settings: tmp_path / "weights.pt")
-    assert clip.find_source("ViT-L-14-336", pretrained="openai").config["quick_gelu"] is True
-    assert not clip.find_source("ViT-B-32", pretrained="laion2b_s34b_b79k").config.get("quick_gelu")
+    monkeypatch.setattr(
+        "clip_common.backbones.open_clip.fetch_tag", lambda name, tag, settings: tmp_path / "weights.pt"
+    )
+    assert find_source("ViT-L-14-336", pretrained="openai").config["quick_gelu"] is True
+    assert not find_source("ViT-B-32", pretrained="laion2b_s34b_b79k").config.get("quick_gelu")
 
 
 def test_another_image_size_interpolates_positions_as_open_clip_does(small, tmp_path):

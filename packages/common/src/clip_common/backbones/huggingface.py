@@ -33,7 +33,7 @@ def prefetch(name: str, pretrained: str | None = None) -> Path:
     Raises:
         BackboneError: An unknown name or tag, no network, or a file that does not have its checksum.
     """
-    from clip_common.backbones.clip import find_source, is_architecture, refuse
+    from clip_common.backbones.open_clip import find_source, is_architecture, refuse
 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_architecture(name):
         refuse(name, pretrained=pretrained)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clip_common.backbones import BackboneError, load_clip, load_dual, prefetch, save_bundle
-from clip_common.backbones.clip import find_source
-from clip_common.backbones.hub import lacks_of_model
+from clip_common.backbones.huggingface import lacks_of_model
+from clip_common.backbones.open_clip import find_source
 
 CONFIG = {
     "embed_dim": 16,
@@ -173,7 +173,7 @@ def test_a_cached_file_without_its_checksum_is_refused(cached):
 
 
 def test_a_tag_is_found_in_the_cache(cached, monkeypatch):
-    from clip_common.backbones.hub import fetch_tag
+    from clip_common.backbones.huggingface import fetch_tag
 
     _, snapshot = cached
     expected = snapshot / "open_clip_model.safetensors"
@@ -182,7 +182,7 @@ def test_a_tag_is_found_in_the_cache(cached, monkeypatch):
 
 
 def test_a_tag_behind_an_address_has_its_checksum_verified(tmp_path, monkeypatch):
-    from clip_common.backbones.hub import fetch_tag
+    from clip_common.backbones.huggingface import fetch_tag
 
     monkeypatch.setenv("HOME", str(tmp_path))
     content = b"weights"

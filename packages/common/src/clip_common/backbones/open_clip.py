@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.hub import CONFIG, WEIGHTS, fetch, fetch_tag
+from clip_common.backbones.huggingface import CONFIG, WEIGHTS, fetch, fetch_tag
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle, Spec
 from clip_common.backbones.tokenizers import ClipTokenizer
