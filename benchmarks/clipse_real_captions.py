@@ -24,8 +24,8 @@ from clip_common.metrics import ImageTextResult, image_text_retrieval
 from clipse import Config, read_records, train
 from clipse.config import DataConfig
 from clipse.data import ImageRecord
-from clipse.embedding import owners
-from clipse.evaluation import evaluate_source
+from clipse.scoring.embedding import owners
+from clipse.scoring.evaluation import evaluate_source
 
 ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / "captions"

@@ -17,7 +17,7 @@ from clip_common.config import load_config
 from clip_common.metrics import paired_bootstrap
 from clip_common.synthetic import write_flickr8k
 from clipse import Config, train
-from clipse.evaluation import Evaluation, evaluate_source
+from clipse.scoring.evaluation import Evaluation, evaluate_source
 
 LOSSES = ("clip", "sanw_debias", "sanw_bandpass")
 

@@ -65,7 +65,7 @@ def trained(scenes, tmp_path_factory):
 def clipse(capsys):
     """`clipse("train", …)` -> (exit code, what it printed, what it said on stderr)."""
     from clip_common import cli
-    from clipse.cli import app
+    from clipse.cli.main import app
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures printed is not the command's

@@ -9,7 +9,7 @@ from clip_common.config import load_config
 from clip_common.synthetic import write_pretraining
 from clipse import Config, read_records, train
 from clipse.data import DataError, read_groups
-from clipse.training import RetrievalModule
+from clipse.training.modules import RetrievalModule
 
 
 @pytest.fixture(scope="module")

@@ -14,27 +14,27 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clipse.config import Config
     from clipse.data import CLIPCollator, Flickr8kDataset, TopicalBatchSampler, load_captions, read_records
-    from clipse.evaluation import evaluate, evaluate_source
-    from clipse.experiment import train
     from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
-    from clipse.model import RetrievalModel
-    from clipse.retriever import Retriever
+    from clipse.models.retrieval import RetrievalModel
+    from clipse.retriever.retriever import Retriever
+    from clipse.scoring.evaluation import evaluate, evaluate_source
+    from clipse.training.experiment import train
 
 _HOMES = {
     "CLIPCollator": "clipse.data",
     "Config": "clipse.config",
     "Flickr8kDataset": "clipse.data",
     "RetrievalLoss": "clipse.losses",
-    "RetrievalModel": "clipse.model",
-    "Retriever": "clipse.retriever",
+    "RetrievalModel": "clipse.models.retrieval",
+    "Retriever": "clipse.retriever.retriever",
     "SANWBandpass": "clipse.losses",
     "SANWDebias": "clipse.losses",
     "TopicalBatchSampler": "clipse.data",
-    "evaluate": "clipse.evaluation",
-    "evaluate_source": "clipse.evaluation",
+    "evaluate": "clipse.scoring.evaluation",
+    "evaluate_source": "clipse.scoring.evaluation",
     "load_captions": "clipse.data",
     "read_records": "clipse.data",
-    "train": "clipse.experiment",
+    "train": "clipse.training.experiment",
 }
 
 __all__ = [

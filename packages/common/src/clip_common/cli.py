@@ -4,7 +4,7 @@ app = application("clipse", help="CLIP training for image-text retrieval.")
 
 @app.command("train")
 def train_command(overrides: Overrides = None, config: ConfigName = None) -> None:
-    from clipse.experiment import train  # heavy imports wait for the verb, so that --help is quick
+    from clipse.training.experiment import train  # heavy imports wait for the verb, so that --help is quick
     ...
 
 def main() -> None:  # the console script

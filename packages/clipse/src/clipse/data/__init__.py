@@ -7,6 +7,7 @@ dataset = Flickr8kDataset(data.split("train"), preprocess=bundle.train_preproces
 """
 
 from clip_common.errors import DataError
+from clipse.data.batches import TopicalBatchSampler, topics
 from clipse.data.cache import ImageCache
 from clipse.data.check import CheckReport, Stats, check, stats
 from clipse.data.dataset import Batch, CLIPCollator, Flickr8kDataset, Sample, chosen_captions
@@ -14,7 +15,6 @@ from clipse.data.groups import read_groups
 from clipse.data.loading import Records, load_captions, read_records
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.splits import hold_out
-from clipse.data.topical import TopicalBatchSampler, topics
 
 __all__ = [
     "Batch",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_common.backbones import Tokens, freeze
-from clipse.model import RetrievalModel
+from clipse.models.retrieval import RetrievalModel
 
 
 class ReferenceModel(nn.Module):

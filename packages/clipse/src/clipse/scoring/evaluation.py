@@ -10,9 +10,9 @@ from clip_common.metrics import ImageTextResult, Paired, image_text_retrieval, p
 from clip_common.reporting import Progress, Reporter, silent
 from clipse.config import Config
 from clipse.data import ImageRecord, read_records
-from clipse.embedding import EmbeddedPairs, embed_pairs
-from clipse.model import RetrievalModel, Source, open_source
-from clipse.results import write_registry
+from clipse.models.retrieval import RetrievalModel, Source, open_source
+from clipse.released.results import write_registry
+from clipse.scoring.embedding import EmbeddedPairs, embed_pairs
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from clip_common.config import load_config
 from clip_common.synthetic import write_flickr8k
 from clipse import Config, read_records, train
-from clipse.evaluation import evaluate
-from clipse.model import RetrievalModel, load_towers
+from clipse.models.retrieval import RetrievalModel, load_towers
+from clipse.scoring.evaluation import evaluate
 
 OVERRIDES = [
     "model.architecture={embed_dim: 64,"

@@ -19,19 +19,19 @@ from clip_common.runs.files import write_text
 from clip_common.runs.series import Announce, own_options, require_same_data
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
-from clipse.embedding import EmbeddedPairs, owners
-from clipse.evaluation import ceiling, chance_rsum, evaluate, score
-from clipse.features import frozen_features
 from clipse.losses import PARAMETERS, PRESETS, build_loss
-from clipse.model import RetrievalModel, model_folder
-from clipse.plots import draw_comparison
-from clipse.series import (
+from clipse.models.retrieval import RetrievalModel, model_folder
+from clipse.report.plots import draw_comparison
+from clipse.scoring.embedding import EmbeddedPairs, owners
+from clipse.scoring.evaluation import ceiling, chance_rsum, evaluate, score
+from clipse.series.members import (
     CONTENTS,
     digest,
     member_config,
     series_folder,
     trained,
 )
+from clipse.training.features import frozen_features
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
 

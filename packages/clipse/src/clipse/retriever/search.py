@@ -7,9 +7,9 @@ from pathlib import Path
 from clip_common.reporting import Reporter, silent
 from clipse.data import DataError
 from clipse.index import SUFFIXES, Hit, ImageIndex, store_file
-from clipse.model import open_source
-from clipse.page import require_replaceable, write_page
-from clipse.retriever import Retriever
+from clipse.models.retrieval import open_source
+from clipse.report.pages import require_replaceable, write_page
+from clipse.retriever.retriever import Retriever
 
 
 @dataclass(frozen=True)

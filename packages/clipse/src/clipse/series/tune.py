@@ -17,9 +17,9 @@ from clip_common.training.guards import LossNotFiniteError
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
-from clipse.plots import draw_tuning
-from clipse.results import model_label
-from clipse.series import (
+from clipse.released.results import model_label
+from clipse.report.plots import draw_tuning
+from clipse.series.members import (
     CONTENTS,
     digest,
     member_config,

@@ -12,8 +12,8 @@ from clip_common.runs import Run
 from clip_common.runs.series import member
 from clipse.config import Config
 from clipse.data import ImageRecord
-from clipse.experiment import train
-from clipse.results import model_label
+from clipse.released.results import model_label
+from clipse.training.experiment import train
 
 CONTENTS = "images or captions"
 """What `digest` is taken of."""

@@ -12,12 +12,12 @@ from clip_common.runs.environment import rank
 from clip_common.training import fit, load_weights, require_trainer
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
-from clipse.evaluation import Evaluation, evaluate
-from clipse.features import frozen_features
-from clipse.model import RetrievalModel, load_towers
-from clipse.plots import draw_run
-from clipse.results import model_label, write_training
-from clipse.training import RetrievalData, RetrievalModule
+from clipse.models.retrieval import RetrievalModel, load_towers
+from clipse.released.results import model_label, write_training
+from clipse.report.plots import draw_run
+from clipse.scoring.evaluation import Evaluation, evaluate
+from clipse.training.features import frozen_features
+from clipse.training.modules import RetrievalData, RetrievalModule
 
 
 @dataclass(frozen=True)

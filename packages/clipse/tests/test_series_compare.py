@@ -11,13 +11,13 @@ from clip_common.config import load_config
 from clip_common.metrics import paired_bootstrap
 from clip_common.runs import Run
 from clipse import Config
-from clipse.compare import compare, loss_of, scores
 from clipse.config import LossConfig
 from clipse.data import read_records
-from clipse.evaluation import evaluate
-from clipse.model import RetrievalModel
-from clipse.series import series_folder
-from clipse.training import RetrievalModule
+from clipse.models.retrieval import RetrievalModel
+from clipse.scoring.evaluation import evaluate
+from clipse.series.compare import compare, loss_of, scores
+from clipse.series.members import series_folder
+from clipse.training.modules import RetrievalModule
 
 LOSSES, SEEDS = ["clip", "sanw_debias", "sanw_bandpass:conservative"], [13, 17]
 

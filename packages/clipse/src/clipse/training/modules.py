@@ -35,11 +35,11 @@ from clipse.data import (
     read_groups,
     topics,
 )
-from clipse.data.topical import check_clusters
-from clipse.features import FrozenFeatures, ImageFeatureDataset
+from clipse.data.batches import check_clusters
 from clipse.losses import build_loss
-from clipse.model import RetrievalModel
-from clipse.references import ReferenceModel
+from clipse.models.retrieval import RetrievalModel
+from clipse.training.features import FrozenFeatures, ImageFeatureDataset
+from clipse.training.references import ReferenceModel
 
 TEXTS_AT_ONCE = 256
 """Captions embedded together when topics are found."""

@@ -14,8 +14,8 @@ from clipse import Config
 from clipse.config import LossConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
-from clipse.training import RetrievalModule
-from clipse.tune import SPACES, space_of, tune
+from clipse.series.tune import SPACES, space_of, tune
+from clipse.training.modules import RetrievalModule
 
 
 @pytest.fixture

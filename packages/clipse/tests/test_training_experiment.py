@@ -18,10 +18,10 @@ from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
 from clip_common.runs import Run, table
 from clipse import Config, Retriever, evaluate, read_records, train
-from clipse.evaluation import evaluate_source
 from clipse.losses import SANWDebias
-from clipse.results import write_training
-from clipse.training import RetrievalModule, first_of_each
+from clipse.released.results import write_training
+from clipse.scoring.evaluation import evaluate_source
+from clipse.training.modules import RetrievalModule, first_of_each
 
 
 def configured(small: list[str], *overrides: str) -> Config:
@@ -118,7 +118,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
 def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tmp_path, monkeypatch):
     config = configured(small, "name=unscored", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr("clipse.experiment.evaluate", lambda *arguments, **keywords: 1 / 0)
+        patch.setattr("clipse.training.experiment.evaluate", lambda *arguments, **keywords: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config)
     run = Run.open(tmp_path / "runs" / "clipse" / "unscored")
@@ -202,12 +202,12 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
 
 def test_what_no_trainer_moves_goes_to_the_gpu(small, monkeypatch):
     asked: list[tuple[str, str]] = []
-    for name in ("features", "experiment", "evaluation"):
+    for name in ("training.features", "training.experiment", "scoring.evaluation"):
         patched = lambda devices="auto", name=name: asked.append((name, devices)) or torch.device("cpu")  # noqa: E731
         monkeypatch.setattr(f"clipse.{name}.pick_device", patched)
     overrides = ["name=placed", "model.lock_image=true", "trainer.max_epochs=1", "trainer.devices=cpu"]
     evaluate_source(str(train(configured(small, *overrides)).run.path))
-    assert asked == [("features", "cpu"), ("experiment", "cpu"), ("evaluation", "auto")]
+    assert asked == [("training.features", "cpu"), ("training.experiment", "cpu"), ("scoring.evaluation", "auto")]
 
 
 @pytest.mark.gpu
@@ -318,7 +318,7 @@ from pathlib import Path
 from functools import partial
 from clip_common.runs.resolve import resolve as resolve_run
 from clipse.config import Config
-from clipse.experiment import train
+from clipse.training.experiment import train
 resolve = partial(resolve_run, Config, package="clipse")
 resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
 train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)

@@ -10,8 +10,8 @@ from clip_common.plots import PALETTE, Dots, curves, dot_plot, dress, panels, sa
 from clip_common.runs import Run
 
 if TYPE_CHECKING:
-    from clipse.compare import Comparison
-    from clipse.tune import Tuning
+    from clipse.series.compare import Comparison
+    from clipse.series.tune import Tuning
 
 
 def draw_run(run: Run) -> list[Path]:

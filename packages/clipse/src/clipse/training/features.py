@@ -16,7 +16,7 @@ from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter
 from clipse.config import ModelConfig
 from clipse.data import ImageRecord, Sample, chosen_captions
-from clipse.model import RetrievalModel
+from clipse.models.retrieval import RetrievalModel
 
 
 class ImageFeatureDataset(Dataset[Sample]):

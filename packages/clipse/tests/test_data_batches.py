@@ -242,7 +242,7 @@ from pathlib import Path
 from functools import partial
 from clip_common.runs.resolve import resolve as resolve_run
 from clipse.config import Config
-from clipse.experiment import train
+from clipse.training.experiment import train
 resolve = partial(resolve_run, Config, package="clipse")
 resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
 train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
@@ -289,7 +289,7 @@ def test_killed_in_an_epoch_after_topics_were_found_again_and_resumed_equals_uni
 @pytest.mark.parametrize("step", [3, 6, 12, 14, 18])
 def test_stopped_at_a_step_and_resumed_equals_uninterrupted(small, tmp_path, monkeypatch, step):
     """The same at stated steps, boundaries of epochs and of topics included, by an error in place of a kill."""
-    from clipse.training import RetrievalModule
+    from clipse.training.modules import RetrievalModule
 
     extra = [*TOPICAL, "trainer.max_epochs=4", "trainer.checkpoint_every=1"]
     config = load_config(Config, overrides=[*small, *extra, "name=stopped"], package="clipse")

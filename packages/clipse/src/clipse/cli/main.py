@@ -14,7 +14,7 @@ from clip_common import cli
 from clip_common.cli import ConfigName, Overrides
 
 if TYPE_CHECKING:
-    from clipse.evaluation import Evaluation
+    from clipse.scoring.evaluation import Evaluation
 
 app = cli.application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
 data = cli.application("data", help="Look at a set of captioned images, or make one.")
@@ -53,7 +53,7 @@ def train(
     """
     from clip_common.runs.resolve import resolve
     from clipse.config import Config
-    from clipse.experiment import train as run_training
+    from clipse.training.experiment import train as run_training
 
     settings = resolve(Config, package="clipse", config=config, overrides=overrides or [], resume=resume)
     trained = run_training(settings, resume=resume, reporter=cli.progress)
@@ -86,7 +86,7 @@ def evaluate(
 
         clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
     """
-    from clipse.evaluation import evaluate_against, evaluate_source, open_other
+    from clipse.scoring.evaluation import evaluate_against, evaluate_source, open_other
 
     other = None if against is None else open_other(against)  # a wrong name is told before anything is scored
     settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
@@ -130,7 +130,7 @@ def search(
         clipse search ViT-B-32 "a dog in the snow" photos/ model.pretrained=laion2b_s34b_b79k
     """
     from clip_common.page import printable
-    from clipse.search import search_source
+    from clipse.retriever.search import search_source
 
     found = search_source(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)
     title = f"images like {query}" if isinstance(found.query, Path) else query
@@ -165,8 +165,8 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         clipse compare losses=[clip,sanw_bandpass] seeds=[1,2] --config scenes data.root=scenes/ split=test
     """
-    from clipse.compare import caption, cells, resolve_comparison
-    from clipse.compare import compare as run_comparison
+    from clipse.series.compare import caption, cells, resolve_comparison
+    from clipse.series.compare import compare as run_comparison
 
     settings, options = resolve_comparison(config=config, overrides=overrides or [])
     found = run_comparison(
@@ -194,8 +194,8 @@ def tune(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         clipse tune loss=sanw_debias trials=20 --config scenes data.root=scenes/ loss.alpha=1 trainer.max_epochs=4
     """
-    from clipse.tune import resolve_tuning
-    from clipse.tune import tune as run_tuning
+    from clipse.series.tune import resolve_tuning
+    from clipse.series.tune import tune as run_tuning
 
     settings, options = resolve_tuning(config=config, overrides=overrides or [])
     found = run_tuning(settings, loss=options.loss, trials=options.trials, reporter=cli.progress, announce=say)

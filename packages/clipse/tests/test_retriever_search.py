@@ -20,7 +20,7 @@ from clip_common.backbones import load_clip
 from clipse import RetrievalModel, Retriever
 from clipse.data import DataError
 from clipse.index import ImageIndex, IndexFileError
-from clipse.page import write_page
+from clipse.report.pages import write_page
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -203,7 +203,7 @@ def test_an_interrupted_index_goes_on_where_it_was(model, photos, tmp_path, enco
 
 
 def test_a_growing_index_is_written_now_and_then(model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipse.retriever.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("clipse.retriever.retriever.SECONDS_BETWEEN_SAVES", 0.0)
     file, seen = tmp_path / "index.safetensors", []
 
     def look(done: int, total: int) -> None:

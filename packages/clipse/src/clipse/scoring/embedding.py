@@ -14,7 +14,7 @@ from clip_common.backbones import move
 from clip_common.loader import original_errors
 from clip_common.reporting import Progress
 from clipse.data import CLIPCollator, Flickr8kDataset, ImageRecord
-from clipse.model import RetrievalModel
+from clipse.models.retrieval import RetrievalModel
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Plain `nn.Module`s: the two towers with their temperature."""

@@ -1,0 +1,1 @@
+"""Compatibility with the original CLIPSE: its files and column names."""

@@ -1,0 +1,1 @@
+"""What a person looks at: the search page and the plots of runs, comparisons and searches."""

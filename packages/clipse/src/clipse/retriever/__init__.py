@@ -1,0 +1,1 @@
+"""The trained model in use: open it, encode, index a folder, search."""

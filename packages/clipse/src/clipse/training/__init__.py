@@ -1,0 +1,1 @@
+"""Losses, Lightning modules, cached features, and the recipe that makes a run folder of a configuration."""
