@@ -12,7 +12,7 @@ from videoclip import Config, ablate
 from videoclip.data.manifest import read_manifest, write_manifest
 from videoclip.report.plots import draw_ablation
 from videoclip.scoring.predictions import Predictions
-from videoclip.series.ablation import COLUMNS, ROWS, TABLES, member_config
+from videoclip.series.ablation import COLUMNS, ROWS, TABLES, row_config
 from videoclip.training.modules import AlignmentModule
 
 FAST = ["trainer.fast_dev_run=true", "name=some"]
@@ -153,7 +153,7 @@ def test_seeds_test_on_different_people_and_the_means_are_numpys(small):
 def test_each_part_of_a_fold_column_is_tested_on_however_many_there_are(small, tmp_path):
     config, splits = configured(small, "data.fold=1"), ["a part"] * 7
     for seed, fold in ((5, 6), (6, 0)):
-        one = member_config(ROWS[0], seed, config, splits, SimpleNamespace(path=tmp_path))
+        one = row_config(ROWS[0], seed, config, splits, SimpleNamespace(path=tmp_path))
         assert (one.data.fold, one.trainer.seed, one.name) == (fold, seed, f"B0-s{seed}")
 
 

@@ -152,8 +152,10 @@ def train(
 
     if begun is not None:
         run = begun
-    elif folder is not None:  # `create` makes root/package/name
-        run = Run.create(folder.parent.name, config_yaml=to_yaml(config), name=folder.name, root=folder.parent.parent)
+    elif folder is not None:  # `create` makes root/group/name
+        run = Run.create(
+            "aaclip", config_yaml=to_yaml(config), name=folder.name, group=folder.parent.name, root=folder.parent.parent
+        )
     else:
         label = f"{root.resolve().name}-{config.backbone.name}-s{config.trainer.seed}".replace("/", "-")
         run = Run.create("aaclip", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)

@@ -16,7 +16,7 @@ from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run, write_atomically
 from clip_common.runs.files import write_text
-from clip_common.runs.series import Announce, own_options, require_same_data
+from clip_common.runs.series import Announce, check_choices, split_options, train_member
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.losses import PARAMETERS, PRESETS, build_loss
@@ -24,13 +24,8 @@ from clipse.models.retrieval import RetrievalModel, model_folder
 from clipse.report.plots import draw_comparison
 from clipse.scoring.embedding import EmbeddedPairs, owners
 from clipse.scoring.evaluation import ceiling, chance_rsum, evaluate, score
-from clipse.series.members import (
-    CONTENTS,
-    digest,
-    member_config,
-    series_folder,
-    trained,
-)
+from clipse.series.members import check_same_captions, member_config, series_folder
+from clipse.training.experiment import train
 from clipse.training.features import frozen_features
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
@@ -97,7 +92,7 @@ def resolve_comparison(*, config: str | None, overrides: Sequence[str]) -> tuple
     Raises:
         ValueError: An unknown key or a wrong value.
     """
-    options, rest = own_options(CompareConfig, overrides, own=("losses", "seeds", "split"))
+    options, rest = split_options(CompareConfig, overrides, own=("losses", "seeds", "split"))
     return load_config(Config, config=config, overrides=rest, package="clipse"), options
 
 
@@ -131,10 +126,7 @@ def compare(
     """
     losses_of = {label: loss_of(config.loss, label) for label in losses}
     for name, given, example in (("losses", losses, "[clip,sanw_debias]"), ("seeds", seeds, "[13,17,23]")):
-        if not given:
-            raise ValueError(f"{name}=[]: give at least one, e.g. {name}={example}")
-        if len(set(given)) < len(given):
-            raise ValueError(f"{name}=[{','.join(map(str, given))}]: one stands twice; give each once")
+        check_choices(name, given, example=example)
     require_one_device(config.trainer, verb="compare")
     splits = read_records(config.data).splits
     records = splits[split]
@@ -143,7 +135,7 @@ def compare(
 
     series = series_folder("compare", config)
     with series.locked():
-        require_same_data(series, {name: digest(splits[name]) for name in ("train", "val", split)}, what=CONTENTS)
+        check_same_captions(series, {name: splits[name] for name in ("train", "val", split)})
         results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
         total = len(losses) * len(seeds)
         pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: what a kill leaves is comparable
@@ -154,7 +146,7 @@ def compare(
                 trainer=replace(config.trainer, seed=seed),
             )
             announce(f"{label}, seed {seed} ({number} of {total})")
-            run = trained(member, series, reporter=reporter)
+            run = train_member(series, member, train, reporter=reporter)
             results[label].append(scores(run, member, split, records, reporter=reporter))
 
         baseline = results[losses[0]]

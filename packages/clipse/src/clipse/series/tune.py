@@ -12,20 +12,15 @@ from clip_common.devices import require_one_device
 from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
-from clip_common.runs.series import Announce, own_options, require_same_data
+from clip_common.runs.series import Announce, split_options, train_member
 from clip_common.training.guards import LossNotFiniteError
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
 from clipse.released.results import model_label
 from clipse.report.plots import draw_tuning
-from clipse.series.members import (
-    CONTENTS,
-    digest,
-    member_config,
-    series_folder,
-    trained,
-)
+from clipse.series.members import check_same_captions, member_config, series_folder
+from clipse.training.experiment import train
 
 SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
     "sanw_debias": {"alpha": (0.0, 1.0, False), "delta": (0.0, 1.0, False), "lam": (0.5, 32.0, True)},
@@ -79,7 +74,7 @@ def resolve_tuning(*, config: str | None, overrides: Sequence[str]) -> tuple[Con
     Raises:
         ValueError: An unknown key or a wrong value.
     """
-    options, rest = own_options(TuneConfig, overrides, own=("loss", "trials"))
+    options, rest = split_options(TuneConfig, overrides, own=("loss", "trials"))
     return load_config(Config, config=config, overrides=rest, package="clipse"), options
 
 
@@ -127,7 +122,7 @@ def tune(
     name = config.name or f"{loss}-{model_label(config)}-{Path(str(config.data.root)).name}"
     series = series_folder("tune", replace(config, name=name))
     with series.locked():
-        require_same_data(series, {name: digest(splits[name]) for name in ("train", "val")}, what=CONTENTS)
+        check_same_captions(series, {name: splits[name] for name in ("train", "val")})
         storage = f"sqlite:///{series.path / 'study.db'}"
         study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
         distributions = {
@@ -151,7 +146,8 @@ def tune(
             member = member_config(config, series, name=f"trial-{trial.number:03d}")
             announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(parameters))}")
             try:
-                run = trained(replace(member, loss=replace(config.loss, **parameters)), series, reporter=reporter)
+                member = replace(member, loss=replace(config.loss, **parameters))
+                run = train_member(series, member, train, reporter=reporter)
             except LossNotFiniteError as error:
                 study.tell(trial.number, state=state.FAIL)
                 announce(f"trial {done + 1} of {trials} failed: {error}")

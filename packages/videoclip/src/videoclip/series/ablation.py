@@ -1,20 +1,26 @@
 """`videoclip ablate`: the source's experiment table, filled: B0 to B4, C1 to C3 and what happens under wrong maps."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
-from clip_common.config import load_config, overridden, to_yaml
+from clip_common.config import load_config, overridden
 from clip_common.devices import require_one_device
 from clip_common.metrics import Paired
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import write_text
-from clip_common.runs.series import Announce, member, own_options, require_same_data
+from clip_common.runs.series import (
+    Announce,
+    check_choices,
+    check_same_data,
+    member_config,
+    open_series,
+    split_options,
+    train_member,
+)
 from videoclip.config import AblateConfig, Config
 from videoclip.data import Split
 from videoclip.report.plots import draw_ablation
@@ -146,7 +152,7 @@ def resolve_ablation(*, config: str | None, overrides: Sequence[str]) -> tuple[C
     Raises:
         ValueError: An unknown key or a wrong value.
     """
-    options, rest = own_options(AblateConfig, overrides, own=("seeds",))
+    options, rest = split_options(AblateConfig, overrides, own=("seeds",))
     return load_config(Config, config=config, overrides=rest, package="videoclip"), options
 
 
@@ -176,8 +182,7 @@ def ablate(
         ValueError: One line: no seed or one twice, several devices, a folder of that name with another configuration,
             other clips than it began with or another process at work in it, and whatever `train` refuses.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds=[{','.join(map(str, seeds))}]: give at least one, and each once, e.g. seeds=[0,1,2]")
+    check_choices("seeds", seeds, example="[0,1,2]")
     require_one_device(config.trainer, verb="ablate")
     clips = clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
@@ -190,17 +195,16 @@ def ablate(
             overridden(config, switches(row, config))
         except ValueError as error:
             raise ValueError(f"row {row.id} of the table {table}: {error}") from error
-    text = to_yaml(replace(config, name=name))
-    series = Run.create("ablate", config_yaml=text, name=name, root=config.runs, resume=True)
+    series = open_series("ablate", config, package="videoclip", name=name)
     with series.locked():
-        require_same_data(series, digests(splits), what="clips or labels")
+        check_same_data(series, tested_clips(splits), what="clips or labels")
         predictions: dict[str, list[Predictions]] = {row.id: [] for row in rows}
         metrics: dict[str, list[dict[str, float]]] = {row.id: [] for row in rows}
         pairs = [(seed, row) for seed in seeds for row in rows]  # seed by seed: what a kill leaves is comparable
         for number, (seed, row) in enumerate(pairs, start=1):
             announce(f"{row.id}: {row.what}, seed {seed} ({number} of {len(pairs)})")
-            settings = member_config(row, seed, config, splits, series)
-            said, figures = finished(row, settings, series, reporter=reporter)
+            settings = row_config(row, seed, config, splits, series)
+            said, figures = run_row(row, settings, series, reporter=reporter)
             predictions[row.id].append(said)
             metrics[row.id].append(figures)
         pooled = {name: pooled_predictions(said, clips.records) for name, said in predictions.items()}
@@ -252,27 +256,24 @@ def switches(row: Row, config: Config) -> list[str]:
     return [*weights, *row.switches]
 
 
-def member_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
-    """The configuration of one run: all that it writes lies in the series' folder but for the cache."""
-    switched = overridden(config, switches(row, config))
-    cache_dir = config.data.cache_dir or (Path(config.runs) / "cache").as_posix()
+def row_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
+    """Return the configuration of a row's run with one seed: the row's switches, tested on the seed's part."""
+    name = f"{row.run_of or row.id}-s{seed}".replace(" ", "-")
+    member = member_config(overridden(config, switches(row, config)), series, name=name)
     folds = max(config.data.folds, len(splits))  # a fold column may have more parts than data.folds allows to name
     return replace(
-        switched,
-        name=f"{row.run_of or row.id}-s{seed}".replace(" ", "-"),
-        runs=series.path.as_posix(),
+        member,
         split="test",
-        data=replace(switched.data, folds=folds, fold=fold_of(config, seed, splits), cache_dir=cache_dir),
+        data=replace(member.data, folds=folds, fold=fold_of(config, seed, splits)),
         trainer=replace(config.trainer, seed=seed),
     )
 
 
-def finished(
+def run_row(
     row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
 ) -> tuple[Predictions, dict[str, float]]:
-    """A row's run with one seed, trained and tested, or as it lies there."""
-    path = Path(settings.runs) / "videoclip" / str(settings.name)
-    run = member(series, path, lambda resume: train(settings, resume=resume, reporter=reporter))
+    """Return predictions and figures of a row with one seed: train and test its run, or reuse what is there."""
+    run = train_member(series, settings, train, reporter=reporter)
     name = filed_under(settings, overridden(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"
     if name not in run.result or not file.exists():
@@ -280,12 +281,10 @@ def finished(
     return Predictions.load(file), run.result[name]["metrics"]
 
 
-def digests(splits: Sequence[Split]) -> dict[str, str]:
-    """Of the clips, labels and subjects of each part."""
+def tested_clips(splits: Sequence[Split]) -> dict[str, list[tuple[str, str, int | None]]]:
+    """Return clip, subject and label of each test clip, by fold."""
     return {
-        f"fold {fold}": hashlib.sha256(
-            json.dumps([(record.clip_id, record.subject_id, record.label) for record in split.test]).encode()
-        ).hexdigest()
+        f"fold {fold}": [(record.clip_id, record.subject_id, record.label) for record in split.test]
         for fold, split in enumerate(splits)
     }
 

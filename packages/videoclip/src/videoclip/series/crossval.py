@@ -11,7 +11,7 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from clip_common.runs.resolve import resolve
-from clip_common.runs.series import Announce, own_options
+from clip_common.runs.series import Announce, split_options
 from videoclip.config import Config, CrossValidationConfig
 from videoclip.data import Split, missing_classes
 from videoclip.report.plots import draw_folds, draw_scores
@@ -63,7 +63,7 @@ def resolve_cross_validation(
     Raises:
         ValueError: An unknown key or a wrong value, or overrides for a run that is resumed.
     """
-    options, rest = own_options(CrossValidationConfig, overrides, own=("folds",))
+    options, rest = split_options(CrossValidationConfig, overrides, own=("folds",))
     if options.folds is not None:
         rest.append(f"data.folds={options.folds}")
     settings = resolve(Config, package="videoclip", config=config, overrides=rest, resume=resume)
@@ -103,7 +103,7 @@ def cross_validate(
         raise DataError(f"folds={folds}: the set's own fold column holds {len(splits)} parts: leave folds out")
     for split in splits:
         require_sizes(split, config)
-    run = open_run(config, label=f"cv-{method(config)}", resume=resume)
+    run = open_run(config, label=f"cv-{method(config)}", verb="cv", resume=resume)
     with run.locked():
         scores = []
         for fold, split in enumerate(splits):

@@ -184,12 +184,13 @@ def require_run(config: Config, resume: Path | None, *, verb: Literal["train", "
         raise ValueError(f"{resume} was begun by another verb: videoclip {min(began)} --resume {resume}")
 
 
-def open_run(config: Config, *, label: str, resume: Path | None) -> Run:
+def open_run(config: Config, *, label: str, resume: Path | None, verb: Literal["train", "cv"] = "train") -> Run:
     """A new run folder, or the one to go on with."""
     if resume is not None:
         return Run.resume(resume.resolve(), config_yaml=to_yaml(config))
     label = f"{label}-s{config.trainer.seed}"
-    return Run.create("videoclip", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
+    text = to_yaml(config)
+    return Run.create("videoclip", config_yaml=text, name=config.name, label=label, root=config.runs, verb=verb)
 
 
 def fit_split(
