@@ -18,10 +18,10 @@ from pathlib import Path
 import open_clip
 import torch
 from _measure import alternate, report
-from PIL import Image
 from torch import Tensor, nn
 
 from clip_common.backbones import Bundle, load_clip
+from clip_common.images import read_image
 from clip_common.losses import contrastive_loss
 
 MODEL = "ViT-B-32"
@@ -31,7 +31,7 @@ CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / 
 def batch_of(folder: Path, bundle: Bundle, *, size: int) -> tuple[Tensor, Tensor]:
     """The first `size` images of a Karpathy set, each with its first caption."""
     entries = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["images"][:size]
-    images = [bundle.preprocess(Image.open(folder / "Images" / entry["filename"])) for entry in entries]
+    images = [bundle.preprocess(read_image(folder / "Images" / entry["filename"])) for entry in entries]
     tokens = bundle.tokenizer([entry["sentences"][0]["raw"] for entry in entries])
     assert isinstance(tokens, Tensor)
     return torch.stack(images), tokens

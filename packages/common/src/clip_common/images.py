@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from clip_common.errors import DataError
 from clip_common.page import printable
@@ -227,6 +227,8 @@ def _as_rgb(image: Image.Image, name: str) -> Image.Image:
             rgb = _scaled(image).convert("RGB")
         elif image.has_transparency_data:
             rgb = _on_white(_straight(image).convert("RGBA"))
+        elif image.mode == "RGB" and not isinstance(image, ImageFile.ImageFile):
+            rgb = image  # `to_rgb` made this copy
         else:
             rgb = image.convert("RGB")
         rgb.info = {}  # what is left of the file must not be applied twice

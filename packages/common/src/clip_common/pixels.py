@@ -1,4 +1,4 @@
-"""Decoded pixels kept on disk: a folder that is there whole or not at all, named by what it was made from."""
+"""Caches of decoded pixels: a folder that is complete or absent, and named by a key of everything it was made from."""
 
 import hashlib
 import shutil
@@ -9,23 +9,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_common import images
 from clip_common.errors import DataError
 from clip_common.runs.files import whole_folder
 
 
 def key_of(parts: Iterable[object]) -> str:
-    """A name for a folder: another one when the text of any part changes."""
+    """Return the name of a cache folder: another one when the text of any part changes.
+
+    `images.VERSION` is always one of the parts, so that pixels decoded by an older reader are never served.
+    """
     digest = hashlib.sha256()
-    for part in parts:
+    for part in (images.VERSION, *parts):
         digest.update(f"{part}\n".encode())
     return digest.hexdigest()[:24]
 
 
 def state_of(path: Path) -> str:
-    """A file's name, size and time, so that a changed one makes another key; of a folder, those of all files in it.
+    """Return a file's path, name, size and time, for a key; of a folder, those of all files in it.
 
     Raises:
-        OSError: It is not there.
+        OSError: There is no such file or folder.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     states = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
@@ -34,7 +38,7 @@ def state_of(path: Path) -> str:
 
 @contextmanager
 def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
-    """`whole_folder`, where another process may make the same one meanwhile: whichever is ready first stays.
+    """Fill a folder as `whole_folder` does; if another process makes the same one meanwhile, the first to finish wins.
 
     Args:
         folder: A folder that does not exist yet.
@@ -43,7 +47,7 @@ def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
 
     Raises:
         DataError: The disk has less room than needed.
-        OSError: It filled up meanwhile.
+        OSError: The disk filled up meanwhile.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
@@ -56,12 +60,12 @@ def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
         with whole_folder(folder) as draft:
             yield draft
     except OSError:
-        if not folder.exists():  # else the other has made it, of the same bytes
+        if not folder.exists():  # otherwise the other process has made it from the same files
             raise
 
 
 class MappedPixels:
-    """A file of bytes, mapped; a worker process maps it again, where pickled pixels would be copied."""
+    """A memory-mapped file of bytes. Pickling keeps only its path, so worker processes map it and copy nothing."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -72,5 +76,5 @@ class MappedPixels:
         return MappedPixels, (self.file,)
 
     def __getitem__(self, place: slice) -> NDArray[np.uint8]:
-        """A copy of some of them."""
+        """Return a copy of some of the bytes."""
         return np.array(self.bytes[place])

@@ -27,8 +27,9 @@ RATIO = (3 / 4, 4 / 3)
 class Preprocess:
     """`preprocess(image)` -> (3, S, S) float32.
 
-    Without `crop_scale` it equals `open_clip.image_transform(is_train=False)`, with it `is_train=True`, up to rounding;
-    only a mode other than RGB (palette, alpha) is converted before the resize rather than after.
+    For RGB pictures it equals open_clip's `image_transform(is_train=False)` without `crop_scale` and its
+    `image_transform(is_train=True)` with it, up to rounding. A PIL image goes through `images.to_rgb` first, so that an
+    opened picture of any mode and EXIF turn gives the same pixels as its file.
 
     Args:
         size: S.
@@ -59,7 +60,7 @@ class Preprocess:
         """Pixels of one image.
 
         Args:
-            image: A PIL image, or (3, H, W) uint8.
+            image: A PIL image of any mode, or (3, H, W) uint8.
             generator: Where a random crop is drawn from (None: torch's global one). Unused without `crop_scale`.
         """
         pixels_3SS = self._of_tensor(image, generator) if isinstance(image, Tensor) else self._of_pil(image, generator)
@@ -71,7 +72,9 @@ class Preprocess:
         import numpy as np
         from PIL.Image import Resampling
 
-        image = image.convert("RGB")
+        from clip_common.images import to_rgb
+
+        image = to_rgb(image)
         sampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         square = (self.size, self.size)
         if self.crop_scale is not None:

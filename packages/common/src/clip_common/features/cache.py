@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clip_common.backbones.frozen import is_frozen
 from clip_common.backbones.spec import Bundle
+from clip_common.errors import DataError
 from clip_common.features.jobs import (
     Image,
     Job,
@@ -27,6 +28,7 @@ from clip_common.features.jobs import (
     digest_of_text,
     image_job,
     in_threads,
+    name_of,
     text_job,
 )
 from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, readable
@@ -96,7 +98,10 @@ class FeatureCache:
 
         def unreadable(image: Image, digest: bytes, error: Exception) -> None:
             if on_error == "raise":
-                raise FeatureCacheError(f"{_name(image)} is not an image that can be read: {error}") from error
+                named = isinstance(error, DataError)  # its line names the image already
+                raise FeatureCacheError(
+                    str(error) if named else f"{name_of(image)} is not an image that can be read: {error}"
+                ) from error
             broken.add(digest)
 
         digests: list[bytes] = []
@@ -245,10 +250,6 @@ class _Shard:
         self.digests, self.features = [], []  # gone even when the disk is full: not to be tried twice
         if digests:
             self.shelf.write(digests, torch.cat(features))
-
-
-def _name(image: Image) -> str:
-    return str(image) if isinstance(image, Path) else image.name
 
 
 def _never(source: Any, _digest: bytes, error: Exception) -> None:

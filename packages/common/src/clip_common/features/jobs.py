@@ -4,7 +4,6 @@ Shapes: B of a batch, F width of a trunk, K layers, T tokens.
 """
 
 import hashlib
-import io
 import os
 import tarfile
 import zipfile
@@ -19,12 +18,14 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from clip_common import images
 from clip_common.backbones.frozen import behaviour
 from clip_common.backbones.spec import Bundle, move
+from clip_common.page import printable
 
 THREADS = min(8, os.cpu_count() or 1)
-UNREADABLE = (OSError, SyntaxError, ValueError)
-"""What Pillow raises for a damaged image; SyntaxError is its word for a broken PNG."""
+UNREADABLE = (OSError, ValueError)
+"""What `Job.load` raises for an image that cannot be used."""
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 """What the archive behind an `Encoded` raises where it is damaged."""
 
@@ -124,16 +125,10 @@ def image_job(bundle: Bundle, layers: Sequence[int]) -> Job:
     preprocess, trunk = bundle.preprocess, bundle.image_tower.trunk
 
     def load(image: Image, digest: bytes) -> Tensor:
-        from PIL import Image as Pillow
-
         content = content_of(image)
         if hashlib.sha256(content).digest() != digest:
             raise OSError("it changed while it was being read")
-        try:
-            with Pillow.open(io.BytesIO(content)) as picture:
-                return preprocess(picture)
-        except Pillow.DecompressionBombError as error:  # of no kind in UNREADABLE
-            raise OSError(str(error)) from error
+        return preprocess(images.read_image(content, name=name_of(image)))
 
     def run(pixels: list[Tensor]) -> Tensor:
         images_B3HW = torch.stack(pixels).to(_device(trunk))
@@ -148,6 +143,7 @@ def image_job(bundle: Bundle, layers: Sequence[int]) -> Job:
         description={
             "version": 2,
             "of": "images",
+            "reader": images.VERSION,
             "preprocess": preprocess.key,
             "layers": list(layers),
             "trunk": behaviour(trunk),
@@ -169,6 +165,11 @@ def text_job(bundle: Bundle) -> Job:
         run=lambda texts: trunk(move(tokenizer(texts), _device(trunk))),
         example="a",
     )
+
+
+def name_of(image: Image) -> str:
+    """Return the name of an image for messages."""
+    return printable(image) if isinstance(image, Path) else image.name
 
 
 def content_of(image: Image) -> bytes:
