@@ -1,6 +1,7 @@
-"""Weights from the network, once: `prefetch`, and one clear line where they are neither cached nor to be had.
+"""Every call into transformers, sentence-transformers and the hub: find and fetch files, load models and tokenizers.
 
-What is cached is used as it is, without asking the network whether there is something newer.
+Cached files are used without asking the network for newer ones. Code that comes with a model is never run and never
+asked about: whatever needs it is refused in one line.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from clip_common.backbones.spec import BackboneError
 
@@ -200,7 +203,9 @@ def _asking(wanted: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise BackboneError(f"{wanted}: no name of a model on the hub, expected org/name ({_line(error)})") from error
+        raise BackboneError(
+            f"{wanted}: no name of a model on the hub, expected org/name ({one_line(error)})"
+        ) from error
     # the hub's errors, its HTTP library's and the file system's have no base in common
     except Exception as error:
         raise unavailable(wanted, error) from error
@@ -209,10 +214,112 @@ def _asking(wanted: str) -> Iterator[None]:
 def unavailable(wanted: str, error: Exception) -> BackboneError:
     """The one line for weights that are neither cached nor to be had."""
     return BackboneError(
-        f"{wanted}: not in the cache and not to be had from the network ({type(error).__name__}: {_line(error)}); "
+        f"{wanted}: not in the cache and not to be had from the network ({type(error).__name__}: {one_line(error)}); "
         f"run: <package> prefetch {wanted} on a machine with network"
     )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+@contextmanager
+def without_code() -> Iterator[None]:
+    """Refuse code that comes with a model in every load inside, also where a library has no argument for it.
+
+    transformers asks "Do you wish to run the custom code?" where it is not told `trust_remote_code`, as in calls from
+    open_clip and from inside its own models. With no time to answer it raises ValueError instead.
+    """
+    from transformers import dynamic_module_utils
+
+    before = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = before
+
+
+@contextmanager
+def without_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing a bar over a load of seconds."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_model(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]) -> Any:
+    """Load a complete transformers model in float32 from local files.
+
+    Args:
+        folder: config.json and weights.
+        parts: Class to load by model type; AutoModel for any other.
+        optional: Parts of names of weights that may be absent.
+
+    Raises:
+        BackboneError: Not a model folder, damaged, in need of its own code, or incomplete: transformers would draw
+            missing weights at random.
+    """
+    import transformers
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with without_code(), without_progress_bar():
+            kind = transformers.AutoConfig.from_pretrained(folder, **local).model_type
+            loader = getattr(transformers, parts.get(kind, "AutoModel"))
+            model, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **local)
+    # a damaged folder raises anything from OSError to safetensors' own kind
+    except Exception as error:
+        raise BackboneError(f"{folder} cannot be loaded as a transformers model: {one_line(error)}") from error
+    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in optional))
+    if missing:
+        raise BackboneError(f"{folder} is incomplete: {len(missing)} weights are missing ({missing[0]}…)")
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer of transformers from local files.
+
+    Raises:
+        BackboneError: No tokenizer, a damaged one, or one that needs its own code.
+    """
+    import transformers
+
+    try:
+        with without_code():
+            return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # a damaged folder raises anything
+    except Exception as error:
+        raise BackboneError(f"{folder} has no tokenizer that transformers can read: {one_line(error)}") from error
+
+
+def load_sentence_transformer(folder: Path) -> Any:
+    """Load a SentenceTransformer in float32 on the CPU from local files.
+
+    Raises:
+        BackboneError: Not a SentenceTransformer, damaged, or with modules that need its own code.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        with without_code(), without_progress_bar():
+            return SentenceTransformer(
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32},
+            )
+    # a damaged folder raises anything
+    except Exception as error:
+        raise BackboneError(f"{folder} cannot be loaded as a SentenceTransformer: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error of another library as one line, without advice to run code."""
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it needs code of its own to run, which is refused; use a model that transformers itself implements"
+    return text[:160] or type(error).__name__

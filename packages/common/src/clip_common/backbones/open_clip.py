@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import CONFIG, WEIGHTS, fetch, fetch_tag
+from clip_common.backbones.huggingface import CONFIG, WEIGHTS, fetch, fetch_tag, one_line, without_code
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle, Spec
 from clip_common.backbones.tokenizers import ClipTokenizer
@@ -247,11 +247,11 @@ def build(
     for key in ("multimodal_cfg", "custom_text", "nonscalar_logit_scale"):
         config.pop(key, None)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with without_code(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = CustomTextCLIP(**config)
     except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError, OSError) as error:
-        raise BackboneError(f"{source.name}: this model configuration cannot be built: {_line(error)}") from error
+        raise BackboneError(f"{source.name}: this model configuration cannot be built: {one_line(error)}") from error
     config["custom_text"] = True
     if not text:
         network.text.to("meta")
@@ -371,7 +371,3 @@ def _square(size: int | Sequence[int], *, name: str) -> int:
 def _nearest(given: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from torch import Tensor
 
 from clip_common.backbones.frozen import fingerprint
+from clip_common.backbones.huggingface import load_model, load_sentence_transformer, load_tokenizer
 from clip_common.backbones.spec import BackboneError
 from clip_common.backbones.tokenizers import SentenceTokenizer, Tokenizer, TransformersTokenizer
 from clip_common.backbones.towers import TextTrunk
-from clip_common.backbones.vision_models import from_folder, without_progress_bar
 
 PARTS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
 """Class of the text half where a folder holds both halves."""
@@ -75,27 +73,15 @@ def load_text(folder: Path) -> LoadedText:
 
 
 def _sentence_transformer(folder: Path) -> LoadedText:
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        with without_progress_bar():
-            model = SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
-            )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise BackboneError(f"{folder} cannot be loaded as a SentenceTransformer: {reason}") from error
+    model = load_sentence_transformer(folder)
     return LoadedText(SentenceText(model), SentenceTokenizer(model), model.max_seq_length, fingerprint(model))
 
 
 def _transformers_model(folder: Path) -> LoadedText:
-    model = from_folder(folder, parts=PARTS, optional=("pooler.",))
+    model = load_model(folder, parts=PARTS, optional=("pooler.",))
     if model.main_input_name != "input_ids":
         raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a text model")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise BackboneError(f"{folder} has no tokenizer that transformers can read") from error
+    tokenizer = load_tokenizer(folder)
     positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
     context = int(min(tokenizer.model_max_length, positions))
     siglip = model.config.model_type == "siglip_text_model"

@@ -12,6 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from clip_common.backbones.huggingface import (
+    TOKENIZER_FILES,
+    fetch_folder,
+    lacks_of_tokenizer,
+    one_line,
+    without_code,
+)
 from clip_common.backbones.spec import BackboneError, Tokens
 
 
@@ -55,11 +62,15 @@ class ClipTokenizer:
             described = f"open_clip {self.encode.vocab_size}"
         else:
             mode = text_config.get("tokenizer_mode")
+            given = options | {"trust_remote_code": False}  # the options come with the model
             try:
-                self.encode = HFTokenizer(str(self.folder), context_length=context, tokenizer_mode=mode, **options)
-            except (OSError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())[:160]
-                raise BackboneError(f"{self.folder} has no tokenizer that transformers can read: {reason}") from error
+                with without_code():
+                    self.encode = HFTokenizer(str(self.folder), context_length=context, tokenizer_mode=mode, **given)
+            # a damaged folder raises anything
+            except Exception as error:
+                raise BackboneError(
+                    f"{self.folder} has no tokenizer that transformers can read: {one_line(error)}"
+                ) from error
             described = f"{mode} {digest(self.encode.tokenizer)}"
         self.key = json.dumps([described, context, options], sort_keys=True)
 
@@ -121,8 +132,6 @@ def digest(tokenizer: Any) -> str:
 
 
 def _tokenizer_folder(name: str, *, wanted: str) -> Path:
-    from clip_common.backbones.huggingface import TOKENIZER_FILES, fetch_folder, lacks_of_tokenizer
-
     if Path(name).is_dir():
         return Path(name)
     return fetch_folder(name, files=TOKENIZER_FILES, lacks=lacks_of_tokenizer, wanted=wanted)

@@ -4,17 +4,16 @@ Shapes: B batch, F width, T tokens, L patch tokens among them.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from clip_common.backbones.frozen import fingerprint
+from clip_common.backbones.huggingface import load_model
 from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.backbones.spec import BackboneError
 from clip_common.backbones.towers import VisionOutput, VisionTrunk, recorded, resized_positions
@@ -68,7 +67,7 @@ def load_vision(folder: Path, *, image_size: int | None) -> LoadedVision:
     Raises:
         BackboneError: Not a vision model with patch tokens, damaged or incomplete weights.
     """
-    model = from_folder(folder, parts=PARTS, optional=("mask_token",))
+    model = load_model(folder, parts=PARTS, optional=("mask_token",))
     config = model.config
     if not (hasattr(model, "embeddings") and hasattr(config, "patch_size") and model.main_input_name == "pixel_values"):
         raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a vision model with patch tokens")
@@ -123,48 +122,6 @@ def resize(model: Any, image_size: int) -> None:
     if hasattr(embeddings, "patch_embeddings"):
         embeddings.patch_embeddings.image_size = (image_size, image_size)
         embeddings.patch_embeddings.num_patches = grid**2
-
-
-def from_folder(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]) -> Any:
-    """A transformers model in float32, from local files alone, complete.
-
-    Args:
-        folder: config.json and weights.
-        parts: Class to load by model type; AutoModel for any other.
-        optional: Parts of names of weights that may be absent.
-
-    Raises:
-        BackboneError: Not a model folder, damaged, or incomplete: transformers would draw what is missing at random.
-    """
-    try:
-        kind = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        loader = getattr(transformers, parts.get(kind, "AutoModel"))
-        with without_progress_bar():
-            model, report = loader.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-    # a damaged folder raises anything from OSError to safetensors' own kind
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise BackboneError(f"{folder} cannot be loaded as a transformers model: {reason}") from error
-    missing = sorted(key for key in report["missing_keys"] if not any(part in key for part in optional))
-    if missing:
-        raise BackboneError(f"{folder} is incomplete: {len(missing)} weights are missing ({missing[0]}…)")
-    return model
-
-
-@contextmanager
-def without_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing a bar over a load of seconds."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _pixels(size: Any) -> int | None:
