@@ -52,7 +52,7 @@ PROGRAM = textwrap.dedent(
     @app.command()
     def long() -> None:
         '''Take long.'''
-        cli.SECONDS_BETWEEN_LINES = 0.0
+        cli.display.SECONDS_BETWEEN_LINES = 0.0
         with cli.progress("counting") as report:
             for done in range(3):
                 report(done + 1, 3)
