@@ -437,7 +437,10 @@ def modalities(image: Tensor, text: Tensor, **keywords) -> ModalitiesOutput:
         (lambda x, y: InfoNCE()(x, y, scale=1.0, tile=-1), "tile must be at least 1"),
         (lambda x, y: pair_statistics(x, y[:5], scale=1.0), "row i of x is paired"),
         (lambda x, y: pair_softplus(x, y, scale=1.0, exclude=torch.zeros(1)), "exclude"),
-        (lambda x, y: modalities(x, y, present={"adio": torch.ones(17)}), "names adio, and there are image, text"),
+        (
+            lambda x, y: modalities(x, y, present={"adio": torch.ones(17)}),
+            "unknown modalities adio",
+        ),
         (lambda x, y: modalities(x, y[:8]), "17 of image, 8 of text"),
         (lambda x, y: modalities(x, y, present={"text": torch.ones(1)}), "1 of present of text"),
         (lambda x, y: modalities(x, y, exclude=torch.zeros(1)), "1 of exclude"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_common.metrics import image_text_retrieval, paired_bootstrap
-from clip_common.metrics.bootstrap import over_runs
+from clip_common.metrics.bootstrap import resample_runs
 
 IMAGES = 12
 RIGHT = image_text_retrieval(torch.eye(IMAGES), torch.eye(IMAGES), torch.arange(IMAGES))
@@ -29,16 +29,16 @@ def test_runs_that_agree_leave_the_interval_of_one():
     assert astuple(three) == pytest.approx(astuple(one))
 
 
-def test_the_spread_over_runs_is_that_of_the_formula():
+def test_the_spread_resample_runs_is_that_of_the_formula():
     values_R = np.array([0.0, 3.0, 6.0])
-    mean_S = over_runs(np.repeat(values_R[:, None], 20000, axis=1), seed=0)
+    mean_S = resample_runs(np.repeat(values_R[:, None], 20000, axis=1), seed=0)
     assert mean_S.mean() == pytest.approx(3.0, abs=0.05)
     assert mean_S.var() == pytest.approx(values_R.var() / 3, rel=0.05)  # 6 / 3: 2/3 of the sample variance 9 over 3
 
 
 def test_one_run_is_returned_as_it_is():
     values_1S = np.arange(5.0)[None]
-    assert over_runs(values_1S, seed=0).tolist() == values_1S[0].tolist()
+    assert resample_runs(values_1S, seed=0).tolist() == values_1S[0].tolist()
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([RIGHT], [WRONG, WRONG]), ([], [])])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aaclip.scoring.sketches import ImageSketch, pooled
 from clip_common.metrics import StreamingAUPRO, StreamingCurve
-from clip_common.metrics.bootstrap import draws, percentile_intervals
+from clip_common.metrics.bootstrap import draw_resamples, percentile_intervals
 from clip_common.metrics.histogram import as_labels, as_scores
 
 Floats = NDArray[np.float64]
@@ -182,7 +182,7 @@ def _draws(anomalous_N: NDArray[np.bool_], *, samples: int, seed: int, width: in
     groups = [np.flatnonzero(anomalous_N == label) for label in (False, True)]
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()  # the two draws must not follow one another
     drawn = [
-        draws(len(rows), samples=samples, seed=own, width=ARRAYS * width)
+        draw_resamples(len(rows), samples=samples, seed=own, width=ARRAYS * width)
         for rows, own in zip(groups, seeds, strict=True)
         if len(rows)
     ]

@@ -12,16 +12,16 @@ Encoder = Callable[[Any], Tensor]
 
 
 def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
-    """`loss` of embeddings that are computed a mini-batch at a time, and computed again in the backward.
+    """Return `loss` over embeddings that are computed one mini-batch at a time, and again in the backward.
 
-    The activations of one mini-batch exist at a time, while every row still meets every other in the loss. The second
-    computation replays the random state and the autocast of the first, so dropout agrees. To autograd it is one graph
-    in which each parameter receives its gradient once, when all mini-batches are through: DDP therefore synchronises
-    once, no `no_sync` is needed, and Lightning's own backward, gradient scalers and accumulation work as ever.
+    Activations of only one mini-batch exist at a time, while the loss still compares every row with every other. The
+    second computation replays the random state and autocast of the first, so dropout agrees. Autograd sees one graph in
+    which each parameter receives its gradient once, after all mini-batches. So DDP synchronises once without `no_sync`,
+    and Lightning's backward, gradient scalers and accumulation work unchanged.
 
     Args:
-        loss: Takes the embeddings of every encoder, in order, and keywords; what it returns is returned.
-        mini_batch: Rows that an encoder sees at a time.
+        loss: Called with the embeddings of every encoder, in order, and keywords; its result is returned.
+        mini_batch: Rows per encoder call.
 
     Returns:
         A function of (encoder, inputs) pairs and the loss's keywords. Inputs are a tensor, or a mapping of tensors
@@ -46,9 +46,9 @@ def cached(loss: Callable[..., Any], *, mini_batch: int) -> Callable[..., Any]:
 
 
 def embed_in_parts(encoder: Encoder, inputs: Inputs, mini_batch: int) -> Tensor:
-    """The embeddings (B, D) of all rows, a mini-batch at a time, computed again in the backward: what `cached` does.
+    """Compute embeddings (B, D) one mini-batch at a time, and again in the backward, as `cached` does.
 
-    Under `torch.no_grad`, and where one mini-batch holds all rows, nothing is computed twice.
+    Under `torch.no_grad`, or if one mini-batch holds all rows, nothing is computed twice.
     """
     parts = list(_parts(inputs, mini_batch))
     if len(parts) == 1:

@@ -1,8 +1,8 @@
-"""Rows of a batch that is spread over processes: gathered with gradients, however unevenly they are spread.
+"""Gather the rows of a batch from all processes, with gradients, also when processes hold different numbers of rows.
 
 Every process computes the loss of the whole batch, local rows × all columns, and the backward of a gather sums the
-gradients of all processes. So each holds N times its share of the gradient, and what averages over N processes (DDP)
-yields the gradient of one process with the whole batch.
+gradients of all processes. Each process thus holds N times its share of the gradient, and averaging over N processes
+(DDP) yields the gradient of one process with the whole batch.
 """
 
 from dataclasses import dataclass
@@ -15,42 +15,42 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_rows(rows_BX: Tensor) -> Tensor:
-    """Rows of all processes in the order of their ranks, differentiable; the input itself in a single process.
+    """Return the rows of all processes in rank order, differentiable; the input itself in a single process.
 
     Args:
-        rows_BX: (B, …); B may differ from process to process, and may be 0. All else must agree.
+        rows_BX: (B, …); B may differ from process to process, and may be 0. Other dimensions must agree.
     """
-    ranks, (rows_BX,) = Ranks.meet(rows_BX)
+    ranks, (rows_BX,) = Processes.discover(rows_BX)
     return ranks.gather(rows_BX)
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """How many rows each process holds, and which of them this is."""
+class Processes:
+    """The processes that share a batch: number of rows of each, and the rank of this one."""
 
     sizes: tuple[int, ...]
     rank: int
 
     @staticmethod
-    def alone(rows: int) -> "Ranks":
-        """A single process, whatever else is running."""
-        return Ranks((rows,), 0)
+    def single(rows: int) -> "Processes":
+        """Return the layout of a single process, even under torch.distributed."""
+        return Processes((rows,), 0)
 
     @staticmethod
-    def meet(*tensors: Tensor) -> tuple["Ranks", list[Tensor]]:
-        """Ask every process how many rows it holds, and which of these learn somewhere (one small collective).
+    def discover(*tensors: Tensor) -> tuple["Processes", list[Tensor]]:
+        """Exchange the number of rows of each process, and which tensors need gradients anywhere, in one collective.
 
-        The backward of a gather is a collective too, and waits for those whose rows carry no gradient: what learns on
-        one process takes a gradient on all, if need be a copy of it that nobody reads.
+        The backward of a gather is a collective too, and would wait for ranks whose rows need no gradient. So a tensor
+        that needs a gradient on one process gets one on all, if necessary as a detached copy.
 
         Args:
-            tensors: What is to be gathered, or goes into it, in one order on every process; the rows of the last count.
+            tensors: Tensors involved in the gather, in the same order on every process; rows of the last are counted.
 
         Returns:
-            The ranks, and the tensors to go on with.
+            The layout, and the tensors to use from here on.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return Ranks.alone(len(tensors[-1])), list(tensors)
+            return Processes.single(len(tensors[-1])), list(tensors)
         here = torch.tensor(
             [len(tensors[-1]), *(tensor.requires_grad for tensor in tensors)], device=tensors[-1].device
         )
@@ -61,23 +61,23 @@ class Ranks:
             tensor.detach().requires_grad_() if any(somewhere) and not tensor.requires_grad else tensor
             for tensor, somewhere in zip(tensors, learns, strict=True)
         ]
-        return Ranks(sizes, dist.get_rank()), alike
+        return Processes(sizes, dist.get_rank()), alike
 
     @property
     def offset(self) -> int:
-        """Where this process's rows begin among all."""
+        """Index of this process's first row among all rows."""
         return sum(self.sizes[: self.rank])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(B, …) → (ΣB, …), differentiable."""
+        """Concatenate (B, …) of all processes to (ΣB, …), differentiable."""
         if len(self.sizes) == 1:
             return rows
         gathered: Tensor = _Gather.apply(rows, self.sizes, self.rank)
         return gathered
 
     def stack(self, tensor: Tensor) -> Tensor:
-        """One tensor from each process, all of one shape → (N, …), differentiable."""
-        return Ranks((1,) * len(self.sizes), self.rank).gather(tensor[None])
+        """Stack one tensor per process, all of one shape, to (N, …), differentiable."""
+        return Processes((1,) * len(self.sizes), self.rank).gather(tensor[None])
 
 
 class _Gather(torch.autograd.Function):

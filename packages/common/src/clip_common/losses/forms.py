@@ -1,4 +1,4 @@
-"""What can be made of a row's positives and negatives, besides `InfoNCE`: each form is a few lines on short vectors.
+"""Contrastive losses other than InfoNCE; each is a few lines on vectors of length B.
 
 In all of them z_ij = scale · cos(x_i, y_j), z⁺ is the mean logit of the positives, Σ_p runs over a row's positives and
 Σ_j over its negatives, and w̃ are their normalised weights (1 without a weighting). The loss is the mean over rows and
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clip_common.losses.contrastive import Form, InfoNCE
+from clip_common.losses.infonce import Form, InfoNCE
 from clip_common.losses.logits import Head
 from clip_common.losses.reductions import Sides, log_sum_exp
 from clip_common.losses.statistics import Direction
@@ -39,16 +39,16 @@ class SigLIP(Form):
     def sigmoid(self) -> bool:
         return True
 
-    def each(self, side: Direction) -> Tensor:
-        return side.positives[0] + side.negatives[0]
+    def row_losses(self, side: Direction) -> Tensor:
+        return side.positive_lse[0] + side.negative_lse[0]
 
 
 @dataclass(frozen=True)
 class Decoupled(Form):
     """InfoNCE with the positive left out of the denominator: easy positives still get gradient.
 
-    L_i = −z⁺ + log Σ_j w̃_ij e^{z_ij}. Unbounded below: it goes on falling as positives and negatives part, ever lower
-    as the scale grows, so its value says little. A row without negatives has loss 0.
+    L_i = −z⁺ + log Σ_j w̃_ij e^{z_ij}. Unbounded below: it keeps falling as positives and negatives separate and as the
+    scale grows, so its value says little. A row without negatives has loss 0.
 
     Reference:
         Yeh et al., Decoupled Contrastive Learning, 2022 (L_DC).
@@ -57,13 +57,13 @@ class Decoupled(Form):
         >>> loss = Decoupled()(image_BD, text_BD, scale=1 / 0.07)
     """
 
-    def each(self, side: Direction) -> Tensor:
-        return torch.where(side.negative_count > 0, side.negatives[0] - side.positive[0], 0.0)
+    def row_losses(self, side: Direction) -> Tensor:
+        return torch.where(side.negative_count > 0, side.negative_lse[0] - side.positive_mean[0], 0.0)
 
 
 @dataclass(frozen=True)
 class Boosted(Form):
-    """InfoNCE in which weights can only add: every negative counts once, and β·w̃ times more.
+    """InfoNCE in which weights only add: every negative counts 1 + β·w̃ times.
 
     L_i = −z⁺ + log(Σ_p e^{z_ip} + Σ_j (1 + β·w̃_ij) e^{z_ij}). β = 0 is InfoNCE.
 
@@ -87,15 +87,17 @@ class Boosted(Form):
     def heads(self) -> tuple[Head, ...]:
         return Head(weighted=False), Head()
 
-    def each(self, side: Direction) -> Tensor:
+    def row_losses(self, side: Direction) -> Tensor:
         log_beta = math.log(self.beta) if self.beta > 0 else float("-inf")
-        negatives = log_sum_exp(torch.stack([side.negatives[0], side.negatives[1] + log_beta]), dim=0)
-        return F.softplus(negatives - side.positives[0], threshold=30.0) + side.positives[0] - side.positive[0]
+        negatives = log_sum_exp(torch.stack([side.negative_lse[0], side.negative_lse[1] + log_beta]), dim=0)
+        return (
+            F.softplus(negatives - side.positive_lse[0], threshold=30.0) + side.positive_lse[0] - side.positive_mean[0]
+        )
 
 
 @dataclass(frozen=True)
 class Debiased(Form):
-    """InfoNCE corrected for negatives that are positives in truth, a share τ⁺ of all.
+    """InfoNCE corrected for false negatives, assumed to be a share τ⁺ of all.
 
     L_i = −z⁺ + log(S_i + G_i),   S_i = Σ_p e^{z_ip},   G_i = max( (Σ_j w̃_ij e^{z_ij} − τ⁺ S_i N/P) / (1 − τ⁺),
     N e^{−scale} ), N negatives and P positives. τ⁺ = 0 is InfoNCE.
@@ -115,16 +117,18 @@ class Debiased(Form):
     def __post_init__(self) -> None:
         _check_prior(self.tau_plus)
 
-    def each(self, side: Direction) -> Tensor:
-        return _debiased(side.negatives[0], side.positives[0], side, tau_plus=self.tau_plus, positive=side.positive[0])
+    def row_losses(self, side: Direction) -> Tensor:
+        return _debiased(
+            side.negative_lse[0], side.positive_lse[0], side, tau_plus=self.tau_plus, positive=side.positive_mean[0]
+        )
 
 
 @dataclass(frozen=True)
 class HardNegative(Form):
-    """`Debiased` with each negative weighted by its own e^{β z}: the harder, the more it counts.
+    """`Debiased` with each negative weighted by its own e^{β z}: harder negatives count more.
 
     Σ_j w̃_ij e^{z_ij} is replaced by N Σ_j w_ij e^{(1+β) z_ij} / Σ_j w_ij e^{β z_ij}; gradients flow through both sums.
-    Several positives are tilted alike, S_i = P Σ_p e^{(1+β) z_ip} / Σ_p e^{β z_ip}, which for one is e^{z⁺} as ever.
+    Several positives are weighted the same way, S_i = P Σ_p e^{(1+β) z_ip} / Σ_p e^{β z_ip}; one positive gives e^{z⁺}.
     β = 0 is Debiased, β = 0 and τ⁺ = 0 is InfoNCE.
 
     Args:
@@ -153,24 +157,24 @@ class HardNegative(Form):
     def heads(self) -> tuple[Head, ...]:
         return Head(times=1 + self.beta), Head(times=self.beta)
 
-    def each(self, side: Direction) -> Tensor:
-        tilted, weights = side.negatives
+    def row_losses(self, side: Direction) -> Tensor:
+        tilted, weights = side.negative_lse
         negatives = torch.where(side.negative_count > 0, tilted - weights, 0.0) + side.negative_count.log()
-        positives = side.positives[0] - side.positives[1] + side.positive_count.clamp_min(1.0).log()
-        positive = side.positive[0] - side.positive[1]
+        positives = side.positive_lse[0] - side.positive_lse[1] + side.positive_count.clamp_min(1.0).log()
+        positive = side.positive_mean[0] - side.positive_mean[1]
         return _debiased(negatives, positives, side, tau_plus=self.tau_plus, positive=positive)
 
 
 @dataclass(frozen=True)
 class Guided(Form):
-    """Any form, without the negatives that a guide finds closer than the positive: they are likely positives in truth.
+    """Any form, without negatives that a guide model rates closer than the positive: they are likely false negatives.
 
-    With g_ij = cos(reference x_i, reference y_j): pair (i, j) is no negative of row i if g_ij ≥ g_ii − margin, and none
-    of column j if g_ij ≥ g_jj − margin. The references are the guide's embeddings of both sides, in one space; a copy
-    of a positive counts as closer, whatever rounding says.
+    With g_ij = cos(reference x_i, reference y_j), pair (i, j) is dropped from row i's negatives if g_ij ≥ g_ii − margin
+    and from column j's if g_ij ≥ g_jj − margin. The references are the guide's embeddings of both sides, in one space.
+    A tolerance of 1e-6 makes an exact copy of a positive count as closer despite rounding.
 
     Args:
-        form: What is made of the rest.
+        form: Loss of the remaining pairs.
         margin: How far below the positive a negative must be to stay, in cosine.
 
     Cost:
@@ -189,7 +193,7 @@ class Guided(Form):
     def __post_init__(self) -> None:
         if self.form.base is not self.form:
             raise ValueError(
-                f"Guided takes a form of one width, got {self.form}: put it inside, as Matryoshka(Guided(…))"
+                f"Guided takes a form of one width, got {self.form}: nest it the other way, Matryoshka(Guided(…))"
             )
 
     @property
@@ -204,8 +208,8 @@ class Guided(Form):
     def guided(self) -> bool:
         return True
 
-    def each(self, side: Direction) -> Tensor:
-        return self.form.each(side)
+    def row_losses(self, side: Direction) -> Tensor:
+        return self.form.row_losses(side)
 
     def hide(
         self, reference_x_IF: Tensor, reference_y_IF: Tensor, reference_x_JF: Tensor, reference_y_JF: Tensor

@@ -1,11 +1,10 @@
-"""Tiles of logits from two sets of embeddings, and the way back from a tile's gradient to the embeddings.
+"""Tiles of logits from two sets of embeddings, and gradients of tiles back to the embeddings.
 
     z_kij = times_k · scale · ⟨x_i, y_j⟩_k / (‖x_i‖_k ‖y_j‖_k) + bias
 
-with ⟨·,·⟩_k and ‖·‖_k over the first width_k numbers. Each width adds its block of numbers to one product, which
-narrower widths have read on the way, so all of them cost the product of the widest. The blocks are scaled once, such
-that the full width is right as it is; a narrower one corrects for its own norms. A zero vector has logits of zero and
-no gradient.
+with ⟨·,·⟩_k and ‖·‖_k over the first width_k numbers. Each width adds its block of numbers to one running product,
+and is read from it, so all widths together cost the product of the widest. Blocks are scaled once for the full width;
+narrower widths correct for their own norms. A zero vector has zero logits and no gradient.
 
 Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, W different widths, E numbers of one
 block.
@@ -19,7 +18,7 @@ from torch import Tensor
 
 
 class Head(NamedTuple):
-    """One set of logits: `times` of them over the first `width` numbers, reduced with the weights or without."""
+    """One set of logits: multiplied by `times`, over the first `width` numbers, reduced with or without weights."""
 
     times: float = 1.0
     weighted: bool = True
@@ -27,7 +26,7 @@ class Head(NamedTuple):
 
 
 class Logits:
-    """The tiles, and in the backward the sums of their gradients."""
+    """Computes tiles of logits, and in the backward sums their gradients."""
 
     def __init__(
         self, x_BD: Tensor, y_CD: Tensor, *, scale: Tensor, bias: Tensor | None, heads: tuple[Head, ...]
@@ -41,7 +40,7 @@ class Logits:
         self.y = _Side(y_CD, self.widths, scale=torch.ones_like(scale))
 
     def tile(self, rows: slice, columns: slice, out_KIJ: Tensor) -> Tensor:
-        """Logits z, written to `out_KIJ`."""
+        """Write logits z to `out_KIJ` and return it."""
         product_IJ = out_KIJ[-1]
         for w, width in enumerate(self.widths):
             x_IE, y_JE = self.x.blocks[w][rows], self.y.blocks[w][columns]
@@ -57,7 +56,7 @@ class Logits:
         return out_KIJ if self.bias is None else out_KIJ.add_(self.bias)
 
     def start_gradients(self, *, x: bool, y: bool) -> None:
-        """Zero the sums of the gradients that are wanted."""
+        """Zero the sums of the requested gradients."""
         self._wider_IJ: Tensor | None = None
         self.bias_grad = torch.zeros_like(self.scale)
         self.x.start_gradient(wanted=x)
@@ -87,7 +86,7 @@ class Logits:
                 self.y.grad_ND[columns, self.y.windows[w]].addmm_(grad_IJ.T, self.x.blocks[w][rows])
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """dx (B, D), dy (C, D) and dscale, once every tile is in."""
+        """Return dx (B, D), dy (C, D) and dscale, after every tile."""
         x_grad_BD, x_slope = self.x.gradient()
         y_grad_CD, y_slope = self.y.gradient()
         slope = y_slope if x_grad_BD is None else x_slope  # the same sum over all pairs
@@ -95,11 +94,11 @@ class Logits:
 
 
 class _Side:
-    """One of the two sets of embeddings, in blocks between the widths, times `scale` and over their norms.
+    """One of the two sets of embeddings, cut into blocks between widths, multiplied by `scale` and divided by norms.
 
     Attributes:
-        blocks: (N, E) each, contiguous: a product with a window into wider rows is slow.
-        ratio_WN: What the numbers of a narrower width must be multiplied by to be over their own norms.
+        blocks: (N, E) each, contiguous, because products with a strided window are slow.
+        ratio_WN: Factor that renormalises a narrower width by its own norms.
         grad_ND: Sum of the gradients of the blocks.
         slope_WN: Sums of dz·z over the other side: minus the derivative by the logarithm of the norm.
     """
@@ -118,7 +117,7 @@ class _Side:
         self.slope_WN = torch.zeros_like(self.inverse_WN)
 
     def gradient(self) -> tuple[Tensor | None, Tensor]:
-        """The gradient of the embeddings, if wanted, and Σ dz·z over all pairs."""
+        """Return the gradient of the embeddings, if requested, and Σ dz·z over all pairs."""
         if self.grad_ND is None:
             return None, self.slope_WN.sum()
         self.grad_ND *= (self.scale * self.inverse_WN[-1])[:, None]

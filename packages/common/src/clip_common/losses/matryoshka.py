@@ -1,4 +1,4 @@
-"""One loss at several widths of the same embeddings, in one pass over their product.
+"""A loss at several widths of the same embeddings, in one pass over their product.
 
 Legend: B rows, D width.
 """
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
-from clip_common.losses.contrastive import Form, InfoNCE
+from clip_common.losses.infonce import Form, InfoNCE
 
 
 @dataclass(frozen=True)
 class Matryoshka(Form):
-    """Any form, at the full width and at prefixes of it, so that a shortened embedding is an embedding still.
+    """Any form at the full width and at prefixes, so that truncated embeddings remain useful.
 
-    L = full·L_D + nested·Σ_d c_d·L_d over the widths d below D, each prefix normalised by itself; D counts once.
+    L = full·L_D + nested·Σ_d c_d·L_d over the widths d below D, each prefix normalised separately; D counts once.
 
     Args:
-        form: What is made of each width.
-        dims: Prefix widths, decreasing; D itself may lead them and changes nothing.
+        form: Loss at each width.
+        dims: Prefix widths, decreasing; a leading D changes nothing.
         weights: c_d of each of `dims`; None is 1 each.
         full: Weight of the full width.
-        nested: Weight of all that is below.
-        dims_per_step: Take only so many widths below D at each call, drawn from torch's CPU generator (rank 0's) and
-            weighted up so that the expectation is the same; None takes all.
+        nested: Weight of the sum over smaller widths.
+        dims_per_step: Number of widths below D per call, drawn from torch's CPU generator (rank 0's) and reweighted to
+            keep the expectation; None uses all.
 
     Equals:
         The sum of `form` over `x[:, :d]` and `y[:, :d]`.
@@ -61,7 +61,7 @@ class Matryoshka(Form):
         return self.form
 
     def widths(self, full: int) -> dict[int, float]:
-        """Coefficients of the widths of this call; the narrower ones are drawn anew if `dims_per_step` says so."""
+        """Return the coefficient of each width for this call; draws the narrower widths if `dims_per_step` is set."""
         if self.dims and self.dims[0] > full:
             raise ValueError(f"dims must not exceed the embeddings' width {full}, got {self.dims}")
         weights = dict(zip(self.dims, self.weights or [1.0] * len(self.dims), strict=True))
@@ -74,7 +74,7 @@ class Matryoshka(Form):
 
 
 def _draw(n: int, k: int) -> list[int]:
-    """k of n, the same on every rank: collectives of different sizes would never meet."""
+    """Draw k of n, the same on every rank: collectives of different sizes would hang."""
     drawn = torch.randperm(n)[:k]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"

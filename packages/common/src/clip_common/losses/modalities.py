@@ -1,4 +1,4 @@
-"""Contrastive alignment of any number of modalities, pair by pair, of samples that need not have them all.
+"""Contrastive alignment of any number of modalities, pair by pair; samples may lack some of them.
 
 Legend: B samples on this process, D width.
 """
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from clip_common.losses.contrastive import Form, InfoNCE, contrastive_loss
+from clip_common.losses.infonce import Form, InfoNCE, contrastive_loss
 from clip_common.losses.temperature import LogitScale
 
 
 @dataclass(frozen=True)
 class ModalitiesOutput:
-    """The weighted sum, and each pair's own loss before its weight, by "first-second"."""
+    """The weighted sum, and the unweighted loss of each pair by its name, "first-second"."""
 
     loss: Tensor
     losses: dict[str, Tensor]
@@ -26,11 +26,11 @@ class ModalitiesOutput:
 class PairwiseModalities(nn.Module):
     """Σ_p weight_p · contrastive_loss(embeddings of p's first modality, of its second) over pairs p of modalities.
 
-    Each pair sees the samples that have both of its modalities. Each has a temperature of its own.
+    A pair uses the samples that have both of its modalities. Each pair has its own temperature.
 
-    With several processes a pair takes part if any process has a sample for it: those without join with no rows, since
-    a process that skipped alone would leave the others waiting. A temperature or embedding that took no part gets a
-    zero gradient, as DDP asks.
+    With several processes a pair takes part if any process has a sample for it; the others join with no rows, because a
+    process that skips a collective would hang the rest. Temperatures and embeddings that take no part get a zero
+    gradient, as DDP requires.
 
     Args:
         pairs: The weight of each pair of modality names.
@@ -67,27 +67,29 @@ class PairwiseModalities(nn.Module):
         exclude: Tensor | None = None,
         positive: Tensor | None = None,
     ) -> ModalitiesOutput:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            embeddings: (B, D) of every modality; rows of samples that lack it are not looked at.
-            present: (B,) bools of the modalities that some samples lack; those not named are there for all.
+            embeddings: (B, D) of every modality; rows of samples that lack it are ignored.
+            present: (B,) bools for modalities that some samples lack; modalities not named are present in all.
             exclude, positive: (B,) ids as in `contrastive_loss`.
 
         Returns:
-            The loss, and that of each pair that took part.
+            The loss, and the loss of each pair that took part.
 
         Raises:
-            ValueError: A modality that is missing or unknown, or one that has not as many rows as the others.
+            ValueError: A modality is missing or unknown, or numbers of rows differ.
         """
         _check(embeddings, present=present or {}, ids={"exclude": exclude, "positive": positive})
         missing = sorted({name for pair in self.pairs for name in pair} - set(embeddings))
         if missing:
-            raise ValueError(f"no embeddings of {', '.join(missing)}: give rows of any content and say so in `present`")
+            raise ValueError(
+                f"no embeddings of {', '.join(missing)}: give rows of any content and mark them absent in `present`"
+            )
         rows = [_rows_of(pair, embeddings, present or {}) for pair in self.pairs]
         takes_part = _anywhere([len(found) > 0 for found in rows], device=rows[0].device)
 
-        # Nothing in value, and yet every embedding and every temperature is in the graph.
+        # Adds zero, but keeps every embedding and temperature in the graph.
         total = torch.stack([embedding[:0].sum() for embedding in embeddings.values()]).sum()
         total = total + 0.0 * torch.stack([scale() for scale in self.scales.values()]).sum()
         losses = {}
@@ -114,9 +116,7 @@ def _check(
 ) -> None:
     unknown = sorted(set(present) - set(embeddings))
     if unknown:
-        raise ValueError(
-            f"present names {', '.join(unknown)}, and there are {', '.join(embeddings)}: name one of these"
-        )
+        raise ValueError(f"present names unknown modalities {', '.join(unknown)}; known: {', '.join(embeddings)}")
     masks = {f"present of {name}": mask for name, mask in present.items()}
     named = [*embeddings.items(), *masks.items(), *ids.items()]
     sizes = [(name, len(tensor)) for name, tensor in named if tensor is not None]
@@ -126,7 +126,7 @@ def _check(
 
 
 def _rows_of(pair: tuple[str, str], embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-    """Indices of the samples that have both."""
+    """Return indices of the samples that have both modalities."""
     first_BD = embeddings[pair[0]]
     both_B = torch.ones(len(first_BD), dtype=torch.bool, device=first_BD.device)
     for name in pair:
@@ -135,7 +135,7 @@ def _rows_of(pair: tuple[str, str], embeddings: Mapping[str, Tensor], present: M
 
 
 def _anywhere(here: list[bool], *, device: torch.device) -> list[bool]:
-    """Which of these hold on at least one process: the answer is the same on all."""
+    """Return which flags are true on at least one process; the same answer on all."""
     if not (dist.is_available() and dist.is_initialized()):
         return here
     found = torch.tensor(here, dtype=torch.int64, device=device)

@@ -1,4 +1,4 @@
-"""What each pair (i, j) of a batch is to a loss: a positive, a negative with a weight, or neither; tile by tile.
+"""The role of each pair (i, j) in a loss: a positive, a weighted negative, or neither; computed tile by tile.
 
 Legend: B rows, C columns, I rows and J columns of one tile.
 """
@@ -20,11 +20,11 @@ class Pairs:
     """The rules for all pairs of B rows and C columns.
 
     Attributes:
-        offset: Column `offset + i` is paired with row i, as its positive; None: only `positive` ids make positives.
-        exclude: (B,) and (C,) ids; a pair with equal ids is no negative.
+        offset: Column `offset + i` is row i's positive; None: only `positive` ids define positives.
+        exclude: (B,) and (C,) ids; a pair with equal ids is not a negative.
         positive: (B,) and (C,) ids; a pair with equal ids is a positive.
         log_weight: (rows, columns) → (I, J) log-weights of the negatives, without gradient.
-        hide: (rows, columns) → two (I, J) masks: no negative of the row, no negative of the column.
+        hide: (rows, columns) → two (I, J) masks: pairs dropped from the row's negatives, and from the column's.
     """
 
     offset: int | None = 0
@@ -35,18 +35,18 @@ class Pairs:
 
     @property
     def plain(self) -> bool:
-        """One positive a row, every other pair a negative of weight 1: then no mask is made."""
+        """Whether each row has one positive and every other pair is a negative of weight 1; then no masks are built."""
         return all(rule is None for rule in (self.exclude, self.positive, self.log_weight, self.hide))
 
 
 class Tile:
-    """What the rules say about the pairs of some rows and some columns.
+    """The rules applied to one tile: some rows and some columns.
 
     Attributes:
-        paired_rows, paired_columns: Whose pairing lies in this tile.
-        positive_IJ: The positives; None for plain pairs.
-        hidden: What is no negative of the row, and of the column, (I, J) each; None for plain pairs.
-        log_weight_IJ: None without weights.
+        paired_rows, paired_columns: Rows and columns whose paired entry is in this tile.
+        positive_IJ: Mask of positives; None for plain pairs.
+        hidden: Masks (I, J) of pairs that are not negatives of the row, and of the column; None for plain pairs.
+        log_weight_IJ: Log-weights; None without weights.
     """
 
     positive_IJ: Tensor | None = None
@@ -75,14 +75,14 @@ class Tile:
             self.log_weight_IJ = pairs.log_weight(rows, columns).to(like)
 
     def paired(self, tile: Tensor) -> Tensor:
-        """View of the paired entries of a tile (…, I, J)."""
+        """Return a view of the paired entries of a tile (…, I, J)."""
         assert self.offset is not None
         return tile.diagonal(self.rows.start + self.offset - self.columns.start, -2, -1)
 
     def negatives(self, tile: Tensor, *, absent: float) -> Sides:
-        """A tile (I, J) with all that is no negative of the row, and of the column, set to `absent`.
+        """Return the tile (I, J) twice, with non-negatives of the row, and of the column, set to `absent`.
 
-        Plain pairs cost no pass over the tile: their paired entries are overwritten in place.
+        For plain pairs this overwrites the paired entries in place instead of copying the tile.
         """
         if self.hidden is None:
             self.paired(tile).fill_(absent)
@@ -92,12 +92,12 @@ class Tile:
         return row, row if column_hidden_IJ is row_hidden_IJ else tile.masked_fill(column_hidden_IJ, absent)
 
     def positives(self, tile: Tensor, *, absent: float) -> Tensor:
-        """A tile (I, J) with all but the positives set to `absent`."""
+        """Return the tile (I, J) with all but the positives set to `absent`."""
         assert self.positive_IJ is not None
         return tile.masked_fill(~self.positive_IJ, absent)
 
     def counts(self) -> tuple[Sides, Sides]:
-        """How many negatives each row (I,) and column (J,) has here, and how many positives."""
+        """Count negatives of each row (I,) and column (J,) in this tile, then positives."""
         if self.hidden is not None and self.positive_IJ is not None:
             row_hidden_IJ, column_hidden_IJ = self.hidden
             negatives = (~row_hidden_IJ).sum(1), (~column_hidden_IJ).sum(0)

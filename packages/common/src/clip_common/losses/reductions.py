@@ -1,4 +1,4 @@
-"""What a loss keeps of a tile of logits: one number for each row and one for each column.
+"""Reductions of a tile of logits to one number for each row and one for each column.
 
 A reduction turns logits z_ij, with optional log-weights, into a total over the row and a total over the column; joins
 the totals of several tiles; and gives the derivative of the totals for the backward. Four of them:
@@ -8,7 +8,7 @@ the totals of several tiles; and gives the derivative of the totals for the back
     SoftplusSum          Σ log(1 + exp(±z))    the sigmoid loss
     WeightedSoftplusSum  Σ w·log(1 + exp(z))   its negatives with weights of any size
 
-Legend: I rows and J columns of one tile. A pair that does not count holds `absent` (∓∞) and adds nothing.
+Legend: I rows and J columns of one tile. A pair that does not count has the logit `absent` (∓∞), which adds nothing.
 """
 
 from collections.abc import Callable
@@ -23,45 +23,45 @@ from torch.nn import functional as F
 from clip_common.losses.scratch import Scratch
 
 Sides = tuple[Tensor, Tensor]
-"""Something of the rows and the same of the columns. Totals and their gradients are (I,) and (J,); logits are (I, J)
-both, and one tensor twice unless a pair counts in one direction only."""
+"""A value for rows and the same for columns. Totals and their gradients are (I,) and (J,). Logits are both (I, J): the
+same tensor twice, unless a pair counts in one direction only."""
 
 
 class Reduction(Protocol):
-    """One number for each row and each column of a tile, how to join tiles, and the derivative."""
+    """Protocol: totals of a tile, how to join tiles, and the derivative."""
 
     absent: float
-    """The logit of a pair that does not count."""
+    """Logit of a pair that does not count."""
 
     def start(self, like: Tensor) -> Tensor:
-        """The total of no pairs at all."""
+        """Return the total of no pairs."""
 
     def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
-        """The totals of one tile."""
+        """Return the totals of one tile."""
 
     def join(self, total: Tensor, part: Tensor) -> Tensor:
-        """The total of two disjoint sets of pairs."""
+        """Return the total of two disjoint sets of pairs."""
 
     def finish(self, total: Tensor) -> Tensor:
-        """What the caller sees once every tile is in."""
+        """Return the total as the caller sees it, after every tile."""
 
     def single(self, z: Tensor) -> Tensor:
-        """The finished total of one pair alone."""
+        """Return the finished total of a single pair."""
 
     def merge(self, totals: Tensor) -> Tensor:
-        """The total of disjoint sets of pairs whose finished totals are stacked along dimension 0; differentiable."""
+        """Return the total of disjoint sets whose finished totals are stacked along dimension 0; differentiable."""
 
     def divide(self, total: Tensor, log_factor: Tensor) -> Tensor:
-        """What a loss reads: the finished total had every weight been divided by exp(log_factor)."""
+        """Return the finished total with every weight divided by exp(log_factor)."""
 
     def slope(
         self, z: Sides, log_weight_IJ: Tensor | None, total: Sides, grad: Sides, out_IJ: Tensor, scratch: Scratch
     ) -> Tensor:
-        """dz of one tile, written to `out_IJ`, given the finished totals and the gradients that reach them."""
+        """Write dz of one tile to `out_IJ`, given the finished totals and their gradients; return it."""
 
 
 class LogSumExp:
-    """log Σ w·exp(z), each direction stabilised by its own maximum; −∞ where there is no pair."""
+    """log Σ w·exp(z), each direction stabilised by its own maximum; −∞ without pairs."""
 
     absent = float("-inf")
 
@@ -105,7 +105,7 @@ class BoundedLogSumExp(LogSumExp):
 
     @staticmethod
     def limit(dtype: torch.dtype) -> float:
-        """The largest |z| for which exp(z), its sums and their reciprocals stay well inside the range of `dtype`."""
+        """Return the largest |z| for which exp(z), its sums and their reciprocals stay inside the range of `dtype`."""
         return 300.0 if dtype == torch.float64 else 40.0
 
     def start(self, like: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class SoftplusSum:
 
 
 class WeightedSoftplusSum(LogSumExp):
-    """Σ w·log(1 + exp(z)), kept as its logarithm until `divide`: a weight may be larger than any float before that."""
+    """Σ w·log(1 + exp(z)), kept as its logarithm until `divide`: unnormalised weights may exceed floats."""
 
     def tile(self, z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides:
         return super().tile(self._logs(z), log_weight_IJ, scratch)
@@ -198,7 +198,7 @@ class WeightedSoftplusSum(LogSumExp):
 
 
 def log_sum_exp(values: Tensor, *, dim: int) -> Tensor:
-    """`values.logsumexp(dim)` with a zero gradient, not NaN, where every value is −∞."""
+    """Compute `values.logsumexp(dim)`, with a zero gradient instead of NaN where every value is −∞."""
     empty = (values == float("-inf")).all(dim)
     return values.masked_fill(empty.unsqueeze(dim), 0.0).logsumexp(dim).masked_fill(empty, float("-inf"))
 
@@ -213,7 +213,7 @@ def _weighted(z: Sides, log_weight_IJ: Tensor | None, scratch: Scratch) -> Sides
 
 
 def _finite(total: Tensor) -> Tensor:
-    # A row without negatives has the total −∞, and −∞ in all its logits: exp(−∞ − 0) is the zero that is meant.
+    # A row without negatives has total −∞ and all logits −∞; subtracting 0 instead gives exp(−∞) = 0.
     return total.masked_fill(total == float("-inf"), 0.0)
 
 
@@ -243,6 +243,6 @@ def _compiled(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _on_device(body: Callable[..., Tensor], like: Tensor) -> Callable[..., Tensor]:
-    # On CUDA seven passes over the tile become one kernel. On a CPU they are cheap beside the matmul, and there may be
-    # no compiler.
+    # CUDA: seven passes over the tile become one kernel. CPU: they are cheap beside the matmul, and a compiler may be
+    # missing.
     return _compiled(body) if like.is_cuda and find_spec("triton") else body

@@ -1,4 +1,4 @@
-"""Memory of a tile's size, used again from tile to tile: fresh pages cost more than a pass over them."""
+"""Buffers the size of a tile, reused from tile to tile: allocating fresh pages costs more than a pass over them."""
 
 import math
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class Scratch:
-    """Buffers by name; what was taken under a name is gone when the name is taken again."""
+    """Named buffers; taking a name again invalidates what was taken under it before."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of this shape."""
+        """Return an uninitialised tensor of this shape."""
         count = math.prod(shape)
         if name not in self._buffers or len(self._buffers[name]) < count:
             self._buffers[name] = self._like.new_empty(count)

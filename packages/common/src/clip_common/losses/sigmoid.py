@@ -1,11 +1,11 @@
-"""All pairs of x and y as binary questions: the sums of softplus that the sigmoid loss is made of.
+"""Sums of softplus over all pairs of x and y, from which the sigmoid loss is computed.
 
 Legend: B rows, C columns, D width.
 """
 
 from torch import Tensor
 
-from clip_common.losses.distributed import Ranks
+from clip_common.losses.distributed import Processes
 from clip_common.losses.logits import Head
 from clip_common.losses.pairs import TileFunction
 from clip_common.losses.statistics import Direction, Ids, Normalise, check_pairs, directions, make_pairs
@@ -23,19 +23,19 @@ def pair_softplus(
     positive: Ids | None = None,
     tile: int | None = None,
 ) -> tuple[Direction, Direction]:
-    """Σ w̃·log(1 + exp(z)) over the negatives of each row and column and Σ log(1 + exp(−z)) over the positives.
+    """Sum w̃·log(1 + exp(z)) over the negatives of each row and column, and log(1 + exp(−z)) over the positives.
 
     z_ij = scale · cos(x_i, y_j) + bias; arguments and cost as in `pair_statistics`, recomputed in the backward.
 
     Returns:
-        Rows and columns; their `negatives` and `positives` are the sums.
+        Rows and columns; their `negative_lse` and `positive_lse` hold the sums.
 
     Example:
         >>> rows, _ = pair_softplus(x_BD, y_BD, scale=10.0, bias=-10.0)
-        >>> (rows.positives + rows.negatives).mean()  # the sigmoid loss
+        >>> (rows.positive_lse + rows.negative_lse).mean()  # the sigmoid loss
     """
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
-    pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=Ranks.alone(len(y_CD)))
+    pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=Processes.single(len(y_CD)))
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(
         x_BD,

@@ -1,4 +1,4 @@
-"""All pairs of x and y as a few vectors of length B: what every contrastive loss here is made of.
+"""Statistics of all pairs of x and y as vectors of length B, from which every contrastive loss here is computed.
 
 Legend: K heads, B rows, C columns, D width, N either B or C.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clip_common.losses.distributed import Ranks
+from clip_common.losses.distributed import Processes
 from clip_common.losses.logits import Head
 from clip_common.losses.pairs import MaskFunction, Pairs, TileFunction
 from clip_common.losses.reductions import (
@@ -30,35 +30,40 @@ Ids = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Direction:
-    """What a loss reads in one direction, for each row or for each column. Each (K, N), or (N,) for one head.
+    """Statistics of one direction: a value for each row, or for each column. Shapes (K, N), or (N,) for one head.
 
     Attributes:
-        positive: Mean logit of the positives; 0 without any.
-        positives: Log-sum-exp of the positives' logits; in the sigmoid operation Σ log(1 + exp(−z)).
-        negatives: Log-sum-exp of the negatives' logits plus log-weights, −∞ without any; in the sigmoid operation
-            Σ w·log(1 + exp(z)).
-        positive_count, negative_count: How many there are (N,), without gradient.
-        scale: What the cosines were multiplied by.
+        positive_mean: Mean logit of the positives; 0 if there are none.
+        positive_lse: Log-sum-exp of the positives' logits. In the sigmoid operation: Σ log(1 + exp(−z)).
+        negative_lse: Log-sum-exp of the negatives' logits plus log-weights; −∞ if there are none. In the sigmoid
+            operation: Σ w·log(1 + exp(z)).
+        positive_count, negative_count: Number of positives and negatives (N,), without gradient.
+        scale: Factor of the cosines.
     """
 
-    positive: Tensor
-    positives: Tensor
-    negatives: Tensor
+    positive_mean: Tensor
+    positive_lse: Tensor
+    negative_lse: Tensor
     positive_count: Tensor
     negative_count: Tensor
     scale: Tensor
 
     def head(self, k: int) -> "Direction":
-        """One head, (N,)."""
-        return replace(self, positive=self.positive[k], positives=self.positives[k], negatives=self.negatives[k])
+        """Return the statistics of head k, (N,)."""
+        return replace(
+            self,
+            positive_mean=self.positive_mean[k],
+            positive_lse=self.positive_lse[k],
+            negative_lse=self.negative_lse[k],
+        )
 
     def by_width(self, widths: int) -> "Direction":
-        """(K, N), the heads of one width after those of another, → (H, W, N) for H heads at each of W widths."""
-        positive, positives, negatives = (
+        """Reshape (K, N), ordered by width and then by head, to (H, W, N): H heads at each of W widths."""
+        mean, positive_lse, negative_lse = (
             field.unflatten(0, (widths, -1)).transpose(0, 1)
-            for field in (self.positive, self.positives, self.negatives)
+            for field in (self.positive_mean, self.positive_lse, self.negative_lse)
         )
-        return replace(self, positive=positive, positives=positives, negatives=negatives)
+        return replace(self, positive_mean=mean, positive_lse=positive_lse, negative_lse=negative_lse)
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,17 @@ class PairStatistics:
     @property
     def row_lse_B(self) -> Tensor:
         """Log-sum-exp over each row's negatives."""
-        return self.rows.negatives
+        return self.rows.negative_lse
 
     @property
     def column_lse_C(self) -> Tensor:
         """Log-sum-exp over each column's negatives."""
-        return self.columns.negatives
+        return self.columns.negative_lse
 
     @property
     def positives_B(self) -> Tensor:
         """Logit of each row's positive, or the mean of its positives'."""
-        return self.rows.positive
+        return self.rows.positive_mean
 
     def __iter__(self) -> Iterator[Tensor]:
         yield from (self.row_lse_B, self.column_lse_C, self.positives_B)
@@ -98,12 +103,12 @@ def pair_statistics(
     positive: Ids | None = None,
     tile: int | None = None,
 ) -> PairStatistics:
-    """Log-sum-exp over the negatives of each row and of each column, and the positives' logits, without the B×C matrix.
+    """Compute the log-sum-exp over negatives of each row and column, and the positives' logits, without a B×C matrix.
 
     z_ij = scale · cos(x_i, y_j);   row_lse_i = log Σ_j w̃_ij exp(z_ij) over the negatives j of i, columns likewise.
 
     Args:
-        x_BD, y_CD: Embeddings of any float dtype; normalised here, in float32 (float64 stays). Row i is paired with
+        x_BD, y_CD: Embeddings of any float dtype; normalised here in float32 (float64 stays). Row i is paired with
             column i.
         scale: One over the temperature.
         log_weight: (rows, columns) slices → (I, J) tile of log-weights; a constant for the gradient.
@@ -129,7 +134,7 @@ def pair_statistics(
         >>> torch.nn.functional.softplus(row_lse_B - positives_B).mean()  # InfoNCE from x to y
     """
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
-    ranks = Ranks.alone(len(y_CD))
+    ranks = Processes.single(len(y_CD))
     pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=ranks)
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(x_BD, y_CD, scale=scale, heads=heads, pairs=pairs, normalise=normalise, tile=tile)
@@ -137,7 +142,7 @@ def pair_statistics(
 
 
 def check_pairs(x_BD: Tensor, y_CD: Tensor, *, exclude: Ids | None, positive: Ids | None, tile: int | None) -> None:
-    """Refuse what does not go together, as far as this process can see: before any collective, which would hang."""
+    """Raise ValueError if shapes do not match. Call before any collective: an error on one rank would hang the rest."""
     given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
     if x_BD.ndim != 2 or y_CD.ndim != 2 or x_BD.shape[1] != y_CD.shape[1]:
         raise ValueError(f"x and y must be (B, D) with one width D, {given}: project both to the same width")
@@ -160,11 +165,11 @@ def make_pairs(
     *,
     exclude: Ids | None,
     positive: Ids | None,
-    ranks: Ranks,
+    ranks: Processes,
     log_weight: TileFunction | None = None,
     hide: MaskFunction | None = None,
 ) -> Pairs:
-    """`Pairs` of local rows × the columns of all ranks, from ids as a person gives them."""
+    """Build the `Pairs` of local rows × columns of all ranks, from ids as the caller gives them."""
     return Pairs(
         offset=None if isinstance(positive, tuple) else ranks.offset,
         exclude=_sides(exclude, ranks),
@@ -185,16 +190,16 @@ def directions(
     sigmoid: bool = False,
     normalise: Normalise = "mean1",
     tile: int | None = None,
-    ranks: Ranks | None = None,
+    ranks: Processes | None = None,
 ) -> tuple[Direction, Direction]:
-    """Both directions of every head: the rows given here × all columns, the columns' totals merged over the ranks.
+    """Compute both directions of every head: local rows × all columns, with column totals merged over the ranks.
 
     Args:
         x_BD: This process's rows.
         y_CD: The columns of all processes.
         heads: In order of width, the last D wide.
         sigmoid: Sums of softplus instead of log-sum-exp.
-        ranks: Who holds the other rows; None: there are none.
+        ranks: The processes that hold the other rows; None for a single process.
     """
     dtype = torch.promote_types(torch.promote_types(x_BD.dtype, y_CD.dtype), torch.float32)
     with torch.autocast(device_type=x_BD.device.type, enabled=False):
@@ -232,8 +237,8 @@ def _reductions(scale: Tensor, *, heads: tuple[Head, ...], pairs: Pairs, sigmoid
     return LogSumExp(), LogSumExp()
 
 
-def _merged(totals: Totals, ranks: Ranks, *, negatives: Reduction, positives: Reduction) -> Totals:
-    """Totals over the rows of all ranks, in one collective."""
+def _merged(totals: Totals, ranks: Processes, *, negatives: Reduction, positives: Reduction) -> Totals:
+    """Sum the totals over the rows of all ranks, in one collective."""
     fields = [torch.atleast_2d(field) for field in totals]
     parts = ranks.stack(torch.cat(fields)).split([len(field) for field in fields], dim=1)
     negative, positive_sum, positive, log_weight, negative_count, positive_count = parts
@@ -257,16 +262,16 @@ def _direction(
         weighted_K = torch.tensor([head.weighted for head in heads], device=scale.device)
         log_mean_KN = weighted_K[:, None] * log_mean_N
     return Direction(
-        positive=totals.positive_sum_KN / totals.positives_N.clamp_min(1.0),
-        positives=totals.positive_total_KN,
-        negatives=negatives.divide(totals.negative_total_KN, log_mean_KN),
+        positive_mean=totals.positive_sum_KN / totals.positives_N.clamp_min(1.0),
+        positive_lse=totals.positive_total_KN,
+        negative_lse=negatives.divide(totals.negative_total_KN, log_mean_KN),
         positive_count=totals.positives_N,
         negative_count=totals.negatives_N,
         scale=scale,
     )
 
 
-def _sides(ids: Ids | None, ranks: Ranks) -> Sides | None:
+def _sides(ids: Ids | None, ranks: Processes) -> Sides | None:
     if ids is None:
         return None
     rows, columns = _both(ids)

@@ -13,7 +13,7 @@ class LogitScale(nn.Module):
 
     Args:
         init: The log-scale to start from.
-        learned: False keeps it where it is (a buffer, saved with the model, without gradient).
+        learned: False fixes it: a buffer, saved with the model, without gradient.
 
     Reference:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, section 2.5.
@@ -34,10 +34,10 @@ class LogitScale(nn.Module):
             self.register_buffer("logit_scale", torch.tensor(init))
 
     def forward(self) -> Tensor:
-        """The scale, a tensor without dimensions."""
+        """Return the scale as a scalar tensor."""
         return self.logit_scale.exp()
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bring the log-scale back into [0, ln 100]."""
+        """Clamp the log-scale to [0, ln 100]."""
         self.logit_scale.clamp_(0.0, self.maximum)

@@ -1,8 +1,8 @@
-"""The one operation under every loss here: all pairs of x and y, reduced tile by tile; the B×C matrix never exists.
+"""The operation under every loss here: reduce all pairs of x and y tile by tile, without ever storing the B×C matrix.
 
 For every head the negatives of each row and of each column are reduced (`reductions`), and the logits of the positives
-are read from the same tiles. Only the two inputs and O(B) totals are kept; the backward recomputes the tiles. When one
-tile holds everything it is kept instead: that is the dense path.
+are read from the same tiles. Only the two inputs and O(B) totals are kept; the backward recomputes the tiles. If one
+tile holds everything, it is kept instead: the dense path.
 
 Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, N either B or C.
 """
@@ -27,11 +27,11 @@ DENSE_NUMBERS = 2**23
 """Up to this many logits in all there is one tile, and it is kept for the backward."""
 
 WEIGHTS = LogSumExp()
-"""How the weights themselves are summed."""
+"""Reduction of the weights themselves."""
 
 
 class Totals(NamedTuple):
-    """One direction's totals over the pairs seen here: of its negatives, its positives, and its weights.
+    """Totals of one direction over the pairs of this process: of negatives, positives and weights.
 
     `log_weight_N` is the logarithm of the sum of the weights.
     """
@@ -56,7 +56,7 @@ def reduce_pairs(
     positives: Reduction,
     tile: int | None,
 ) -> tuple[Totals, Totals]:
-    """Totals of the rows and of the columns; differentiable once, in x, y, scale and bias.
+    """Compute totals of the rows and of the columns, differentiable once in x, y, scale and bias.
 
     Args:
         x_BD, y_CD: float32 or float64, not normalised.
@@ -148,7 +148,7 @@ class _ReducePairs(torch.autograd.Function):
         x_needed, y_needed, scale_needed, bias_needed = ctx.needs_input_grad[:4]
 
         with torch.autocast(device_type=x_BD.device.type, enabled=False):
-            kept, ctx.kept = ctx.kept, None  # its tile is overwritten here: a second backward would compute it again
+            kept, ctx.kept = ctx.kept, None  # overwritten below, so a second backward recomputes it
             if kept is not None:
                 logits, scratch, part, z_KIJ = kept
             else:
@@ -188,7 +188,7 @@ class _ReducePairs(torch.autograd.Function):
 
 
 def _windows(count: int, size: int) -> list[slice]:
-    """Windows of at most `size`, all of nearly the same."""
+    """Split `count` into windows of nearly equal length, at most `size`."""
     parts = math.ceil(count / size) if count else 0
     return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 

@@ -1,4 +1,4 @@
-"""AUPRO: how much of each defective region is found, against false alarms on defect-free pixels.
+"""AUPRO: overlap with each defective region against the false positive rate on defect-free pixels.
 
 Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021: at each threshold the per-region overlap (PRO) is the
 mean, over the connected regions of the ground truth, of the share of the region that scores at or above it; the curve
@@ -18,8 +18,8 @@ NEIGHBOURS[1] = 1  # all eight within an image, none in the images before and af
 class StreamingAUPRO:
     """Area under the per-region-overlap curve, in constant memory, mergeable.
 
-    Each pixel of a region weighs 1/area of it, so the overlap averaged over regions is a weighted cumulative histogram
-    of scores, and no threshold is ever tried. Regions are found once, when their image comes.
+    Each pixel of a region has weight 1/area, so the overlap averaged over regions is a weighted cumulative histogram of
+    scores, and no threshold has to be tried. Regions are labelled once, in `update`.
 
     Args:
         limit: false positive rate up to which the curve is integrated.
@@ -57,7 +57,7 @@ class StreamingAUPRO:
         self._histogram.add(scores[masks], np.ones(len(region_N), dtype=bool), 1 / area_R[region_N])
 
     def merge(self, other: "StreamingAUPRO") -> None:
-        """Add all that another one of the same resolution has seen (on another rank, in another worker)."""
+        """Add the data of another AUPRO of the same resolution (from another rank or worker)."""
         self._histogram.merge(other._histogram)
 
     def compute(self) -> float:

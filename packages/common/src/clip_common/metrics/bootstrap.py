@@ -1,8 +1,9 @@
-"""Metrics of a set of ranked queries, and of bootstrap resamples of it.
+"""Metrics of a set of ranked queries, and of its bootstrap resamples.
 
-One function gives both: a resample is a row of weights (how often each query was drawn), the set itself a row of ones.
+One function computes both: a resample is a row of weights (how often each query was drawn); the set itself is a row of
+ones.
 
-Shapes: S resamples, Q queries, G groups of queries that are drawn together (an image with all its captions).
+Shapes: S resamples, Q queries, G groups of queries drawn together (an image with all its captions).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ CHUNK = 1 << 22  # weights held at a time: 32 MiB
 
 @dataclass(frozen=True)
 class Paired:
-    """How much one system is ahead of another on the same set.
+    """Difference of two systems on the same set.
 
     Attributes:
         difference: first minus second, on the whole set.
@@ -35,10 +36,10 @@ class Paired:
 
 
 def weighted_metrics(per_query: Mapping[str, Floats], weights_SQ: NDArray[np.int64]) -> dict[str, Floats]:
-    """Metrics of queries that are counted `weights_SQ` times each, one value for each of the S rows.
+    """Compute metrics with each query counted `weights_SQ` times: one value for each of the S rows.
 
-    "MedR" and "MeanR" are the median and the mean of the column "rank"; every other metric is the mean of the column of
-    its name. The median of an even number of ranks is the mean of the middle two.
+    "MedR" and "MeanR" are the median and the mean of the column "rank"; every other metric is the mean of the
+    column of its name. The median of an even number of ranks is the mean of the middle two.
     """
     total_S = weights_SQ.sum(1)
     means_SK = weights_SQ @ np.stack(list(per_query.values()), axis=1) / total_S[:, None]
@@ -53,16 +54,16 @@ def weighted_metrics(per_query: Mapping[str, Floats], weights_SQ: NDArray[np.int
     return metrics
 
 
-def draws(groups: int, *, samples: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
-    """Draw as many groups as there are, with replacement: chunks of (S, G) counts, `samples` rows in all.
+def draw_resamples(groups: int, *, samples: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
+    """Draw G groups with replacement, `samples` times: yields chunks of (S, G) counts.
 
-    The draw depends on the arguments only, so that two systems evaluated on the same queries see the same resamples.
+    The draw depends on the arguments only, so two systems evaluated on the same queries see the same resamples.
 
     Args:
-        groups: how many there are.
-        samples: resamples in all.
+        groups: number of groups, G.
+        samples: number of resamples.
         seed: of the draw.
-        width: length of the longest row of weights that will be made of a row of counts; it bounds the chunks.
+        width: length of the longest row of weights built from a row of counts; bounds the chunk size.
 
     Raises:
         ValueError: fewer than one sample.
@@ -77,11 +78,11 @@ def draws(groups: int, *, samples: int, seed: int, width: int) -> Iterator[NDArr
         yield np.bincount(drawn_SG.ravel(), minlength=rows * groups).reshape(rows, groups)
 
 
-def over_runs(values_RS: Floats, *, seed: int) -> Floats:
-    """Resample runs as well: the mean of R runs drawn with replacement, for each of the S resamples of the queries.
+def resample_runs(values_RS: Floats, *, seed: int) -> Floats:
+    """Resample runs too: the mean of R runs drawn with replacement, for each of the S resamples of queries.
 
-    R runs drawn from R vary by (R − 1)/R of the variance between runs: with three runs the spread that comes from the
-    seeds is understated by a factor of √(2/3), with ten by √(9/10). One run is returned as it is.
+    R runs drawn from R have (R − 1)/R of the variance between runs, so three runs understate the spread between seeds
+    by a factor of √(2/3), ten by √(9/10). A single run is returned unchanged.
 
     Args:
         values_RS: a metric, or a difference of two systems, of each run on each resample.
@@ -93,14 +94,14 @@ def over_runs(values_RS: Floats, *, seed: int) -> Floats:
 
 
 def paired_difference(observed_R: Sequence[float], difference_RS: Floats, *, seed: int) -> Paired:
-    """The mean difference of R runs, its interval and its p-value.
+    """Compute the mean difference of R runs, its interval and its p-value.
 
     Args:
         observed_R: first minus second system of each run, on the whole set.
-        difference_RS: the same on each of S resamples, which are the same for both systems.
+        difference_RS: the same on each of S resamples, shared by both systems.
         seed: of the draw of runs.
     """
-    difference_S = over_runs(difference_RS, seed=seed)
+    difference_S = resample_runs(difference_RS, seed=seed)
     low, high = percentile_intervals({"difference": difference_S})["difference"]
     smaller_tail = min(np.sum(difference_S <= 0), np.sum(difference_S >= 0))
     p = min(1.0, 2 * (smaller_tail + 1) / (len(difference_S) + 1))
@@ -108,13 +109,13 @@ def paired_difference(observed_R: Sequence[float], difference_RS: Floats, *, see
 
 
 def percentile_intervals(resampled: Mapping[str, Floats]) -> dict[str, tuple[float, float]]:
-    """The middle 95 % of each metric's resamples, as (low, high)."""
+    """Return the middle 95 % of each metric's resamples as (low, high)."""
     tail = (1 - COVERAGE) / 2
     bounds = {name: np.quantile(values_S, [tail, 1 - tail]) for name, values_S in resampled.items()}
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
-def stacked(chunks: Iterator[dict[str, Floats]]) -> dict[str, Floats]:
-    """Chunks of resampled metrics, end to end."""
+def concatenate_chunks(chunks: Iterator[dict[str, Floats]]) -> dict[str, Floats]:
+    """Concatenate chunks of resampled metrics."""
     parts = list(chunks)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -10,7 +10,7 @@ from clip_common.metrics.histogram import ScoreHistogram, as_labels, as_scores
 
 @dataclass(frozen=True)
 class CurveResult:
-    """How well scores tell positives from negatives.
+    """Metrics of how well scores separate positives from negatives.
 
     Attributes:
         auroc: probability that a positive scores above a negative, ties counting half.
@@ -28,14 +28,13 @@ class CurveResult:
 class StreamingCurve:
     """AUROC, AP and F1-max from a histogram of scores: constant memory, mergeable.
 
-    Equals sklearn's `roc_auc_score` and `average_precision_score` when `exact`; else scores in one bin count as tied,
-    which moves the AUROC by at most half the share of (positive, negative) pairs that fall in one bin. Scores all
-    squeezed into a small part of their magnitude (0.9000 … 0.9010) want `exact`, more bits, or to be stretched by a
-    monotone function first.
+    Equals sklearn's `roc_auc_score` and `average_precision_score` when `exact`. Otherwise scores in one bin count as
+    tied, which moves the AUROC by at most half the share of (positive, negative) pairs in one bin. For scores in a
+    narrow range (0.9000 … 0.9010) use `exact`, more bits, or stretch them by a monotone function first.
 
     Args:
-        bits: leading bits of a float32 score that are told apart (sign and exponent take 9). Memory 16 · 2^bits bytes.
-        exact: tell all scores apart; memory then grows with them.
+        bits: leading bits of a float32 score that define its bin (sign and exponent take 9). Memory 16 · 2^bits bytes.
+        exact: keep all scores distinct; memory then grows with them.
 
     Example:
         >>> curve = StreamingCurve()
@@ -58,11 +57,11 @@ class StreamingCurve:
         self._histogram.add(scores.ravel(), labels.ravel())
 
     def merge(self, other: "StreamingCurve") -> None:
-        """Add all that another curve of the same resolution has seen (on another rank, in another worker)."""
+        """Add the data of another curve of the same resolution (from another rank or worker)."""
         self._histogram.merge(other._histogram)
 
     def compute(self) -> CurveResult:
-        """The figures for all scores seen so far.
+        """Compute the metrics of all scores added so far.
 
         Raises:
             ValueError: no scores, or scores of one class only: then no curve exists.

@@ -1,9 +1,8 @@
-"""How much of two classes lies at each score, in constant memory: what every threshold curve needs to know.
+"""Histogram of the scores of two classes in constant memory, from which threshold curves are computed.
 
 The bits of a float32, read as an integer, grow with the float once negative ones are mirrored. The top bits of that
-integer are bins that need no range given in advance and are as fine near 0 as the scores there: with 20 bits a bin is
-between 2^-12 and 2^-11 of its scores' magnitude. Histograms of parts add up to that of the whole, so parts may come
-from other processes.
+integer are bins that need no range in advance and scale with the scores: with 20 bits a bin is between 2^-12 and 2^-11
+of its scores' magnitude. Histograms of parts add up to that of the whole, so parts may come from other processes.
 """
 
 from typing import Any
@@ -24,7 +23,7 @@ class ScoreHistogram:
 
     Args:
         bits: leading bits of a score that make its bin. Memory 16 · 2^bits bytes: 16 MiB at 20.
-        exact: keep all scores apart instead; memory then grows with them.
+        exact: keep all scores distinct instead; memory then grows with them.
     """
 
     def __init__(self, *, bits: int = 20, exact: bool = False) -> None:
@@ -53,14 +52,14 @@ class ScoreHistogram:
                 self._mass_B2[lowest : lowest + len(mass)] += mass
 
     def merge(self, other: "ScoreHistogram") -> None:
-        """Add what another histogram has seen."""
+        """Add another histogram."""
         if self.bits != other.bits:
             raise ValueError(f"only histograms of the same resolution add up; got {self.bits} and {other.bits} bits")
         self._mass_B2 += other._mass_B2
         self._kept += other._kept
 
     def descending(self) -> tuple[NDArray[np.float32], Mass, Mass]:
-        """From the highest score down: the lowest score of each occupied bin, its negatives, its positives."""
+        """Return, from the highest score down, each occupied bin's lowest score, negatives and positives."""
         if self.exact:
             index_N = np.concatenate([index for index, _ in self._kept] or [np.zeros(0, np.int64)])
             mass_N = np.concatenate([mass for _, mass in self._kept] or [np.zeros(0)])
@@ -75,7 +74,7 @@ class ScoreHistogram:
 
 
 def as_scores(scores: Tensor | ArrayLike) -> NDArray[np.float32]:
-    """Scores of any kind as a float32 array of the same shape.
+    """Convert scores of any kind to a float32 array of the same shape.
 
     Raises:
         ValueError: a score is NaN.
@@ -87,7 +86,7 @@ def as_scores(scores: Tensor | ArrayLike) -> NDArray[np.float32]:
 
 
 def as_labels(labels: Tensor | ArrayLike, *, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Labels 0 and 1 (or booleans) of any kind as a boolean array.
+    """Convert labels 0 and 1 (or booleans) of any kind to a boolean array.
 
     Raises:
         ValueError: another shape than the scores', or other values.
@@ -102,12 +101,12 @@ def as_labels(labels: Tensor | ArrayLike, *, shape: tuple[int, ...]) -> NDArray[
 
 
 def _keys(scores_N: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Integers 0 … 2^32-1 in the order of the scores; equal for equal scores (adding 0 turns -0.0 into 0.0)."""
+    """Map scores to integers 0 … 2^32-1 in the same order; equal scores map alike (adding 0 turns -0.0 into 0.0)."""
     bits_N = (scores_N + np.float32(0)).view(np.int32)
     return (bits_N ^ ((bits_N >> 31) | np.int32(-(2**31)))).view(np.uint32)
 
 
 def _scores(keys_N: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The scores of keys: the inverse of `_keys`. Keys under that of -inf, which no score has, give -inf."""
+    """Map keys back to scores. Keys below that of -inf, which no score has, give -inf."""
     keys_N = np.maximum(keys_N, LOWEST)
     return np.where(keys_N >> 31, keys_N ^ 2**31, keys_N ^ 0xFFFFFFFF).astype(np.uint32).view(np.float32)

@@ -1,5 +1,4 @@
-"""Retrieval metrics from embeddings: recall at K, ranks, MRR and mAP, with intervals, in memory that the galleries do
-not square.
+"""Retrieval metrics from embeddings: recall at K, ranks, MRR and mAP with intervals, without a matrix of all scores.
 
 R@K of a query is 1 when any of its positives is among the first K; MedR and MeanR are the median and mean rank of the
 best positive; MRR@10 is its mean 1/rank, 0 beyond 10; AP@10 = 1/min(R, 10) · Σ_{k≤10} P@k · rel_k with R positives in
@@ -20,13 +19,13 @@ from torch import Tensor
 from clip_common.metrics.bootstrap import (
     Floats,
     Paired,
-    draws,
+    concatenate_chunks,
+    draw_resamples,
     paired_difference,
     percentile_intervals,
-    stacked,
     weighted_metrics,
 )
-from clip_common.metrics.ranking import DEPTH, Ranks, Ties, one_way_ranks, two_way_ranks
+from clip_common.metrics.ranking import DEPTH, QueryRanks, Ties, rank_both_ways, rank_one_way
 
 T = TypeVar("T", float, Floats)
 
@@ -37,8 +36,8 @@ class RetrievalResult:
 
     Attributes:
         per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1, or a share where a tie lies
-            across K), "MRR@10" and "mAP@10" (its own 1/rank and AP). Each metric is the mean of the column of its name,
-            but "MedR" and "MeanR", which are of "rank".
+            across K), "MRR@10" and "mAP@10" (its own 1/rank and AP). Each metric is the mean of the column of its name;
+            "MedR" and "MeanR" are the median and mean of "rank".
     """
 
     per_query: dict[str, Floats]
@@ -55,16 +54,16 @@ class RetrievalResult:
         """Bootstrap 95 % percentile interval (low, high) of each metric.
 
         Args:
-            samples: resamples drawn.
+            samples: number of resamples.
             seed: of the draw; the same seed gives the same intervals.
-            groups: (N,) group of each query, 0 … G-1, drawn as a whole (the captions of one image are not independent);
-                by default each query is its own.
+            groups: (N,) group of each query, 0 … G-1, drawn together (captions of one image are not independent); by
+                default each query is its own group.
         """
         if groups is None:
             groups = np.arange(len(self.per_query["rank"]))
-        counts = draws(int(groups.max()) + 1, samples=samples, seed=seed, width=len(groups))
+        counts = draw_resamples(int(groups.max()) + 1, samples=samples, seed=seed, width=len(groups))
         chunks = (weighted_metrics(self.per_query, counts_SG[:, groups]) for counts_SG in counts)
-        return percentile_intervals(stacked(chunks))
+        return percentile_intervals(concatenate_chunks(chunks))
 
 
 @dataclass(frozen=True)
@@ -92,21 +91,21 @@ class ImageTextResult:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """Bootstrap 95 % interval (low, high) of each metric, over images: one is drawn with all its captions."""
+        """Bootstrap 95 % interval (low, high) of each metric over images; an image is drawn with all its captions."""
         return percentile_intervals(self.resampled(samples=self.bootstrap, seed=self.seed))
 
     def resampled(self, *, samples: int, seed: int) -> dict[str, Floats]:
-        """Each metric on each of `samples` resamples of the images."""
+        """Compute each metric on each of `samples` resamples of the images."""
         images, texts = len(self.image_to_text.per_query["rank"]), len(self.image_of_text)
 
         def chunks() -> Iterator[dict[str, Floats]]:
-            for counts_SN in draws(images, samples=samples, seed=seed, width=texts):
+            for counts_SN in draw_resamples(images, samples=samples, seed=seed, width=texts):
                 yield _both_ways(
                     weighted_metrics(self.image_to_text.per_query, counts_SN),
                     weighted_metrics(self.text_to_image.per_query, counts_SN[:, self.image_of_text]),
                 )
 
-        return stacked(chunks())
+        return concatenate_chunks(chunks())
 
 
 def retrieval_metrics(
@@ -119,21 +118,20 @@ def retrieval_metrics(
     tile: int | None = None,
     normalise: bool = True,
 ) -> RetrievalResult:
-    """Rank a gallery for each query and say how high its positives come.
+    """Rank a gallery for each query and measure how high its positives rank.
 
-    Cost: one matrix product, read about twice; O(tile · M) memory, whatever N is.
+    Cost: one matrix product, read about twice; O(tile · M) memory for any N.
 
     Args:
         queries_ND: (N, D) embeddings of any float type; compared in float32, on their device.
         gallery_MD: (M, D) embeddings.
-        positives: (N,) index of each query's one right item, or for each query the indices of all its right items.
+        positives: (N,) index of the one positive of each query, or for each query the indices of all its positives.
         ks: the K of R@K.
-        ties: where the negatives that tie with a positive stand: those whose score is within 1e-6 (cosine; else 1e-6
-            times the lengths of the query and of the positive) of its own. "optimistic": behind it; "pessimistic":
-            ahead of it; "mean": anywhere, so that a collapsed model gets what chance gets. Every rank in the tie is
-            then as likely, and the figures of a query are their means over these ranks. Not so the AP of several
-            positives, which has each at the middle of its tie; and of several in one tie the best is ranked as if it
-            were alone there, so that R@K and MRR stay below chance, not above.
+        ties: rank of negatives that tie with a positive, that is, score within 1e-6 of it (cosine; for dot products
+            1e-6 times the lengths of the query and the positive). "optimistic": behind it; "pessimistic": ahead of it;
+            "mean": every rank in the tie is equally likely and metrics are means over these ranks, so a collapsed
+            model scores at chance. Two exceptions: AP with several positives puts each at the middle of its tie; and of
+            several positives in one tie, the best is ranked as if it were alone, so R@K and MRR stay below chance.
         tile: queries compared at a time; by default about 8 M scores.
         normalise: cosine similarity (default) or plain dot products.
 
@@ -152,7 +150,7 @@ def retrieval_metrics(
         _check_widths(queries=queries_ND, gallery=gallery_MD)
         query_E, item_E = _pairs(positives, queries=len(queries_ND), items=len(gallery_MD))
         device = queries_ND.device
-        ranks = one_way_ranks(
+        ranks = rank_one_way(
             queries_ND, gallery_MD, query_E=query_E.to(device), item_E=item_E.to(device), ties=ties, tile=tile
         )
     return _result(ranks, ks=ks)
@@ -169,7 +167,7 @@ def image_text_retrieval(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> ImageTextResult:
-    """Image→text and text→image retrieval by cosine similarity, every score computed once for both.
+    """Measure image→text and text→image retrieval by cosine similarity, computing every score once for both.
 
     Equals `retrieval_metrics` run in each direction, at half the cost.
 
@@ -199,7 +197,7 @@ def image_text_retrieval(
         device = image_ND.device
         if (text_E.diff() < 0).any():
             text_MD = text_MD[text_E.to(device)]
-        of_images, of_texts = two_way_ranks(image_ND, text_MD, image_E.to(device), ties=ties, tile=tile)
+        of_images, of_texts = rank_both_ways(image_ND, text_MD, image_E.to(device), ties=ties, tile=tile)
     as_given = torch.argsort(text_E)
     return ImageTextResult(
         image_to_text=_result(of_images, ks=ks),
@@ -217,17 +215,17 @@ def paired_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> Paired:
-    """Compare two systems on the same images: both are resampled alike, so that what is hard for both cancels.
+    """Compare two systems on the same images: both use the same resamples, so difficulty common to both cancels.
 
-    Systems that were trained several times are compared over images and over runs: each resample draws the images, the
-    same for all runs, and the runs, the same for both systems (see `bootstrap.over_runs` for how few runs count).
+    Systems with several training runs are compared over images and runs: each resample draws images, the same for all
+    runs, and runs, the same for both systems (see `bootstrap.resample_runs` for the effect of few runs).
 
     Args:
-        a: one system: a result, or those of several runs.
-        b: the other, on the same images and captions in the same order; run i of both shares what can be shared (the
-            seed), and there are as many.
+        a: one system: a result, or a sequence of results of several runs.
+        b: the other, on the same images and captions in the same order and with as many runs; run i of both shares what
+            can be shared (the seed).
         key: a key of `ImageTextResult.metrics`.
-        samples: resamples drawn.
+        samples: number of resamples.
         seed: of the draw.
 
     Raises:
@@ -264,7 +262,7 @@ def paired_bootstrap(
     return paired_difference(observed_R, difference_RS, seed=seed)
 
 
-def _result(ranks: Ranks, *, ks: Sequence[int]) -> RetrievalResult:
+def _result(ranks: QueryRanks, *, ks: Sequence[int]) -> RetrievalResult:
     recalls = {f"R@{k}": ranks.within_N(k) for k in ks}
     columns = {
         "rank": ranks.mean_N,
@@ -285,7 +283,7 @@ def _both_ways(image_to_text: dict[str, T], text_to_image: dict[str, T]) -> dict
 
 
 def _scaled(embeddings_ND: Tensor, *, name: str, each: bool = True) -> Tensor:
-    """Check embeddings and bring them to float32, and each of them to length 1 if so asked."""
+    """Check embeddings and convert them to float32, and to length 1 if `each`."""
     if embeddings_ND.ndim != 2 or embeddings_ND.numel() == 0:
         shape = tuple(embeddings_ND.shape)
         raise ValueError(f"{name} must be embeddings (rows, width) with at least one row; got the shape {shape}")
@@ -313,10 +311,10 @@ def _check_widths(**embeddings: Tensor) -> None:
 
 
 def _pairs(positives: Tensor | Sequence[Sequence[int]], *, queries: int, items: int) -> tuple[Tensor, Tensor]:
-    """(query, positive item) pairs without repetition, ordered by query, then item."""
+    """Return (query, positive item) pairs without repetition, ordered by query, then item."""
     if len(positives) != queries:
         raise ValueError(
-            f"positives must say the right items of each of {queries} queries; got {len(positives)} entries"
+            f"positives must list the positives of each of {queries} queries; got {len(positives)} entries"
         )
     if isinstance(positives, Tensor) and positives.ndim == 1:
         query_E, item_E = torch.arange(queries), positives.cpu().long()
@@ -336,11 +334,11 @@ def _pairs(positives: Tensor | Sequence[Sequence[int]], *, queries: int, items: 
 
 
 def _images_and_texts(text_to_image_M: Tensor, *, images: int, texts: int) -> tuple[Tensor, Tensor]:
-    """The image of each text in ascending order, and the texts in that order."""
+    """Return the image of each text in ascending order, and the texts in that order."""
     if text_to_image_M.shape != (texts,):
         shape = tuple(text_to_image_M.shape)
         raise ValueError(
-            f"text_to_image must say the image of each of {texts} texts, ({texts},); got the shape {shape}"
+            f"text_to_image must hold the image of each of {texts} texts, ({texts},); got the shape {shape}"
         )
     image_M = text_to_image_M.cpu().long()
     _check_range(image_M, items=images, what="text_to_image")

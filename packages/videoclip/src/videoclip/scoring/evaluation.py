@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from clip_common.errors import DataError
 from clip_common.metrics import Paired
-from clip_common.metrics.bootstrap import draws, paired_difference, percentile_intervals, stacked
+from clip_common.metrics.bootstrap import (
+    concatenate_chunks,
+    draw_resamples,
+    paired_difference,
+    percentile_intervals,
+)
 from videoclip.scoring.metrics import (
     Floats,
     Ints,
@@ -143,7 +148,7 @@ def paired_bootstrap(
 ) -> Paired:
     """How far one system is ahead of another on the same clips: subjects are resampled, for both systems alike.
 
-    Systems trained several times are compared over subjects and over runs (`clip_common.metrics.bootstrap.over_runs`).
+    Systems trained several times are compared over subjects and over runs (see `resample_runs`).
     A resample in which the figure does not exist for one of them is left out.
 
     Args:
@@ -245,5 +250,5 @@ class _Scored:
     def resampled(self, *, samples: int, seed: int) -> dict[str, Floats]:
         """(S,) of each figure on resamples of the subjects, the clips of one drawn together."""
         width = max(len(self.predictions), self.classes**2)
-        chunks = draws(self.subjects, samples=samples, seed=seed, width=4 * width)
-        return stacked(self.measure(counts_SG) for counts_SG in chunks)
+        chunks = draw_resamples(self.subjects, samples=samples, seed=seed, width=4 * width)
+        return concatenate_chunks(self.measure(counts_SG) for counts_SG in chunks)

@@ -1,4 +1,4 @@
-"""The contrastive loss of a batch of pairs: what every form of it shares, and the plainest form.
+"""InfoNCE, CLIP's loss, and `contrastive_loss`, the operation that every form of contrastive loss shares.
 
 Legend: B rows on this process, C columns, D width, F width of the references, I rows and J columns of one tile, N rows
 or columns, W widths at which the loss is taken.
@@ -11,60 +11,60 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clip_common.losses.distributed import Ranks
+from clip_common.losses.distributed import Processes
 from clip_common.losses.logits import Head
 from clip_common.losses.reductions import Sides
 from clip_common.losses.statistics import Direction, Ids, Normalise, check_pairs, directions, make_pairs
 
 
 class Weighting(Protocol):
-    """A weight for every negative pair, by what references of both sides say of it. Any object with it will do."""
+    """Protocol: a weight for every negative pair, computed from reference features of both sides."""
 
     def log_weight(
         self, reference_x_IF: Tensor, reference_y_IF: Tensor, reference_x_JF: Tensor, reference_y_JF: Tensor
     ) -> Tensor:
-        """Logarithms of the weights (I, J). The references of the I and the J pairs come L2-normalised, in float32."""
+        """Return log-weights (I, J). References of the I and J pairs are L2-normalised float32."""
 
 
 class Form:
-    """What a loss makes of the positives and negatives of a row. Calling a form is `contrastive_loss` with it."""
+    """A formula for the loss of a row, given statistics of its positives and negatives. Calls `contrastive_loss`."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The sets of logits whose negatives it reads."""
+        """Sets of logits whose negatives the formula reads."""
         return (Head(),)
 
     @property
     def sigmoid(self) -> bool:
-        """Whether it reads sums of softplus, not log-sum-exp."""
+        """Whether the formula reads sums of softplus instead of log-sum-exp."""
         return False
 
     @property
     def guided(self) -> bool:
-        """Whether `hide` takes negatives out."""
+        """Whether `hide` removes negatives."""
         return False
 
-    def each(self, side: Direction) -> Tensor:
-        """The loss of each row, or of each column, (W, N); `side` is (H, W, N), H the form's own heads."""
+    def row_losses(self, side: Direction) -> Tensor:
+        """Return the loss (W, N) of each row, or of each column; `side` is (H, W, N) for H heads of the form."""
         raise NotImplementedError
 
     def hide(
         self, reference_x_IF: Tensor, reference_y_IF: Tensor, reference_x_JF: Tensor, reference_y_JF: Tensor
     ) -> Sides:
-        """Which of the pairs (I, J) are no negatives of the row, and which are none of the column."""
+        """Return two masks (I, J): pairs to drop from the row's negatives, and from the column's."""
         raise NotImplementedError
 
     @property
     def base(self) -> "Form":
-        """The form applied at each width."""
+        """Form applied at each width."""
         return self
 
     def widths(self, full: int) -> dict[int, float]:
-        """The widths at which the loss is taken, the full one among them, and the coefficient of each."""
+        """Return width → coefficient for every width at which the loss is taken, the full one included."""
         return {full: 1.0}
 
     def __call__(self, x_BD: Tensor, y_BD: Tensor, *, scale: Tensor | float, **keywords: Any) -> Tensor:
-        """`contrastive_loss` of this form."""
+        """Return `contrastive_loss` with this form."""
         return contrastive_loss(x_BD, y_BD, scale=scale, form=self, **keywords)
 
 
@@ -84,8 +84,12 @@ class InfoNCE(Form):
         >>> loss = InfoNCE()(image_BD, text_BD, scale=1 / 0.07)
     """
 
-    def each(self, side: Direction) -> Tensor:
-        return F.softplus(side.negatives[0] - side.positives[0], threshold=30.0) + side.positives[0] - side.positive[0]
+    def row_losses(self, side: Direction) -> Tensor:
+        return (
+            F.softplus(side.negative_lse[0] - side.positive_lse[0], threshold=30.0)
+            + side.positive_lse[0]
+            - side.positive_mean[0]
+        )
 
 
 def contrastive_loss(
@@ -102,36 +106,36 @@ def contrastive_loss(
     bias: Tensor | float | None = None,
     tile: int | None = None,
 ) -> Tensor:
-    """Symmetric contrastive loss: half the mean over rows plus half the mean over columns.
+    """Compute the symmetric contrastive loss: half the mean over rows plus half the mean over columns.
 
-    When torch.distributed runs with several processes the batch is that of all of them: every process returns the loss
-    of the whole batch, and gradients averaged over processes equal those of one process with all rows. Processes may
-    hold different numbers of rows; all must make the call.
+    With several torch.distributed processes the batch is gathered from all: every process returns the loss of the whole
+    batch, and gradients averaged over processes equal those of one process with all rows. Processes may hold different
+    numbers of rows; every process must call.
 
     Args:
         x_BD, y_CD: Embeddings of any float dtype, normalised here in float32 (float64 stays).
         scale: One over the temperature; see `LogitScale`.
-        form: What is made of positives and negatives; None is `InfoNCE()`.
-        weighting: Weights of the negatives; None weighs all alike.
-        references: What `weighting`, or a guided form, judges pairs by: (B, F) of x and (B, F′) of y, no gradient. None
-            takes the embeddings themselves.
-        normalise: "mean1" divides a row's weights by their mean over the row's negatives, and for the columns the same
-            matrix's columns by theirs; "none" takes the weights as they are.
-        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is no negative.
-        positive: (B,) ids: a pair with equal ids is a positive besides the paired one. Two tensors, of rows and of
-            columns: these alone say which pairs are positives, and C may differ from B. A row without any is left out.
-        bias: Added to the logits of a sigmoid form; a softmax does not feel it.
-        tile: Rows and columns of a tile; None chooses.
+        form: Formula of the loss; None is `InfoNCE()`.
+        weighting: Weights of the negatives; None gives all the same weight.
+        references: Features from which `weighting` or a guided form computes: (B, F) for x and (B, F′) for y, without
+            gradient. None uses the embeddings.
+        normalise: "mean1" divides a row's weights by their mean over the row's negatives, and a
+            column's by their mean over the column's; "none" leaves the weights unchanged.
+        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is not used as a negative.
+        positive: (B,) ids: a pair with equal ids is an additional positive. With two tensors (rows, columns) only they
+            define positives, and C may differ from B. Rows without a positive are skipped.
+        bias: Added to the logits of a sigmoid form; softmax forms ignore it.
+        tile: Rows and columns of a tile; None chooses a size.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: Shapes that do not go together.
+        ValueError: Shapes do not match.
 
     Cost:
-        Memory of O(B + tile²) above the inputs and their gradients. Time of four products of x and y, of three where
-        all fits one tile; weights add one product of the references to each pass.
+        Memory O(B + tile²) above the inputs and their gradients. Time of four products of x and y, or three if all fits
+        in one tile; weights add one product of the references to each pass.
 
     Example:
         >>> scale = LogitScale()
@@ -140,18 +144,18 @@ def contrastive_loss(
     """
     form = form or InfoNCE()
     base = form.base
-    judged = weighting is not None or base.guided
+    needs_references = weighting is not None or base.guided
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
-    if judged:
+    if needs_references:
         _check_references(x_BD, y_CD, references or (x_BD, y_CD))
-    ranks, (x_BD, y_CD) = Ranks.meet(x_BD, y_CD)
+    ranks, (x_BD, y_CD) = Processes.discover(x_BD, y_CD)
     log_weight = hide = None
-    if judged:
-        judges = _Judges(references or (x_BD, y_CD), ranks)
+    if needs_references:
+        pair_references = _References(references or (x_BD, y_CD), ranks)
         if weighting is not None:
-            log_weight = lambda rows, columns: weighting.log_weight(*judges(rows, columns))  # noqa: E731
+            log_weight = lambda rows, columns: weighting.log_weight(*pair_references(rows, columns))  # noqa: E731
         if base.guided:
-            hide = lambda rows, columns: base.hide(*judges(rows, columns))  # noqa: E731
+            hide = lambda rows, columns: base.hide(*pair_references(rows, columns))  # noqa: E731
     widths = form.widths(x_BD.shape[1])
     rows, columns = directions(
         x_BD,
@@ -173,10 +177,10 @@ def contrastive_loss(
     return (coefficients_W * means_W).sum() / 2
 
 
-class _Judges:
-    """References of any rows of this process and any columns of all."""
+class _References:
+    """Reference features of local rows and of the columns of all processes."""
 
-    def __init__(self, references: tuple[Tensor, Tensor], ranks: Ranks) -> None:
+    def __init__(self, references: tuple[Tensor, Tensor], ranks: Processes) -> None:
         wide = [side.detach().to(torch.promote_types(side.dtype, torch.float32)) for side in references]
         self.rows = [F.normalize(side, dim=1) for side in wide]
         self.columns = [ranks.gather(side) for side in self.rows]
@@ -187,11 +191,11 @@ class _Judges:
 
 
 def _sums(form: Form, side: Direction, *, widths: int) -> Tensor:
-    """The sum of the losses at each width, and last how many they are; what has no positive is left out."""
+    """Return the sum of losses at each width followed by their number; rows without a positive are skipped."""
     counted_N = side.positive_count > 0
-    # Where nothing is found the logarithms are −∞, and the gradient of −∞ − (−∞) would be NaN whoever leaves it out.
-    side = replace(side, positives=torch.where(counted_N, side.positives, 0.0))
-    each_WN = form.each(side.by_width(widths))
+    # Rows without a positive have log-sum-exp −∞; the gradient of −∞ − (−∞) is NaN even if the row is masked later.
+    side = replace(side, positive_lse=torch.where(counted_N, side.positive_lse, 0.0))
+    each_WN = form.row_losses(side.by_width(widths))
     return torch.cat([torch.where(counted_N, each_WN, 0.0).sum(1), counted_N.sum()[None]])
 
 
@@ -200,5 +204,5 @@ def _check_references(x_BD: Tensor, y_CD: Tensor, references: tuple[Tensor, Tens
         given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
         sizes = f"references of {len(references[0])} and {len(references[1])} rows"
         raise ValueError(
-            f"weights and guides judge pairs by a reference of each side, {given} and {sizes}: give B of each"
+            f"weights and guides need one reference per row of x and of y, {given} and {sizes}: give B of each"
         )
