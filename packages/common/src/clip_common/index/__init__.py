@@ -1,0 +1,17 @@
+"""Vectors of a collection of any items (images, texts, sounds): kept on disk, brought up to date, searched exactly.
+
+Needs the extra `clip` (safetensors, filelock).
+
+    index = VectorIndex.open_or_create(folder, model=fingerprint, model_name="ViT-B-32", collection="photos")
+    changes = index.changes(stamps)  # {id: stamp} of what is there now
+    index.delete([*changes.gone, *changes.changed])
+    index.add(ids, vectors_ND, stamps=[stamps[id] for id in ids])
+    index.save()
+    index.nearest(query_D, k=10)
+"""
+
+from clip_common.index.files import Changes, find_changes, scan_folder, stamp_file
+from clip_common.index.segments import VectorIndexError
+from clip_common.index.store import Neighbour, VectorIndex
+
+__all__ = ["Changes", "Neighbour", "VectorIndex", "VectorIndexError", "find_changes", "scan_folder", "stamp_file"]

@@ -1,0 +1,139 @@
+"""Segments of an index: rows that were added together, and the earlier rows that they delete.
+
+A segment is a safetensors file that is written once: `vectors` (S, D) float32; `ids`, `stamps` and `payloads`, S texts
+each, as UTF-8 (`.data`) and the byte at which each text ends (`.ends`); `deleted`, int64, rows of earlier segments,
+counted through all of them. S may be 0.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clip_common.tensors import TensorsError, read_tensors, write_tensors
+
+
+class VectorIndexError(ValueError):
+    """An index that cannot be used: one line that says which, why, and what to do."""
+
+
+class Texts(Sequence[str]):
+    """Texts in one array of bytes; each is decoded when it is asked for.
+
+    File names that are not UTF-8 come back as they were given: the encoding is that of `os.fsencode` on Linux.
+    """
+
+    def __init__(self, data: Tensor, ends: Tensor) -> None:
+        self.data = data
+        self.ends = ends
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        """Encode texts.
+
+        Raises:
+            ValueError: A text with half a surrogate pair, which UTF-8 cannot hold.
+        """
+        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+        data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+        ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        return cls(torch.from_numpy(data), torch.from_numpy(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]  # no slices: nothing asks for them
+        start = int(self.ends[row - 1]) if row else 0
+        return self.data[start : int(self.ends[row])].numpy().tobytes().decode("utf-8", "surrogateescape")
+
+    def decode(self) -> list[str]:
+        """Return all texts: quicker than one by one."""
+        data, ends = self.data.numpy().tobytes(), self.ends.tolist()
+        return [data[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise([0, *ends])]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of an index.
+
+    Attributes:
+        ids: S ids.
+        stamps: S stamps; "" for an item without one.
+        payloads: S JSON values as text; "" for an item without one.
+        vectors_SD: (S, D) float32 on the CPU; memory-mapped if it was read.
+        deleted: int64, the rows of earlier segments that are deleted from here on.
+    """
+
+    ids: Texts
+    stamps: Texts
+    payloads: Texts
+    vectors_SD: Tensor
+    deleted: Tensor
+
+    def __len__(self) -> int:
+        return len(self.vectors_SD)
+
+
+def write_segment(file: Path, segment: Segment) -> None:
+    """Write a segment, whole or not at all.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    texts = {"ids": segment.ids, "stamps": segment.stamps, "payloads": segment.payloads}
+    tensors = {f"{name}.data": column.data for name, column in texts.items()}
+    tensors |= {f"{name}.ends": column.ends for name, column in texts.items()}
+    write_tensors(file, tensors | {"vectors": segment.vectors_SD, "deleted": segment.deleted})
+
+
+def read_segment(file: Path, *, width: int, rows_before: int) -> Segment:
+    """Map what `write_segment` wrote.
+
+    Args:
+        file: The segment.
+        width: D, as the index has it.
+        rows_before: Number of rows in earlier segments.
+
+    Raises:
+        TensorsError: Damaged, or no segment of such an index.
+    """
+    tensors = read_tensors(file)
+    try:
+        ids, stamps, payloads = (
+            Texts(tensors[f"{name}.data"], tensors[f"{name}.ends"]) for name in ("ids", "stamps", "payloads")
+        )
+        segment = Segment(ids, stamps, payloads, tensors["vectors"], tensors["deleted"])
+    except KeyError as error:
+        raise TensorsError(f"{file.name} lacks the tensor {error}") from error
+    fits = segment.vectors_SD.ndim == 2 and segment.vectors_SD.shape[1] == width
+    for column in (ids, stamps, payloads):
+        end = int(column.ends[-1]) if len(column) else 0
+        fits = fits and len(column) == len(segment) and end == len(column.data)
+    if not fits or not bool(((segment.deleted >= 0) & (segment.deleted < rows_before)).all()):
+        raise TensorsError(f"the parts of {file.name} do not belong together")
+    return segment
+
+
+def select_rows(segments: Sequence[Segment], rows: Sequence[int], *, deleted: Tensor) -> Segment:
+    """Copy rows into one segment.
+
+    Args:
+        segments: One or more.
+        rows: In ascending order, counted through these segments.
+        deleted: As for `Segment`.
+    """
+    vectors, columns = [], [[], [], []]  # type: ignore[var-annotated]
+    wanted, start = torch.tensor(rows, dtype=torch.int64), 0
+    for segment in segments:
+        inside = wanted[(wanted >= start) & (wanted < start + len(segment))] - start
+        vectors.append(segment.vectors_SD if len(inside) == len(segment) else segment.vectors_SD[inside])
+        for chosen, column in zip(columns, (segment.ids, segment.stamps, segment.payloads), strict=True):
+            texts = column.decode()
+            chosen.extend(texts[row] for row in inside.tolist())
+        start += len(segment)
+    ids, stamps, payloads = map(Texts.of, columns)
+    return Segment(ids, stamps, payloads, torch.cat(vectors), deleted)

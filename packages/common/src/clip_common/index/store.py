@@ -1,0 +1,388 @@
+"""Vectors of a collection, kept in a folder that is brought up to date by what changed.
+
+The folder holds segments, safetensors files that are written once, and `index.json`, which lists them. Saving writes
+what was added and deleted as one more segment and then replaces the list: a kill leaves the former state or the new
+one, and readers see one of the two. Writers take turns at a file lock. Now and then saving merges segments and drops
+deleted rows (`clip_common.index.compaction`).
+
+N items, D the width of their vectors, Q queries.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from clip_common.index.compaction import compact
+from clip_common.index.exact import check_query, nearest_rows, prefix_lengths
+from clip_common.index.files import Changes, find_changes
+from clip_common.index.manifest import (
+    LOCK,
+    Manifest,
+    check_replaceable,
+    new_segment,
+    read_manifest,
+    read_state,
+    remove_unlisted,
+    write_manifest,
+)
+from clip_common.index.rows import Edit, Rows, View, deleted_rows, merge_edits
+from clip_common.index.segments import (
+    Segment,
+    Texts,
+    VectorIndexError,
+    read_segment,
+    write_segment,
+)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One answer: an item, its similarity to the query, and the JSON value that was stored with it."""
+
+    id: str
+    similarity: float
+    payload: Any = None
+
+
+class VectorIndex:
+    """The items of a collection: id, vector, stamp (text that changes when the item does), payload (any JSON value).
+
+    An id is any text, such as a path; file names that are not UTF-8 come back as given. Changes stay in memory until
+    `save`. Several processes may hold one index open: each sees the state that it opened, and its `save` applies its
+    changes to the newest state, item by item.
+
+    Args:
+        model: Fingerprint of all that a vector depends on besides its item: weights, preprocessing, and for images
+            `clip_common.images.VERSION`, so that vectors of images that were decoded otherwise are not mixed.
+        model_name: Shown in messages.
+        collection: Where the items are from, such as the path of a folder.
+        folder: Where `save` writes, made when first needed; None for an index in memory.
+
+    Raises:
+        VectorIndexError: `folder` holds other files.
+    """
+
+    def __init__(self, *, model: str, model_name: str, collection: str, folder: Path | None = None) -> None:
+        if folder is not None:
+            check_replaceable(folder)
+        self.folder = folder
+        self._manifest = Manifest(model, model_name, collection, width=0, segments=())
+        self._saved: tuple[Segment, ...] = ()
+        self._edits: list[Edit] = []
+        self._known_rows: Rows | None = None
+        self._current_view: View | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> "VectorIndex":
+        """Map the index in a folder; a vector is read when it is first compared.
+
+        Raises:
+            FileNotFoundError: There is no index.
+            VectorIndexError: Damaged, or of another format.
+        """
+        state = read_state(folder)
+        if state is None:
+            raise FileNotFoundError(f"{folder} holds no index")
+        manifest, segments = state
+        index = cls(model=manifest.model, model_name=manifest.model_name, collection=manifest.collection)
+        index.folder, index._manifest, index._saved = folder, manifest, segments
+        return index
+
+    @classmethod
+    def open_or_create(cls, folder: Path, *, model: str, model_name: str, collection: str) -> "VectorIndex":
+        """Open the index in a folder, or start one there; arguments as for the class.
+
+        Raises:
+            VectorIndexError: The index is damaged, or of another model, collection or format; or no index, but other
+                files in `folder`.
+        """
+        try:
+            index = cls.open(folder)
+        except FileNotFoundError:
+            return cls(model=model, model_name=model_name, collection=collection, folder=folder)
+        index.check_model(model, name=model_name)
+        if index.collection != collection:
+            raise VectorIndexError(
+                f"{folder} is the index of {index.collection}, not of {collection}: name another folder for it"
+            )
+        return index
+
+    def check_model(self, model: str, *, name: str) -> None:
+        """Raise VectorIndexError unless the model of this fingerprint made the vectors; `name` is for the message."""
+        if self.model != model:
+            raise VectorIndexError(
+                f"{self.folder} was made with another model ({self.model_name}, fingerprint {self.model[:12]}…; this "
+                f"one is {name}, {model[:12]}…): open it with its own model, or delete it and index again"
+            )
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model that made the vectors."""
+        return self._manifest.model
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model that made the vectors."""
+        return self._manifest.model_name
+
+    @property
+    def collection(self) -> str:
+        """Where the items are from."""
+        return self._manifest.collection
+
+    @property
+    def width(self) -> int:
+        """D; 0 before the first item."""
+        return self._manifest.width or (self._edits[0].added.vectors_SD.shape[1] if self._edits else 0)
+
+    @property
+    def ids(self) -> list[str]:
+        """The N ids in the order in which they were added; an updated item counts as added anew."""
+        return list(self._rows().row_of)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """Matrices of width D with the vectors of all items, and of `deleted_rows`; mapped from disk where saved."""
+        return self._view().parts
+
+    @property
+    def deleted_rows(self) -> Tensor:
+        """int64, the rows of `parts`, counted through all of them, that are no longer in the index."""
+        return self._view().deleted
+
+    def __len__(self) -> int:
+        return len(self._rows().row_of) if self._edits else len(self._view())
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._rows().row_of
+
+    def vectors(self, ids: Sequence[str]) -> Tensor:
+        """Return a copy of the vectors of some items, (len(ids), D).
+
+        Raises:
+            ValueError: An id is not in the index.
+        """
+        places = [self._find(id) for id in ids]
+        return torch.stack([segment.vectors_SD[row] for segment, row in places]) if ids else torch.empty(0, self.width)
+
+    def payload(self, id: str) -> Any:
+        """Return the JSON value that was stored with an item, None if there is none.
+
+        Raises:
+            ValueError: The id is not in the index.
+        """
+        return _payload(*self._find(id))
+
+    def stamps(self) -> dict[str, str]:
+        """Return the stamp of every item by its id; "" for an item without one."""
+        segments, rows = self._view().segments, self._rows()
+        known = [stamp for segment in segments for stamp in segment.stamps.decode()]
+        return {id: known[row] for id, row in rows.row_of.items()}
+
+    def changes(self, stamps: Mapping[str, str]) -> Changes:
+        """Return what is new, changed and gone in the collection as it is now.
+
+        Args:
+            stamps: The stamp of every item by its id, such as `scan_folder` returns; "" for items that never change.
+        """
+        return find_changes(self.stamps(), stamps)
+
+    def add(
+        self,
+        ids: Sequence[str],
+        vectors_MD: Tensor,
+        *,
+        stamps: Sequence[str] | None = None,
+        payloads: Sequence[Any] | None = None,
+    ) -> None:
+        """Add M items.
+
+        Args:
+            ids: M different ids that the index does not hold.
+            vectors_MD: (M, D), kept as float32 on the CPU; unit vectors if similarities are to be cosines.
+            stamps: M texts that change when their items do: `stamp_file`, or a digest of the content.
+            payloads: M values that JSON can hold, such as a caption; None for nothing.
+
+        Raises:
+            ValueError: An id that the index holds or that is given twice, or a vector of another width or not finite.
+            TypeError: A payload that JSON cannot hold.
+        """
+        known = next((id for id in ids if id in self), None)
+        if known is not None:
+            raise ValueError(f"{known!r} is in the index: update it, or delete it first")
+        self.update(ids, vectors_MD, stamps=stamps, payloads=payloads)
+
+    def update(
+        self,
+        ids: Sequence[str],
+        vectors_MD: Tensor,
+        *,
+        stamps: Sequence[str] | None = None,
+        payloads: Sequence[Any] | None = None,
+    ) -> None:
+        """Add M items in place of those with the same ids, if there are any; arguments and errors as for `add`."""
+        vectors_MD = vectors_MD.detach().to("cpu", torch.float32, copy=True)
+        if vectors_MD.ndim != 2 or (self.width and vectors_MD.shape[1] != self.width):
+            width = self.width or "D"
+            raise ValueError(f"vectors of shape {tuple(vectors_MD.shape)}: expected ({len(ids)}, {width})")
+        if len(set(ids)) != len(ids):
+            raise ValueError("an id is given twice: give each item once")
+        if not bool(vectors_MD.isfinite().all()):
+            row = int((~vectors_MD.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"the vector of {ids[row]!r} holds a NaN or an infinity: look at what the model yields")
+        texts = ["" if payload is None else json.dumps(payload) for payload in payloads or [None] * len(ids)]
+        columns = [Texts.of(column) for column in (ids, stamps or [""] * len(ids), texts)]
+        if any(len(column) != len(vectors_MD) for column in columns):
+            counts = " and ".join(str(len(column)) for column in columns)
+            raise ValueError(f"{len(vectors_MD)} vectors for {counts} ids, stamps and payloads: give as many of each")
+        if ids:
+            self._edit(Edit((), Segment(*columns, vectors_MD, deleted=_NO_ROWS)))
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Delete items.
+
+        Raises:
+            ValueError: An id is not in the index.
+        """
+        unknown = next((id for id in ids if id not in self), None)
+        if unknown is not None:
+            raise ValueError(f"{unknown!r} is not in the index: nothing is deleted")
+        if ids:
+            none = Texts.of(())
+            self._edit(Edit(tuple(ids), Segment(none, none, none, torch.empty(0, self.width), deleted=_NO_ROWS)))
+
+    def nearest(self, vector_D: Tensor, k: int, *, dim: int | None = None) -> list[Neighbour]:
+        """Return the k items most similar to a vector, best first; of equal ones the one that was added first.
+
+        Every item is compared, in float32. The last bit of a similarity may depend on the place of the item.
+
+        Args:
+            vector_D: (D,) query.
+            k: All items if there are fewer.
+            dim: Compare the first `dim` numbers of the vectors by their cosine (Matryoshka embeddings). By default
+                whole vectors are compared by their inner product, the cosine of unit vectors.
+
+        Raises:
+            ValueError: k below 1, a query of another width or that is not finite, or a `dim` outside 1 to D.
+        """
+        return self.nearest_to_each(vector_D[None], k, dim=dim)[0]
+
+    def nearest_to_each(self, query_QD: Tensor, k: int, *, dim: int | None = None) -> list[list[Neighbour]]:
+        """Return what `nearest` does for each of Q queries, in less time than one by one; only last bits may differ.
+
+        Args:
+            query_QD: (Q, D).
+            k: As for `nearest`.
+            dim: As for `nearest`.
+
+        Raises:
+            ValueError: As for `nearest`.
+        """
+        query_QD, view = query_QD.detach().to("cpu", torch.float32), self._view()
+        check_query(query_QD, k, width=self.width or query_QD.shape[-1], dim=dim)
+        if dim is not None and dim not in view.lengths:
+            view.lengths[dim] = prefix_lengths(view.parts, dim)
+        lengths_N = None if dim is None else view.lengths[dim]
+        found = nearest_rows(view.parts, query_QD, k, deleted=view.deleted, lengths_N=lengths_N, dim=dim)
+        return [[_neighbour(view, *pair) for pair in zip(rows, scores, strict=True)] for rows, scores in found]
+
+    def save(self) -> None:
+        """Write what was added and deleted since the last save; nothing is written if nothing was.
+
+        Raises:
+            ValueError: The index is in memory only.
+            VectorIndexError: The index on disk was deleted, or replaced by that of another model.
+            OSError: The disk is full, or the folder cannot be written: the former state stays, and so do the changes.
+        """
+        if self.folder is None:
+            raise ValueError("the index is in memory only: make it with a folder to save it")
+        if not self._edits:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / LOCK):
+            try:
+                self._take_newest(self.folder)
+                self._write(self.folder)
+            finally:
+                remove_unlisted(self.folder)
+
+    def _take_newest(self, folder: Path) -> None:
+        """Continue from the state on disk, which another process may have changed."""
+        newest = read_manifest(folder)
+        if newest == self._manifest or (newest is None and not self._manifest.segments):
+            return
+        state = read_state(folder)
+        if state is None or state[0].model != self.model or state[0].collection != self.collection:
+            raise VectorIndexError(f"{folder} was deleted or replaced by another index while it was in use: run again")
+        self._known_rows = self._current_view = None
+        self._manifest, self._saved = state
+
+    def _write(self, folder: Path) -> None:
+        self._merge_edits()
+        rows, added = self._rows(), self._edits[0].added
+        newly_deleted = rows.deleted - set(deleted_rows(self._saved).tolist())
+        fresh = replace(added, deleted=torch.tensor(sorted(newly_deleted), dtype=torch.int64))
+        first, fresh = compact([*self._saved, fresh], rows)
+        kept, names = self._saved[:first], self._manifest.segments[:first]
+        if len(fresh) or len(fresh.deleted):
+            name, before = new_segment(), sum(map(len, kept))
+            write_segment(folder / name, fresh)
+            kept = (*kept, read_segment(folder / name, width=self.width, rows_before=before))
+            names = (*names, name)
+        manifest = replace(self._manifest, width=self.width, segments=names)
+        write_manifest(folder, manifest)
+        self._known_rows = self._current_view = None
+        self._manifest, self._saved, self._edits = manifest, kept, []
+
+    def _edit(self, edit: Edit) -> None:
+        self._current_view = None
+        self._edits.append(edit)  # in one step: Ctrl-C leaves all of the edit or nothing
+
+    def _rows(self) -> Rows:
+        rows, self._known_rows = self._known_rows or Rows.of(self._saved), None  # None if Ctrl-C comes meanwhile
+        for edit in self._edits[rows.edits :]:
+            rows.apply(edit)
+        self._known_rows = rows
+        return rows
+
+    def _merge_edits(self) -> None:
+        if len(self._edits) > 1:
+            merged = merge_edits(self._edits, self._rows(), saved_rows=sum(map(len, self._saved)))
+            self._known_rows = self._current_view = None
+            self._edits = [merged]
+
+    def _view(self) -> View:
+        if self._current_view is None:
+            self._merge_edits()
+            segments = (*self._saved, *(edit.added for edit in self._edits))
+            if self._edits:
+                deleted = torch.tensor(sorted(self._rows().deleted), dtype=torch.int64)
+            else:
+                deleted = deleted_rows(self._saved)
+            self._current_view = View(segments, deleted)
+        return self._current_view
+
+    def _find(self, id: str) -> tuple[Segment, int]:
+        row = self._rows().row_of.get(id)
+        if row is None:
+            raise ValueError(f"{id!r} is not in the index")
+        return self._view().at(self._rows().row_of[id])
+
+
+_NO_ROWS = torch.empty(0, dtype=torch.int64)
+
+
+def _neighbour(view: View, row: int, similarity: float) -> Neighbour:
+    segment, place = view.at(row)
+    return Neighbour(segment.ids[place], similarity, _payload(segment, place))
+
+
+def _payload(segment: Segment, row: int) -> Any:
+    text = segment.payloads[row]
+    return json.loads(text) if text else None
