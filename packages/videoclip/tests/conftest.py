@@ -43,12 +43,7 @@ def settings(walks: Path, cache: Path, folder: Path) -> list[str]:
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Draw nothing: pictures are most of what a tiny run costs."""
-    for place in (
-        "training.experiment.draw_run",
-        "training.experiment.draw_scores",
-        "scoring.score.draw_scores",
-        "series.crossval.draw_scores",
-    ):
+    for place in ("training.experiment.draw_training", "scoring.score.draw_scores"):
         patch.setattr(f"videoclip.{place}", lambda *arguments, **keywords: [])
     for place in ("series.crossval.draw_folds", "series.ablation.draw_ablation"):
         patch.setattr(f"videoclip.{place}", lambda first, path, **keywords: path)

@@ -8,8 +8,9 @@ import torch
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config
 from videoclip import Config
+from videoclip.data.clip_set import load_clip_set
 from videoclip.data.manifest import read_manifest, write_manifest
-from videoclip.training.experiment import clip_set, fit_split, open_run
+from videoclip.training.experiment import fit_split, open_run
 
 GUIDED, TWO = "model.map_guided=true", "model.attn_in_channels=2 data.maps=both"
 TOKEN = "model.lambda_token=1"
@@ -98,8 +99,8 @@ def fitted(walks, cache, tmp_path_factory):
         if overrides not in made:
             given = [text.replace("=unfolded", f"={unfolded}").replace("elsewhere", str(folder)) for text in overrides]
             config = load_config(Config, overrides=[*small, f"name=fit-{len(made)}", *given])
-            clips = clip_set(config)
-            run = open_run(config, label="fit", resume=None)
+            clips = load_clip_set(config)
+            run = open_run(config, verb="train", label="fit", resume=None)
             model, _ = fit_split(clips.split(config.data), clips, config, run, phase="fit", resume=False)
             made[overrides] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return made[overrides]

@@ -12,11 +12,12 @@ from videoclip.report.plots import (
     draw_ablation,
     draw_confusion,
     draw_folds,
-    draw_run,
-    draw_scores,
     draw_similarity,
+    draw_training,
 )
-from videoclip.scoring.evaluation import Predictions, evaluate
+from videoclip.scoring.evaluation import evaluate
+from videoclip.scoring.predictions import Predictions
+from videoclip.scoring.score import draw_evaluation
 
 BLUE, ORANGE = (0x3B, 0x6F, 0xB6), (0xD9, 0x79, 0x2B)
 
@@ -35,6 +36,13 @@ def some(*, clips=24, seed=0, **changed):
         "clip_ids": tuple(map(str, range(clips))),
     }
     return Predictions(**(arrays | changed))
+
+
+def judged(predictions):
+    """Similarity and correctness of the clips that have both."""
+    kept = predictions.judged_N
+    correct = predictions.predicted_N == predictions.label_N
+    return predictions.similarity_N[kept], correct[kept]
 
 
 def colours(path):
@@ -83,7 +91,7 @@ def test_confusion_of_nothing(tmp_path, drawn):
 
 def test_similarity_has_a_histogram_for_the_correct_and_one_for_the_incorrect(tmp_path, drawn):
     predictions = some()
-    path = draw_similarity(predictions, tmp_path / "similarity.png")
+    path = draw_similarity(*judged(predictions), tmp_path / "similarity.png")
     assert {BLUE, ORANGE} <= colours(path)
     correct = predictions.predicted_N == predictions.label_N
     axes = drawn["similarity.png"].axes[0]
@@ -99,14 +107,16 @@ def test_similarity_has_a_histogram_for_the_correct_and_one_for_the_incorrect(tm
 
 def test_similarity_of_correct_clips_alone_and_of_none(tmp_path):
     perfect = some(logits_NK=np.eye(3, dtype=np.float32)[some().label_N])
-    found = colours(draw_similarity(perfect, tmp_path / "perfect.png"))
+    found = colours(draw_similarity(*judged(perfect), tmp_path / "perfect.png"))
     assert BLUE in found
     assert ORANGE not in found
     one = some(clips=1)
-    assert draw_similarity(one, tmp_path / "one.png").is_file()
+    assert draw_similarity(*judged(one), tmp_path / "one.png").is_file()
+    scored = evaluate(some(), train_labels=[0], classes=3, samples=5)
     for nothing in (some(valid_N=np.zeros(24, bool)), some(label_N=np.full(24, -1))):
-        assert draw_similarity(nothing, tmp_path / "none.png") is None
-    assert not (tmp_path / "none.png").exists()
+        draw_evaluation(scored, nothing, tmp_path, prefix="none")
+    assert [file.name for file in tmp_path.glob("*confusion.png")] == ["none-confusion.png"]
+    assert not (tmp_path / "none-similarity.png").exists()
 
 
 def new_run(tmp_path):
@@ -129,7 +139,7 @@ def test_a_run_gets_its_curves_and_those_parts_that_have_a_weight(tmp_path, draw
         ]
     )
     run.metrics.append({"phase": "fit", "step": 40, "val/loss": 0.4, "val/macro_f1": 0.6, "val/accuracy": 0.7})
-    plots = draw_run(run)
+    plots = draw_training(run.path / "metrics.csv", run.folder("plots"))
     assert [plot.name for plot in plots] == ["loss.png", "validation.png", "parts.png"]
     assert {BLUE, ORANGE} <= colours(plots[0]) & colours(plots[2])
     legend = [text.get_text() for text in drawn["parts.png"].axes[0].get_legend().get_texts()]
@@ -147,18 +157,18 @@ def test_a_run_with_cross_entropy_only_has_no_parts(tmp_path):
             "val/macro_f1": 1.0,
         }
     )
-    assert [plot.name for plot in draw_run(run)] == ["loss.png", "validation.png"]
+    assert [plot.name for plot in draw_training(run.path / "metrics.csv", tmp_path)] == ["loss.png", "validation.png"]
 
 
 def test_scores_are_drawn_into_the_run(tmp_path):
     run, predictions = new_run(tmp_path), some()
     evaluation = evaluate(predictions, train_labels=[0], classes=3, samples=5)
-    names = [plot.name for plot in draw_scores(run, evaluation, predictions, prefix="test")]
+    names = [plot.name for plot in draw_evaluation(evaluation, predictions, run.folder("plots"), prefix="test")]
     assert names == ["test-confusion.png", "test-confusion-subjects.png", "test-similarity.png"]
     assert {file.name for file in (run.path / "plots").iterdir()} == {*names}
     unmapped = some(valid_N=np.zeros(24, bool))
     evaluation = evaluate(unmapped, train_labels=[0], classes=3, samples=5)
-    assert len(draw_scores(run, evaluation, unmapped, prefix="val")) == 2
+    assert len(draw_evaluation(evaluation, unmapped, tmp_path, prefix="val")) == 2
 
 
 def test_every_figure_of_folds_has_its_own_baseline(tmp_path, drawn):

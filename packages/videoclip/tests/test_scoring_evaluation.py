@@ -12,7 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from clip_common.errors import DataError
 from clip_common.runs.files import write_json
 from videoclip.models import normalise
-from videoclip.scoring.evaluation import Predictions, evaluate, paired_bootstrap, predict
+from videoclip.scoring.evaluation import evaluate, paired_bootstrap
+from videoclip.scoring.predictions import Predictions, predict
 
 
 def some(*, subjects=9, clips=4, classes=3, seed=0, skill=1.5, **changed):

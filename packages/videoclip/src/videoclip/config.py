@@ -194,6 +194,15 @@ class Config:
         default_factory=lambda: TrainerConfig(max_epochs=50, precision="bf16-mixed", early_stop=15)
     )
 
+    @property
+    def method(self) -> str:
+        """Short name of the method, for folders and tables, e.g. `3dcnn-spatiotemporal-clip`."""
+        model = self.model
+        name: str = model.clip_backbone
+        if model.map_guided:
+            name += f"-{model.map_guided_type}" + ("-sigmoid" if model.map_guided_sigmoid_gate else "")
+        return name + ("-clip" if self.loss.clip_weight else "") + ("-token" if model.lambda_token else "")
+
     def __post_init__(self) -> None:
         if self.model.lambda_token and self.model.clip_classifier_source == "attn" and not self.loss.clip_weight:
             raise ConfigError(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Self
 
 import numpy as np
 import torch
@@ -36,6 +38,13 @@ class Sampling:
     frames: int
     size: int
     clip_seconds: float
+
+    @classmethod
+    def of_clips(cls, records: Sequence[ClipRecord], config: DataConfig) -> Self:
+        """Return the sampling of a training set: its frames, its size, and the median length of its clips."""
+        spans = [clip_span(record.video, start_s=record.start_s, end_s=record.end_s) for record in records]
+        seconds = median(end_s - start_s for start_s, end_s in spans)
+        return cls(frames=config.frames, size=config.size, clip_seconds=round(seconds, 3))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from videoclip.classifier.classifier import Classifier, VideoPrediction
+from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Sample, VideoMapDataset, clip_span, read_clips, split_of
 from videoclip.report.overlay import write_overlay, write_sheet
-from videoclip.scoring.score import require_own_dealing, same_set, trained_config
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def overlay_clips(
     classifier = None
     if (source / "config.yaml").is_file():
         run = Run.open(source)
-        own, config = trained_config(run, overrides)
-        if same_set(own, config):
-            require_own_dealing(run, own, config)
+        trained, config = load_run_config(run, overrides)
+        if is_training_set(trained, config):
+            check_same_split_fields(run, trained, config)
         classifier = Classifier.from_pretrained(source)
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips and config.split != "all":

@@ -37,6 +37,11 @@ class ClipRecord:
     fold: int | None = None
 
 
+def known_labels(records: Iterable[ClipRecord]) -> list[int]:
+    """Return the labels of the clips that have one."""
+    return [record.label for record in records if record.label is not None]
+
+
 def by_subject(records: Iterable[ClipRecord]) -> dict[str, list[ClipRecord]]:
     """The clips of each subject, subjects and clips in the order of their names, whatever order they come in."""
     people: dict[str, list[ClipRecord]] = {}

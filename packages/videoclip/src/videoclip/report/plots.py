@@ -9,12 +9,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clip_common.metrics import Paired
 from clip_common.plots import GREY, PALETTE, Dots, curves, dot_plot, dress, panels, save
-from clip_common.runs import Run
-from videoclip.scoring.evaluation import Evaluation, Predictions
-from videoclip.scoring.metrics import Ints, recalls
+from clip_common.runs.table import read_rows
 
 LABELS = {
     "accuracy": "accuracy",
@@ -33,11 +32,14 @@ ROOM = 1.25
 """How much higher than its bars a histogram is, for the legend."""
 
 
-def draw_run(run: Run) -> list[Path]:
-    """Cross-entropy, the loss in parts where it has several, and validation figures: PNGs in RUN/plots."""
-    folder, metrics = run.folder("plots"), run.path / "metrics.csv"
+def draw_training(metrics: Path, folder: Path) -> list[Path]:
+    """Plot a run's metrics.csv into a folder: cross-entropy, validation metrics and, of several, the parts of the loss.
+
+    Returns:
+        The PNG files.
+    """
     weighted = {
-        name for row in run.metrics.rows() for name, value in row.items() if name in PARTS and float(value or 0)
+        name for row in read_rows(metrics) for name, value in row.items() if name in PARTS and float(value or 0)
     }
     plots = [
         curves(
@@ -68,18 +70,38 @@ PARTS = {
 }
 
 
-def draw_scores(run: Run, evaluation: Evaluation, predictions: Predictions, *, prefix: str) -> list[Path]:
-    """Confusion of clips and of subjects, and the similarity to the maps: PREFIX-….png in RUN/plots."""
-    folder = run.folder("plots")
+def draw_scores(
+    folder: Path,
+    *,
+    prefix: str,
+    confusion_KK: NDArray[np.int64],
+    subject_confusion_KK: NDArray[np.int64],
+    similarity_N: NDArray[np.floating],
+    correct_N: NDArray[np.bool_],
+) -> list[Path]:
+    """Plot a scored set into a folder as PREFIX-….png: confusion of clips and of subjects, similarity to the maps.
+
+    Args:
+        folder: Where the PNG files go.
+        prefix: Beginning of their names.
+        confusion_KK, subject_confusion_KK: Counts; rows are true classes, columns predicted ones.
+        similarity_N, correct_N: Of the clips with a map and a label; without any, similarity has no plot.
+
+    Returns:
+        The PNG files.
+    """
     plots = [
-        draw_confusion(evaluation.confusion_KK, folder / f"{prefix}-confusion.png"),
-        draw_confusion(evaluation.subject_confusion_KK, folder / f"{prefix}-confusion-subjects.png", of="subjects"),
-        draw_similarity(predictions, folder / f"{prefix}-similarity.png"),
+        draw_confusion(confusion_KK, folder / f"{prefix}-confusion.png"),
+        draw_confusion(subject_confusion_KK, folder / f"{prefix}-confusion-subjects.png", of="subjects"),
     ]
-    return [plot for plot in plots if plot is not None]
+    if len(similarity_N):
+        plots.append(draw_similarity(similarity_N, correct_N, folder / f"{prefix}-similarity.png"))
+    return plots
 
 
-def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | None = None, of: str = "clips") -> Path:
+def draw_confusion(
+    confusion_KK: NDArray[np.int64], path: Path, *, names: Sequence[str] | None = None, of: str = "clips"
+) -> Path:
     """Clips of each class (rows) by the class they were taken for: counts, coloured by their share of the row.
 
     Args:
@@ -99,9 +121,8 @@ def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | Non
         share = shares_KK[true, said]
         told = f"{count:,}\n{100 * share:.0f} %" if count else "0"
         axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333")
-    recall_K = recalls(confusion_KK[None].astype(np.float64))[0]
-    exist = np.isfinite(recall_K)
-    balanced = f", balanced accuracy {100 * recall_K[exist].mean():.0f} %" if exist.any() else ""
+    exist_K = rows_K > 0
+    balanced = f", balanced accuracy {100 * shares_KK.diagonal()[exist_K].mean():.0f} %" if exist_K.any() else ""
     dress(
         axes,
         title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}",
@@ -119,17 +140,8 @@ def draw_confusion(confusion_KK: Ints, path: Path, *, names: Sequence[str] | Non
     return save(figure, path)
 
 
-def draw_similarity(predictions: Predictions, path: Path) -> Path | None:
-    """How near clips lie to their maps, those that were classified correctly and those that were not.
-
-    Returns:
-        None, and no picture, where no clip has both a map and a label.
-    """
-    judged_N = predictions.judged_N
-    if not judged_N.any():
-        return None
-    similarity_N = predictions.similarity_N[judged_N]
-    correct_N = predictions.predicted_N[judged_N] == predictions.label_N[judged_N]
+def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bool_], path: Path) -> Path:
+    """Plot histograms of the similarity of at least one clip to its map, for correct and for incorrect clips."""
     figure, axes = panels(width=6.4, height=3.8)
     margin = max(0.02, 0.05 * float(np.ptp(similarity_N)))
     bins = np.linspace(similarity_N.min() - margin, similarity_N.max() + margin, 31)

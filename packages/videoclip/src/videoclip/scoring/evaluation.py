@@ -32,9 +32,7 @@ from videoclip.scoring.metrics import (
     retrieval,
     retrieval_chance,
 )
-from videoclip.scoring.predictions import Predictions, predict
-
-__all__ = ["Evaluation", "Predictions", "evaluate", "paired_bootstrap", "predict"]
+from videoclip.scoring.predictions import Predictions
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +105,7 @@ def evaluate(
             f"clip {predictions.clip_ids[first]} has the label {predictions.label_N[first]}, but there are {classes} "
             f"classes, 0 to {classes - 1}: set model.model_class_num or correct the label"
         )
-    scored = _Scored(predictions, classes=classes)
+    scored = _Resampled(predictions, classes=classes)
     once_1G = np.ones((1, scored.subjects))
     clip_KK, subject_KK = (table_SKK[0] for table_SKK in scored.confusions(once_1G))
     metrics = finite(scored.measure(once_1G))
@@ -167,7 +165,7 @@ def paired_bootstrap(
             f"a paired bootstrap pairs run by run; got {len(sides[0])} and {len(sides[1])} runs: give as many of both"
         )
     first = sides[0][0]
-    scored = [[_Scored(one, classes=one.logits_NK.shape[1]) for one in side] for side in sides]
+    scored = [[_Resampled(one, classes=one.logits_NK.shape[1]) for one in side] for side in sides]
     for one in (one for side in sides for one in side):
         same = all(np.array_equal(getattr(first, name), getattr(one, name)) for name in ("label_N", "subject_N"))
         if not same or first.clip_ids != one.clip_ids:
@@ -189,7 +187,7 @@ def paired_bootstrap(
     return paired_difference(observed_R, difference_RS[:, np.isfinite(difference_RS).all(axis=0)], seed=seed)
 
 
-class _Scored:
+class _Resampled:
     """Predictions, ready to be measured with any weights of their subjects."""
 
     def __init__(self, predictions: Predictions, *, classes: int) -> None:

@@ -3,8 +3,8 @@
 N clips, K classes, D values of an embedding.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,6 +19,7 @@ from clip_common.errors import DataError
 from clip_common.loader import original_errors
 from clip_common.reporting import Progress
 from clip_common.runs import write_atomically
+from videoclip.data.records import ClipRecord
 from videoclip.models import Output, VideoAttentionCLIP, normalise
 from videoclip.scoring.metrics import Floats, Ints, cosine
 
@@ -120,6 +121,29 @@ class Predictions:
         except (OSError, BadZipFile, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else "not a file of predictions"
             raise DataError(f"{path}: {reason}: run `videoclip test` on the run to write it") from error
+
+
+def pool_predictions(parts: Sequence[Predictions], records: Iterable[ClipRecord]) -> Predictions:
+    """Join the predictions of several models on clips of one set, for classification only.
+
+    No clip keeps a valid map, because the models' embeddings have no common space.
+
+    Args:
+        parts: Predictions of each model, on different clips.
+        records: All clips of the set; they number the subjects alike in all parts.
+    """
+    names = {record.clip_id: record.subject_id for record in records}
+    numbers = {subject: number for number, subject in enumerate(sorted(set(names.values())))}
+    return Predictions.joined(
+        [
+            replace(
+                part,
+                subject_N=np.array([numbers[names[clip_id]] for clip_id in part.clip_ids]),
+                valid_N=np.zeros(len(part), dtype=bool),
+            )
+            for part in parts
+        ]
+    )
 
 
 _ARRAYS = tuple(field.name for field in fields(Predictions) if field.name != "clip_ids")

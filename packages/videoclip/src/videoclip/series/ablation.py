@@ -23,10 +23,12 @@ from clip_common.runs.series import (
 )
 from videoclip.config import AblateConfig, Config
 from videoclip.data import Split
+from videoclip.data.clip_set import load_clip_set
 from videoclip.report.plots import draw_ablation
-from videoclip.scoring.evaluation import Predictions, paired_bootstrap
-from videoclip.scoring.score import filed_under, score
-from videoclip.training.experiment import clip_set, pooled_predictions, require_sizes, train
+from videoclip.scoring.evaluation import paired_bootstrap
+from videoclip.scoring.predictions import Predictions, pool_predictions
+from videoclip.scoring.score import result_name, score
+from videoclip.training.experiment import check_devices, check_sizes, train
 
 Table = Literal["all", "B", "C", "controls"]
 
@@ -184,10 +186,11 @@ def ablate(
     """
     check_choices("seeds", seeds, example="[0,1,2]")
     require_one_device(config.trainer, verb="ablate")
-    clips = clip_set(config, reporter=reporter)
+    check_devices(config)
+    clips = load_clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
     for split in splits:
-        require_sizes(split, config)
+        check_sizes(split, config)
     name = config.name or Path(str(config.data.root)).resolve().name
     rows = [row for row in ROWS if row.id in TABLES[table]]
     for row in rows:
@@ -207,7 +210,7 @@ def ablate(
             said, figures = run_row(row, settings, series, reporter=reporter)
             predictions[row.id].append(said)
             metrics[row.id].append(figures)
-        pooled = {name: pooled_predictions(said, clips.records) for name, said in predictions.items()}
+        pooled = {name: pool_predictions(said, clips.records) for name, said in predictions.items()}
         baseline = rows[0].id
         results = [
             Result(
@@ -274,7 +277,7 @@ def run_row(
 ) -> tuple[Predictions, dict[str, float]]:
     """Return predictions and figures of a row with one seed: train and test its run, or reuse what is there."""
     run = train_member(series, settings, train, reporter=reporter)
-    name = filed_under(settings, overridden(settings, row.tested))
+    name = result_name(settings, overridden(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"
     if name not in run.result or not file.exists():
         score(run.path, overrides=row.tested, reporter=reporter)

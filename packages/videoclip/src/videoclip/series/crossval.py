@@ -14,20 +14,13 @@ from clip_common.runs.resolve import resolve
 from clip_common.runs.series import Announce, split_options
 from videoclip.config import Config, CrossValidationConfig
 from videoclip.data import Split, missing_classes
-from videoclip.report.plots import draw_folds, draw_scores
-from videoclip.scoring.evaluation import Evaluation, Predictions, evaluate
-from videoclip.training.experiment import (
-    ClipSet,
-    clip_set,
-    fit_split,
-    labels_of,
-    method,
-    open_run,
-    pooled_predictions,
-    require_run,
-    require_sizes,
-    scored,
-)
+from videoclip.data.clip_set import ClipSet, load_clip_set
+from videoclip.data.records import known_labels
+from videoclip.report.plots import draw_folds
+from videoclip.scoring.evaluation import Evaluation, evaluate
+from videoclip.scoring.predictions import Predictions, pool_predictions
+from videoclip.scoring.score import draw_evaluation, score_records
+from videoclip.training.experiment import check_devices, check_run, check_sizes, fit_split, open_run, register_once
 
 SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
@@ -96,23 +89,24 @@ def cross_validate(
     if folds is not None:
         config = replace(config, data=replace(config.data, folds=folds))
     require_one_device(config.trainer, verb="cv")
-    require_run(config, resume, verb="cv")
-    clips = clip_set(config, reporter=reporter)
+    check_run(config, resume, verb="cv")
+    check_devices(config)
+    clips = load_clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
     if folds is not None and len(splits) != folds:
         raise DataError(f"folds={folds}: the set's own fold column holds {len(splits)} parts: leave folds out")
     for split in splits:
-        require_sizes(split, config)
-    run = open_run(config, label=f"cv-{method(config)}", verb="cv", resume=resume)
+        check_sizes(split, config)
+    run = open_run(config, verb="cv", label=f"cv-{config.method}", resume=resume)
     with run.locked():
         scores = []
         for fold, split in enumerate(splits):
             announce(f"fold {fold} ({fold + 1} of {len(splits)}): {described(split)}")
             scores.append(fold_scores(fold, split, clips, config, run, resume=resume is not None, reporter=reporter))
         metrics = [evaluation.metrics for _, evaluation in scores]
-        together = pooled_predictions([predictions for predictions, _ in scores], clips.records)
+        together = pool_predictions([predictions for predictions, _ in scores], clips.records)
         classes = config.model.model_class_num
-        pooled = evaluate(together, train_labels=labels_of(clips.records), classes=classes)
+        pooled = evaluate(together, train_labels=known_labels(clips.records), classes=classes)
         found = CrossValidated(
             run=run,
             folds=metrics,
@@ -120,15 +114,12 @@ def cross_validate(
             table=write_text(run.path / "cross-validation.md", markdown(config, splits, metrics, pooled)),
             plots=[
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
-                *draw_scores(run, pooled, together, prefix="pooled"),
+                *draw_evaluation(pooled, together, run.folder("plots"), prefix="pooled"),
             ],
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
-        if not run.ledger.done("register"):
-            run.ledger.start("register")
-            means = {name: average for name, (average, _) in summary(metrics).items()}
-            run.register({"method": method(config), "seed": config.trainer.seed, "split": "cv"} | means)
-            run.ledger.finish("register")
+        means = {name: average for name, (average, _) in summary(metrics).items()}
+        register_once(run, {"method": config.method, "seed": config.trainer.seed, "split": "cv"} | means)
     return found
 
 
@@ -137,13 +128,15 @@ def fold_scores(
 ) -> tuple[Predictions, Evaluation]:
     """Train one fold and test it, or read what is there."""
     phase = f"fold{fold}"
-    train_labels = labels_of(split.train)
+    train_labels = known_labels(split.train)
     file = run.path / f"predictions-{phase}.npz"
     model, _ = fit_split(split, clips, config, run, phase=phase, resume=resume)
     if file.exists():
         predictions = Predictions.load(file)
         return predictions, evaluate(predictions, train_labels=train_labels, classes=config.model.model_class_num)
-    predictions, evaluation = scored(model, split.test, clips, config, train_labels=train_labels, reporter=reporter)
+    predictions, evaluation = score_records(
+        model, split.test, clips, config, train_labels=train_labels, reporter=reporter
+    )
     predictions.save(file)
     return predictions, evaluation
 
@@ -181,7 +174,7 @@ def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[st
 def caption(config: Config, folds: int) -> str:
     """What was trained, selected and tested."""
     return (
-        f"{method(config)}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
+        f"{config.method}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
         "held out of the training folds. No subject and no video of the same content was in two parts of a fold "
         "(splits.json)."
     )
