@@ -107,7 +107,7 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
             from safetensors import safe_open
 
             with safe_open(file, framework="pt") as stored:
-                content = _tensors(stored, without)
+                content: Any = _tensors(stored, without)
         else:
             content = torch.load(file, "cpu", weights_only=True)
     # what torch raises for a damaged file ranges from KeyError to UnpicklingError
