@@ -8,8 +8,8 @@ from typing import Any
 from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
 from clip_common.errors import DataError
-from clip_common.runs.files import new_folder
-from clip_common.synthetic.folders import write_lines
+from clip_common.runs.files import new_folder, write_text
+from clip_common.tables import json_lines_text
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
 
@@ -44,7 +44,7 @@ def write_split(train: Sequence[Record], test: Sequence[Record], folder: Path) -
     """
     with new_folder(folder) as draft:
         for name, records in ((TRAIN, train), (TEST, test)):
-            write_lines(draft / name, [_line(record, folder) for record in records])
+            write_text(draft / name, json_lines_text(_line(record, folder) for record in records))
     return [folder / TRAIN, folder / TEST]
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clip_common.tables import markdown_table
+
 
 def model_card(
     *,
@@ -20,8 +22,8 @@ def model_card(
     tag_lines = "\n".join(f"- {tag}" for tag in tags)
     parts = [f"---\nlicense: {licence}\ntags:\n{tag_lines}\n---", f"# {title}", summary.strip()]
     if results:
-        rows = "\n".join(f"| {name} | {_show(value)} |" for name, value in results.items())
-        parts += ["## Results", f"| | |\n|---|---|\n{rows}"]
+        rows = [[name, _show(value)] for name, value in results.items()]
+        parts += ["## Results", markdown_table(["", ""], rows)]
     if usage:
         parts += ["## Use", f"```python\n{usage.strip()}\n```"]
     for heading, text in sections.items():
@@ -33,4 +35,4 @@ def model_card(
 
 
 def _show(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

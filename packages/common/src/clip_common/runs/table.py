@@ -9,6 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from clip_common.runs.files import write_text
+from clip_common.tables import csv_text
 
 LONGEST_LINE = 1 << 16
 """Bytes searched for the end of the last whole line."""
@@ -106,9 +107,7 @@ def _header(path: Path) -> list[str]:
 
 def _line(cells: Iterable[Any]) -> str:
     """One line: a cell's own line breaks become spaces, so that a line is always a row."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(_cell(cell) for cell in cells)
-    return text.getvalue()
+    return csv_text([_cell(cell) for cell in cells], [])
 
 
 def _cell(value: Any) -> str:

@@ -4,7 +4,6 @@ Each number is an accuracy on held-out subjects: every fold in turn is predicted
 others. N clips, T frames, J = 17 joints, D features.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from clip_common.regions import JOINTS
 from clip_common.synthetic.guards import linear_probe, thumbnail
+from clip_common.tables import read_table
 
 
 def asymmetry(keypoints: ArrayLike) -> dict[str, float]:
@@ -120,8 +120,9 @@ def walking_ceilings(folder: str | Path) -> dict[str, float]:
         `majority`, `keypoints`, `mean map` and `one frame` (the middle one), each 0 to 1.
     """
     folder = Path(folder)
-    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = [
+        row for _, row in read_table(folder / "manifest.csv", needed=("video", "label", "map", "keypoints", "fold"))
+    ]
     labels, folds = [int(row["label"]) for row in rows], [int(row["fold"]) for row in rows]
     joints = [np.load(folder / row["keypoints"]) for row in rows]
     means = [np.load(folder / row["map"]).astype(np.float32).mean(axis=0) for row in rows]

@@ -12,15 +12,16 @@ from typing import TypeVar
 import numpy as np
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder
+from clip_common.runs.files import new_folder, write_text
 from clip_common.synthetic.captions import captions, naming_caption
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import read_lines, require_counts, write_lines, write_table
+from clip_common.synthetic.folders import check_counts
 from clip_common.synthetic.oracle import attribute_oracle
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
 from clip_common.synthetic.scenes import KINDS, PRETRAINING_SEED, VERSION, Scene, generator, sample_scene
+from clip_common.tables import csv_text, json_lines_text, read_json_lines
 
 Content = TypeVar("Content", Scene, Part)
 
@@ -69,7 +70,7 @@ def write_flickr8k(
         ValueError: The folder exists, or a number that makes no set.
         OSError: The disk is full.
     """
-    require_counts(train=train, val=val, test=test)
+    check_counts(train=train, val=val, test=test)
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     pictures = [_scene(seed, index, split) for index, split in enumerate(splits)]
     return _write(Path(folder), pictures, what="Scenes", seed=seed, size=size, workers=workers, progress=progress)
@@ -98,7 +99,7 @@ def write_parts(
         ValueError: The folder exists, or a number that makes no set.
         OSError: The disk is full.
     """
-    require_counts(train=train, val=val, test=test)
+    check_counts(train=train, val=val, test=test)
     drawn = (sample_part(seed, index) for index in count())
     new = (part for part in drawn if novelty(part.kind, str(part.defect)) != "known")
     splits = ["train"] * train + ["val"] * val + ["test"] * test
@@ -133,7 +134,7 @@ def write_pretraining(
         ValueError: The folder exists, or a number that makes no set.
         OSError: The disk is full.
     """
-    require_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
+    check_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
     pictures = []
     for index in range(scenes + val_scenes):
         split, scene = "train" if index < scenes else "val", sample_scene(seed, index)
@@ -166,7 +167,7 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
         if not (Path(folder) / file).exists():
             continue
         try:
-            told = {row["image"]: content.from_dict(row) for row in read_lines(Path(folder) / file)}
+            told = {row["image"]: content.from_dict(row) for _, row in read_json_lines(Path(folder) / file)}
             if told.keys() >= set(images):
                 return attribute_oracle([told[name] for name in images], texts)
         except (ValueError, KeyError, TypeError):  # somebody else's file of that name, or words of another grammar
@@ -223,18 +224,18 @@ def _write(
         for done, _ in enumerate(_drawn(pictures, draft / "Images", size=size, workers=workers), start=1):
             if progress is not None:
                 progress(done, len(pictures))
-        write_table(
-            draft / "captions.txt", ("image", "caption"), ((p.name, text) for p in pictures for text in p.captions)
-        )
+        captioned = ((p.name, text) for p in pictures for text in p.captions)
+        write_text(draft / "captions.txt", csv_text(("image", "caption"), captioned))
         for split, word in _LISTS.items():
             names = "".join(f"{picture.name}\n" for picture in pictures if picture.split == split)
             (draft / f"Flickr_8k.{word}Images.txt").write_text(names, encoding="utf-8")
         for file, content in ((SCENES, Scene), (PARTS, Part)):
             told = [p for p in pictures if isinstance(p.content, content)]
             if told:
-                write_lines(draft / file, ({"image": p.name} | p.content.to_dict() for p in told))
+                write_text(draft / file, json_lines_text({"image": p.name} | p.content.to_dict() for p in told))
         if any(picture.group for picture in pictures):
-            write_table(draft / TOGETHER, ("image", "group"), ((p.name, p.group) for p in pictures if p.group))
+            grouped = ((p.name, p.group) for p in pictures if p.group)
+            write_text(draft / TOGETHER, csv_text(("image", "group"), grouped))
         about = _README.format(what=what, version=VERSION, seed=seed, count=len(pictures), size=size)
         (draft / "README.txt").write_text(about, encoding="utf-8")
     return folder

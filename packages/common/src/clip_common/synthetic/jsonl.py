@@ -13,14 +13,15 @@ from pathlib import Path
 import soundfile
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder
+from clip_common.runs.files import new_folder, write_text
 from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import read_lines, require_counts, write_lines
+from clip_common.synthetic.folders import check_counts
 from clip_common.synthetic.questions import Question, read_question
 from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
 from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound
+from clip_common.tables import json_lines_text, read_json_lines
 
 DATA, QUESTIONS, SCENES = "data.jsonl", "questions.jsonl", "scenes.jsonl"
 
@@ -57,7 +58,7 @@ def write_sounds(
         OSError: The disk is full.
     """
     folder = Path(folder)
-    require_counts(train=train, val=val, test=test)
+    check_counts(train=train, val=val, test=test)
     splits = [split for split, count in (("train", train), ("val", val), ("test", test)) for _ in range(count)]
     scenes = [sample_scene(seed, index) for index in range(len(splits))]
     with new_folder(folder) as draft:
@@ -68,7 +69,7 @@ def write_sounds(
             (draft / audio).write_bytes(_wav(scene))
             said = captions(scene, captions_per_image)
             rows.append({"image": image, "captions": said, "audio": audio, "split": split})
-        write_lines(draft / DATA, rows)
+        write_text(draft / DATA, json_lines_text(rows))
         what = f"{captions_per_image} captions and a sound each, see {DATA}"
         _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
     return folder
@@ -101,7 +102,7 @@ def write_questions(
         OSError: The disk is full.
     """
     folder = Path(folder)
-    require_counts(train=train, val=val, test=test)
+    check_counts(train=train, val=val, test=test)
     asked: list[tuple[str, Question]] = []
     first = 0
     for split, per_type in (("train", train), ("val", val), ("test", test)):
@@ -122,7 +123,7 @@ def write_questions(
             }
             for split, question in asked
         )
-        write_lines(draft / QUESTIONS, rows)
+        write_text(draft / QUESTIONS, json_lines_text(rows))
         what = f"{len(asked)} questions and answers, see {QUESTIONS}"
         _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
     return folder
@@ -130,8 +131,7 @@ def write_questions(
 
 def read_scenes(folder: str | Path) -> dict[str, Scene]:
     """What is in each picture of a folder of scenes, by the image's name in its lists: for the oracles."""
-    rows = read_lines(Path(folder) / SCENES)
-    return {row["image"]: Scene.from_dict(row) for row in rows}
+    return {row["image"]: Scene.from_dict(row) for _, row in read_json_lines(Path(folder) / SCENES)}
 
 
 def read_questions(folder: str | Path, *, split: str) -> list[Question]:
@@ -139,7 +139,7 @@ def read_questions(folder: str | Path, *, split: str) -> list[Question]:
     scenes = read_scenes(folder)
     return [
         Question(scenes[row["image"]], read_question(row["question"])[0], row["question"], row["answer"])
-        for row in read_lines(Path(folder) / QUESTIONS)
+        for _, row in read_json_lines(Path(folder) / QUESTIONS)
         if row["split"] == split
     ]
 
@@ -162,9 +162,8 @@ def _name(scene: Scene) -> str:
 def _draw(scenes: list[Scene], draft: Path, size: int, progress: Progress | None) -> Iterable[str]:
     """Write scenes.jsonl, then draw and save each picture; yields its path in the folder."""
     images = [f"images/{_name(scene)}.jpg" for scene in scenes]
-    write_lines(
-        draft / SCENES, ({"image": image} | scene.to_dict() for image, scene in zip(images, scenes, strict=True))
-    )
+    rows = ({"image": image} | scene.to_dict() for image, scene in zip(images, scenes, strict=True))
+    write_text(draft / SCENES, json_lines_text(rows))
     (draft / "images").mkdir()
     for done, (image, scene) in enumerate(zip(images, scenes, strict=True), start=1):
         render(scene, size=size).save(draft / image, quality=92, subsampling=0)

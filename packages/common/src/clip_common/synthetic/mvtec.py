@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder
-from clip_common.synthetic.folders import read_lines, write_lines
+from clip_common.runs.files import new_folder, write_text
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import DEFECTS, Part, sample_part
 from clip_common.synthetic.scenes import KINDS, VERSION
+from clip_common.tables import json_lines_text, read_json_lines
 
 _ROOM = 100_000  # parts of one kind
 _README = """Parts of the procedural world of clip_common, version {version}, seed {seed}, in the layout of MVTec AD:
@@ -67,14 +67,14 @@ def write_mvtec(
                 _save(mask, draft / kind / "ground_truth" / defect / file.replace(".png", "_mask.png"))
             if progress is not None:
                 progress(done, len(parts))
-        write_lines(draft / "parts.jsonl", ({"image": name} | part.to_dict() for name, part in parts))
+        write_text(draft / "parts.jsonl", json_lines_text({"image": name} | part.to_dict() for name, part in parts))
         (draft / "README.txt").write_text(_README.format(version=VERSION, seed=seed, size=size), encoding="utf-8")
     return Path(folder)
 
 
 def read_parts(folder: str | Path) -> dict[str, Part]:
     """What is in each picture of a folder of parts, by the image's name in its lists: for the oracles."""
-    return {row["image"]: Part.from_dict(row) for row in read_lines(Path(folder) / "parts.jsonl")}
+    return {row["image"]: Part.from_dict(row) for _, row in read_json_lines(Path(folder) / "parts.jsonl")}
 
 
 def _save(picture: Image.Image, file: Path) -> None:

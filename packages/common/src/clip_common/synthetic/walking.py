@@ -6,12 +6,12 @@ import numpy as np
 
 from clip_common.regions import attention_maps
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder
+from clip_common.runs.files import new_folder, write_text
 from clip_common.synthetic.figure_draw import keypoints, render_walk, times
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
-from clip_common.synthetic.folders import write_table
 from clip_common.synthetic.scenes import VERSION
+from clip_common.tables import csv_text
 from clip_common.video import write_video
 
 MANIFEST = "manifest.csv"
@@ -104,7 +104,7 @@ def write_walking(
                 rows.append(row)
                 if progress is not None:
                     progress(len(rows), subjects * clips_per_subject)
-        write_table(draft / MANIFEST, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
+        write_text(draft / MANIFEST, csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows)))
         about = _README.format(
             version=VERSION, seed=seed, subjects=subjects, clips=clips_per_subject, frames=frames, size=size, fps=fps,
             labels=", ".join(f"{label} {condition}" for label, condition in enumerate(conditions)),
