@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from clip_common import cli
+from clip_common.cli import NewFolder, console
 
 data = cli.application("data", help="Look at a set of labelled images, split it, or draw one.")
-console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
 
 Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
 Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]
@@ -31,20 +27,21 @@ def check(root: Root, format: Format = "auto") -> None:
 
     with cli.progress("reading images and masks") as progress:
         report = check_data(read_dataset(root, format=format), progress=progress)
-    table = Table("class", "split", "normal", "anomalous", "masks", title=f"{root}: {report.format}", box=box.SIMPLE)
-    for row in report.counts:
-        table.add_row(Text(row.class_name), row.split, f"{row.normal:,}", f"{row.anomalous:,}", f"{row.masked:,}")
-    console.print(table)
-    for problem in report.problems:
-        console.print(Text(problem), soft_wrap=True)
-    if not report.ok:
-        raise ValueError(f"{root}: {len(report.problems)} problem(s), listed above")
+    cli.print_table(
+        ["class", "split", "normal", "anomalous", "masks"],
+        [
+            (row.class_name, row.split, f"{row.normal:,}", f"{row.anomalous:,}", f"{row.masked:,}")
+            for row in report.counts
+        ],
+        title=f"{root}: {report.format}",
+    )
+    cli.check_no_problems(root, report.problems)
     console.print("every image and every mask can be read")
 
 
 @data.command()
 def synthetic(
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    folder: NewFolder,
     kinds: Annotated[str | None, typer.Option(help="Kinds of things, with commas; default: those tiny knows.")] = None,
     unseen: Annotated[bool, typer.Option(help="Kinds whose defects the tiny CLIP has not seen.")] = False,
     good: Annotated[int, typer.Option(min=0, help="Flawless test images a kind.")] = 30,
@@ -87,7 +84,7 @@ def synthetic(
 @data.command()
 def split(
     root: Root,
-    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    out: NewFolder,
     shot: Annotated[int, typer.Option(help="Training images a class: half normal, half anomalous.")] = 32,
     seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
     format: Format = "auto",
@@ -109,10 +106,9 @@ def split(
     train, test = split_few_shot(read_dataset(root, format=format), shot=shot, seed=seed)
     files = write_split(train, test, out)
     heading = ("class", "train normal", "train anomalous", "test normal", "test anomalous")
-    table = Table(*heading, title=f"{root}, shot {shot}, seed {seed}", box=box.SIMPLE)
+    rows = []
     for name in sorted({record.class_name for record in (*train, *test)}):
         own = [[record.anomalous for record in records if record.class_name == name] for records in (train, test)]
-        table.add_row(Text(name), *(f"{kinds.count(kind):,}" for kinds in own for kind in (False, True)))
-    console.print(table)
-    for file in files:
-        console.print(f"written to {file}", soft_wrap=True)
+        rows.append([name, *(f"{kinds.count(kind):,}" for kinds in own for kind in (False, True))])
+    cli.print_table(heading, rows, title=f"{root}, shot {shot}, seed {seed}")
+    cli.print_files("written to", files)

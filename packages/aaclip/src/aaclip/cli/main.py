@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Column
 
-from aaclip.cli.data import Format, Root, console, data
+from aaclip.cli.data import Format, Root, data
 from aaclip.released.flags import PANEL, overrides_of, with_source_flags
 from clip_common import cli
-from clip_common.cli import ConfigName, Overrides
+from clip_common.cli import ConfigName, Overrides, Resume, console
 
 if TYPE_CHECKING:
     from aaclip.detector import Detector
@@ -38,7 +36,7 @@ LISTED = 10
 def train(
     overrides: Overrides = None,
     config: ConfigName = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
+    resume: Resume = None,
     stage: Annotated[
         Literal["text", "image", "both"], typer.Option(help="What to do now; --resume does the rest later.")
     ] = "both",
@@ -75,13 +73,13 @@ def train(
     trained = run_training(settings, resume=resume, folder=save_path, stage=stage, reporter=cli.progress)
     path = trained.run.path
     if trained.left:
-        console.print(f"run    {path}", soft_wrap=True)
+        cli.print_files("run", [path])
         console.print(
             f"\nTrain the {' and the '.join(trained.left)} stage:  aaclip train --resume {path}", soft_wrap=True
         )
     elif trained.detector is not None:  # None: another rank reports
         console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
-        console.print(f"run    {path}", soft_wrap=True)
+        cli.print_files("run", [path])
         console.print(f"\nTest it:  aaclip test {path} other-set/", soft_wrap=True)
 
 
@@ -130,13 +128,9 @@ def run_test(
     if found.failures:
         note += f" {len(found.failures):,} more could not be read."
     heading, *rows = as_table(found.classes)
-    table = Table(*(Column(name, overflow="fold") for name in heading), title=title, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-    for file in write_results(folder, found.classes, found.intervals, title=title, note=note):
-        console.print(f"written to {file}", soft_wrap=True)
-    tell(found.failures, of=len(records))
+    cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=title)
+    cli.print_files("written to", write_results(folder, found.classes, found.intervals, title=title, note=note))
+    cli.check_all_read(found.failures, of=len(records), what="images")
 
 
 @app.command()
@@ -172,7 +166,7 @@ def calibrate(
         f"threshold {threshold.value:.4f}: {threshold.method.replace('_', ' ')} of {threshold.images} normal images, "
         f"target {100 * target_fpr:g} % false alarms"
     )
-    tell(found.failures, of=len(files))
+    cli.check_all_read(found.failures, of=len(files), what="images")
 
 
 @app.command()
@@ -210,17 +204,17 @@ def predict(
     found = predict_files(
         detector, files, name=name, tile=tile, folder=out, page=html, model=Path(source).name, reporter=cli.progress
     )
-    table = Table("score", "verdict", "regions", Column("image", overflow="fold"), box=box.SIMPLE)
-    for line in sorted(found.lines, key=lambda line: -line["score"])[:LISTED]:
-        table.add_row(f"{line['score']:.3f}", line["verdict"] or "–", str(len(line["boxes"])), Text(line["image"]))
-    console.print(table)
+    hottest = sorted(found.lines, key=lambda line: -line["score"])[:LISTED]
+    cli.print_table(
+        ["score", "verdict", "regions", Column("image", overflow="fold")],
+        [(f"{ln['score']:.3f}", ln["verdict"] or "–", str(len(ln["boxes"])), ln["image"]) for ln in hottest],
+    )
     if len(found.lines) > LISTED:
         console.print(f"and {len(found.lines) - LISTED:,} more")
     if detector.threshold is None:
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
-    for written in [found.folder, *([found.page] if found.page else [])]:
-        console.print(f"written to {written}", soft_wrap=True)
-    tell(found.failures, of=len(files))
+    cli.print_files("written to", [found.folder, *([found.page] if found.page else [])])
+    cli.check_all_read(found.failures, of=len(files), what="images")
 
 
 @app.command()
@@ -278,49 +272,13 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
     settings = resolve(config=config, overrides=overrides or [])
     model = AnomalyModel(load_backbone(settings.backbone), settings)
-    table = Table("module", "parameters", "", title=settings.backbone.name, box=box.SIMPLE)
-    for name, count, state in model.inventory():
-        table.add_row(name, f"{count:,}", state)
-    console.print(table)
+    rows = [(name, f"{count:,}", state) for name, count, state in model.inventory()]
+    cli.print_table(["module", "parameters", ""], rows, title=settings.backbone.name)
     console.print(f"levels {model.levels}, V-V attention in the last {model.surgery_blocks} blocks")
 
 
-@app.command()
-def prefetch(
-    name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")] = "ViT-L-14-336",
-    pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = "openai",
-) -> None:
-    """Download weights once, verify them, and say where they lie; afterwards no network is needed.
-
-    Example:
-
-        aaclip prefetch ViT-L-14-336 openai
-    """
-    from clip_common.backbones import prefetch as fetch
-
-    console.print(str(fetch(name, pretrained=pretrained)), soft_wrap=True)
-
-
-@app.command("config")
-def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Print the full configuration as YAML: every knob with its value.
-
-    Example:
-
-        aaclip config --config official > official.yaml
-    """
-    from aaclip.config import Config
-    from clip_common.config import load_config, to_yaml
-
-    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="aaclip")))
-
-
-def tell(failures: Mapping[str, str], *, of: int) -> None:
-    """List what could not be read, and end with exit code 2 if anything was."""
-    for problem in failures.values():
-        console.print(problem, soft_wrap=True)
-    if failures:
-        raise ValueError(f"{len(failures)} of {of} images could not be read, listed above")
+cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
+cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")
 
 
 def open_detector(source: str) -> "Detector":

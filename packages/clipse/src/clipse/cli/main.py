@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clip_common import cli
-from clip_common.cli import ConfigName, Overrides
+from clip_common.cli import ConfigName, NewFolder, Overrides, Resume, console
 
 if TYPE_CHECKING:
     from clipse.scoring.evaluation import Evaluation
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 app = cli.application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
 data = cli.application("data", help="Look at a set of captioned images, or make one.")
 app.add_typer(data, name="data")
-console = Console()
 
 
 class World(StrEnum):
@@ -37,7 +35,7 @@ Format = Annotated[str, typer.Option(help="Caption format; auto looks for the kn
 def train(
     overrides: Overrides = None,
     config: ConfigName = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
+    resume: Resume = None,
 ) -> None:
     """Train, select on the validation split, and leave a run folder.
 
@@ -60,9 +58,8 @@ def train(
     if trained.validation is None:  # another rank reports
         return
     show(trained.validation, title=f"{trained.run.name}: validation split")
-    console.print(f"run    {trained.run.path}", soft_wrap=True)
-    for plot in trained.plots:
-        console.print(f"plot   {plot}", soft_wrap=True)
+    cli.print_files("run", [trained.run.path])
+    cli.print_files("plot", trained.plots)
     console.print(f"\nScore it:  clipse eval {trained.run.path} data.root={settings.data.root}", soft_wrap=True)
 
 
@@ -96,12 +93,10 @@ def evaluate(
         low, high = theirs.result.intervals["rsum"]
         console.print(
             f"{other.name} on the same images: rsum {theirs.result.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
-            f"rsum of {Path(source).name} minus {other.name}: [bold]{ahead.difference:+.1f}[/bold] "
-            f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n",
-            highlight=False,
+            f"rsum of {Path(source).name} minus {other.name}: {ahead.difference:+.1f} "
+            f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n"
         )
-    for file in written:
-        console.print(f"written to {file}", soft_wrap=True)
+    cli.print_files("written to", written)
 
 
 @app.command()
@@ -170,15 +165,16 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
 
     settings, options = resolve_comparison(config=config, overrides=overrides or [])
     found = run_comparison(
-        settings, losses=options.losses, seeds=options.seeds, split=options.split, reporter=cli.progress, announce=say
+        settings,
+        losses=options.losses,
+        seeds=options.seeds,
+        split=options.split,
+        reporter=cli.progress,
+        announce=cli.announce,
     )
-    table = Table("loss", "rsum", f"minus {options.losses[0]}", "p", box=box.SIMPLE)
-    for row in found.rows:
-        table.add_row(*cells(row))
-    console.print(table)
-    console.print(caption(found), highlight=False)
-    for file in (found.table, found.plot):
-        console.print(f"written to {file}", soft_wrap=True)
+    cli.print_table(["loss", "rsum", f"minus {options.losses[0]}", "p"], [cells(row) for row in found.rows])
+    console.print(caption(found))
+    cli.print_files("written to", [found.table, found.plot])
 
 
 @app.command()
@@ -198,41 +194,14 @@ def tune(overrides: Overrides = None, config: ConfigName = None) -> None:
     from clipse.series.tune import tune as run_tuning
 
     settings, options = resolve_tuning(config=config, overrides=overrides or [])
-    found = run_tuning(settings, loss=options.loss, trials=options.trials, reporter=cli.progress, announce=say)
+    found = run_tuning(settings, loss=options.loss, trials=options.trials, reporter=cli.progress, announce=cli.announce)
     best = f"best validation rsum {found.best.rsum:.1f}, trial {found.best.number} of {len(found.trials)}:"
-    console.print(f"{best}\n\n    {' '.join(found.overrides)}\n", soft_wrap=True, highlight=False)
-    for file in (found.table, found.csv, found.plot):
-        console.print(f"written to {file}", soft_wrap=True)
+    console.print(f"{best}\n\n    {' '.join(found.overrides)}\n", soft_wrap=True)
+    cli.print_files("written to", [found.table, found.csv, found.plot])
 
 
-@app.command()
-def prefetch(
-    name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")],
-    pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = None,
-) -> None:
-    """Download weights once, verify them, and say where they lie; afterwards no network is needed.
-
-    Example:
-
-        clipse prefetch ViT-B-32 laion2b_s34b_b79k
-    """
-    from clip_common.backbones import prefetch as fetch
-
-    console.print(str(fetch(name, pretrained=pretrained)), soft_wrap=True)
-
-
-@app.command("config")
-def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Print the full configuration as YAML: every knob with its value.
-
-    Example:
-
-        clipse config --config scenes loss.name=sanw_debias > my.yaml
-    """
-    from clip_common.config import load_config, to_yaml
-    from clipse.config import Config
-
-    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="clipse")))
+cli.add_prefetch_verb(app, package="clipse", example="ViT-B-32 laion2b_s34b_b79k")
+cli.add_config_verb(app, package="clipse", example="--config scenes loss.name=sanw_debias > my.yaml")
 
 
 @data.command()
@@ -247,18 +216,11 @@ def check(root: Root, format: Format = "auto") -> None:
 
     with cli.progress("decoding images") as progress:
         report = check_data(root, format=format, progress=progress)
-    table = Table("split", "images", "captions", title=f"{root}: {report.format}", box=box.SIMPLE)
-    for split, images in report.images.items():
-        table.add_row(split, f"{images:,}", f"{report.captions[split]:,}")
-    console.print(table)
+    rows = [(split, f"{images:,}", f"{report.captions[split]:,}") for split, images in report.images.items()]
+    cli.print_table(["split", "images", "captions"], rows, title=f"{root}: {report.format}")
     if report.unlisted:
         console.print(f"{report.unlisted} captioned images are in no split list and are not used")
-    for problem in report.problems:
-        console.print(problem, soft_wrap=True, highlight=False)
-    if not report.ok:
-        raise ValueError(
-            f"{root}: {len(report.problems)} problem(s), listed above; data.on_error=skip trains without them"
-        )
+    cli.check_no_problems(root, report.problems, advice="data.on_error=skip trains without them")
     console.print("every image decodes, every caption has words")
 
 
@@ -273,12 +235,12 @@ def stats(root: Root, format: Format = "auto") -> None:
     from clipse.data import stats as data_stats
 
     figures = data_stats(root, format=format)
-    table = Table("", *(str(row["split"]) for row in figures.rows), title=f"{root}: {figures.format}", box=box.SIMPLE)
+    rows = []
     for name in list(figures.rows[0])[1:]:
         values = (row[name] for row in figures.rows)
         cells = (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" for value in values)
-        table.add_row(name.replace("_", " "), *cells)
-    console.print(table)
+        rows.append([name.replace("_", " "), *cells])
+    cli.print_table(["", *(str(row["split"]) for row in figures.rows)], rows, title=f"{root}: {figures.format}")
     console.print(
         f"{figures.vocabulary:,} different words; {figures.repeated_captions:,} captions that another image carries too"
     )
@@ -286,7 +248,7 @@ def stats(root: Root, format: Format = "auto") -> None:
 
 @data.command()
 def synthetic(
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    folder: NewFolder,
     what: Annotated[
         World, typer.Option(help="Scenes of one to four things, or close-ups of damaged and flawless parts.")
     ] = World.scenes,
@@ -321,7 +283,7 @@ def synthetic(
 def show(evaluation: "Evaluation", *, title: str) -> None:
     """One table: each metric above its interval, both ways, with chance and ceiling where they are known."""
     metrics, intervals, ceiling = evaluation.result.metrics, evaluation.result.intervals, evaluation.ceiling
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in COLUMNS:
         table.add_column(name, justify="right")
@@ -339,20 +301,14 @@ def show(evaluation: "Evaluation", *, title: str) -> None:
     low, high = intervals["rsum"]
     top = f"{ceiling['rsum']:.1f} for an oracle that reads the attributes" if ceiling else "600 at most"
     console.print(
-        f"rsum [bold]{metrics['rsum']:.1f}[/bold] ({low:.1f}–{high:.1f}); {evaluation.chance:.1f} by chance, {top}; "
-        f"{evaluation.images:,} images, {evaluation.captions:,} captions\n",
-        highlight=False,
+        f"rsum {metrics['rsum']:.1f} ({low:.1f}–{high:.1f}); {evaluation.chance:.1f} by chance, {top}; "
+        f"{evaluation.images:,} images, {evaluation.captions:,} captions\n"
     )
 
 
 LISTED = 5
 """Skipped images that are named."""
 COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
-
-
-def say(line: str) -> None:
-    """One line on stderr, where progress is shown too."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def _number(name: str, value: float) -> str:

@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from clip_common import cli
-from clip_common.cli import Overrides
+from clip_common.cli import NewFolder, Overrides, console
 
 data = cli.application("data", help="Look at a set of clips, draw its maps, or make a set.")
-console = Console(markup=False, emoji=False, highlight=False)
 
 Root = Annotated[
     Path, typer.Argument(help="A manifest, a folder with one, or a folder of videos/.", show_default=False)
@@ -40,11 +36,12 @@ def check(root: Root, overrides: Overrides = None) -> None:
         report = check_data(
             config.data, classes=model.model_class_num, channels=model.attn_in_channels, progress=progress
         )
-    table = Table("fold", "class", "subjects", "clips", "seconds", "maps", "keypoints", title=str(root), box=box.SIMPLE)
+    rows = []
     for row in report.counts:
         cells = ("" if value is None else str(value) for value in (row.fold, row.label, row.subjects, row.clips))
-        table.add_row(*cells, f"{row.seconds:.1f}", str(row.map_files), str(row.keypoints))
-    console.print(table)
+        rows.append([*cells, f"{row.seconds:.1f}", str(row.map_files), str(row.keypoints)])
+    header = ["fold", "class", "subjects", "clips", "seconds", "maps", "keypoints"]
+    cli.print_table(header, rows, title=str(root))
     maps = report.maps
     if maps.mean is not None:
         console.print(f"maps: mean {maps.mean:.3f}; {100 * (maps.focus or 0):.1f} % of a map above half its maximum")
@@ -53,17 +50,16 @@ def check(root: Root, overrides: Overrides = None) -> None:
             console.print(f"{len(clips)} clip(s) {what}, such as {', '.join(clips[:3])}", soft_wrap=True)
     if maps.two_doctors:
         console.print(f"both doctors attended the same regions in {maps.agreeing} of {maps.two_doctors} clips")
-    for line in (*report.notes, *report.problems):
-        console.print(line, soft_wrap=True)
-    if not report.ok:
-        raise ValueError(f"{root}: {len(report.problems)} problem(s), listed above")
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+    cli.check_no_problems(root, report.problems)
     console.print("every clip and every map can be read, and no subject or video is in two parts of a fold")
 
 
 @data.command("render-maps")
 def render_maps(
     root: Root,
-    out: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    out: NewFolder,
     maps: Annotated[str, typer.Option(help="Whose regions: doctor1, doctor2 or both.")] = "both",
     size: Annotated[int, typer.Option(min=16, help="Pixels a side of a map.")] = 112,
 ) -> None:
@@ -84,7 +80,7 @@ def render_maps(
 
 @data.command()
 def synthetic(
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)],
+    folder: NewFolder,
     subjects: Annotated[int, typer.Option(help="People; each has one condition.")] = 60,
     clips: Annotated[int, typer.Option(help="Clips of each.")] = 4,
     size: Annotated[int, typer.Option(help="Pixels a side.")] = 112,

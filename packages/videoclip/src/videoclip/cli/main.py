@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from clip_common import cli
-from clip_common.cli import ConfigName, Overrides
+from clip_common.cli import ConfigName, Overrides, Resume, console
 from videoclip.cli.data import data
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ app = cli.application(
     "Without a verb, `section.field=value …` trains.",
 )
 app.add_typer(data, name="data")
-console = Console(markup=False, emoji=False, highlight=False)  # names of files are no markup
 
 
 class AblationTable(StrEnum):
@@ -37,7 +35,6 @@ class AblationTable(StrEnum):
     controls = "controls"
 
 
-Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run folder.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 
 
@@ -65,8 +62,8 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     if trained.validation is None:  # another rank reports
         return
     show(trained.validation, title=f"{trained.run.name}: validation subjects")
-    told("run", [trained.run.path])
-    told("plot", trained.plots)
+    cli.print_files("run", [trained.run.path])
+    cli.print_files("plot", trained.plots)
     console.print(f"\nScore it:  videoclip test {trained.run.path}", soft_wrap=True)
 
 
@@ -90,7 +87,7 @@ def score(run: RunFolder, overrides: Overrides = None) -> None:
 
     tested = score_run(run, overrides=overrides or [], reporter=cli.progress)
     show(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
-    told("written to", tested.files)
+    cli.print_files("written to", tested.files)
 
 
 @app.command()
@@ -108,20 +105,20 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
     from videoclip.series.crossval import caption, cross_validate, resolve_cross_validation, summary, together
 
     settings, options = resolve_cross_validation(config=config, overrides=overrides or [], resume=resume)
-    found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=say)
+    found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=cli.announce)
     across = summary(found.folds)
-    table = Table("", "mean ± sd", "least to most", "baseline", box=box.SIMPLE)
+    rows = []
     for name, label, baseline in FIGURES:
         if name in across:
             values = [fold[name] for fold in found.folds]
             cells = ["{:.3f} ± {:.3f}".format(*across[name]), f"{min(values):.3f} to {max(values):.3f}"]
-            table.add_row(label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else "")
-    console.print(table)
+            rows.append((label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else ""))
+    cli.print_table(["", "mean ± sd", "least to most", "baseline"], rows)
     console.print(caption(settings, len(found.folds)))
     console.print(f"{together(found.pooled)}\n")
-    told("run", [found.run.path])
-    told("table", [found.table])
-    told("plot", found.plots)
+    cli.print_files("run", [found.run.path])
+    cli.print_files("table", [found.table])
+    cli.print_files("plot", found.plots)
 
 
 @app.command()
@@ -146,7 +143,7 @@ def ablate(
     from videoclip.series.ablation import ablate as run_ablation
 
     settings, options = resolve_ablation(config=config, overrides=overrides or [])
-    found = run_ablation(settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=say)
+    found = run_ablation(settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=cli.announce)
     whole = [Column(header, no_wrap=True) for header in ("", "macro F1", "minus B0 (95 % interval)")]
     compared = Table(whole[0], "method", *whole[1:], box=box.SIMPLE, padding=(0, 1, 0, 0))
     others = [name for name in COLUMNS if name != FIGURE]
@@ -158,8 +155,8 @@ def ablate(
     console.print(compared)
     console.print(figures)
     console.print(f"{caption(found, settings)}\n")
-    told("table", [found.table])
-    told("plot", [found.plot])
+    cli.print_files("table", [found.table])
+    cli.print_files("plot", [found.plot])
 
 
 @app.command()
@@ -200,18 +197,15 @@ def predict(
     )
     if answers:
         classes = range(len(answers[0].prediction.probabilities))
-        table = Table("video", "clips", "class", *(f"p({label})" for label in classes), box=box.SIMPLE)
+        rows = []
         for answer in answers:
             said = answer.prediction
             cells = (f"{value:.3f}" for value in said.probabilities)
-            table.add_row(Text(str(answer.video)), str(len(said.clips)), str(said.label), *cells)
-        console.print(table)
-        told("picture", [answer.files[0] for answer in answers if answer.files])
-        told("written to", [out / "predictions.jsonl"])
-    for problem in problems.values():
-        console.print(problem, soft_wrap=True)
-    if problems:
-        raise ValueError(f"{len(problems)} of {len(videos)} videos could not be read, listed above")
+            rows.append((str(answer.video), str(len(said.clips)), str(said.label), *cells))
+        cli.print_table(["video", "clips", "class", *(f"p({label})" for label in classes)], rows)
+        cli.print_files("picture", [answer.files[0] for answer in answers if answer.files])
+        cli.print_files("written to", [out / "predictions.jsonl"])
+    cli.check_all_read(problems, of=len(videos), what="videos")
 
 
 @app.command()
@@ -237,21 +231,10 @@ def overlay(
     files = overlay_clips(
         source, clips=clip or [], count=count, out=out, overrides=overrides or [], reporter=cli.progress
     )
-    told("picture", files)
+    cli.print_files("picture", files)
 
 
-@app.command("config")
-def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Print the full configuration as YAML: every knob with its value.
-
-    Example:
-
-        videoclip config --config walking model.map_guided_type=channel > my.yaml
-    """
-    from clip_common.config import load_config, to_yaml
-    from videoclip.config import Config
-
-    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="videoclip")))
+cli.add_config_verb(app, package="videoclip", example="--config walking model.map_guided_type=channel > my.yaml")
 
 
 def show(evaluation: "Evaluation", *, title: str) -> None:
@@ -291,17 +274,6 @@ FIGURES = (
     ("align_sim_corr", "correlation with correctness", ""),
 )
 """Figure, what it is called, and the figure that it stands beside."""
-
-
-def told(what: str, files: Sequence[Path]) -> None:
-    """One line a file."""
-    for file in files:
-        console.print(f"{what:<6} {file}", soft_wrap=True)
-
-
-def say(line: str) -> None:
-    """One line on stderr, where progress is shown too."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
