@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from clip_common.backbones import BackboneError, behaviour, fingerprint, load_bundle, load_dual, save_bundle
 from clip_common.backbones.text_models import SentenceText, TransformersText
-from clip_common.backbones.towers import resized_positions
+from clip_common.backbones.trunk import resized_positions
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

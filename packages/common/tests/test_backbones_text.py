@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clip_common.backbones import load_clip
-from clip_common.backbones.open_clip_towers import OpenClipText, WholeText
+from clip_common.backbones.open_clip_trunks import OpenClipText, WholeText
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}

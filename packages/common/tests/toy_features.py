@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clip_common.backbones import Bundle, Preprocess, Spec, TextTower, VisionOutput, VisionTower
-from clip_common.backbones.towers import TextTrunk, VisionTrunk
+from clip_common.backbones.trunk import TextTrunk, VisionTrunk
 from clip_common.features import FeatureCache, cache
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aaclip.config import AdapterConfig
 from aaclip.models.adapters import adapter, final_projection, mixed
 from clip_common.backbones import BackboneError, TextTower
-from clip_common.backbones.open_clip_towers import OpenClipText
+from clip_common.backbones.open_clip_trunks import OpenClipText
 
 
 class TextAdapter(nn.Module):

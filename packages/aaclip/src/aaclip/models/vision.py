@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from aaclip.config import AdapterConfig, HeadConfig
 from aaclip.models.adapters import adapter, head, mixed
 from clip_common.backbones import BackboneError, VisionTower
-from clip_common.backbones.open_clip_towers import OpenClipVision
+from clip_common.backbones.open_clip_trunks import OpenClipVision
 
 
 class ImageFeatures(NamedTuple):

@@ -15,7 +15,8 @@ from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError, Bundle, Spec, Tokens, move
 from clip_common.backbones.store import load_bundle, save_bundle
 from clip_common.backbones.tokenizers import Tokenizer
-from clip_common.backbones.towers import TextTower, VisionOutput, VisionTower
+from clip_common.backbones.towers import TextTower, VisionTower
+from clip_common.backbones.trunk import VisionOutput
 
 __all__ = [
     "BackboneError",

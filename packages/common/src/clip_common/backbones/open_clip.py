@@ -267,7 +267,7 @@ def build(
 
 def bundle_of(network: "CustomTextCLIP", source: Source) -> Bundle:
     """Towers, preprocessing, tokenizer and specification of a built network."""
-    from clip_common.backbones.open_clip_towers import towers_of
+    from clip_common.backbones.open_clip_trunks import towers_of
 
     image_tower, text_tower = towers_of(network.eval())
     size = _square(network.visual.image_size, name=source.name)

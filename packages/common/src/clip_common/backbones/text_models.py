@@ -13,7 +13,7 @@ from clip_common.backbones.frozen import fingerprint
 from clip_common.backbones.huggingface import load_model, load_sentence_transformer, load_tokenizer
 from clip_common.backbones.spec import BackboneError
 from clip_common.backbones.tokenizers import SentenceTokenizer, Tokenizer, TransformersTokenizer
-from clip_common.backbones.towers import TextTrunk
+from clip_common.backbones.trunk import TextTrunk
 
 PARTS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
 """Class of the text half where a folder holds both halves."""

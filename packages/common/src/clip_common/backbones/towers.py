@@ -1,71 +1,22 @@
-"""One idea of a tower, whatever library the weights come from: a trunk that yields features, and a head after it.
+"""A tower: a trunk that computes features, and a head that maps them into the shared space.
 
     tower(images, layers=(6, 12))      # pooled (B, D), patch tokens, and the tokens after blocks 6 and 12
-    tower.pooled(images)               # (B, D) alone, cheaper: what a contrastive loss needs
-    tower.trunk_features(images)       # (B, F): what a frozen trunk yields for good, and a cache can keep
+    tower.pooled(images)               # (B, D) alone, cheaper: all that a contrastive loss needs
+    tower.trunk_features(images)       # (B, F): constant for a frozen trunk, so a cache can keep them
     tower.head(features)               # (B, D): pooled == head(trunk_features)
 
-Embeddings are not normalised. Attention runs through SDPA: no attention map is ever built.
+Embeddings are not normalised.
 
 Shapes: B batch, D shared width, F width of a trunk, T tokens of an image, L patch tokens among them.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from clip_common.backbones.frozen import freeze
-from clip_common.backbones.spec import BackboneError, Tokens
-
-
-class VisionOutput(NamedTuple):
-    """What an image tower yields.
-
-    Attributes:
-        pooled: (B, D) from a tower, (B, F) from a trunk.
-        patches: (B, L, F) patch tokens as the trunk hands them on, row by row, without class token.
-        layers: Tokens (B, T, F) after the named blocks, class token first where there is one.
-    """
-
-    pooled: Tensor
-    patches: Tensor
-    layers: dict[int, Tensor]
-
-
-class VisionTrunk(nn.Module):
-    """What an image model of any library is made into: `trunk(images, layers) -> VisionOutput`.
-
-    Attributes:
-        width: F of the patch tokens.
-        patch_size: Pixels a side of what one patch token sees at the first layer.
-        blocks: Transformer blocks, first to last; none in a convolutional model.
-    """
-
-    width: int
-    patch_size: int
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        raise NotImplementedError
-
-    def features(self, images_B3HW: Tensor) -> Tensor:
-        """(B, F): the pooled features alone, up to rounding; cheaper where the trunk knows how."""
-        return self(images_B3HW, ()).pooled
-
-
-class TextTrunk(nn.Module):
-    """What a text model of any library is made into: `trunk(tokens) -> (B, F)`.
-
-    Attributes:
-        width: Width of the text tokens.
-        depth: Transformer blocks.
-    """
-
-    width: int
-    depth: int
+from clip_common.backbones.spec import Tokens
+from clip_common.backbones.trunk import TextTrunk, VisionOutput, VisionTrunk
 
 
 class VisionTower(nn.Module):
@@ -131,47 +82,3 @@ class TextTower(nn.Module):
     def freeze_trunk(self) -> None:
         """No gradients in the trunk, eval mode for good; the head still trains."""
         freeze(self.trunk)
-
-
-@contextmanager
-def recorded(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the outputs (B, T, F) of the blocks with these numbers, from 1, while the body runs the model."""
-    for number in layers:
-        if not 1 <= number <= len(blocks):
-            known = f"1 to {len(blocks)}" if len(blocks) else "none: it is not a transformer"
-            raise BackboneError(f"layer {number} was asked for, but the blocks of this tower are {known}")
-    outputs: dict[int, Tensor] = {}
-
-    def keep(number: int) -> torch.utils.hooks.RemovableHandle:
-        def hook(_block: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[number] = output[0] if isinstance(output, tuple) else output
-
-        return blocks[number - 1].register_forward_hook(hook)
-
-    handles = [keep(number) for number in layers]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def resized_positions(table_TF: Tensor, *, grid: int) -> Tensor:
-    """Position embeddings of a square grid, interpolated to another (bicubic, antialiased).
-
-    Rows before the grid (class token, registers) are kept. Equals what open_clip does when it loads weights into
-    another image size.
-
-    Args:
-        table_TF: Class tokens' rows, then those of the old grid, row by row.
-        grid: Patches a side of the new one.
-    """
-    old = int(len(table_TF) ** 0.5)
-    first_PF, grid_LF = table_TF[: len(table_TF) - old**2], table_TF[len(table_TF) - old**2 :]
-    if old == grid:
-        return table_TF
-    image_1Fhw = grid_LF.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    image_1Fhw = nn.functional.interpolate(
-        image_1Fhw.float(), size=(grid, grid), mode="bicubic", antialias=True, align_corners=False
-    )
-    return torch.cat([first_PF, image_1Fhw[0].flatten(1).T.to(table_TF.dtype)])

@@ -16,7 +16,7 @@ from clip_common.backbones.frozen import fingerprint
 from clip_common.backbones.huggingface import load_model
 from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.backbones.spec import BackboneError
-from clip_common.backbones.towers import VisionOutput, VisionTrunk, recorded, resized_positions
+from clip_common.backbones.trunk import Block, VisionOutput, VisionTrunk, recorded, resized_positions
 
 PARTS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 """Class of the image half where a folder holds both halves."""
@@ -24,8 +24,18 @@ STATISTICS = {
     "clip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+WALKED = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
+"""Kinds of models that can be run block by block."""
 SHORTEST: Literal["shortest"] = "shortest"
 SQUASH: Literal["squash"] = "squash"
+
+
+class UnmaskedBlock(Block):
+    """A block of a vision model of transformers, which takes an attention mask: there is none."""
+
+    def __call__(self, x_BTF: Tensor) -> Tensor:
+        output = self.module(x_BTF, attention_mask=None)
+        return output[0] if isinstance(output, tuple) else output
 
 
 class TransformersVision(VisionTrunk):
@@ -38,9 +48,27 @@ class TransformersVision(VisionTrunk):
         self.patch_size = model.config.patch_size
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> list[Block]:
         depth = self.model.config.num_hidden_layers
-        return next(part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+        lists = (part for part in self.model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+        return [UnmaskedBlock(module) for module in next(lists)]
+
+    def embed(self, images_B3HW: Tensor) -> Tensor:
+        if self.model.config.model_type not in WALKED:
+            raise self.no_walk()
+        x_BTF = self.model.embeddings(images_B3HW)
+        return self.model.pre_layrnorm(x_BTF) if self.model.config.model_type == "clip_vision_model" else x_BTF
+
+    def readout(self, x_BTF: Tensor) -> Tensor:
+        model, kind = self.model, self.model.config.model_type
+        if kind not in WALKED:
+            raise self.no_walk()
+        if kind == "clip_vision_model":
+            return model.post_layernorm(x_BTF[:, 0])
+        if kind == "siglip_vision_model":
+            x_BTF = model.post_layernorm(x_BTF)
+            return model.head(x_BTF) if model.use_head else x_BTF[:, 0]
+        return model.layernorm(x_BTF)[:, 0]
 
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
         with recorded(self.blocks, layers) as outputs:
