@@ -80,7 +80,7 @@ class Run:
             name = "_".join(filter(None, (label, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))))
         if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
             raise ValueError(f"run name {name!r}: expected the name of a folder, without slashes or a leading dot")
-        path = Path(root) / (group or package) / name
+        path = Path(root) / (package if group is None else group) / name
         if rank() > 0:
             _wait_for(path)
             return cls.open(path)
