@@ -25,7 +25,7 @@ from clipse import Config, read_records, train
 from clipse.config import DataConfig
 from clipse.data import ImageRecord
 from clipse.scoring.embedding import owners
-from clipse.scoring.evaluation import evaluate_source
+from clipse.scoring.score import score as score_run
 
 ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / "captions"
@@ -87,7 +87,7 @@ def trained(loss: str, seed: int, options: argparse.Namespace, towers: dict[str,
     ]
     shutil.rmtree(options.runs / "clipse" / name, ignore_errors=True)
     run = train(load_config(Config, config="dual", overrides=overrides, package="clipse")).run
-    return evaluate_source(str(run.path))[1].result
+    return score_run(str(run.path)).evaluation.result
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from _measure import report
 from clip_common.config import load_config
 from clip_common.metrics import paired_bootstrap
 from clip_common.synthetic import write_flickr8k
-from clipse import Config, train
-from clipse.scoring.evaluation import Evaluation, evaluate_source
+from clipse import Config, score, train
+from clipse.scoring.evaluation import Evaluation
 
 LOSSES = ("clip", "sanw_debias", "sanw_bandpass")
 
@@ -36,7 +36,7 @@ def scored(loss: str, seed: int, options: argparse.Namespace) -> Evaluation:
     ]
     shutil.rmtree(options.folder / "clipse" / name, ignore_errors=True)
     run = train(load_config(Config, config="scenes", overrides=overrides, package="clipse")).run
-    return evaluate_source(str(run.path))[1]
+    return score(str(run.path)).evaluation
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from clipse import Config
 from clipse.config import LossConfig
 from clipse.data import read_records
 from clipse.models.retrieval import RetrievalModel
-from clipse.scoring.evaluation import evaluate
+from clipse.scoring.score import evaluate
 from clipse.series.compare import compare, loss_of, scores
 from clipse.series.members import series_folder
 from clipse.training.modules import RetrievalModule

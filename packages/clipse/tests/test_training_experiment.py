@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
 from clip_common.runs import Run, table
-from clipse import Config, Retriever, evaluate, read_records, train
+from clipse import Config, Retriever, evaluate, read_records, score, train
 from clipse.losses import SANWDebias
-from clipse.released.results import write_training
-from clipse.scoring.evaluation import evaluate_source
+from clipse.released.results import write_registry, write_training
 from clipse.training.modules import RetrievalModule, first_of_each
 
 
@@ -46,7 +45,8 @@ def losses(run: Path) -> list[float]:
 
 
 def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
-    trained = train(configured(small, "name=whole", "loss.name=sanw_bandpass"))
+    config = configured(small, "name=whole", "loss.name=sanw_bandpass")
+    trained = train(config)
     run = trained.run.path
     for name in ("config.yaml", "environment.json", "metrics.csv", "result.json", "README.md"):
         assert (run / name).stat().st_size > 0, name
@@ -61,7 +61,7 @@ def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
     assert len(epochs) == 2
     assert all(row["val/loss"] for row in epochs)
 
-    documented = rows(tmp_path / "results" / "training_whole.csv")
+    documented = rows(write_training(config, trained.run))
     assert [row["epoch"] for row in documented] == ["1", "2"]
     assert {"method", "seed", "epoch", "model", "pretrained", "R1_I2T", "mAP10_T2I"} <= documented[0].keys()
     assert rows(tmp_path / "runs" / "registry.csv")[0]["name"] == "whole"
@@ -74,12 +74,13 @@ def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
     assert again.result.metrics == trained.validation.result.metrics
     assert trained_config.root is not None
 
-    config, evaluation, written = evaluate_source(str(trained.run.path))
-    assert config.split == "test"
-    assert evaluation.ceiling["rsum"] > evaluation.result.metrics["rsum"]
+    scored = score(str(trained.run.path))
+    assert scored.config.split == "test"
+    assert scored.evaluation.ceiling["rsum"] > scored.evaluation.result.metrics["rsum"]
+    assert write_registry(scored) == tmp_path / "results" / "run_registry.csv"
     assert rows(tmp_path / "results" / "run_registry.csv")[0]["run"] == "saved"
     assert json.loads((trained.run.path / "result.json").read_text())["test"]["images"] == 16
-    assert all(file.exists() for file in written)
+    assert all(file.exists() for file in scored.written)
 
 
 def test_eval_against_another_model_says_what_differs(small, trained, clipse):
@@ -106,13 +107,13 @@ def test_a_wrong_name_to_compare_with_is_told_before_anything_is_scored(trained,
 def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
     config = configured(small, "name=done", "trainer.max_epochs=1")
     run = train(config).run
-    evaluate_source(str(run.path))
+    score(str(run.path))
     before, registered = run.result, rows(tmp_path / "runs" / "registry.csv")
     train(config, resume=run.path)
     assert run.result == before
     assert before.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
     assert rows(tmp_path / "runs" / "registry.csv") == registered
-    assert [row["epoch"] for row in rows(tmp_path / "results" / "training_done.csv")] == ["1"]
+    assert [row["epoch"] for row in rows(write_training(config, run))] == ["1"]
 
 
 def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tmp_path, monkeypatch):
@@ -122,7 +123,7 @@ def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tm
         with pytest.raises(ZeroDivisionError):
             train(config)
     run = Run.open(tmp_path / "runs" / "clipse" / "unscored")
-    evaluate_source(str(run.path))
+    write_registry(score(str(run.path)))
     assert rows(tmp_path / "results" / "run_registry.csv")[0]["epoch"] == "1"
     train(config, resume=run.path)
     assert run.result.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
@@ -149,7 +150,8 @@ def test_later_ranks_of_a_finished_run_publish_nothing(small, tmp_path, monkeypa
 def test_the_training_csv_is_whole_or_as_it_was(small, tmp_path, monkeypatch):
     config = configured(small, "name=csv")
     run = train(config).run
-    file = tmp_path / "results" / "training_csv.csv"
+    file = write_training(config, run)
+    assert file == tmp_path / "results" / "training_csv.csv"
     before = file.read_text()
     assert len(before.splitlines()) == 3
     written = []
@@ -202,12 +204,12 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
 
 def test_what_no_trainer_moves_goes_to_the_gpu(small, monkeypatch):
     asked: list[tuple[str, str]] = []
-    for name in ("training.features", "training.experiment", "scoring.evaluation"):
+    for name in ("training.features", "training.experiment", "scoring.score"):
         patched = lambda devices="auto", name=name: asked.append((name, devices)) or torch.device("cpu")  # noqa: E731
         monkeypatch.setattr(f"clipse.{name}.pick_device", patched)
     overrides = ["name=placed", "model.lock_image=true", "trainer.max_epochs=1", "trainer.devices=cpu"]
-    evaluate_source(str(train(configured(small, *overrides)).run.path))
-    assert asked == [("training.features", "cpu"), ("training.experiment", "cpu"), ("scoring.evaluation", "auto")]
+    score(str(train(configured(small, *overrides)).run.path))
+    assert asked == [("training.features", "cpu"), ("training.experiment", "cpu"), ("scoring.score", "auto")]
 
 
 @pytest.mark.gpu
@@ -218,7 +220,7 @@ def test_every_image_is_encoded_on_the_gpu(small, monkeypatch):
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: devices.append(x.device.type) or forward(self, x))
     for name in ("model.lock_image=true", "model.lock_image=false"):
-        evaluate_source(str(train(configured(small, f"name={name[-4:]}", name)).run.path))
+        score(str(train(configured(small, f"name={name[-4:]}", name)).run.path))
     assert set(devices) == {"cuda"}
 
 
@@ -408,6 +410,6 @@ def test_locked_real_towers_learn_real_captions(tmp_path):
         "name=real",
     ]
     run = train(load_config(Config, config="dual", overrides=overrides, package="clipse")).run.path
-    _, evaluation, _ = evaluate_source(str(run))
+    evaluation = score(str(run)).evaluation
     assert evaluation.images == 201
     assert evaluation.result.metrics["t2i/R@5"] > 0.35  # shuffled captions reach .06, a ridge map .431

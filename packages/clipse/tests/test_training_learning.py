@@ -4,7 +4,7 @@ from clip_common.config import load_config
 from clip_common.synthetic import write_flickr8k
 from clipse import Config, read_records, train
 from clipse.models.retrieval import RetrievalModel, load_towers
-from clipse.scoring.evaluation import evaluate
+from clipse.scoring.score import evaluate
 
 OVERRIDES = [
     "model.architecture={embed_dim: 64,"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
     from clipse.models.retrieval import RetrievalModel
     from clipse.retriever.retriever import Retriever
-    from clipse.scoring.evaluation import evaluate, evaluate_source
+    from clipse.scoring.score import evaluate, score
     from clipse.training.experiment import train
 
 _HOMES = {
@@ -30,10 +30,10 @@ _HOMES = {
     "SANWBandpass": "clipse.losses",
     "SANWDebias": "clipse.losses",
     "TopicalBatchSampler": "clipse.data",
-    "evaluate": "clipse.scoring.evaluation",
-    "evaluate_source": "clipse.scoring.evaluation",
+    "evaluate": "clipse.scoring.score",
     "load_captions": "clipse.data",
     "read_records": "clipse.data",
+    "score": "clipse.scoring.score",
     "train": "clipse.training.experiment",
 }
 
@@ -48,9 +48,9 @@ __all__ = [
     "SANWDebias",
     "TopicalBatchSampler",
     "evaluate",
-    "evaluate_source",
     "load_captions",
     "read_records",
+    "score",
     "train",
 ]
 

@@ -4,6 +4,7 @@ Nothing here imports torch, so that `clipse --help` and `clipse config` answer a
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig
@@ -99,6 +100,13 @@ class ModelConfig:
     lock_text: bool = False
     """Freeze the text tower; its features are then computed once."""
 
+    @property
+    def label(self) -> str:
+        """The towers' short name, for tables and run names."""
+        if self.kind == "dual":
+            return f"{Path(str(self.vision)).name}+{Path(str(self.text)).name}"
+        return "scratch" if self.architecture else Path(self.name.removeprefix("local-dir:")).name
+
 
 @dataclass
 class LossConfig:
@@ -163,6 +171,11 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5, weight_decay=0.01))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=10))
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of decoded images, frozen features and search indexes."""
+        return Path(self.data.cache_dir or Path(self.runs) / "cache")
 
 
 @dataclass

@@ -51,12 +51,14 @@ def train(
     """
     from clip_common.runs.resolve import resolve
     from clipse.config import Config
+    from clipse.released.results import write_training
     from clipse.training.experiment import train as run_training
 
     settings = resolve(Config, package="clipse", config=config, overrides=overrides or [], resume=resume)
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return
+    write_training(settings, trained.run)
     show(trained.validation, title=f"{trained.run.name}: validation split")
     cli.print_files("run", [trained.run.path])
     cli.print_files("plot", trained.plots)
@@ -83,20 +85,21 @@ def evaluate(
 
         clipse eval checkpoint_epoch_3.pt model.weights_of=ViT-B-32 data.root=flickr8k/
     """
-    from clipse.scoring.evaluation import evaluate_against, evaluate_source, open_other
+    from clipse.released.results import write_registry
+    from clipse.scoring.score import score
 
-    other = None if against is None else open_other(against)  # a wrong name is told before anything is scored
-    settings, evaluation, written = evaluate_source(source, overrides=overrides or [], reporter=cli.progress)
-    show(evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
-    if other is not None:
-        theirs, ahead = evaluate_against(evaluation, other, settings, reporter=cli.progress)
-        low, high = theirs.result.intervals["rsum"]
+    scored = score(source, against=against, overrides=overrides or [], reporter=cli.progress)
+    settings = scored.config
+    show(scored.evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
+    if scored.against is not None:
+        name, theirs, ahead = scored.against.name, scored.against.evaluation.result, scored.against.ahead
+        low, high = theirs.intervals["rsum"]
         console.print(
-            f"{other.name} on the same images: rsum {theirs.result.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
-            f"rsum of {Path(source).name} minus {other.name}: {ahead.difference:+.1f} "
+            f"{name} on the same images: rsum {theirs.metrics['rsum']:.1f} ({low:.1f}–{high:.1f})\n"
+            f"rsum of {Path(source).name} minus {name}: {ahead.difference:+.1f} "
             f"({ahead.low:+.1f} to {ahead.high:+.1f}, paired by image)\n"
         )
-    cli.print_files("written to", written)
+    cli.print_files("written to", [write_registry(scored), *scored.written])
 
 
 @app.command()
@@ -160,6 +163,7 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         clipse compare losses=[clip,sanw_bandpass] seeds=[1,2] --config scenes data.root=scenes/ split=test
     """
+    from clipse.released.results import write_series
     from clipse.series.compare import caption, cells, resolve_comparison
     from clipse.series.compare import compare as run_comparison
 
@@ -172,6 +176,7 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
         reporter=cli.progress,
         announce=cli.announce,
     )
+    write_series(found.folder)
     cli.print_table(["loss", "rsum", f"minus {options.losses[0]}", "p"], [cells(row) for row in found.rows])
     console.print(caption(found))
     cli.print_files("written to", [found.table, found.plot])
@@ -190,11 +195,13 @@ def tune(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         clipse tune loss=sanw_debias trials=20 --config scenes data.root=scenes/ loss.alpha=1 trainer.max_epochs=4
     """
+    from clipse.released.results import write_series
     from clipse.series.tune import resolve_tuning
     from clipse.series.tune import tune as run_tuning
 
     settings, options = resolve_tuning(config=config, overrides=overrides or [])
     found = run_tuning(settings, loss=options.loss, trials=options.trials, reporter=cli.progress, announce=cli.announce)
+    write_series(found.folder)
     best = f"best validation rsum {found.best.rsum:.1f}, trial {found.best.number} of {len(found.trials)}:"
     console.print(f"{best}\n\n    {' '.join(found.overrides)}\n", soft_wrap=True)
     cli.print_files("written to", [found.table, found.csv, found.plot])

@@ -2,18 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from clip_common.backbones import Bundle, Tokens, load_bundle, load_clip, load_dual, save_bundle
-from clip_common.config import load_config
 from clip_common.losses import LogitScale
-from clip_common.runs import Run
-from clipse.config import Config, ModelConfig
+from clipse.config import ModelConfig
 
 
 class RetrievalModel(nn.Module):
@@ -87,63 +83,3 @@ def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
     if config.lock_text:
         bundle.text_tower.freeze_trunk()
     return bundle
-
-
-def model_folder(source: str | Path) -> Path:
-    """The folder of a run's best weights, or the folder itself where it holds a model."""
-    folder = Path(source)
-    if (folder / "phases.json").exists():
-        run = Run.open(folder)
-        if not (run.path / "model" / "config.json").exists():
-            if runs := sorted(folder.glob("clipse/[!.]*")):
-                raise ValueError(
-                    f"{folder} is a comparison or a search of several runs: name one of them, e.g. {runs[0]}"
-                )
-            raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
-        return run.path / "model"
-    return folder
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a RUN-or-MODEL stands for.
-
-    Attributes:
-        model: In eval mode.
-        config: A run's own but for its data, or else the defaults; with the overrides.
-        run: None where it is no run.
-        name: For a person: the run's name, or the model's with its weights.
-    """
-
-    model: RetrievalModel
-    config: Config
-    run: Run | None
-    name: str
-
-
-def open_source(source: str, *, overrides: Sequence[str] = ()) -> Source:
-    """Load a run folder, a folder that `save_pretrained` wrote, or what `model.name` takes.
-
-    Raises:
-        ValueError: One line: none of these, a damaged one, a run without a model yet, or overrides of what a run was.
-    """
-    if (Path(source) / "config.yaml").exists():
-        run = Run.open(source)
-        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
-        _refuse_settled(overrides, run)
-        return Source(RetrievalModel.from_pretrained(model_folder(run.path)), config, run=run, name=run.name)
-    config = load_config(Config, overrides=[f"model.name={source}", *overrides])
-    if (Path(source) / "config.json").exists():
-        return Source(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
-    model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
-    return Source(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))
-
-
-def _refuse_settled(overrides: Sequence[str], run: Run) -> None:
-    keys = [text.partition("=")[0].strip() for text in overrides]
-    settled = [key for key in keys if not key.startswith("data.") and key not in ("split", "runs", "results")]
-    if settled:
-        raise ValueError(
-            f"{', '.join(settled)}: the run {run.name} is trained and keeps its settings; set data.*, split, runs or "
-            "results, or train another run"
-        )

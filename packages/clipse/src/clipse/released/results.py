@@ -1,4 +1,4 @@
-"""The `results/` files of the original CLIPSE, beside the common run folder: one CSV a run, one registry of runs.
+"""Files of the original CLIPSE under `results/`: one CSV per training run, one registry of evaluations.
 
 Column names are the documented ones: method, seed, epoch, model, pretrained, R1_I2T … mAP10_T2I.
 """
@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_common.config import load_config
 from clip_common.runs import MetricsCsv, Run, append_row, write_atomically
 from clipse.config import Config
+from clipse.scoring.score import Scored
 
 DIRECTIONS = {"i2t": "I2T", "t2i": "T2I"}
 METRICS = {"R@1": "R1", "R@5": "R5", "R@10": "R10", "MedR": "MR", "mAP@10": "mAP10"}
 
 
 def documented_row(config: Config, metrics: Mapping[str, float], *, epoch: int) -> dict[str, Any]:
-    """One row under the documented names; `metrics` are `image_text_retrieval`'s, by their own names."""
+    """Return one row under the documented names; `metrics` are those of `image_text_retrieval`."""
     row: dict[str, Any] = {
         "method": config.loss.name,
         "seed": config.trainer.seed,
         "epoch": epoch,
-        "model": model_label(config),
+        "model": config.model.label,
         "pretrained": config.model.pretrained or "",
     }
     for side, direction in DIRECTIONS.items():
@@ -29,7 +31,7 @@ def documented_row(config: Config, metrics: Mapping[str, float], *, epoch: int) 
 
 
 def write_training(config: Config, run: Run) -> Path:
-    """Write results/training_RUN.csv: one row for each validation in the run's metrics.csv."""
+    """Write training_RUN.csv into the folder `config.results`: one row per validation in the run's metrics.csv."""
     file = Path(config.results) / f"training_{run.name}.csv"
     rows = []
     for row in run.metrics.rows():
@@ -44,16 +46,16 @@ def write_training(config: Config, run: Run) -> Path:
     return file
 
 
-def write_registry(config: Config, name: str, metrics: Mapping[str, float], *, epoch: int) -> Path:
-    """Append one evaluation to results/run_registry.csv; `epoch` counts those trained, of which the best is scored."""
+def write_series(folder: Path) -> list[Path]:
+    """Write training_RUN.csv of each finished run of a comparison or a search, into `results` in its folder."""
+    runs = [Run(file.parent) for file in sorted(folder.glob("clipse/[!.]*/result.json"))]
+    return [write_training(load_config(Config, config=run.path / "config.yaml"), run) for run in runs]
+
+
+def write_registry(scored: Scored) -> Path:
+    """Append one evaluation to run_registry.csv in `config.results`; `epoch` is the number of trained epochs."""
+    config = scored.config
+    row = documented_row(config, scored.evaluation.result.metrics, epoch=scored.epochs)
     file = Path(config.results) / "run_registry.csv"
-    append_row(file, {"run": name, "split": config.split} | documented_row(config, metrics, epoch=epoch))
+    append_row(file, {"run": scored.name, "split": config.split} | row)
     return file
-
-
-def model_label(config: Config) -> str:
-    """What the towers are called in tables and run names."""
-    model = config.model
-    if model.kind == "dual":
-        return f"{Path(str(model.vision)).name}+{Path(str(model.text)).name}"
-    return "scratch" if model.architecture else Path(model.name.removeprefix("local-dir:")).name

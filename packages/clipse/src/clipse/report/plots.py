@@ -1,21 +1,16 @@
-"""The pictures of a run, drawn from its metrics.csv, of a comparison and of a search."""
+"""Plots of a run, of a comparison and of a parameter search, from plain numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clip_common.plots import PALETTE, Dots, curves, dot_plot, dress, panels, save
 from clip_common.runs import Run
 
-if TYPE_CHECKING:
-    from clipse.series.compare import Comparison
-    from clipse.series.tune import Tuning
-
 
 def draw_run(run: Run) -> list[Path]:
-    """Loss, validation retrieval, temperature, and a weighting's distribution of weights: PNGs in RUN/plots."""
+    """Draw loss, validation retrieval, temperature, and a weighting's weights from metrics.csv; PNGs in RUN/plots."""
     folder = run.folder("plots")
     metrics = run.path / "metrics.csv"
     logged = {name for row in run.metrics.rows() for name, value in row.items() if value}
@@ -53,33 +48,40 @@ def draw_run(run: Run) -> list[Path]:
 
 
 SIDES = {"i2t": "image to text", "t2i": "text to image"}
+"""Directions of retrieval by their prefix in metrics.csv, and their names in legends."""
 
 
-def draw_comparison(comparison: "Comparison", path: Path) -> None:
-    """Left the rsum of every seed with mean ± sd, right the paired difference to the baseline with its interval."""
-    seeds = f"{len(comparison.seeds)} seeds, mean ± sd" if len(comparison.seeds) > 1 else "one seed"
+def draw_comparison(rows: Sequence[Dots], path: Path, *, split: str, seeds: int) -> None:
+    """Draw the rsum of every seed with mean ± sd, and the paired difference to the first row with its interval.
+
+    Args:
+        rows: One per loss, the baseline first.
+        path: The PNG.
+        split: The split that was scored.
+        seeds: Number of seeds of each loss.
+    """
+    spread = f"{seeds} seeds, mean ± sd" if seeds > 1 else "one seed"
     dot_plot(
-        [
-            Dots(
-                label=row.label,
-                values=row.rsums,
-                centre=row.mean,
-                whisker=None if row.sd is None else (row.mean - row.sd, row.mean + row.sd),
-                against=None if row.against is None else (row.against.difference, row.against.low, row.against.high),
-            )
-            for row in comparison.rows
-        ],
+        rows,
         path,
-        titles=(f"rsum, {comparison.split} split", f"Difference to {comparison.rows[0].label}"),
-        xlabels=(f"rsum of 600; {seeds}", "rsum, 95 % interval (paired bootstrap)"),
+        titles=(f"rsum, {split} split", f"Difference to {rows[0].label}"),
+        xlabels=(f"rsum of 600; {spread}", "rsum, 95 % interval (paired bootstrap)"),
     )
 
 
-def draw_tuning(tuning: "Tuning", path: Path, *, spaces: Mapping[str, tuple[float, float, bool]]) -> None:
-    """The history of a search, and validation rsum over each parameter."""
-    figure, (history, *others) = panels(1, 1 + len(spaces), width=3.0 * (len(spaces) + 1), height=3.2)
-    rsums = np.array([trial.rsum for trial in tuning.trials])
-    best = int(rsums.argmax())
+def draw_tuning(
+    path: Path, *, rsums: Sequence[float], parameters: Mapping[str, Sequence[float]], logarithmic: Collection[str]
+) -> None:
+    """Draw the history of a search, and validation rsum over each parameter.
+
+    Args:
+        path: The PNG.
+        rsums: Validation rsum of each trial, in order.
+        parameters: Values of each searched parameter, in the order of `rsums`.
+        logarithmic: Parameters to draw on a logarithmic axis.
+    """
+    figure, (history, *others) = panels(1, 1 + len(parameters), width=3.0 * (len(parameters) + 1), height=3.2)
+    best = int(np.argmax(rsums))
     order = np.arange(1, len(rsums) + 1)
     history.scatter(order, rsums, s=18, color=PALETTE[0], alpha=0.6, linewidth=0)
     history.step(
@@ -87,13 +89,13 @@ def draw_tuning(tuning: "Tuning", path: Path, *, spaces: Mapping[str, tuple[floa
     )
     history.legend(frameon=False, fontsize=8, loc="lower right")
     dress(history, title="Validation rsum", xlabel="trial", grid="y")
-    for axes, (name, (_, _, log)) in zip(others, spaces.items(), strict=True):
-        values = [trial.parameters[name] for trial in tuning.trials]
+    for axes, (name, values) in zip(others, parameters.items(), strict=True):
         axes.scatter(values, rsums, s=18, color=PALETTE[0], alpha=0.6, linewidth=0)
         axes.scatter(values[best], rsums[best], s=70, facecolor="none", edgecolor=PALETTE[1], linewidth=1.8)
-        axes.set_xscale("log" if log else "linear")
+        axes.set_xscale("log" if name in logarithmic else "linear")
         dress(axes, title=SYMBOLS.get(name, name), xlabel=f"loss.{'lambda' if name == 'lam' else name}", grid="y")
     save(figure, path)
 
 
 SYMBOLS = {"alpha": "α", "delta": "δ", "lam": "λ", "gamma": "γ"}
+"""Greek letters of the SANW parameters, for titles."""

@@ -25,7 +25,8 @@ from clip_common.reporting import Progress
 from clipse.data import DataError
 from clipse.data.images import decode
 from clipse.index import Hit, ImageIndex, IndexFileError, Stamp, scan
-from clipse.models.retrieval import RetrievalModel, model_folder
+from clipse.models.retrieval import RetrievalModel
+from clipse.retriever.opening import model_folder
 
 SECONDS_BETWEEN_SAVES = 120.0
 """A stored index is written this often while it grows: the most that a kill can cost."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from clip_common.reporting import Reporter, silent
 from clipse.data import DataError
 from clipse.index import SUFFIXES, Hit, ImageIndex, store_file
-from clipse.models.retrieval import open_source
 from clipse.report.pages import require_replaceable, write_page
+from clipse.retriever.opening import open_source
 from clipse.retriever.retriever import Retriever
 
 
@@ -63,8 +63,7 @@ def search_source(
     opened = open_source(source, overrides=overrides)
     retriever = Retriever(opened.model)
     vector_D = retriever.encode_query(asked)
-    cache = Path(opened.config.data.cache_dir or Path(opened.config.runs) / "cache")
-    file = store_file(cache / "index", folder, retriever.fingerprint)
+    file = store_file(opened.config.cache_folder / "index", folder, retriever.fingerprint)
     batch_size = opened.config.data.batch_size
     with reporter("encoding images") as progress:
         retriever.index(folder, store=file, on_error="skip", batch_size=batch_size, progress=progress)

@@ -13,6 +13,7 @@ from clip_common.config import load_config
 from clip_common.devices import pick_device, require_one_device
 from clip_common.features import FeatureCache
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
+from clip_common.plots import Dots
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run, write_atomically
 from clip_common.runs.files import write_text
@@ -20,10 +21,12 @@ from clip_common.runs.series import Announce, check_choices, split_options, trai
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.losses import PARAMETERS, PRESETS, build_loss
-from clipse.models.retrieval import RetrievalModel, model_folder
+from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
+from clipse.retriever.opening import model_folder
 from clipse.scoring.embedding import EmbeddedPairs, owners
-from clipse.scoring.evaluation import ceiling, chance_rsum, evaluate, score
+from clipse.scoring.evaluation import chance_rsum, evaluate_pairs
+from clipse.scoring.score import evaluate, read_ceiling
 from clipse.series.members import check_same_captions, member_config, series_folder
 from clipse.training.experiment import train
 from clipse.training.features import frozen_features
@@ -168,12 +171,12 @@ def compare(
             images=len(records),
             captions=captions,
             chance=chance_rsum(len(records), captions),
-            ceiling=ceiling(records).get("rsum"),
+            ceiling=read_ceiling(records).get("rsum"),
             table=series.path / f"comparison-{split}.md",
             plot=series.path / f"comparison-{split}.png",
         )
         write_text(comparison.table, markdown(comparison))
-        draw_comparison(comparison, comparison.plot)
+        draw_comparison([dots_of(row) for row in rows], comparison.plot, split=split, seeds=len(seeds))
         summary = {
             row.label: {"rsums": row.rsums, "metrics": row.metrics, "against": row.against and vars(row.against)}
             for row in rows
@@ -234,13 +237,13 @@ def scored(
 ) -> ImageTextResult:
     """Scores of a model: through its heads alone where both trunks are locked and their features are at hand."""
     if config.model.kind == "dual":
-        cache = FeatureCache(Path(str(config.data.cache_dir)) / "features")
+        cache = FeatureCache(config.cache_folder / "features")
         features = frozen_features(model, {split: records}, config.model, cache=cache, reporter=reporter)
         assert features.texts is not None
         with torch.inference_mode():
             image_ND = model.image_tower.head(features.images[split])
             text_TD = model.text_tower.head(features.texts([text for record in records for text in record.captions]))
-        return score(EmbeddedPairs(image_ND, text_TD, owners(records)), records).result
+        return evaluate_pairs(EmbeddedPairs(image_ND, text_TD, owners(records)), ceiling={}).result
     model.to(pick_device(config.trainer.devices))
     with reporter(f"scoring the {split} split") as progress:
         return evaluate(model, records, batch_size=config.data.batch_size, progress=progress).result
@@ -263,6 +266,18 @@ def cells(row: Row) -> list[str]:
         return [row.label, f"{row.mean:.1f}{spread}", "", ""]
     difference = f"{against.difference:+.1f} ({against.low:+.1f} to {against.high:+.1f})"
     return [row.label, f"{row.mean:.1f}{spread}", difference, f"{against.p:.3f}"]
+
+
+def dots_of(row: Row) -> Dots:
+    """Return a row as the plot shows it: every seed, mean ± sd, and the paired difference with its interval."""
+    against = row.against
+    return Dots(
+        label=row.label,
+        values=row.rsums,
+        centre=row.mean,
+        whisker=None if row.sd is None else (row.mean - row.sd, row.mean + row.sd),
+        against=None if against is None else (against.difference, against.low, against.high),
+    )
 
 
 def caption(comparison: Comparison) -> str:

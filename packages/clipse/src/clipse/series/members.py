@@ -1,4 +1,4 @@
-"""Several runs of clipse in one folder: what `compare` and `tune` are made of."""
+"""What `compare` and `tune` share: the series' folder, the configuration of a member, the check of the data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,6 @@ from pathlib import Path
 from clip_common.runs import Run, series
 from clipse.config import Config
 from clipse.data import ImageRecord
-from clipse.released.results import model_label
 
 
 def series_folder(verb: str, config: Config) -> Run:
@@ -16,7 +15,7 @@ def series_folder(verb: str, config: Config) -> Run:
     Raises:
         ValueError: The series exists with another configuration.
     """
-    name = config.name or f"{model_label(config)}-{Path(str(config.data.root)).name}"
+    name = config.name or f"{config.model.label}-{Path(str(config.data.root)).name}"
     return series.open_series(verb, config, package="clipse", name=name)
 
 

@@ -17,7 +17,6 @@ from clip_common.training.guards import LossNotFiniteError
 from clipse.config import Config, LossConfig, TuneConfig
 from clipse.data import read_records
 from clipse.losses import PRESETS, build_loss
-from clipse.released.results import model_label
 from clipse.report.plots import draw_tuning
 from clipse.series.members import check_same_captions, member_config, series_folder
 from clipse.training.experiment import train
@@ -119,7 +118,7 @@ def tune(
     optuna = _optuna()
 
     splits = read_records(config.data).splits
-    name = config.name or f"{loss}-{model_label(config)}-{Path(str(config.data.root)).name}"
+    name = config.name or f"{loss}-{config.model.label}-{Path(str(config.data.root)).name}"
     series = series_folder("tune", replace(config, name=name))
     with series.locked():
         check_same_captions(series, {name: splits[name] for name in ("train", "val")})
@@ -171,7 +170,12 @@ def tune(
             plot=series.path / "trials.png",
         )
         write(tuning)
-        draw_tuning(tuning, tuning.plot, spaces=space)
+        draw_tuning(
+            tuning.plot,
+            rsums=[trial.rsum for trial in finished],
+            parameters={name: [trial.parameters[name] for trial in finished] for name in space},
+            logarithmic=[name for name, (_, _, log) in space.items() if log],
+        )
         series.write_result({"best": vars(tuning.best), "overrides": tuning.overrides, "trials": len(finished)})
         return tuning
 

@@ -13,9 +13,9 @@ from clip_common.training import fit, load_weights, require_trainer
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel, load_towers
-from clipse.released.results import model_label, write_training
 from clipse.report.plots import draw_run
-from clipse.scoring.evaluation import Evaluation, evaluate
+from clipse.scoring.evaluation import Evaluation
+from clipse.scoring.score import evaluate
 from clipse.training.features import frozen_features
 from clipse.training.modules import RetrievalData, RetrievalModule
 
@@ -56,13 +56,12 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)
     model = RetrievalModel(towers, temperature=config.loss.temperature, bias=config.loss.name == "siglip")
-    cache = Path(config.data.cache_dir or Path(config.runs) / "cache")
     fitted = {split: records.splits[split] for split in ("train", "val")}
     features = frozen_features(
         model,
         fitted,
         config.model,
-        cache=FeatureCache(cache / "features"),
+        cache=FeatureCache(config.cache_folder / "features"),
         reporter=reporter,
         devices=config.trainer.devices,
     )
@@ -72,12 +71,12 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
             # random crops keep nine tenths of the area at least: a little more than the towers' size loses nothing
             side = round(towers.preprocess.size * (1.15 if split == "train" and config.data.augment else 1.0))
             with reporter(f"decoding images of the {split} split") as progress:
-                image_caches[split] = ImageCache(cache / "images", rows, side=side, progress=progress)
+                image_caches[split] = ImageCache(config.cache_folder / "images", rows, side=side, progress=progress)
     module = RetrievalModule(model, config, image_rows=bool(features.images), text_rows=features.texts is not None)
     data = RetrievalData(model, fitted, config, features=features, image_caches=image_caches)
 
     if resume is None:
-        label = f"{config.loss.name}-{model_label(config)}-s{config.trainer.seed}"
+        label = f"{config.loss.name}-{config.model.label}-s{config.trainer.seed}"
         run = Run.create("clipse", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
     else:
         run = Run.resume(resume.resolve(), config_yaml=to_yaml(config))
@@ -94,11 +93,10 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     if not run.ledger.done("register"):
         run.ledger.start("register")
         run.register(
-            {"loss": config.loss.name, "model": model_label(config), "seed": config.trainer.seed, "split": "val"}
+            {"loss": config.loss.name, "model": config.model.label, "seed": config.trainer.seed, "split": "val"}
             | validation.result.metrics
         )
         run.ledger.finish("register")
-    write_training(config, run)
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
 
@@ -128,7 +126,7 @@ def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
     return run.write_model_card(
         title=f"{run.name}: image-text retrieval",
         summary=(
-            f"{model_label(config)} trained by clipse with the {config.loss.name} loss on "
+            f"{config.model.label} trained by clipse with the {config.loss.name} loss on "
             f"{Path(str(config.data.root)).name}. Validation rsum {validation.result.metrics['rsum']:.1f} "
             f"(95 % interval {low:.1f} to {high:.1f}) over {validation.images} images and {validation.captions} "
             f"captions; a random order reaches {validation.chance:.1f}. "

@@ -1,0 +1,87 @@
+"""Open the model that a person names: a run folder, a saved model, or a value of `model.name`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_common.config import load_config
+from clip_common.runs import Run
+from clipse.config import Config
+from clipse.models.retrieval import RetrievalModel, load_towers
+
+
+def model_folder(source: str | Path) -> Path:
+    """Return the folder of a run's best weights, or `source` itself if it holds a model.
+
+    Raises:
+        ValueError: A run without a model yet, or a folder of several runs.
+    """
+    folder = Path(source)
+    if (folder / "phases.json").exists():
+        run = Run.open(folder)
+        if not (run.path / "model" / "config.json").exists():
+            if runs := sorted(folder.glob("clipse/[!.]*")):
+                raise ValueError(
+                    f"{folder} is a comparison or a search of several runs: name one of them, e.g. {runs[0]}"
+                )
+            raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
+        return run.path / "model"
+    return folder
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was opened by name.
+
+    Attributes:
+        model: In eval mode.
+        config: The run's own configuration, or the defaults; with the overrides.
+        run: The run folder; None for a model that is not a run.
+        name: For messages: the run's name, or the model's with the tag of its weights.
+    """
+
+    model: RetrievalModel
+    config: Config
+    run: Run | None
+    name: str
+
+
+def open_source(source: str, *, overrides: Sequence[str] = ()) -> Opened:
+    """Load a run folder, a folder that `save_pretrained` wrote, or a value of `model.name`.
+
+    Raises:
+        ValueError: One line: none of these, a damaged one, a run without a model yet, or overrides of settings that a
+            trained run keeps.
+    """
+    if (Path(source) / "config.yaml").exists():
+        run = Run.open(source)
+        config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
+        _check_settled(overrides, run)
+        return Opened(RetrievalModel.from_pretrained(model_folder(run.path)), config, run=run, name=run.name)
+    config = load_config(Config, overrides=[f"model.name={source}", *overrides])
+    if (Path(source) / "config.json").exists():
+        return Opened(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
+    model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
+    return Opened(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))
+
+
+def open_tagged(name: str) -> Opened:
+    """Load like `open_source`; `NAME:TAG` names pretrained weights of an open_clip architecture.
+
+    Raises:
+        ValueError: See `open_source`.
+    """
+    model, _, tag = name.rpartition(":")
+    if model and not Path(name).exists() and model not in ("local-dir", "hf-hub"):
+        return open_source(model, overrides=[f"model.pretrained={tag}"])
+    return open_source(name)
+
+
+def _check_settled(overrides: Sequence[str], run: Run) -> None:
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    settled = [key for key in keys if not key.startswith("data.") and key not in ("split", "runs", "results")]
+    if settled:
+        raise ValueError(
+            f"{', '.join(settled)}: the run {run.name} is trained and keeps its settings; set data.*, split, runs or "
+            "results, or train another run"
+        )
