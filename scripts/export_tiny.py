@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from clip_common.backbones.open_clip import SUMS, TINY
 from clip_common.runs import Run
 from clip_common.synthetic import VERSION
+from clip_common.tables import markdown_table
+from clip_common.tensors import read_tensors, write_tensors
 
 CURVE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "tiny.png"
 SCORES = Path("results") / "benchmarks" / "tiny.json"
@@ -65,18 +65,17 @@ def describe(path: Path) -> str:
     ledger = json.loads((run.path / "phases.json").read_text(encoding="utf-8")).get("fit", {})
     times = [datetime.fromisoformat(ledger[key]) for key in ("started", "finished") if key in ledger]
     took = f", {(times[1] - times[0]).total_seconds() / 60:.0f} minutes" if len(times) == 2 else ", stopped early"
-    lines = [f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){took}:", ""]
-    lines += ["| epoch | steps | mean loss | validation rsum |", "|---|---|---|---|"]
     by_epoch: dict[int, list[dict[str, str]]] = {}
     for row in run.metrics.rows():
         by_epoch.setdefault(int(row["epoch"]), []).append(row)
+    table = []
     for epoch, rows in by_epoch.items():
         losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
         rsum = next((f"{float(row['val/rsum']):.1f}" for row in rows if row["val/rsum"]), "")
-        lines.append(
-            f"| {epoch} | {max(int(row['step']) for row in rows):,} | {sum(losses) / len(losses):.3f} | {rsum} |"
-        )
-    return "\n".join(lines)
+        steps = max(int(row["step"]) for row in rows)
+        table.append([str(epoch), f"{steps:,}", f"{sum(losses) / len(losses):.3f}", rsum])
+    heading = f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){took}:"
+    return f"{heading}\n\n{markdown_table(['epoch', 'steps', 'mean loss', 'validation rsum'], table)}"
 
 
 def draw_curve(runs: Sequence[Path], file: Path) -> None:
@@ -111,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     model = options.runs[-1] / "model"
     found = json.loads(SCORES.read_text(encoding="utf-8"))
-    state = {name: tensor.half() for name, tensor in load_file(model / "model.safetensors").items()}
+    state = {name: tensor.half() for name, tensor in read_tensors(model / "model.safetensors").items()}
     with tempfile.TemporaryDirectory(dir=TINY.parent, prefix=".tiny-") as place:
         draft = Path(place) / "tiny"
         draft.mkdir()
@@ -120,25 +119,20 @@ def main() -> None:
         config = json.loads((draft / "open_clip_config.json").read_text(encoding="utf-8"))
         config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # its files lie beside; no path of this machine
         (draft / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(state, draft / "open_clip_model.safetensors", metadata={"format": "pt"})
-        header = "| what | mean | " + " | ".join(key for key in found["rows"][0] if key.startswith("seed")) + " |"
-        table = [header, "|" + "---|" * header.count(" | ") + "---|"]
-        table += [
-            "| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}" for v in row.values()) + " |"
-            for row in found["rows"]
-        ]
+        write_tensors(draft / "open_clip_model.safetensors", state)
+        header = ["what", "mean", *(key for key in found["rows"][0] if key.startswith("seed"))]
+        scores = [[v if isinstance(v, str) else f"{v:.3f}" for v in row.values()] for row in found["rows"]]
         card = CARD.format(
             parameters=sum(tensor.numel() for tensor in state.values()),
             image_size=config["model_cfg"]["vision_cfg"]["image_size"],
             vocabulary=config["model_cfg"]["text_cfg"]["vocab_size"],
             version=VERSION,
             note=found["note"],
-            scores="\n".join(table),
+            scores=markdown_table(header, scores),
             remark=f" {options.remark.strip()}" if options.remark else "",
             runs="\n\n".join(describe(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
-        (draft / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
         files = sorted(path for path in draft.iterdir())
         size = sum(path.stat().st_size for path in files)
         if size > LARGEST:
