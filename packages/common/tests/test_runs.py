@@ -58,8 +58,8 @@ def test_a_run_that_exists_is_not_overwritten(tmp_path):
     with pytest.raises(RunExistsError, match="first exists: resume it, or choose another name"):
         create(tmp_path, name="first", config_yaml="seed: 2\n")
     with pytest.raises(RunExistsError):
-        Run.require_new("clipse", "first", root=tmp_path)
-    Run.require_new("clipse", "second", root=tmp_path)
+        Run.check_new("clipse", "first", root=tmp_path)
+    Run.check_new("clipse", "second", root=tmp_path)
     assert run.result == {"rsum": 1.0}
     assert run.config_yaml == "seed: 1\n"
     assert [path.name for path in run.path.parent.iterdir()] == ["first"]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from clip_common.config import TrainerConfig
 from clip_common.runs import Run
 from clip_common.training import CheckpointError, ResumableLoader, ShuffledBatchSampler, fit, load_weights
-from clip_common.training.determinism import random_state, seed_everything, set_random_state
+from clip_common.training.determinism import get_random_state, seed_everything, set_random_state
 
 TOY = Path(__file__).with_name("toy_training.py")
 toy = runpy.run_path(str(TOY), run_name="toy")
@@ -134,7 +134,7 @@ def test_random_states_come_back_from_a_file(tmp_path):
 
     seed_everything(3)
     random.gauss(0, 1)
-    state = random_state()
+    state = get_random_state()
     first = draw()
     torch.save(state, tmp_path / "state.pt")
     set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from torch.nn.functional import scaled_dot_product_attention
 
 from clip_common.config import OptimConfig, TrainerConfig
-from clip_common.training import fit, load_weights, require_trainer
+from clip_common.training import check_trainer, fit, load_weights
 
 toy = runpy.run_path(str(Path(__file__).with_name("toy_training.py")), run_name="toy")
 names = ("Toy", "Watched", "Data", "rows_of", "weights_of")
@@ -82,8 +82,8 @@ def test_settings_that_do_not_exist_are_one_line(train):
         train(Toy(), "strategy=warp")
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"^trainer: .*warp"):
-        require_trainer(TrainerConfig(devices="cpu", strategy="warp"))
-    require_trainer(TrainerConfig(devices="cpu"))
+        check_trainer(TrainerConfig(devices="cpu", strategy="warp"))
+    check_trainer(TrainerConfig(devices="cpu"))
 
 
 def test_settings_that_do_not_exist_change_nothing_in_the_run(train):
@@ -174,7 +174,7 @@ def test_a_logger_that_is_not_installed_is_named(train, logger, monkeypatch):
     with pytest.raises(ValueError, match=f"trainer.logger={logger}: not installed; install it with: pip install"):
         train(Toy(), f"logger={logger}")
     with pytest.raises(ValueError, match=f"trainer.logger={logger}: not installed"):
-        require_trainer(TrainerConfig(devices="cpu", logger=logger))
+        check_trainer(TrainerConfig(devices="cpu", logger=logger))
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])

@@ -144,7 +144,7 @@ def load_config(
         raise ConfigError(f"{error.full_key}: has no default; set it with {error.full_key}=…") from error
 
 
-def overridden(config: T, overrides: Sequence[str]) -> T:
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     """A configuration with `section.field=value` each over it.
 
     Raises:

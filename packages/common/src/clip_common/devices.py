@@ -25,7 +25,7 @@ def device_count(config: TrainerConfig) -> int:
     return here * config.nodes
 
 
-def require_one_device(config: TrainerConfig, *, verb: str) -> None:
+def check_one_device(config: TrainerConfig, *, verb: str) -> None:
     """Raise ValueError where a run would take several processes: they cannot follow one another in one command."""
     several = config.devices not in ("auto", "cpu", "cpu:1", "1") or config.nodes > 1
     if several or (config.devices == "auto" and torch.cuda.device_count() > 1):
@@ -35,7 +35,7 @@ def require_one_device(config: TrainerConfig, *, verb: str) -> None:
         )
 
 
-def batch_of_rank(batch_size: int, *, world: int) -> int:
+def divide_batch(batch_size: int, *, world: int) -> int:
     """A rank's share of the batch of all.
 
     Raises:
@@ -50,7 +50,7 @@ def batch_of_rank(batch_size: int, *, world: int) -> int:
     return batch_size // world
 
 
-def from_all_ranks(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def gather_from_ranks(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """The parts of every process, rank after rank; tensors on the CPU."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return parts

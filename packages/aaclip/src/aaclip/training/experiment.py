@@ -49,7 +49,7 @@ from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
 from clip_common.runs.files import write_text
-from clip_common.training import fit, load_weights, require_trainer
+from clip_common.training import check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 
 MODEL = "model"
@@ -136,11 +136,11 @@ def train(
     elif folder is not None:
         require_free(folder)
     elif config.name is not None:
-        Run.require_new("aaclip", config.name, root=config.runs)
+        Run.check_new("aaclip", config.name, root=config.runs)
     todo = to_do(config, stage, begun)
     if begun is not None and not todo and (finished := as_it_is(begun, config)):
         return finished
-    require_trainer(config.trainer)
+    check_trainer(config.trainer)
     records = records_of(config)
     if begun is not None and (begun.path / TRAINING_LIST).exists():
         require_same_images(begun.path / TRAINING_LIST, records)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clip_common.config import load_config
-from clip_common.devices import pick_device, require_one_device
+from clip_common.devices import check_one_device, pick_device
 from clip_common.features import FeatureCache
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
 from clip_common.plots import Dots
@@ -130,7 +130,7 @@ def compare(
     losses_of = {label: loss_of(config.loss, label) for label in losses}
     for name, given, example in (("losses", losses, "[clip,sanw_debias]"), ("seeds", seeds, "[13,17,23]")):
         check_choices(name, given, example=example)
-    require_one_device(config.trainer, verb="compare")
+    check_one_device(config.trainer, verb="compare")
     splits = read_records(config.data).splits
     records = splits[split]
     if len(records) < 2:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_common.config import load_config
-from clip_common.devices import require_one_device
+from clip_common.devices import check_one_device
 from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
@@ -114,7 +114,7 @@ def tune(
         raise ValueError(f"loss={loss}: every parameter is set ({', '.join(SPACES[loss])}): leave one of them open")
     config = replace(config, loss=replace(config.loss, name=loss))
     build_loss(config.loss)
-    require_one_device(config.trainer, verb="tune")
+    check_one_device(config.trainer, verb="tune")
     optuna = _optuna()
 
     splits = read_records(config.data).splits

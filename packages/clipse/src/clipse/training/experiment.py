@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_common.config import to_yaml
-from clip_common.devices import batch_of_rank, device_count, pick_device
+from clip_common.devices import device_count, divide_batch, pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
-from clip_common.training import fit, load_weights, require_trainer
+from clip_common.training import check_trainer, fit, load_weights
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel, load_towers
@@ -49,9 +49,9 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
             been written then.
     """
     if resume is None and config.name is not None:
-        Run.require_new("clipse", config.name, root=config.runs)
-    batch_of_rank(config.data.batch_size, world=device_count(config.trainer))
-    require_trainer(config.trainer)
+        Run.check_new("clipse", config.name, root=config.runs)
+    divide_batch(config.data.batch_size, world=device_count(config.trainer))
+    check_trainer(config.trainer)
     records = read_records(config.data)
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from clip_common.backbones import Tokens, move
-from clip_common.devices import batch_of_rank, from_all_ranks
+from clip_common.devices import divide_batch, gather_from_ranks
 from clip_common.loader import epoch_seed
 from clip_common.losses import embed_in_parts
 from clip_common.metrics import image_text_retrieval
@@ -161,7 +161,7 @@ class RetrievalModule(L.LightningModule):
         self.validated.append(tuple(tensor.cpu() for tensor in (*part, *(self.references(batch) or ()))))
 
     def on_validation_epoch_end(self) -> None:
-        parts = map(torch.cat, zip(*from_all_ranks(self.validated), strict=True))
+        parts = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
         image_ids, image_ND, text_ids, text_TD, *references = parts
         self.validated = []
         order = image_ids.argsort()
@@ -242,7 +242,7 @@ class RetrievalData(L.LightningDataModule):
         assert self.trainer is not None
         data, world = self.config.data, self.trainer.world_size
         place: dict[str, Any] = {
-            "batch_size": batch_of_rank(data.batch_size, world=world),
+            "batch_size": divide_batch(data.batch_size, world=world),
             "seed": self.config.trainer.seed,
             "rank": self.trainer.global_rank,
             "world": world,

@@ -6,7 +6,7 @@ from typing import Any
 from clip_common.tables import markdown_table
 
 
-def model_card(
+def format_model_card(
     *,
     title: str,
     summary: str,

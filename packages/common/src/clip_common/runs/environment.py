@@ -19,7 +19,7 @@ PACKAGES = (
 )
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Time, command, versions, git revision of the working folder, hardware. Imports nothing heavy."""
     return {
         "time": now(),

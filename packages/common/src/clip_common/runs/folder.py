@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clip_common.runs.card import model_card
-from clip_common.runs.environment import environment, rank
+from clip_common.runs.card import format_model_card
+from clip_common.runs.environment import describe_environment, rank
 from clip_common.runs.files import read_json, write_json, write_text
 from clip_common.runs.ledger import PhaseLedger, now
 from clip_common.runs.table import MetricsCsv, append_row
@@ -91,7 +91,7 @@ class Run:
         try:
             draft.mkdir(parents=True)
             write_text(draft / "config.yaml", config_yaml)
-            write_json(draft / "environment.json", {"package": package, "verb": verb} | environment())
+            write_json(draft / "environment.json", {"package": package, "verb": verb} | describe_environment())
             draft.rename(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -102,7 +102,7 @@ class Run:
         return cls(path)
 
     @classmethod
-    def require_new(cls, package: str, name: str, *, root: str | Path = Path("runs")) -> None:
+    def check_new(cls, package: str, name: str, *, root: str | Path = Path("runs")) -> None:
         """Raise RunExistsError where `create` would, before long preparations. Later ranks ask nothing."""
         path = Path(root) / package / name
         if rank() == 0 and path.exists():
@@ -145,7 +145,7 @@ class Run:
                 f"run {path} was started with another configuration ({what}): resume with that, or name a new run"
             )
         started = run.environment
-        resumed = [*started.get("resumed", []), environment()]
+        resumed = [*started.get("resumed", []), describe_environment()]
         write_json(run.path / "environment.json", started | {"resumed": resumed})
         return run
 
@@ -237,7 +237,7 @@ class Run:
         file = self.path / "README.md"
         if rank() > 0:
             return file
-        card = model_card(
+        card = format_model_card(
             title=title,
             summary=summary,
             results=results or {},

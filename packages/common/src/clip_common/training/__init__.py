@@ -6,7 +6,7 @@ load_weights(module, result.best)
 
 from clip_common.loader import ResumableLoader, ShuffledBatchSampler, original_errors
 from clip_common.training.checkpoint import CheckpointError, load_weights
-from clip_common.training.fit import FitResult, fit, require_trainer
+from clip_common.training.fit import FitResult, check_trainer, fit
 from clip_common.training.optim import build_optimizer, optimizer_and_schedule, warmup_cosine
 
 __all__ = [
@@ -15,10 +15,10 @@ __all__ = [
     "ResumableLoader",
     "ShuffledBatchSampler",
     "build_optimizer",
+    "check_trainer",
     "fit",
     "load_weights",
     "optimizer_and_schedule",
     "original_errors",
-    "require_trainer",
     "warmup_cosine",
 ]

@@ -27,7 +27,7 @@ class RandomState(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks, as plain containers."""
-        mine = random_state()
+        mine = get_random_state()
         if not dist.is_initialized():
             return {"ranks": [mine]}
         states: list[Any] = [None] * dist.get_world_size()
@@ -45,7 +45,7 @@ class RandomState(Callback):
         self._states = None
 
 
-def random_state() -> dict[str, Any]:
+def get_random_state() -> dict[str, Any]:
     """State of the global generators as numbers, strings, lists and tensors."""
     version, numbers, gauss = random.getstate()
     numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
@@ -59,7 +59,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators into a state that `random_state` gave."""
+    """Put the global generators into a state that `get_random_state` gave."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)

@@ -156,9 +156,9 @@ def fit(
     return _result(run, payload)
 
 
-def require_trainer(config: TrainerConfig) -> None:
+def check_trainer(config: TrainerConfig) -> None:
     """Raise ValueError where `fit` would for these settings on this machine, before long preparations."""
-    _require_logger(config)
+    _check_logger(config)
     with _without_chatter():
         _trainer(config, logger=False)
 
@@ -200,7 +200,7 @@ def _trainer(config: TrainerConfig, *, plugins: Sequence[Any] = (), **arguments:
 
 def _logger(config: TrainerConfig, run: Run) -> Logger | Literal[False]:
     """The logger besides metrics.csv."""
-    _require_logger(config)
+    _check_logger(config)
     if config.logger == "csv":
         return False
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -210,7 +210,7 @@ def _logger(config: TrainerConfig, run: Run) -> Logger | Literal[False]:
     return TensorBoardLogger(save_dir=run.path, name="tensorboard", version="")
 
 
-def _require_logger(config: TrainerConfig) -> None:
+def _check_logger(config: TrainerConfig) -> None:
     packages = {"csv": (), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}[config.logger]
     if packages and not any(find_spec(package) for package in packages):
         raise ValueError(f"trainer.logger={config.logger}: not installed; install it with: pip install {packages[0]}")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clip_common.config import load_config, overridden
+from clip_common.config import apply_overrides, load_config
 from clip_common.errors import DataError
 from clip_common.runs import Run
 from videoclip.config import Config
@@ -20,7 +20,7 @@ def load_run_config(run: Run, overrides: Sequence[str]) -> tuple[Config, Config]
         ValueError: An override that has no effect on a trained model, or would need another one.
     """
     trained = load_config(Config, config=run.path / "config.yaml")
-    config = overridden(trained, overrides)
+    config = apply_overrides(trained, overrides)
     trainer = replace(config.trainer, devices=trained.trainer.devices)
     if replace(config, data=trained.data, split=trained.split, trainer=trainer) != trained:
         raise ValueError(f"{run.path}: the model is trained: override data.…, split and trainer.devices only")

@@ -12,7 +12,7 @@ from clip_common.devices import pick_device
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
-from clip_common.training import require_trainer
+from clip_common.training import check_trainer
 from videoclip.classifier.classifier import model_folder
 from videoclip.classifier.run_config import SPLIT_FIELDS, check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
@@ -64,7 +64,7 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
     run = Run.open(path)
     folder = model_folder(run.path)
     trained, config = load_run_config(run, overrides)
-    require_trainer(config.trainer)
+    check_trainer(config.trainer)
     clips = load_clip_set(config, reporter=reporter)
     part, records, train_labels = select_clips(run, trained, config, clips)
     model = VideoAttentionCLIP.from_pretrained(folder).to(pick_device(config.trainer.devices))

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
-from clip_common.config import load_config, overridden
-from clip_common.devices import require_one_device
+from clip_common.config import apply_overrides, load_config
+from clip_common.devices import check_one_device
 from clip_common.metrics import Paired
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -185,7 +185,7 @@ def ablate(
             other clips than it began with or another process at work in it, and whatever `train` refuses.
     """
     check_choices("seeds", seeds, example="[0,1,2]")
-    require_one_device(config.trainer, verb="ablate")
+    check_one_device(config.trainer, verb="ablate")
     check_devices(config)
     clips = load_clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
@@ -195,7 +195,7 @@ def ablate(
     rows = [row for row in ROWS if row.id in TABLES[table]]
     for row in rows:
         try:
-            overridden(config, switches(row, config))
+            apply_overrides(config, switches(row, config))
         except ValueError as error:
             raise ValueError(f"row {row.id} of the table {table}: {error}") from error
     series = open_series("ablate", config, package="videoclip", name=name)
@@ -262,7 +262,7 @@ def switches(row: Row, config: Config) -> list[str]:
 def row_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
     """Return the configuration of a row's run with one seed: the row's switches, tested on the seed's part."""
     name = f"{row.run_of or row.id}-s{seed}".replace(" ", "-")
-    member = member_config(overridden(config, switches(row, config)), series, name=name)
+    member = member_config(apply_overrides(config, switches(row, config)), series, name=name)
     folds = max(config.data.folds, len(splits))  # a fold column may have more parts than data.folds allows to name
     return replace(
         member,
@@ -277,7 +277,7 @@ def run_row(
 ) -> tuple[Predictions, dict[str, float]]:
     """Return predictions and figures of a row with one seed: train and test its run, or reuse what is there."""
     run = train_member(series, settings, train, reporter=reporter)
-    name = result_name(settings, overridden(settings, row.tested))
+    name = result_name(settings, apply_overrides(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"
     if name not in run.result or not file.exists():
         score(run.path, overrides=row.tested, reporter=reporter)

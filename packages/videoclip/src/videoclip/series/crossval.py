@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
-from clip_common.devices import require_one_device
+from clip_common.devices import check_one_device
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -88,7 +88,7 @@ def cross_validate(
     """
     if folds is not None:
         config = replace(config, data=replace(config.data, folds=folds))
-    require_one_device(config.trainer, verb="cv")
+    check_one_device(config.trainer, verb="cv")
     check_run(config, resume, verb="cv")
     check_devices(config)
     clips = load_clip_set(config, reporter=reporter)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_common.config import to_yaml
-from clip_common.devices import batch_of_rank, device_count, pick_device
+from clip_common.devices import device_count, divide_batch, pick_device
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
-from clip_common.training import FitResult, fit, load_weights, require_trainer
+from clip_common.training import FitResult, check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 from videoclip.classifier.classifier import Classifier, Sampling
 from videoclip.config import Config
@@ -84,7 +84,7 @@ def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv
     """Raise ValueError, before long preparations, if the name is taken or the run was begun by another verb."""
     if resume is None:
         if config.name is not None:
-            Run.require_new("videoclip", config.name, root=config.runs)
+            Run.check_new("videoclip", config.name, root=config.runs)
         return
     began = Run.open(resume).verb
     if began != verb:
@@ -93,8 +93,8 @@ def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv
 
 def check_devices(config: Config) -> None:
     """Raise ValueError if the trainer's settings, or the batch size on so many devices, cannot be used."""
-    batch_of_rank(config.data.batch_size, world=device_count(config.trainer))
-    require_trainer(config.trainer)
+    divide_batch(config.data.batch_size, world=device_count(config.trainer))
+    check_trainer(config.trainer)
 
 
 def check_sizes(split: Split, config: Config) -> None:
@@ -111,7 +111,7 @@ def check_sizes(split: Split, config: Config) -> None:
     if len(split.val) < world:
         raise DataError(f"{len(split.val)} validation clip(s) do not go round {world} devices: set trainer.devices")
     if config.data.batches == "subject_unique":  # the sampler refuses too few subjects
-        share = batch_of_rank(size, world=world)
+        share = divide_batch(size, world=world)
         SubjectUniqueBatchSampler(subject_numbers(split.train), batch_size=share, world=world)
 
 

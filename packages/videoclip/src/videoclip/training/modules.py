@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from clip_common.devices import batch_of_rank, from_all_ranks
+from clip_common.devices import divide_batch, gather_from_ranks
 from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
 from videoclip.config import Config
 from videoclip.data import Batch, SubjectUniqueBatchSampler, VideoMapDataset, collate, subject_numbers
@@ -77,7 +77,7 @@ class AlignmentModule(L.LightningModule):
         self.validated.append((output.logits.float().cpu(), batch.label_B.cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        logits_NK, label_N = map(torch.cat, zip(*from_all_ranks(self.validated), strict=True))
+        logits_NK, label_N = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
         self.validated = []
         found = classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
         self.log_dict({f"val/{name}": found[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")})
@@ -117,7 +117,7 @@ class ClipData(L.LightningDataModule):
         assert self.trainer is not None
         data, world, dataset = self.config.data, self.trainer.world_size, self.datasets["train"]
         place: dict[str, Any] = {
-            "batch_size": batch_of_rank(data.batch_size, world=world),
+            "batch_size": divide_batch(data.batch_size, world=world),
             "seed": self.config.trainer.seed,
             "rank": self.trainer.global_rank,
             "world": world,
