@@ -136,35 +136,3 @@ def test_a_map_that_cannot_count_is_refused_and_not_left_out(trained, records, o
     given = {name: files.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
     with pytest.raises(ValueError, match=message):
         Classifier.from_pretrained(trained(*overrides)).predict(record.video, **given)
-
-
-def test_it_is_saved_and_read_again(trained, records, tmp_path):
-    first = Classifier.from_pretrained(trained(*GUIDED), device="cpu")
-    again = Classifier.from_pretrained(first.save_pretrained(tmp_path / "kept"), device="cpu")
-    video = records["subject_00_clip_00"].video
-    assert again.sampling == first.sampling
-    assert again.predict(video).probabilities == first.predict(video).probabilities
-
-
-@pytest.mark.parametrize("damage", ["absent", "{", '{"frames": 4}', "[]"])
-def test_a_damaged_folder_is_one_line(trained, tmp_path, damage):
-    folder = shutil.copytree(trained() / "model", tmp_path / "model")
-    (folder / "sampling.json").unlink()
-    if damage != "absent":
-        (folder / "sampling.json").write_text(damage)
-    with pytest.raises(ValueError, match=r"sampling\.json is missing or damaged: copy the folder again"):
-        Classifier.from_pretrained(folder)
-    with pytest.raises(ValueError, match="no such file"):
-        Classifier.from_pretrained(tmp_path / "nowhere")
-
-
-def test_a_run_of_several_fits_or_none_says_so(tmp_path):
-    (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(ValueError, match=f"holds no trained model yet: videoclip train --resume {tmp_path}"):
-        Classifier.from_pretrained(tmp_path)
-    (tmp_path / "checkpoints" / "fold0").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is a cross-validation"):
-        Classifier.from_pretrained(tmp_path)
-    (tmp_path / "videoclip" / "B0-s0").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"is an ablation, of several runs: name one of them, e\.g\. .*B0-s0"):
-        Classifier.from_pretrained(tmp_path)

@@ -63,7 +63,7 @@ SHOWN_BY = {
     "data.root": "test_scoring_score.py: data.root=",
     "data.clip_seconds": "test_data_manifest.py: clip_seconds=",
     "data.on_error": "test_training_experiment.py: data.on_error=skip",
-    "model.weights": "test_models_clip_align.py: weights=",
+    "model.weights": "test_classifier_saving.py: weights=",
 }
 """Knobs that a fit alone does not show, and where a test sets them. Those of `optim` and `trainer` are tested in
 clip_common, which owns them."""

@@ -1,12 +1,8 @@
 """The encoders, the whole model, and what each of its switches changes."""
 
-import json
-import shutil
-
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from videoclip.config import LossConfig, ModelConfig
@@ -17,7 +13,6 @@ from videoclip.models import (
     SimpleCNNLSTMEncoder,
     VideoAttentionCLIP,
     normalise,
-    video_encoder,
 )
 from videoclip.training.losses import VideoClipLoss
 
@@ -98,44 +93,6 @@ def test_every_backbone_gives_features_and_learns(backbone):
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == ["logit_scale.logit_scale"]
     assert (output.video_tokens is not None) == (backbone == "3dcnn")
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_torchvision_weights_load_from_a_file_without_their_classifier(tmp_path, suffix):
-    source = torchvision.models.video.mc3_18(weights=None, num_classes=400)
-    file = tmp_path / f"gewichte ü{suffix}"
-    if suffix == ".pth":
-        torch.save(source.state_dict(), file)
-    else:
-        save_file(source.state_dict(), file)
-    encoder = video_encoder("mc3_18", feature_dim=16, weights=file)
-    for name, tensor in encoder.network.state_dict().items():
-        if not name.startswith("fc."):
-            assert torch.equal(tensor, source.state_dict()[name]), name
-    assert encoder(torch.rand(1, 3, 4, 32, 32)).shape == (1, 16)
-    with pytest.raises(ValueError, match=r"does not fit r3d_18: .* such as .*: give the weights") as error:
-        video_encoder("r3d_18", feature_dim=16, weights=file)
-    assert "\n" not in str(error.value)
-
-
-class _Surprise:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-@pytest.mark.parametrize("content", ["absent", "damaged .pth", "damaged .safetensors", "pickle", "no tensors"])
-def test_weights_that_cannot_be_read_are_one_line(tmp_path, content, capsys):
-    file = tmp_path / ("w.safetensors" if content.endswith("safetensors") else "w.pth")
-    if content.startswith("damaged"):
-        file.write_bytes(b"\x00\x01 no weights")
-    elif content == "pickle":
-        torch.save({"fc": _Surprise()}, file)
-    elif content == "no tensors":
-        torch.save({"epoch": 3}, file)
-    with pytest.raises(ValueError, match=r"w\.(pth|safetensors)") as error:
-        video_encoder("mc3_18", feature_dim=16, weights=file)
-    assert "\n" not in str(error.value)
-    assert "executed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn", "cnn_lstm"])
@@ -358,68 +315,3 @@ def test_it_learns_to_tell_what_shows_where_the_map_is():
         correct.append((logits.argmax(1) == label).float().mean().item())
     assert correct[0] < 0.8
     assert correct[-1] == 1
-
-
-# saving
-
-
-def test_a_saved_model_comes_back_with_its_knobs(tmp_path):
-    folder = tmp_path / "modèle ü"
-    model = model_of(map_guided=True, map_guided_type="channel", attn_in_channels=2, temperature=0.5)
-    model(*inputs_of(channels=2))
-    model.save_pretrained(folder)
-    back = VideoAttentionCLIP.from_pretrained(folder)
-    assert back.config == model.config
-    assert not back.training
-    assert back.temperature == 0.5
-    assert torch.equal(logits_of(back), logits_of(model))
-    assert back.state_dict().keys() == model.state_dict().keys()
-    assert "temperature" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def test_a_learned_temperature_comes_back(tmp_path):
-    model = model_of()
-    nn.init.constant_(model.logit_scale.logit_scale, 3.0)
-    back = VideoAttentionCLIP.from_pretrained(model.save_pretrained(tmp_path))
-    assert back.logit_scale.logit_scale.item() == 3
-    assert back.logit_scale.logit_scale.requires_grad
-
-
-def test_the_file_of_torchvisions_weights_is_not_asked_for_again(tmp_path):
-    file = tmp_path / "mc3.pth"
-    torch.save(torchvision.models.video.mc3_18(weights=None).state_dict(), file)
-    model = model_of(clip_backbone="mc3_18", weights=str(file))
-    model.save_pretrained(tmp_path / "model")
-    file.unlink()
-    assert str(tmp_path) not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8")
-    back = VideoAttentionCLIP.from_pretrained(tmp_path / "model")
-    assert torch.equal(back.video_encoder.network.stem[0].weight, model.video_encoder.network.stem[0].weight)
-
-
-@pytest.mark.parametrize(
-    "damage", ["no folder", "no weights", "missing weight", "cut weights", "cut config", "foreign knob", "other width"]
-)
-def test_a_damaged_folder_is_one_line(tmp_path, damage):
-    folder = model_of().save_pretrained(tmp_path / "model")
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    told = json.loads(config.read_text(encoding="utf-8"))
-    match damage:
-        case "no folder":
-            shutil.rmtree(folder)
-        case "no weights":
-            weights.unlink()
-        case "missing weight":
-            state = load_file(weights)
-            del state["classifier.bias"]
-            save_file(state, weights)
-        case "cut weights":
-            weights.write_bytes(weights.read_bytes()[:1000])
-        case "cut config":
-            config.write_text(config.read_text(encoding="utf-8")[:40], encoding="utf-8")
-        case "foreign knob":
-            config.write_text(json.dumps(told | {"model": told["model"] | {"depth": 3}}), encoding="utf-8")
-        case "other width":
-            config.write_text(json.dumps(told | {"model": told["model"] | {"clip_embed_dim": 4}}), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"model\.safetensors|config\.json") as error:
-        VideoAttentionCLIP.from_pretrained(folder)
-    assert "\n" not in str(error.value)

@@ -172,7 +172,7 @@ def test_where_the_training_set_is_gone_names_decide_and_it_says_so(run, walks, 
 
 def test_a_run_without_a_model_says_how_to_get_one(run, tmp_path):
     shutil.rmtree(run / "model")
-    with pytest.raises(ValueError, match=f"holds no trained model yet: videoclip train --resume {run}"):
+    with pytest.raises(ValueError, match=f"without a model yet: finish it with `videoclip train --resume {run}`"):
         score(run)
     with pytest.raises(ValueError, match="not a run folder"):
         score(tmp_path)

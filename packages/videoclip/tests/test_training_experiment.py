@@ -49,7 +49,7 @@ def read(file: Path):
 def test_a_run_leaves_a_model_its_numbers_who_was_where_and_its_pictures(small, tmp_path, pictures):
     trained = train(configured(small, "name=whole", "model.map_guided=true", "trainer.max_epochs=2"))
     run = trained.run.path
-    for name in ("config.yaml", "environment.json", "metrics.csv", "result.json", "README.md", "model/sampling.json"):
+    for name in ("config.yaml", "environment.json", "metrics.csv", "result.json", "README.md", "model/config.json"):
         assert (run / name).stat().st_size > 0, name
     plots = {"loss.png", "validation.png", "parts.png", "val-confusion.png", "val-similarity.png"}
     assert plots <= {plot.name for plot in trained.plots}

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_common.devices import pick_device
-from clip_common.runs import write_json
-from clip_common.runs.files import read_json
-from videoclip.config import DataConfig
+from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
+from clip_common.tensors import load_state, read_tensors, write_tensors
+from videoclip.config import DataConfig, ModelConfig
 from videoclip.data import ClipRecord, read_pair
 from videoclip.data.decoding import clip_span
 from videoclip.models import VideoAttentionCLIP, normalise
 from videoclip.models.clip_align import Output
 from videoclip.report.overlay import energy
 
-SAMPLING = "sampling.json"
+WEIGHTS = "model.safetensors"
+FORMAT = 2
+"""Version of the format that `save_pretrained` writes."""
 
 
 @dataclass(frozen=True)
@@ -112,24 +114,32 @@ class Classifier:
         self.sampling = sampling
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> "Classifier":
-        """Of a run folder, or of a folder that `save_pretrained` wrote.
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> Self:
+        """Load the best weights of a run folder, or a folder that `save_pretrained` wrote.
 
         Raises:
-            ValueError: One line: nothing of the kind there, or damaged.
+            ValueError: One line: no model there, one of another version of the package, or a damaged one.
         """
-        folder = model_folder(path)
-        model = VideoAttentionCLIP.from_pretrained(folder)
+        folder = find_model(source, package="videoclip", format=FORMAT)
+        content = read_marker(folder, package="videoclip", format=FORMAT)
         try:
-            sampling = Sampling(**read_json(folder / SAMPLING))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{folder / SAMPLING} is missing or damaged: copy the folder again") from error
+            config, sampling = ModelConfig(**content["model"]), Sampling(**content["sampling"])
+            model = VideoAttentionCLIP(config, temperature=content["temperature"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder / MARKER} is damaged: {error!r}: copy the folder again") from error
+        load_state(model, read_tensors(folder / WEIGHTS), source=folder / WEIGHTS, called=f"the {MARKER} beside it")
         return cls(model, sampling, device=device)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the model and how it wants its clips."""
-        folder = self.model.save_pretrained(folder)
-        write_json(folder / SAMPLING, asdict(self.sampling))
+        """Write model.safetensors, and a config.json with the model's configuration and its sampling."""
+        folder, model = Path(folder), self.model
+        write_tensors(folder / WEIGHTS, model.state_dict())
+        content = {
+            "model": asdict(replace(model.config, weights=None)),  # the weights that it started from are within
+            "temperature": model.temperature,
+            "sampling": asdict(self.sampling),
+        }
+        write_marker(folder, content, package="videoclip", format=FORMAT)
         return folder
 
     def predict(
@@ -212,27 +222,6 @@ class Classifier:
             looked_THW=looked(output),
             guided=output.video_gate is not None and bool(output.map_valid[0]),
         )
-
-
-def model_folder(source: str | Path) -> Path:
-    """The folder of a run's best weights, or the folder itself where it is no run.
-
-    Raises:
-        ValueError: A run that has none: one that has not finished, or one of several fits.
-    """
-    folder = Path(source)
-    if not (folder / "config.yaml").is_file():
-        return folder
-    if (folder / "model" / SAMPLING).is_file():  # written last
-        return folder / "model"
-    if members := sorted(folder.glob("videoclip/[!.]*")):
-        raise ValueError(f"{folder} is an ablation, of several runs: name one of them, e.g. {members[0]}")
-    if (folder / "checkpoints" / "fold0").is_dir():
-        raise ValueError(
-            f"{folder} is a cross-validation: each fold was tested by it (cross-validation.md), and it keeps no model: "
-            "videoclip train makes one"
-        )
-    raise ValueError(f"{folder} holds no trained model yet: videoclip train --resume {folder}")
 
 
 def looked(output: Output) -> NDArray[np.float32] | None:

@@ -13,6 +13,7 @@ from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import write_text
+from clip_common.runs.folder import is_run
 from videoclip.classifier.classifier import Classifier, VideoPrediction
 from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
@@ -167,7 +168,7 @@ def overlay_clips(
         ValueError: No such clip, or a set or run that cannot be used.
     """
     classifier = None
-    if (source / "config.yaml").is_file():
+    if is_run(source):
         run = Run.open(source)
         trained, config = load_run_config(run, overrides)
         if is_training_set(trained, config):

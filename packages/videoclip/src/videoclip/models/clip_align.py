@@ -4,26 +4,18 @@ Legend: B clips, C channels of a map, T frames, H and W pixels, F clip_feature_d
 are (B, 64, T, H, W) of a coarser grid.
 """
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clip_common.losses import LogitScale
-from clip_common.runs import write_atomically, write_json
 from videoclip.config import ModelConfig
-from videoclip.models.encoders import Simple3DEncoder, load_state, read_state, video_encoder
+from videoclip.models.encoders import Simple3DEncoder, video_encoder
 from videoclip.models.pooling import MapGuidedVideoEncoder, gate_mlp, gated_by_summary, varies
 from videoclip.models.stem import widened
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 MEAN = (0.43216, 0.394666, 0.37645)
 STD = (0.22803, 0.22145, 0.216989)
@@ -73,11 +65,9 @@ class VideoAttentionCLIP(nn.Module):
     """Video encoder, map encoder, a projection of each, and a classifier.
 
     Args:
-        config: Which encoders, whether maps guide, and what is classified.
+        config: Which encoders, whether maps guide, and what is classified. `weights` is not read here: training loads
+            it (`videoclip.training.weights`).
         temperature: A fixed softmax temperature; None learns it, from 0.07.
-
-    Raises:
-        ValueError: `config.weights` cannot be read, or is of another network.
     """
 
     def __init__(self, config: ModelConfig, *, temperature: float | None = None) -> None:
@@ -89,7 +79,7 @@ class VideoAttentionCLIP(nn.Module):
         if config.map_guided and config.clip_backbone == "3dcnn":
             self.video_encoder: nn.Module = MapGuidedVideoEncoder(config)
         else:
-            self.video_encoder = video_encoder(config.clip_backbone, feature_dim=width, weights=config.weights)
+            self.video_encoder = video_encoder(config.clip_backbone, feature_dim=width)
             if config.map_guided:
                 self.map_gate = gate_mlp(config.attn_in_channels, config.map_guided_hidden_dim, width)
         self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
@@ -153,40 +143,6 @@ class VideoAttentionCLIP(nn.Module):
             token_gain=gain,
         )
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write model.safetensors and a config.json that rebuild the model; torchvision's weights are within."""
-        folder = Path(folder)
-        state = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
-        with write_atomically(folder / WEIGHTS) as temporary:
-            save_file(state, temporary, {"format": "pt"})
-        config = dataclasses.asdict(dataclasses.replace(self.config, weights=None))
-        write_json(folder / CONFIG, {"format": 1, "model": config, "temperature": self.temperature})
-        return folder
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "VideoAttentionCLIP":
-        """Read what `save_pretrained` wrote; in eval mode.
-
-        Raises:
-            ValueError: One line: no such folder, damaged files, or weights that are not of the configuration.
-        """
-        folder = Path(folder)
-        config, temperature = _described(folder / CONFIG)
-        model = cls(config, temperature=temperature)
-        load_state(model, read_state(folder / WEIGHTS), source=folder / WEIGHTS, called=f"the {CONFIG} beside it")
-        return model.eval()
-
 
 def _projection(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Dropout(0.1), nn.Linear(out, out), nn.LayerNorm(out))
-
-
-def _described(file: Path) -> tuple[ModelConfig, float | None]:
-    """The configuration and the temperature of a saved model."""
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file: give a folder that save_pretrained wrote")
-    try:
-        told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return ModelConfig(**told["model"]), told["temperature"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged or of another program: {error!r}: copy the folder again") from error

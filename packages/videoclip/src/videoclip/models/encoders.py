@@ -4,13 +4,8 @@ Legend: B clips, C channels of a video or a map, T frames, H and W pixels, F fea
 a coarser grid.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from videoclip.models.stem import Conv3d, Size, Stem
@@ -76,19 +71,12 @@ class SimpleCNNLSTMEncoder(nn.Module):
 
 
 class TorchvisionEncoder(nn.Module):
-    """r3d_18, mc3_18 or r2plus1d_18 with a Linear of its own; on a CPU in float32 whatever the autocast.
+    """r3d_18, mc3_18 or r2plus1d_18 with a Linear of its own; on a CPU it runs in float32 whatever the autocast."""
 
-    Raises:
-        ValueError: A file of weights that cannot be read, or is of another network.
-    """
-
-    def __init__(self, name: str, feature_dim: int, *, weights: str | Path | None = None) -> None:
+    def __init__(self, name: str, feature_dim: int) -> None:
         super().__init__()
+        self.name = name
         self.network = getattr(torchvision.models.video, name)(weights=None)
-        if weights is not None:
-            read = {key: tensor for key, tensor in read_state(Path(weights)).items() if not key.startswith("fc.")}
-            own = {key: tensor for key, tensor in self.network.state_dict().items() if key.startswith("fc.")}
-            load_state(self.network, read | own, source=Path(weights), called=name)
         self.network.fc = nn.Linear(self.network.fc.in_features, feature_dim)
 
     def forward(self, x_B3THW: Tensor) -> Tensor:
@@ -106,54 +94,12 @@ def _trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential:
     )
 
 
-def video_encoder(backbone: str, *, feature_dim: int, weights: str | Path | None = None) -> nn.Module:
-    """The encoder that `model.clip_backbone` names.
+def video_encoder(backbone: str, *, feature_dim: int) -> nn.Module:
+    """Return the encoder that `model.clip_backbone` names, with random weights.
 
     Args:
         backbone: 3dcnn, 2dcnn, cnn_lstm, or one of torchvision's: r3d_18, mc3_18, r2plus1d_18.
         feature_dim: F.
-        weights: A file of torchvision's weights; its classifier is left out. None starts from scratch.
-
-    Raises:
-        ValueError: A file that cannot be read, or is of another network.
     """
     small = {"3dcnn": Simple3DEncoder, "2dcnn": Simple2DEncoder, "cnn_lstm": SimpleCNNLSTMEncoder}
-    if backbone in small:
-        return small[backbone](3, feature_dim)
-    return TorchvisionEncoder(backbone, feature_dim, weights=weights)
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Tensors by name, of a .safetensors file or of one that torch saved; no pickle is executed.
-
-    Raises:
-        ValueError: Absent, damaged, or no file of weights.
-    """
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file of weights: give a .safetensors or .pth file")
-    try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    # what torch raises for a damaged file ranges from KeyError to UnpicklingError
-    except Exception as error:
-        kind = "" if isinstance(error, SafetensorError) else f"{type(error).__name__}: "
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{file} cannot be read as weights, get it again ({kind}{reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ValueError(f"{file} holds no weights: expected tensors by name, as torch.save(model.state_dict()) writes")
-    return state
-
-
-def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: Path, called: str) -> None:
-    """Fill all of `module`, from tensors of just its names and shapes.
-
-    Raises:
-        ValueError: Weights of another network.
-    """
-    own = module.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
-    if wrong:
-        raise ValueError(
-            f"{source} does not fit {called}: {len(wrong)} weights are missing, foreign or of another shape, such as "
-            f"{wrong[0]}: give the weights of that very model"
-        )
-    module.load_state_dict(dict(state))
+    return small[backbone](3, feature_dim) if backbone in small else TorchvisionEncoder(backbone, feature_dim)

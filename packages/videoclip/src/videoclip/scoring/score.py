@@ -13,7 +13,7 @@ from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.training import check_trainer
-from videoclip.classifier.classifier import model_folder
+from videoclip.classifier.classifier import Classifier
 from videoclip.classifier.run_config import SPLIT_FIELDS, check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Split, assert_disjoint, collate, read_clips
@@ -62,12 +62,12 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
         ValueError: One line: no trained run, another model, or clips that the run was trained or selected on.
     """
     run = Run.open(path)
-    folder = model_folder(run.path)
+    model = Classifier.from_pretrained(run.path).model
     trained, config = load_run_config(run, overrides)
     check_trainer(config.trainer)
     clips = load_clip_set(config, reporter=reporter)
     part, records, train_labels = select_clips(run, trained, config, clips)
-    model = VideoAttentionCLIP.from_pretrained(folder).to(pick_device(config.trainer.devices))
+    model.to(pick_device(config.trainer.devices))
     predictions, evaluation = score_records(model, records, clips, config, train_labels=train_labels, reporter=reporter)
 
     name = result_name(trained, config)

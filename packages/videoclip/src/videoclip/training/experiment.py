@@ -25,6 +25,7 @@ from videoclip.scoring.evaluation import Evaluation
 from videoclip.scoring.score import draw_evaluation, registry_row, score_records
 from videoclip.training.card import write_card
 from videoclip.training.modules import AlignmentModule, ClipData
+from videoclip.training.weights import load_torchvision_weights
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def fit_split(
     """Fit one model on one split; return it with its best weights, in eval mode and on its device."""
     seed_everything(config.trainer.seed)  # decides the initial weights
     model = VideoAttentionCLIP(config.model, temperature=config.loss.temperature)
+    if config.model.weights is not None:
+        load_torchvision_weights(model.video_encoder, Path(config.model.weights))
     record_split(split, run.path, fit=phase, root=config.data.root)
     datasets = {
         "train": clips.dataset(split.train, config, training=True),
