@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clip_common import images
 from clip_common.errors import DataError
-from clip_common.runs.files import whole_folder
+from clip_common.runs.files import write_folder_atomically
 
 
 def key_of(parts: Iterable[object]) -> str:
@@ -38,7 +38,7 @@ def state_of(path: Path) -> str:
 
 @contextmanager
 def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
-    """Fill a folder as `whole_folder` does; if another process makes the same one meanwhile, the first to finish wins.
+    """Fill a folder as `write_folder_atomically` does; of two processes that fill it, the first to finish wins.
 
     Args:
         folder: A folder that does not exist yet.
@@ -57,7 +57,7 @@ def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
             f"{free / 2**20:,.0f} MiB free: set data.cache=false, or data.cache_dir to another disk"
         )
     try:
-        with whole_folder(folder) as draft:
+        with write_folder_atomically(folder) as draft:
             yield draft
     except OSError:
         if not folder.exists():  # otherwise the other process has made it from the same files

@@ -8,7 +8,7 @@ from typing import Any
 from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
 from clip_common.errors import DataError
-from clip_common.runs.files import new_folder, write_text
+from clip_common.runs.files import write_new_folder, write_text
 from clip_common.tables import json_lines_text
 
 TRAIN, TEST = "train.jsonl", "test.jsonl"
@@ -42,7 +42,7 @@ def write_split(train: Sequence[Record], test: Sequence[Record], folder: Path) -
     Raises:
         ValueError: The folder exists, or an image cannot be read.
     """
-    with new_folder(folder) as draft:
+    with write_new_folder(folder) as draft:
         for name, records in ((TRAIN, train), (TEST, test)):
             write_text(draft / name, json_lines_text(_line(record, folder) for record in records))
     return [folder / TRAIN, folder / TEST]

@@ -106,7 +106,7 @@ def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
     )
     network, config = build(source, image_size=None, seed=0)
     bundle = bundle_of(network, replace(source, config=config))
-    _require_written_together(bundle.spec.fingerprint, content, folder)
+    _check_written_together(bundle.spec.fingerprint, content, folder)
     return bundle
 
 
@@ -128,7 +128,7 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
     file = folder / "model.safetensors"
     with backbone_errors():
         state = read_tensors(file)
-        _require_written_together(fingerprint(state), content, folder)
+        _check_written_together(fingerprint(state), content, folder)
         scale, bias = state.pop("logit_scale").item(), state.pop("logit_bias", None)
         check_fit(heads_state(bundle.image_tower, bundle.text_tower), state, source=file, called=content["name"])
     for side, tower in (("image", bundle.image_tower), ("text", bundle.text_tower)):
@@ -137,7 +137,7 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
     return replace(bundle, logit_scale=scale, logit_bias=None if bias is None else bias.item())
 
 
-def _require_written_together(weights: str, content: Mapping[str, Any], folder: Path) -> None:
+def _check_written_together(weights: str, content: Mapping[str, Any], folder: Path) -> None:
     if weights != content["fingerprint"]:
         raise BackboneError(
             f"{folder}: config.json was not written with this model.safetensors (its fingerprint is {weights[:12]}…); "

@@ -31,7 +31,7 @@ from clip_common.features.jobs import (
     name_of,
     text_job,
 )
-from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, readable
+from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, format_bytes
 from clip_common.reporting import Progress
 
 logger = logging.getLogger(__name__)
@@ -214,8 +214,8 @@ class FeatureCache:
         if missing:
             needed = len(missing) * (DIGEST_BYTES + 4 * job.row_shape().numel())
             what = f"{len(missing):,} {job.what}"
-            logger.info("%s take %s in %s", what, readable(needed), shelf.folder)
-            shelf.require_space(needed, what)
+            logger.info("%s take %s in %s", what, format_bytes(needed), shelf.folder)
+            shelf.check_space(needed, what)
         shard = _Shard(shelf)
 
         def keep(digests: list[bytes], features: Tensor) -> None:

@@ -43,7 +43,7 @@ class Shelf:
         self.folder = root / hashlib.sha256(self.description.encode()).hexdigest()[:32]
 
     def index(self) -> dict[bytes, tuple[Path, int]]:
-        """Shard and row of every digest that is kept.
+        """Return the shard and the row of every digest that is kept.
 
         Raises:
             FeatureCacheError: A damaged shard.
@@ -56,7 +56,7 @@ class Shelf:
         return found
 
     def read(self, digests: Sequence[bytes]) -> Tensor:
-        """(N, …) features of these digests, one or more, in their order; all must be kept. Shards are memory-mapped."""
+        """Return the (N, …) features of one or more digests, in order; all must be kept. Shards are memory-mapped."""
         index = self.index()
         rows_of: dict[Path, list[tuple[int, int]]] = {}
         for position, digest in enumerate(digests):
@@ -91,17 +91,18 @@ class Shelf:
                 "what was written before is kept: free some space and run again"
             ) from error
 
-    def require_space(self, needed_bytes: int, what: str) -> None:
-        """Refuse before the work, not after it.
+    def check_space(self, needed_bytes: int, what: str) -> None:
+        """Raise FeatureCacheError if the disk has less free space than features need: before they are computed.
 
-        Raises:
-            FeatureCacheError: The disk has less than that.
+        Args:
+            needed_bytes: Their size.
+            what: What needs it, for the message.
         """
         existing = next(parent for parent in self.folder.absolute().parents if parent.exists())
         free_bytes = shutil.disk_usage(existing).free
         if free_bytes < needed_bytes:
             raise FeatureCacheError(
-                f"{what} need {readable(needed_bytes)}, but {existing} has {readable(free_bytes)} free: "
+                f"{what} need {format_bytes(needed_bytes)}, but {existing} has {format_bytes(free_bytes)} free: "
                 "free some space or choose another folder for the cache"
             )
 
@@ -114,8 +115,8 @@ class Shelf:
                 pass  # another writer finished it, or swept it first
 
 
-def readable(size_bytes: int) -> str:
-    """`1536` -> `1.5 KiB`."""
+def format_bytes(size_bytes: int) -> str:
+    """Return a size for people: `1536` → `1.5 KiB`."""
     size, units = float(size_bytes), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]

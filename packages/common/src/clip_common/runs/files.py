@@ -1,4 +1,4 @@
-"""Writing a file or a folder whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import json
 import os
@@ -31,8 +31,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a draft beside `folder`; it takes the name when the block ends well, and vanishes when it does not.
+def write_folder_atomically(folder: Path) -> Iterator[Path]:
+    """Yield a draft beside `folder`; when the block ends without an error it is renamed, otherwise it is removed.
 
     Raises:
         OSError: Such as a full disk, or a folder of that name that is not empty.
@@ -51,15 +51,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """`whole_folder` of a name that is free.
+def write_new_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all, under a name that is free.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The folder exists.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: name a folder that does not, or remove it")
-    with whole_folder(folder) as draft:
+    with write_folder_atomically(folder) as draft:
         yield draft
 
 
@@ -76,7 +76,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; an empty dict where there is no file."""
+    """Return what `write_json` wrote; an empty dict if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 

@@ -1,4 +1,7 @@
-"""CSV files that never misalign: a new column widens the whole file, a torn line is dropped, writers take turns."""
+"""CSV files that grow and never misalign.
+
+A new column widens the whole file, a line cut off by a kill is dropped, and writers take turns.
+"""
 
 import csv
 import io
@@ -33,7 +36,7 @@ class MetricsCsv:
         _extend(self.path, [dict(row) for row in rows])
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows, cells as text; an empty list where nothing was written."""
+        """Return all rows, cells as text; an empty list if nothing was written."""
         return read_rows(self.path)
 
     def truncate_after(self, step: int, *, phase: str | None = None) -> None:
@@ -59,7 +62,7 @@ def append_row(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a CSV, cells as text; an empty list where there is no file. A line torn by a kill is left out."""
+    """Return the rows of a CSV as text; an empty list if there is no file. A line cut off by a kill is dropped."""
     path = Path(path)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
@@ -80,7 +83,7 @@ def _rewrite(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, Any]
 
 
 def _append(path: Path, lines: bytes) -> None:
-    """Write after the last whole line; where that fails (a full disk), the file ends there again."""
+    """Write after the last whole line; if that fails (a full disk), truncate the file to that line again."""
     with path.open("r+b", buffering=0) as file:
         size = file.seek(0, io.SEEK_END)
         tail = min(size, LONGEST_LINE)
@@ -106,7 +109,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _line(cells: Iterable[Any]) -> str:
-    """One line: a cell's own line breaks become spaces, so that a line is always a row."""
+    """Return one line; a cell's own line breaks become spaces, so that a line is always a row."""
     return csv_text([_cell(cell) for cell in cells], [])
 
 

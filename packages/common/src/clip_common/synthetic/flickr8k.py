@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder, write_text
+from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.captions import captions, naming_caption
 from clip_common.synthetic.draw import render
 from clip_common.synthetic.folders import check_counts
@@ -219,7 +219,7 @@ def _write(
     workers: int,
     progress: Progress | None,
 ) -> Path:
-    with new_folder(folder) as draft:
+    with write_new_folder(folder) as draft:
         (draft / "Images").mkdir()
         for done, _ in enumerate(_drawn(pictures, draft / "Images", size=size, workers=workers), start=1):
             if progress is not None:

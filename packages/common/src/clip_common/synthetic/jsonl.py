@@ -13,7 +13,7 @@ from pathlib import Path
 import soundfile
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder, write_text
+from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
@@ -61,7 +61,7 @@ def write_sounds(
     check_counts(train=train, val=val, test=test)
     splits = [split for split, count in (("train", train), ("val", val), ("test", test)) for _ in range(count)]
     scenes = [sample_scene(seed, index) for index in range(len(splits))]
-    with new_folder(folder) as draft:
+    with write_new_folder(folder) as draft:
         (draft / "sounds").mkdir()
         rows = []
         for scene, split, image in zip(scenes, splits, _draw(scenes, draft, size, progress), strict=True):
@@ -110,7 +110,7 @@ def write_questions(
             drawn, first = _enough_questions(seed, first, per_type)
             asked += [(split, question) for question in drawn]
     scenes = list(dict.fromkeys(question.scene for _, question in asked))
-    with new_folder(folder) as draft:
+    with write_new_folder(folder) as draft:
         images = dict(zip(scenes, _draw(scenes, draft, size, progress), strict=True))
         rows = (
             {

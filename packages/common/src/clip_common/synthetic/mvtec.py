@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder, write_text
+from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import DEFECTS, Part, sample_part
 from clip_common.synthetic.scenes import KINDS, VERSION
@@ -58,7 +58,7 @@ def write_mvtec(
         for offset, (place, defect) in enumerate(plan):
             part = sample_part(seed, first + offset, kinds=(kind,), defects=(defect,) if defect else DEFECTS)
             parts.append((f"{kind}/{place}/{offset:05d}.png", part if defect else part.flawless()))
-    with new_folder(Path(folder)) as draft:
+    with write_new_folder(Path(folder)) as draft:
         for done, (name, part) in enumerate(parts, start=1):
             picture, mask = render_part(part, size=size)
             _save(picture, draft / name)

@@ -6,7 +6,7 @@ import numpy as np
 
 from clip_common.regions import attention_maps
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder, write_text
+from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.figure_draw import keypoints, render_walk, times
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
@@ -73,7 +73,7 @@ def write_walking(
             f"{max(folds, 2) * len(conditions)} subjects: got subjects={subjects}"
         )
     walkers = [sample_subject(seed, index, conditions=conditions) for index in range(subjects)]
-    with new_folder(folder) as draft:
+    with write_new_folder(folder) as draft:
         rows = []
         for walker in walkers:
             person = f"subject_{walker.index:02d}"

@@ -7,7 +7,7 @@ import numpy as np
 
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
-from clip_common.runs.files import new_folder
+from clip_common.runs.files import write_new_folder
 from videoclip.config import DataConfig
 from videoclip.data.decoding import probe
 from videoclip.data.formats import read_clips
@@ -41,7 +41,7 @@ def render(
         raise ValueError(f"--maps {maps}: expected one of {', '.join(DOCTORS)}")
     config = DataConfig(root=str(root), maps=maps)  # type: ignore[arg-type]
     records, drawn, without = read_clips(config), [], []
-    with new_folder(out) as draft:
+    with write_new_folder(out) as draft:
         (draft / "maps").mkdir()
         for done, record in enumerate(records, start=1):
             if map_source(record, config, channels=1) is None:
