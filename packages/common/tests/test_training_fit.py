@@ -95,12 +95,12 @@ def test_the_best_weights_load_and_other_architectures_do_not(train, tmp_path):
     with pytest.raises(CheckpointError, match=r"it lacks head\.3\.bias, head\.3\.weight$"):
         load_weights(deeper, result.best)
     other.head[2].requires_grad_(False)
-    with pytest.raises(CheckpointError, match=r"it has besides head\.2\.bias, head\.2\.weight$"):
+    with pytest.raises(CheckpointError, match=r"it also has head\.2\.bias, head\.2\.weight$"):
         load_weights(other, result.best)
 
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(result.best.read_bytes()[:-1000])
-    for path, message in ((torn, "truncated"), (tmp_path / "absent.ckpt", "there is no such checkpoint")):
+    for path, message in ((torn, "truncated"), (tmp_path / "absent.ckpt", "no such checkpoint")):
         with pytest.raises(CheckpointError, match=message) as error:
             load_weights(Toy(), path)
         assert "\n" not in str(error.value)

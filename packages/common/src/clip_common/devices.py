@@ -1,4 +1,4 @@
-"""Devices and processes: which one, how many, and each one's share."""
+"""Devices and processes: which to use, how many there are, and the share of each."""
 
 from typing import Any
 
@@ -9,12 +9,16 @@ from clip_common.config import TrainerConfig
 
 
 def pick_device(devices: str = "auto") -> torch.device:
-    """Where what no Trainer moves runs: a GPU where there is one, unless `devices` (`trainer.devices`) says CPU."""
+    """Return the device for work outside the Trainer: a GPU if available, unless `devices` says CPU.
+
+    Args:
+        devices: The value of `trainer.devices`.
+    """
     return torch.device("cuda" if torch.cuda.is_available() and not devices.startswith("cpu") else "cpu")
 
 
 def device_count(config: TrainerConfig) -> int:
-    """How many devices `trainer.devices` and `trainer.nodes` stand for, as far as this machine can tell."""
+    """Return how many devices `trainer.devices` and `trainer.nodes` mean; every node is taken to be like this one."""
     kind, _, count = config.devices.partition(":")
     if kind == "auto":
         here = max(1, torch.cuda.device_count())
@@ -26,7 +30,7 @@ def device_count(config: TrainerConfig) -> int:
 
 
 def check_one_device(config: TrainerConfig, *, verb: str) -> None:
-    """Raise ValueError where a run would take several processes: they cannot follow one another in one command."""
+    """Raise ValueError if training would take several processes; `verb` trains several runs in one process."""
     several = config.devices not in ("auto", "cpu", "cpu:1", "1") or config.nodes > 1
     if several or (config.devices == "auto" and torch.cuda.device_count() > 1):
         raise ValueError(
@@ -36,10 +40,10 @@ def check_one_device(config: TrainerConfig, *, verb: str) -> None:
 
 
 def divide_batch(batch_size: int, *, world: int) -> int:
-    """A rank's share of the batch of all.
+    """Return each rank's share of the global batch.
 
     Raises:
-        ValueError: The batch does not divide.
+        ValueError: The batch does not divide evenly.
     """
     if batch_size % world:
         near = max(1, batch_size // world) * world
@@ -51,7 +55,7 @@ def divide_batch(batch_size: int, *, world: int) -> int:
 
 
 def gather_from_ranks(parts: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """The parts of every process, rank after rank; tensors on the CPU."""
+    """Return the parts of all processes, in the order of their ranks; tensors must be on the CPU."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return parts
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

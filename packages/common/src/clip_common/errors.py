@@ -1,5 +1,5 @@
-"""What goes wrong with a data set, said in one line."""
+"""The error for data sets that cannot be used."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is: what was found, what was expected, what to do. Always one line."""
+    """A data set that cannot be used. One line: what was found, what was expected, what to do."""

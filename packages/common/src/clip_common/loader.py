@@ -1,4 +1,4 @@
-"""Loaders that know where they are: the first batch after a resume is the one that would have come next."""
+"""Loaders that resume at the next batch, in an order that depends on (seed, epoch) alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,41 +14,41 @@ class ResumableBatchSampler(Protocol):
     """Batches of indices as a function of (seed, epoch)."""
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is that of `epoch`, from its first batch."""
+        """Start the next iteration at the first batch of `epoch`."""
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches, from where the sampler was set."""
+        """Yield batches, from the position that was set."""
         ...
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Return the number of batches in a whole epoch."""
         ...
 
     def state_dict(self) -> dict[str, int]:
-        """`{"epoch", "batch"}`."""
+        """Return `{"epoch", "batch"}`."""
         ...
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on with batch `state["batch"]` of epoch `state["epoch"]`."""
+        """Start the next iteration at batch `state["batch"]` of epoch `state["epoch"]`."""
 
 
 class ShuffledBatchSampler(Sampler[list[int]]):
-    """Plain shuffled batches of `n` rows, disjoint across ranks; the order is a function of (seed, epoch).
+    """Shuffled batches of `n` rows, disjoint across ranks; the order is a function of (seed, epoch).
 
-    Every rank gives the same number of batches: rows left over by dividing among ranks are left out of the epoch.
+    Every rank yields the same number of batches: rows that do not divide among the ranks are dropped for the epoch.
 
     Args:
         n: Rows of the dataset.
         batch_size: Rows of a batch on one rank.
-        seed: With the epoch, the whole of the order.
-        drop_last: Leave out a last batch that is not full.
-        rank: This process.
+        seed: Determines the order, together with the epoch.
+        drop_last: Drop a last batch that is not full.
+        rank: Index of this process.
         world: Number of processes.
-        groups: (n,) numbers: rows of one group are neighbours in the order, so that they meet in a batch (of all ranks
-            together) unless one ends between them.
+        groups: (n,) group of each row. Rows of one group are adjacent in the order, so that they share a global batch
+            unless a batch ends between them.
 
     Raises:
-        ValueError: Not one batch would come out.
+        ValueError: There are too few rows for one batch.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         self.epoch, self.batch = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is that of `epoch`, from its first batch."""
+        """Start the next iteration at the first batch of `epoch`."""
         self.epoch, self.batch = epoch, 0
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -82,7 +82,7 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         self.batch = 0
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The rows of an epoch, batch of all ranks after batch; of what is too much, the end is left out."""
+        """Return the row order of an epoch as consecutive global batches; surplus rows at the end are dropped."""
         order = torch.randperm(self.n, generator=generator)
         if self.groups is not None:
             place = torch.randperm(int(self.groups.max()) + 1, generator=generator)
@@ -93,26 +93,26 @@ class ShuffledBatchSampler(Sampler[list[int]]):
         return -(-self.rows // self.batch_size)
 
     def state_dict(self) -> dict[str, int]:
-        """`{"epoch", "batch"}`: `batch` batches of the epoch have been given out."""
+        """Return `{"epoch", "batch"}`: `batch` batches of the epoch have been yielded."""
         return {"epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on with batch `state["batch"]` of epoch `state["epoch"]`."""
+        """Start the next iteration at batch `state["batch"]` of epoch `state["epoch"]`."""
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader with `state_dict` and `load_state_dict` over a batch sampler that is a function of (seed, epoch).
 
-    Only batches that were handed to the trainer count as consumed, not those that workers fetched ahead. A dataset
-    with `set_epoch(epoch)` is told the epoch of each item, in the worker that makes it. Iterating draws nothing from
-    the global random generators. A sample's ValueError is the same from a worker as without one (`original_errors`).
+    Batches count as consumed when the trainer receives them, not when workers prefetch them. If the dataset has
+    `set_epoch(epoch)`, it is called in the worker before the items of an epoch. Iterating draws nothing from the global
+    random generators. A sample's ValueError is the same with and without workers (`original_errors`).
 
     Args:
         dataset: Index → sample, as a function of (seed, epoch, index).
         batch_sampler: See `ResumableBatchSampler`.
         collate_fn: Samples → batch.
-        num_workers: Worker processes, kept from epoch to epoch; 0 loads in the training process. Same batches.
+        num_workers: Worker processes, kept between epochs; 0 loads in the training process. Batches are the same.
         pin_memory: Page-locked batches, for transfer to a GPU.
     """
 
@@ -132,19 +132,19 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            generator=torch.Generator(),  # seeds the workers; else each iteration would draw from the global one
+            generator=torch.Generator(),  # seeds the workers; without it each iteration draws from the global generator
         )
         self._sampler = batch_sampler
         self._state = {"epoch": 0, "batch": 0}
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is that of `epoch`, from its first batch."""
+        """Start the next iteration at the first batch of `epoch`."""
         self._state = {"epoch": epoch, "batch": 0}
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # a generator does nothing before its first batch: Lightning makes the iterator before the epoch is known
+        # runs only at the first batch: Lightning makes the iterator before it knows the epoch
         state = self._state = dict(self._state)
-        if state["batch"] >= len(self):  # the epoch was consumed; without set_epoch it comes again
+        if state["batch"] >= len(self):  # the epoch is consumed; without set_epoch, repeat it
             state["batch"] = 0
         self._sampler.load_state_dict(state)
         with original_errors():
@@ -153,16 +153,16 @@ class ResumableLoader(DataLoader[Any]):
                 yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """`{"epoch", "batch"}`: `batch` batches of the epoch have been consumed."""
+        """Return `{"epoch", "batch"}`: `batch` batches of the epoch have been consumed."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """The next iteration goes on with batch `state["batch"]` of epoch `state["epoch"]`."""
+        """Start the next iteration at batch `state["batch"]` of epoch `state["epoch"]`."""
         self._state = {"epoch": int(state["epoch"]), "batch": int(state["batch"])}
 
 
 class _WithEpoch(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): workers that outlive an epoch learn the next one from the items they are asked for."""
+    """Batches of (epoch, index): persistent workers learn the epoch from the items that they load."""
 
     def __init__(self, batches: ResumableBatchSampler) -> None:
         self.batches = batches
@@ -177,7 +177,7 @@ class _WithEpoch(Sampler[list[tuple[int, int]]]):
 
 
 class _AtEpoch(Dataset[Any]):
-    """A dataset asked by (epoch, index)."""
+    """A dataset indexed by (epoch, index)."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -199,10 +199,10 @@ class _AtEpoch(Dataset[Any]):
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Let a ValueError or OSError of a DataLoader's worker leave the block as it was raised there.
+    """Raise a ValueError or OSError of a DataLoader's worker with its original message.
 
-    torch puts the worker's whole traceback into its message; here that stays with the error that this one comes from.
-    A ResumableLoader and `fit` do this by themselves.
+    torch puts the worker's whole traceback into the message; here the traceback stays with the cause (`__cause__`).
+    A ResumableLoader and `fit` do this themselves.
 
     Example:
         with original_errors():
@@ -221,5 +221,5 @@ def original_errors() -> Iterator[None]:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed of 63 bits for each (seed, epoch)."""
+    """Return a 63-bit seed for (seed, epoch)."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> np.uint64(1))

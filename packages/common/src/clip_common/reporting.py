@@ -1,4 +1,4 @@
-"""How long work says where it is, without printing: the caller brings the display (`clip_common.cli.progress`)."""
+"""Progress of long work, without printing: the caller supplies the display (`clip_common.cli.progress`)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,5 +11,5 @@ Reporter = Callable[[str], AbstractContextManager[Progress | None]]
 
 
 def silent(description: str) -> AbstractContextManager[Progress | None]:
-    """A reporter that shows nothing."""
+    """Show nothing: the default reporter."""
     return nullcontext(None)

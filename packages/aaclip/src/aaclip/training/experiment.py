@@ -95,7 +95,7 @@ def resolve(
     if resume is not None:
         if config or overrides or folder:
             raise ValueError(
-                "--resume goes on with the run's own configuration: leave out --config, overrides and other flags"
+                "--resume keeps the run's own configuration: leave out --config, overrides and other flags"
             )
         return configuration_of(Run.open(resume))
     begun = folder is not None and holds_run(folder)

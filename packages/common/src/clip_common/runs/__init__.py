@@ -1,11 +1,11 @@
-"""A run is a folder, `runs/<package>/<name>/`: configuration, environment, metrics, checkpoints, result, model card.
+"""Run folders `runs/<package>/<name>/`: configuration, environment, metrics, checkpoints, result, model card.
 
     run = Run.create("clipse", name="first", config_yaml=to_yaml(config))
     run.metrics.append({"step": 1, "train/loss": 4.2})
     run.write_result({"rsum": 231.4})
     run.register({"rsum": 231.4})
 
-Everything is written so that a kill or a full disk leaves the former state whole. Nothing here imports torch.
+A kill or a full disk leaves the previous state intact. Nothing here imports torch.
 """
 
 from clip_common.runs.files import write_atomically, write_json

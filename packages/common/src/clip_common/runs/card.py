@@ -1,4 +1,4 @@
-"""The model card: README.md of a run, in the form the Hugging Face hub reads."""
+"""The model card: a run's README.md, in the format of the Hugging Face hub."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def format_model_card(
     config_yaml: str,
     environment: Mapping[str, Any],
 ) -> str:
-    """The card's Markdown; see `Run.write_model_card`."""
+    """Return the card as Markdown; see `Run.write_model_card`."""
     tag_lines = "\n".join(f"- {tag}" for tag in tags)
     parts = [f"---\nlicense: {licence}\ntags:\n{tag_lines}\n---", f"# {title}", summary.strip()]
     if results:

@@ -1,4 +1,4 @@
-"""What a run runs on: versions, revision, hardware; and which of several processes this one is."""
+"""The environment of a run (versions, git revision, hardware), and the rank of this process."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Time, command, versions, git revision of the working folder, hardware. Imports nothing heavy."""
+    """Return time, command, versions, git revision of the working folder and hardware; imports nothing heavy."""
     return {
         "time": now(),
         "command": sys.argv,
@@ -39,7 +39,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def rank() -> int:
-    """Index of this process among those of torchrun, srun or Lightning's launcher; 0 for a process alone."""
+    """Return this process's index among those of torchrun, srun or Lightning's launcher; 0 for a single process."""
     for variable in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if variable in os.environ:
             return int(os.environ[variable])
@@ -65,7 +65,7 @@ def _cpu() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints; nothing where it is absent or fails."""
+    """Return what a program prints, or an empty string if it is absent or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

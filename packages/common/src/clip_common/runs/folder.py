@@ -21,18 +21,18 @@ from clip_common.runs.ledger import PhaseLedger, now
 from clip_common.runs.table import MetricsCsv, append_row
 
 PATH_VARIABLE = "CLIP_COMMON_RUN"
-"""Environment variable by which a process tells those it starts where the run is."""
+"""Environment variable that tells child processes the run's folder."""
 
 
 class RunExistsError(ValueError):
-    """A run of that name exists already and was not asked to be resumed."""
+    """A run of that name exists, and resuming it was not requested."""
 
 
 class Run:
-    """One run, a folder.
+    """A run folder.
 
     It holds config.yaml, environment.json, metrics.csv, phases.json, checkpoints/, plots/, result.json and README.md.
-    Make one with `Run.create`, go on with one with `Run.resume`, read one with `Run.open`.
+    Make one with `Run.create`, continue one with `Run.resume`, read one with `Run.open`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,22 +55,22 @@ class Run:
     ) -> Run:
         """Make the folder `root/package/name`, complete or not at all; or reopen it.
 
-        Of several processes (torchrun, srun, Lightning's launcher) the first makes the folder and the others open it;
-        started by torchrun or srun they need a `name`, the same for all.
+        Of several processes (torchrun, srun, Lightning's launcher) rank 0 makes the folder and the others open it.
+        Under torchrun and srun all need the same `name`.
 
         Args:
-            package: The system's name.
+            package: Import name of the system.
             config_yaml: The resolved configuration (`to_yaml(config)`); on resume, the one the run started with.
             name: Name of the folder, any Unicode; default: `label`, date and time.
-            label: What a default name begins with, e.g. loss, model and seed.
+            label: Start of a default name, e.g. loss, model and seed.
             root: Folder of all runs and of their registry.
             group: Folder inside `root` that holds the run; default: `package`.
             verb: Command of the package that makes the run; only `train` leaves a model.
-            resume: Go on with the run of that name if there is one.
+            resume: Resume the run of that name if it exists.
 
         Raises:
             RunExistsError: The folder exists and `resume` is false.
-            ValueError: A name that is no folder name, or, on resume, no name or another configuration.
+            ValueError: `name` is not a folder name, or, on resume, is missing or belongs to another configuration.
         """
         if rank() > 0 and PATH_VARIABLE in os.environ:
             return cls.open(os.environ.pop(PATH_VARIABLE))
@@ -103,7 +103,7 @@ class Run:
 
     @classmethod
     def check_new(cls, package: str, name: str, *, root: str | Path = Path("runs")) -> None:
-        """Raise RunExistsError where `create` would, before long preparations. Later ranks ask nothing."""
+        """Raise RunExistsError if the run exists; call before slow work. A no-op on ranks above 0."""
         path = Path(root) / package / name
         if rank() == 0 and path.exists():
             raise _exists(path)
@@ -125,14 +125,14 @@ class Run:
 
     @classmethod
     def resume(cls, path: str | Path, *, config_yaml: str) -> Run:
-        """Go on with the run folder `path`, wherever it lies and whatever it is called.
+        """Resume the run folder `path`, which may have been moved or renamed.
 
         Args:
-            path: The folder itself, the same for all processes.
+            path: The run folder, the same for all processes.
             config_yaml: The configuration that the run started with.
 
         Raises:
-            ValueError: `path` is no run folder, or was started with another configuration.
+            ValueError: `path` is not a run folder, or was started with another configuration.
         """
         run = cls.open(path)
         if rank() > 0:
@@ -151,9 +151,9 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this run while the block lasts; the lock ends with the process.
+        """Keep other processes from training in this run while the block lasts; the lock also ends with the process.
 
-        The process that holds it may take it again. Of the processes of one job the first takes it for all.
+        The lock is reentrant within a process. In a job of several processes rank 0 holds it for all.
 
         Raises:
             ValueError: Another process holds it.
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.name
 
     @property
@@ -198,17 +198,17 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `write_result` wrote; empty before."""
+        """Content of result.json; empty before `write_result`."""
         return dict(read_json(self.path / "result.json"))
 
     def folder(self, name: str) -> Path:
-        """A folder inside the run (`plots`, `model`, …), made if it is missing."""
+        """Return a folder inside the run (`plots`, `model`, …), made if it is missing."""
         folder = self.path / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def write_result(self, result: Mapping[str, Any]) -> Path:
-        """Write result.json: numbers, strings, lists, dicts; numpy and torch values become numbers, paths strings."""
+        """Write result.json. numpy and torch values become numbers, paths strings."""
         file = self.path / "result.json"
         return write_json(file, dict(result)) if rank() == 0 else file
 
@@ -227,7 +227,7 @@ class Run:
 
         Args:
             title: First heading.
-            summary: What the model is and what it is for, one paragraph.
+            summary: One paragraph: the model and its purpose.
             results: Name → number or text; one table.
             usage: Python that loads and uses the model.
             sections: Heading → Markdown, e.g. {"Data": …, "Limits": …}.
@@ -251,7 +251,7 @@ class Run:
         return write_text(file, card)
 
     def register(self, row: Mapping[str, Any]) -> Path:
-        """Append `time, package, name` and `row` to `root/registry.csv`, safely beside other processes."""
+        """Append `time, package, name` and `row` to `root/registry.csv`, under a file lock."""
         registry = self.path.parent.parent / "registry.csv"
         if rank() == 0:
             append_row(registry, {"time": now(), "package": self.package, "name": self.name} | dict(row))
@@ -268,9 +268,9 @@ def _exists(path: Path) -> RunExistsError:
 
 
 def _wait_for(path: Path, *, seconds: float = 60) -> None:
-    """Wait until the first process has made the folder."""
+    """Wait until rank 0 has made the folder."""
     end = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > end:
-            raise ValueError(f"{path}: the first process has not made it; give every process the same name")
+            raise ValueError(f"{path}: rank 0 did not make it in {seconds} s: give every process the same name")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The phase ledger: which fits of a run are done, so that a resumed run goes on at the right one."""
+"""The phase ledger: which fits of a run are done, so that a resumed run continues with the right one."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,10 +9,10 @@ from clip_common.runs.files import read_json, write_json
 
 
 class PhaseLedger:
-    """phases.json: for each phase (a stage, loop, fold or seed) when it started, when it finished and what it left.
+    """phases.json: for each phase (a stage, loop, fold or seed) when it started and finished, and its payload.
 
-    `clip_common.training.fit` keeps its own phase; a run of several fits names them and calls `fit(..., resume=True)`
-    for each: those that are done return at once. Work that is no fit keeps itself:
+    `clip_common.training.fit` records its own phase. A run of several fits names each one and calls
+    `fit(..., resume=True)` for all: those that are done return at once. Record other work like this:
 
         if not run.ledger.done("evaluate"):
             run.ledger.start("evaluate")
@@ -24,34 +24,34 @@ class PhaseLedger:
         self.path = path
 
     def phases(self) -> dict[str, dict[str, Any]]:
-        """Name → {started, finished, payload}, in the order of their first start."""
+        """Return name → {started, finished, payload}, in the order of first starts."""
         return dict(read_json(self.path))
 
     def started(self, phase: str) -> bool:
-        """Whether `phase` was ever started."""
+        """Return whether `phase` was ever started."""
         return phase in self.phases()
 
     def done(self, phase: str) -> bool:
-        """Whether `phase` has finished."""
+        """Return whether `phase` has finished."""
         return "finished" in self.phases().get(phase, {})
 
     def payload(self, phase: str) -> dict[str, Any]:
-        """What `finish` was given; empty where the phase has not finished."""
+        """Return the payload that `finish` recorded; empty if the phase has not finished."""
         return dict(self.phases().get(phase, {}).get("payload", {}))
 
     def start(self, phase: str) -> None:
-        """Note that `phase` runs: after a kill it keeps the time of its first start, once done it starts anew."""
+        """Record that `phase` runs. A killed phase keeps the time of its first start; a finished one starts again."""
         phases = self.phases()
         if phase not in phases or self.done(phase):
             write_json(self.path, phases | {phase: {"started": now()}})
 
     def finish(self, phase: str, payload: Mapping[str, Any] | None = None) -> None:
-        """Note that `phase` is done, with what later phases need of it (JSON values; paths relative to the run)."""
+        """Record that `phase` is done, with a payload for later phases (JSON values; paths relative to the run)."""
         phases = self.phases()
         entry = phases.get(phase, {}) | {"finished": now(), "payload": dict(payload or {})}
         write_json(self.path, phases | {phase: entry})
 
 
 def now() -> str:
-    """Local time, to the second, with its offset."""
+    """Return the local time with its UTC offset, to the second."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

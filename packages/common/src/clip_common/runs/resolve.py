@@ -1,4 +1,4 @@
-"""The configuration of a new run, or of one to go on with."""
+"""The configuration of a new or a resumed run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ def resolve(
     overrides: Sequence[str] = (),
     resume: Path | None = None,
 ) -> Schema:
-    """The configuration of a new run, or of one to go on with, which keeps its own.
+    """Return the configuration of a new run, or that of the run to resume.
 
     Args:
-        schema: The package's configuration.
+        schema: Class of the package's configuration.
         package: Import name of the package whose `configs/` folder is searched.
         config: Name of a configuration, or a file.
         overrides: `section.field=value` each.
-        resume: The run folder to go on with.
+        resume: Run folder to resume; it keeps its own configuration.
 
     Raises:
         ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
@@ -33,5 +33,5 @@ def resolve(
     if resume is None:
         return load_config(schema, config=config, overrides=overrides, package=package)
     if config or overrides:
-        raise ValueError("--resume goes on with the run's own configuration: leave out --config and overrides")
+        raise ValueError("--resume keeps the run's own configuration: leave out --config and overrides")
     return load_config(schema, config=Run.open(resume).path / "config.yaml")

@@ -1,4 +1,4 @@
-"""Training: the one place that builds a Lightning Trainer, and what makes a killed run end like one that was not.
+"""Training with Lightning: a run that is killed and resumed ends like one that was not killed.
 
 result = fit(module, data, config.trainer, run, monitor="val/rsum", mode="max")
 load_weights(module, result.best)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class MovingAverage(Callback):
-    """Averages the trainable parameters; validation and checkpoints see the average, training the weights.
+    """Moving average of the trainable parameters; validation and checkpoints use it, training uses the weights.
 
-    After step t: average ← d·average + (1 − d)·weights with d = min(decay, (1 + t)/(10 + t)), so that a short training
-    is not held at its start.
+    After step t: average ← d·average + (1 − d)·weights with d = min(decay, (1 + t)/(10 + t)), so that the initial
+    weights do not dominate a short training.
     """
 
     def __init__(self, decay: float) -> None:
@@ -21,7 +21,7 @@ class MovingAverage(Callback):
         self._step = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start from the weights, or from the average of the checkpoint."""
+        """Start from the weights, or from the checkpoint's average."""
         start = self._average or _trained(pl_module)
         self._average = {
             name: start[name].detach().to(weight.device, copy=True) for name, weight in _trained(pl_module).items()
@@ -30,7 +30,7 @@ class MovingAverage(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average after each optimizer step."""
+        """Update the average after each optimizer step."""
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         self._step = trainer.global_step
@@ -38,19 +38,19 @@ class MovingAverage(Callback):
         torch._foreach_lerp_(list(self._average.values()), list(_trained(pl_module).values()), 1 - decay)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count from the resumed step."""
+        """Count steps from the resumed one."""
         self._step = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validate the average."""
+        """Swap in the average for validation."""
         self._swap(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Train on."""
+        """Swap the weights back in."""
         self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The average is what the checkpoint holds as its weights; those being trained go beside it."""
+        """Save the average as the checkpoint's weights, and the weights in training beside it."""
         trained = _trained(pl_module)
         average = {weight.data_ptr(): self._average[name] for name, weight in trained.items()}
         weights = checkpoint["state_dict"]
@@ -58,7 +58,7 @@ class MovingAverage(Callback):
         checkpoint["state_dict"] = {name: average.get(weight.data_ptr(), weight) for name, weight in weights.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take both apart again."""
+        """Restore the average and the weights in training."""
         trained = _trained(pl_module)
         self._average = {name: checkpoint["state_dict"][name] for name in trained}
         for name, weight in trained.items():
@@ -72,5 +72,5 @@ class MovingAverage(Callback):
 
 
 def _trained(module: L.LightningModule) -> dict[str, Tensor]:
-    """Name → trainable parameter, detached (writing into it changes the weight), each once where weights are tied."""
+    """Return name → trainable parameter, detached but sharing memory; tied weights appear once."""
     return {name: weight.detach() for name, weight in module.named_parameters() if weight.requires_grad}

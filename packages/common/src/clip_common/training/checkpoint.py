@@ -1,4 +1,4 @@
-"""Checkpoints: trained weights and plain containers only, written whole or not at all, read without pickle."""
+"""Checkpoints of trained weights and plain containers, written atomically and read without pickle."""
 
 import errno
 import pickle
@@ -15,7 +15,7 @@ from clip_common.runs.files import write_atomically
 BEST = "best.ckpt"
 LAST = "last.ckpt"
 HYPER_PARAMETERS = ("hyper_parameters", "hparams_name", "datamodule_hyper_parameters", "datamodule_hparams_name")
-"""What Lightning saves of `save_hyperparameters`: objects of any class. The run's config.yaml has them as text."""
+"""Keys of `save_hyperparameters` in Lightning's checkpoints; they hold objects. config.yaml has them as text."""
 
 
 class CheckpointError(ValueError):
@@ -23,17 +23,17 @@ class CheckpointError(ValueError):
 
 
 class TrainedWeightsIO(CheckpointIO):
-    """How the Trainer writes and reads checkpoints of `module`.
+    """Writes and reads the Trainer's checkpoints of `module`.
 
-    Frozen parameters are left out: they come from where they came from. `best.ckpt` holds the weights alone,
-    `last.ckpt` everything needed to go on.
+    Frozen parameters are not saved: they are loaded from their original source. `best.ckpt` holds weights only,
+    `last.ckpt` everything needed to resume.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` atomically; a full disk is an OSError and leaves the former file."""
+        """Write `checkpoint` atomically; a full disk raises OSError and leaves the previous file."""
         frozen = {name for name, parameter in parameters_by_name(self.module).items() if not parameter.requires_grad}
         weights = {name: value for name, value in checkpoint["state_dict"].items() if name not in frozen}
         kept = ("epoch", "global_step", "pytorch-lightning_version") if Path(path).name == BEST else checkpoint
@@ -41,13 +41,13 @@ class TrainedWeightsIO(CheckpointIO):
         with write_atomically(Path(path)) as temporary:
             try:
                 torch.save(content, temporary)
-            except RuntimeError as error:  # torch's writer does not say which error of the system it met
+            except RuntimeError as error:  # torch's writer hides the system's error
                 raise OSError(errno.ENOSPC, "checkpoint could not be written, is the disk full?", str(path)) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint and check that its weights are those that the module trains."""
+        """Read a checkpoint and check that its weights fit the module."""
         checkpoint = read_checkpoint(path)
         check_weights(self.module, checkpoint["state_dict"], source=path)
         return checkpoint
@@ -58,7 +58,7 @@ class TrainedWeightsIO(CheckpointIO):
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint's weights into `module`, whose trainable parameters must be exactly those of the file.
+    """Load a checkpoint's weights into `module`; the file must hold exactly its trainable parameters.
 
     Raises:
         CheckpointError: Missing or truncated file; missing, unexpected or differently shaped weights.
@@ -69,11 +69,11 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
 
 def read_checkpoint(path: str | Path, *, key: str = "state_dict") -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, without executing any pickle.
+    """Return the content of a checkpoint, on the CPU, without executing any pickle.
 
     Args:
         path: A file that `torch.save` wrote.
-        key: The entry that makes it a checkpoint; those of other programs have other ones.
+        key: An entry that the checkpoint must have; checkpoints of other programs use other keys.
 
     Raises:
         CheckpointError: Missing, truncated, or not a checkpoint.
@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path, *, key: str = "state_dict") -> dict[str, A
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from error
+        raise CheckpointError(f"{path}: no such checkpoint") from error
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: truncated, or not a checkpoint of weights and plain containers") from error
     if not isinstance(content, dict) or key not in content:
@@ -90,13 +90,13 @@ def read_checkpoint(path: str | Path, *, key: str = "state_dict") -> dict[str, A
 
 
 def check_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: str | Path) -> None:
-    """Raise CheckpointError unless `weights` are exactly the module's trainable parameters, and buffers of it."""
+    """Raise CheckpointError unless `weights` are exactly the module's trainable parameters, plus any of its buffers."""
     parameters = parameters_by_name(module)
     trainable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     buffers = module.state_dict().keys() - parameters.keys()
     problems = {
         "lacks": sorted(trainable.keys() - weights.keys()),
-        "has besides": sorted(weights.keys() - trainable.keys() - buffers),
+        "also has": sorted(weights.keys() - trainable.keys() - buffers),
         "has another shape of": [
             f"{name} {tuple(weights[name].shape)} instead of {tuple(parameter.shape)}"
             for name, parameter in trainable.items()
@@ -109,7 +109,7 @@ def check_weights(module: nn.Module, weights: Mapping[str, Tensor], *, source: s
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name → parameter, under the names of the state dict (FSDP and compiled modules put theirs between)."""
+    """Return name → parameter by names of the state dict, without the parts that FSDP and torch.compile insert."""
     named = module.named_parameters(remove_duplicate=False)
     return {name.replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", ""): value for name, value in named}
 

@@ -1,4 +1,4 @@
-"""Why a resumed fit repeats the one that was not killed: random states are restored, data order follows the epoch."""
+"""Random states and data order, restored so that a resumed fit repeats one that was not killed."""
 
 import random
 from typing import Any
@@ -26,7 +26,7 @@ class RandomState(Callback):
         self._states: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all ranks, as plain containers."""
+        """Return the states of all ranks, as plain containers."""
         mine = get_random_state()
         if not dist.is_initialized():
             return {"ranks": [mine]}
@@ -39,14 +39,14 @@ class RandomState(Callback):
         self._states = state_dict["ranks"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore this rank's state; a rank that did not exist keeps its seed."""
+        """Restore this rank's state; a rank without a saved state keeps its seed."""
         if self._states is not None and trainer.global_rank < len(self._states):
             set_random_state(self._states[trainer.global_rank])
         self._states = None
 
 
 def get_random_state() -> dict[str, Any]:
-    """State of the global generators as numbers, strings, lists and tensors."""
+    """Return the state of the global generators as numbers, strings, lists and tensors."""
     version, numbers, gauss = random.getstate()
     numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
@@ -59,7 +59,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put the global generators into a state that `get_random_state` gave."""
+    """Restore a state that `get_random_state` returned."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
@@ -70,13 +70,13 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class DataOrder(Callback):
-    """Tells the training loader which epoch begins, and where in it a resumed fit goes on.
+    """Sets the training loader's epoch, and its position in the epoch when a fit is resumed.
 
-    Lightning would restore the loader itself, but not once something asked for the number of steps (as a schedule does)
-    before it reads the checkpoint.
+    Lightning restores the loader itself only if nothing asks for the number of steps before it reads the checkpoint, as
+    a learning-rate schedule does.
 
     Args:
-        same: Always the order of the first epoch (to overfit the same batches).
+        same: Use the order of the first epoch in every epoch (to overfit the same batches).
     """
 
     def __init__(self, *, same: bool) -> None:
@@ -84,21 +84,21 @@ class DataOrder(Callback):
         self._position: dict[str, int] | None = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the position."""
+        """Save the position."""
         checkpoint["data_order"] = _loader(trainer).state_dict()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep it until there is a loader."""
+        """Keep the position until the loader exists."""
         self._position = checkpoint["data_order"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go to the position; where an epoch begins, `on_train_epoch_start` follows and replaces it."""
+        """Restore the position; at the start of an epoch, `on_train_epoch_start` then replaces it."""
         loader = _loader(trainer)
         if self._position is not None:
             loader.load_state_dict(self._position)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the epoch; Lightning does not call this for an epoch that is resumed in its middle."""
+        """Set the epoch; Lightning does not call this when it resumes inside an epoch."""
         _loader(trainer).set_epoch(0 if self.same else trainer.current_epoch)
 
 
@@ -106,6 +106,6 @@ def _loader(trainer: L.Trainer) -> ResumableLoader:
     loader = trainer.train_dataloader
     if not isinstance(loader, ResumableLoader):
         raise ValueError(
-            f"train_dataloader() gave a {type(loader).__name__}: return a clip_common.training.ResumableLoader"
+            f"train_dataloader() returned a {type(loader).__name__}: return a clip_common.training.ResumableLoader"
         )
     return loader

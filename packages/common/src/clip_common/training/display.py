@@ -1,4 +1,4 @@
-"""What a person sees of a fit: a bar on a terminal, plain lines in a pipe; both on stderr."""
+"""Progress of a fit on stderr: a bar on a terminal, plain lines in a pipe."""
 
 import time
 from typing import Any
@@ -13,10 +13,10 @@ SECONDS_BETWEEN_DRAWINGS = 0.2
 
 
 class Display(Callback):
-    """One line an epoch with the values logged for the progress bar, the loss and the monitored one; between, progress.
+    """Prints one line per epoch (loss, values logged for the progress bar, monitored value), and progress in between.
 
     Args:
-        monitor: The monitored value, shown once it is logged.
+        monitor: Name of the monitored value, shown once it is logged.
     """
 
     def __init__(self, *, monitor: str) -> None:
@@ -27,7 +27,7 @@ class Display(Callback):
         self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock, and on a terminal the bar."""
+        """Start the clock and, on a terminal, the bar."""
         self._began = self._shown = time.monotonic()
         self._first_step = trainer.global_step
         if trainer.is_global_zero and self._first_step:
@@ -39,19 +39,19 @@ class Display(Callback):
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[values]}"),
             )
-            # drawn by hand, without a thread: worker processes are forked beside it
+            # without rich's refresh thread, because worker processes are forked meanwhile
             self._bar = Progress(*columns, console=self.console, auto_refresh=False, transient=True)
             self._bar.add_task("", values="")
             self._bar.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """An empty bar."""
+        """Reset the bar."""
         self._draw(trainer, done=0, values="")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar, or now and then a line."""
+        """Draw the bar, or print a line every 15 seconds."""
         elapsed = time.monotonic() - self._shown
         if trainer.is_global_zero and elapsed > (SECONDS_BETWEEN_DRAWINGS if self._bar else SECONDS_BETWEEN_LINES):
             self._shown = time.monotonic()
@@ -61,11 +61,11 @@ class Display(Callback):
                 self._print_line(trainer, values=self._values(trainer), clock=self._left(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A full bar."""
+        """Fill the bar."""
         self._draw(trainer, done=int(trainer.num_training_batches), values="validating")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The line of the epoch."""
+        """Print the epoch's line."""
         if trainer.is_global_zero:
             self._shown = time.monotonic()
             clock = _clock(time.monotonic() - self._began)
@@ -105,7 +105,7 @@ class Display(Callback):
         return f"epoch {trainer.current_epoch + 1:{len(last)}d}/{last}"
 
     def _values(self, trainer: L.Trainer, *names: str) -> str:
-        """The loss, what is logged for the progress bar, and the metrics of these names."""
+        """Return the loss, the values logged for the progress bar, and the metrics of these names."""
         metrics = trainer.callback_metrics
         chosen = dict.fromkeys(("train/loss", *trainer.progress_bar_metrics, *names))
         return "  ".join(f"{name} {float(metrics[name]):.4g}" for name in chosen if name in metrics)

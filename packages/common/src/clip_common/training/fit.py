@@ -1,4 +1,4 @@
-"""`fit`: a LightningModule and its data, through the shared TrainerConfig, into a run folder."""
+"""`fit`: train a LightningModule with the shared trainer settings, into a run folder."""
 
 import logging
 import signal
@@ -32,14 +32,14 @@ from clip_common.training.recorder import Recorder
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit left behind."""
+    """Result of `fit`."""
 
     best: Path
     """Checkpoint of the best monitored value: trained weights only (`load_weights`)."""
     last: Path
-    """Checkpoint of the end: weights and everything needed to go on."""
+    """Checkpoint of the last step: weights and everything needed to resume."""
     best_score: float | None
-    """The best monitored value; None where it was never a number."""
+    """The best monitored value; None if it was never a number."""
     epochs: int
     """Epochs that ran."""
     steps: int
@@ -59,39 +59,39 @@ def fit(
 ) -> FitResult:
     """Train `module` on `data`; a killed fit that is resumed ends with the same weights, bit for bit on a CPU.
 
-    What the module does: `training_step` logs per step (Lightning's default there), validation logs per epoch,
-    `monitor` among it. `data.train_dataloader()` is a `ResumableLoader`. Everything logged becomes a cell of
-    metrics.csv, in rows keyed by phase, epoch (from 1) and step (from 1); training rows have `lr` besides. With
-    gradient accumulation a training row is that of the last batch of its step. A mean over the epoch that training
-    logs (`on_epoch=True`) covers only what ran since a resume: Lightning does not save it.
+    The module logs per step in `training_step` (Lightning's default) and per epoch in validation, `monitor` included.
+    `data.train_dataloader()` returns a `ResumableLoader`. Every logged value becomes a cell of metrics.csv, in rows
+    keyed by phase, epoch (from 1) and step (from 1); training rows also have `lr`. With gradient accumulation a
+    training row holds the values of the last batch of its step. An epoch mean that training logs (`on_epoch=True`)
+    covers only the steps since a resume, because Lightning does not save it.
 
-    Submodules that were frozen by `clip_common.backbones.freeze` stay in eval mode; everything else is set to train.
-    Afterwards the module holds the last weights; `load_weights(module, result.best)` gives the best ones (with `ema`:
-    the averaged ones, which are what was validated).
+    Submodules frozen by `clip_common.backbones.freeze` stay in eval mode; all others are set to train mode. Afterwards
+    the module holds the last weights; `load_weights(module, result.best)` loads the best ones (with `ema`, the average
+    that was validated).
 
-    What the module may offer besides:
-        describe_batch(batch) -> str: names the batch's samples in the error of a loss that is not finite.
-        contrastive_log_b: float attribute, ln B of the contrastive loss (B candidates a row). Where
-            `train/loss_contrastive`, or else `train/loss`, stays within 0.02 of it for 200 steps, one warning says that
+    Optional members of the module:
+        describe_batch(batch) -> str: names the batch's samples, for the error about a loss that is not finite.
+        contrastive_log_b: float attribute, ln B of the contrastive loss (B candidates per row). If
+            `train/loss_contrastive` (else `train/loss`) stays within 0.02 of it for 200 steps, one warning says that
             embeddings may have collapsed.
 
     Args:
         module: The model, its losses and `configure_optimizers` (see `optimizer_and_schedule`).
-        data: Its loaders.
+        data: The loaders.
         config: The shared trainer section.
-        run: Where everything goes: metrics.csv, `checkpoints/<phase>/{best,last}.ckpt`, the phase ledger.
-        monitor: Name of the logged value that decides which weights are best.
-        mode: Whether more or less of it is better.
-        phase: Name of this fit in the ledger; several fits of a run need different ones.
-        resume: Go on from this phase's `last.ckpt` if there is one; a phase that is done returns its result at once.
+        run: Receives metrics.csv, `checkpoints/<phase>/{best,last}.ckpt` and the entry in the phase ledger.
+        monitor: Name of the logged value that selects the best weights.
+        mode: Whether a higher or a lower value is better.
+        phase: Name of this fit in the ledger; unique within the run.
+        resume: Continue from this phase's `last.ckpt` if it exists; return the result at once if the phase is done.
 
     Raises:
-        ValueError: A loss that is not finite (names the samples), a checkpoint of another architecture, a logger
-            that is not installed, settings that do not go together, `monitor` not logged, a run in which another
-            process is training.
-        KeyboardInterrupt: Ctrl-C; `last.ckpt` is as it was.
-        SystemExit: SIGTERM, with code 143, after `last.ckpt` was written behind the step that was running, or behind
-            the validation that ends its epoch.
+        ValueError: The loss is not finite (the message names the samples), the checkpoint is of another architecture,
+            the logger is not installed, settings contradict each other, `monitor` was not logged, or another process is
+            training in the run.
+        KeyboardInterrupt: Ctrl-C; `last.ckpt` is unchanged.
+        SystemExit: SIGTERM, with code 143, after `last.ckpt` was written at the end of the current step, or of the
+            epoch if it was validating.
     """
     if resume and run.ledger.done(phase):
         return _result(run, run.ledger.payload(phase))
@@ -127,7 +127,7 @@ def fit(
             default_root_dir=folder,
         )
         if trainer.is_global_zero:
-            for stale in folder.glob(".*.tmp" if resume else "*"):  # half-written when a kill came
+            for stale in folder.glob(".*.tmp" if resume else "*"):  # left half-written by a kill
                 stale.unlink(missing_ok=True)
         seed_everything(config.seed)
         module.train()
@@ -157,7 +157,7 @@ def fit(
 
 
 def check_trainer(config: TrainerConfig) -> None:
-    """Raise ValueError where `fit` would for these settings on this machine, before long preparations."""
+    """Raise ValueError if `fit` cannot use these settings on this machine; call before slow work."""
     _check_logger(config)
     with _without_chatter():
         _trainer(config, logger=False)
@@ -199,7 +199,7 @@ def _trainer(config: TrainerConfig, *, plugins: Sequence[Any] = (), **arguments:
 
 
 def _logger(config: TrainerConfig, run: Run) -> Logger | Literal[False]:
-    """The logger besides metrics.csv."""
+    """Return the logger used in addition to metrics.csv."""
     _check_logger(config)
     if config.logger == "csv":
         return False
@@ -223,7 +223,7 @@ def _profiler(config: TrainerConfig, run: Run) -> Profiler | None:
 
 @contextmanager
 def _own_interrupts() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the fit as they end other programs; Lightning would exit with 1 and 0."""
+    """End the fit on Ctrl-C and SIGTERM with the usual exit codes; Lightning would exit with 1 and 0."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -231,14 +231,14 @@ def _own_interrupts() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, handler)  # Lightning has it ignored by now
+            signal.signal(signal.SIGINT, handler)  # Lightning ignores it by now
             raise KeyboardInterrupt from None
         raise
 
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Silence what Lightning says about itself: tips, devices found, workers, steps it stopped after."""
+    """Silence Lightning's own messages: tips, devices, workers, the step limit."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

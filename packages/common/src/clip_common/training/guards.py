@@ -1,4 +1,4 @@
-"""Alarms: a loss that is not finite stops the run, a contrastive loss that stays at chance warns."""
+"""Alarms: stop at a loss that is not finite, warn about a contrastive loss that stays at chance."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ class LossNotFiniteError(ValueError):
 
 
 class FiniteLoss(Callback):
-    """Stops before a NaN or infinite loss reaches the weights."""
+    """Stops the fit before a NaN or infinite loss reaches the weights."""
 
     def __init__(self) -> None:
         self._batch: tuple[Any, int] = (None, 0)
@@ -30,7 +30,7 @@ class FiniteLoss(Callback):
         self._batch = (batch, batch_idx)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Raise LossNotFiniteError on NaN or infinity."""
+        """Raise LossNotFiniteError if the loss is NaN or infinite."""
         if bool(torch.isfinite(loss).all()):
             return
         batch, index = self._batch
@@ -43,7 +43,7 @@ class FiniteLoss(Callback):
 
 
 class CollapseAlarm(Callback):
-    """Warns once where the contrastive loss stays at ln B: that of a model which scores all B candidates alike."""
+    """Warns once if the contrastive loss stays at ln B, the loss of equal scores for all B candidates."""
 
     def __init__(self) -> None:
         self._steps = 0

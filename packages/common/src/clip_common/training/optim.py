@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, and linear warmup then cosine, per step."""
+"""AdamW with decay of weight matrices only; a schedule per step: linear warmup, then cosine."""
 
 import math
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from clip_common.config import OptimConfig
 
 UNDECAYED = ("logit_scale", "logit_bias")
-"""Endings of the names of scalars that are no weights: decay would pull a temperature toward 1."""
+"""Name endings of scalars that are not decayed: decay would pull a temperature toward 1."""
 
 
 def build_optimizer(
     parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, fused: bool = True
 ) -> AdamW:
-    """AdamW over the trainable parameters; no decay for 1-D ones (biases, norms), logit scales and logit biases.
+    """Return AdamW over the trainable parameters, without decay of 1-D ones (biases, norms), logit scales and biases.
 
     Args:
         parameters: A module, or named parameters.
         config: Learning rate, decay, betas, eps.
-        fused: One pass over each parameter in place of a dozen; not with a gradient scaler and clipping together.
+        fused: Use the fused kernel; it does not work with gradient scaling and clipping together.
 
     Raises:
         ValueError: Nothing is trainable.
@@ -40,13 +40,13 @@ def build_optimizer(
 
 
 def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Learning rate per step t = 0, 1, …: linear warmup to the peak, then cosine to 0.
+    """Return a schedule over steps t = 0, 1, …: linear warmup to the peak learning rate, then cosine to 0.
 
     The factor is (t + 1)/warmup_steps while t < warmup_steps, then ½(1 + cos(π·(t − warmup_steps)/(total_steps −
     warmup_steps))): the peak at t = warmup_steps, 0 at t = total_steps, which is after the last step.
 
     Args:
-        optimizer: Its learning rates are the peaks.
+        optimizer: Its learning rates are the peak values.
         warmup_steps: Steps of warmup.
         total_steps: Steps of the whole training.
     """
@@ -61,13 +61,13 @@ def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) 
 
 
 def optimizer_and_schedule(module: L.LightningModule, config: OptimConfig) -> dict[str, Any]:
-    """All of `configure_optimizers` for a module inside `fit`: AdamW, and `config.schedule` per optimizer step.
+    """Return what `configure_optimizers` needs in `fit`: AdamW, and `config.schedule` per optimizer step.
 
     Example:
         def configure_optimizers(self):
             return optimizer_and_schedule(self, self.config.optim)
     """
-    mixed = "mixed" in str(module.trainer.precision)  # Lightning clips no gradients that a fused step might unscale
+    mixed = "mixed" in str(module.trainer.precision)  # Lightning refuses to clip gradients that a fused step unscales
     optimizer = build_optimizer(module, config, fused=not mixed)
     total = int(module.trainer.estimated_stepping_batches)
     warmup = round(config.warmup_epochs * total / (module.trainer.max_epochs or 1))

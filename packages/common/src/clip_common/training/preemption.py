@@ -1,4 +1,4 @@
-"""A machine that is taken away: SIGTERM, and SLURM's signal before its time limit."""
+"""Preemption: SIGTERM, and SLURM's signal before the time limit."""
 
 import os
 import signal
@@ -13,11 +13,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class Preemption(Callback):
-    """Notes that the process was asked to end, and answers once a checkpoint is there: behind a step, or an epoch.
+    """Records a request to end the process, and obeys it after the next checkpoint: at the end of a step or an epoch.
 
-    Lightning's own handling ends the fit inside a validation too, which loses the epoch, and requeues inside the signal
-    handler, in the middle of whatever the step is doing. Under SLURM (`#SBATCH --signal=USR1@120`) the answer is to put
-    the job back into its queue.
+    Lightning's own handling may end the fit during validation, which loses the epoch, and requeues the job inside the
+    signal handler, in the middle of a step. Under SLURM (`#SBATCH --signal=USR1@120`) the job is requeued.
     """
 
     def __init__(self) -> None:
@@ -26,18 +25,18 @@ class Preemption(Callback):
         self._requeued = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to SIGTERM, and under SLURM to SIGUSR1, until Lightning puts back the handlers from before the fit."""
+        """Handle SIGTERM, and SIGUSR1 under SLURM, until Lightning restores the handlers from before the fit."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
             if self.slurm:
                 signal.signal(signal.SIGUSR1, self._note)
 
     def asked(self, trainer: L.Trainer) -> bool:
-        """Whether any rank was asked to end, and `answer` is due behind the next checkpoint."""
+        """Return whether any rank was asked to end, so that `answer` must follow the next checkpoint."""
         return self._any_rank(trainer, bool(self._noted))
 
     def answer(self, trainer: L.Trainer) -> None:
-        """Put the SLURM job back into its queue, once (SLURM then ends this process); on SIGTERM end the fit."""
+        """Requeue the SLURM job, once (SLURM then ends this process); on SIGTERM, end the fit."""
         if self._any_rank(trainer, signal.SIGUSR1 in self._noted):
             self._noted.discard(signal.SIGUSR1)
             if trainer.is_global_zero and not self._requeued:

@@ -1,7 +1,7 @@
-"""Rows and checkpoints of a fit, in the order that makes a kill harmless.
+"""Rows and checkpoints of a fit, written in an order that survives a kill.
 
-A checkpoint of step k is written after the rows up to step k. So a resumed fit drops the rows after the step of the
-checkpoint it starts from, and writes them again.
+The checkpoint of step k is written after the rows up to step k. A resumed fit drops the rows after its checkpoint's
+step and writes them again.
 """
 
 from collections.abc import Mapping
@@ -17,23 +17,23 @@ from clip_common.training.checkpoint import BEST, LAST
 from clip_common.training.preemption import Preemption
 
 ROWS_HELD = 64
-"""Rows kept before they are written together: reading a value from a GPU waits for it."""
+"""Rows held before they are written together, because reading a value from a GPU waits for the GPU."""
 
 
 class Recorder(Checkpoint):
     """Writes metrics.csv, `best.ckpt` and `last.ckpt`, and stops a fit that no longer improves.
 
-    A Checkpoint for Lightning, which calls those last: whatever other callbacks change is in what is saved.
+    It is a Lightning `Checkpoint`, which runs after all other callbacks, so that checkpoints include their changes.
 
     Args:
         run: The run; rows go to its metrics.csv.
-        folder: Where the two checkpoints go.
+        folder: Folder of the two checkpoints.
         phase: First column of every row.
-        monitor: Logged value that decides which weights are best.
-        mode: Whether more or less of it is better.
-        every: Optimizer steps between checkpoints inside an epoch; None: none inside.
-        patience: Epochs without a better value after which training stops; None: never.
-        preemption: Tells when the process has been asked to end.
+        monitor: Name of the logged value that selects the best weights.
+        mode: Whether a higher or a lower value is better.
+        every: Optimizer steps between checkpoints inside an epoch; None: only at its end.
+        patience: Stop after this many epochs without a better value; None: never.
+        preemption: Records requests to end the process.
     """
 
     def __init__(
@@ -58,31 +58,31 @@ class Recorder(Checkpoint):
         self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Best value so far, and for how many epochs it has stood."""
+        """Return the best value and the number of epochs since it was reached."""
         return {"best_score": self.best_score, "epochs_without_better": self._epochs_without_better}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the best value and the number of epochs since."""
         self.best_score = state_dict["best_score"]
         self._epochs_without_better = state_dict["epochs_without_better"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Drop the rows that will be written again."""
+        """Drop the rows after the resumed step."""
         self._step = trainer.global_step
         if trainer.is_global_zero:
             self.run.metrics.truncate_after(self._step, phase=self.phase)
-        self._stop_without_better(trainer)  # killed between its last checkpoint and its end
+        self._stop_without_better(trainer)  # it may have been killed after its last checkpoint
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Note the learning rate of this step; at the end of the batch the schedule has moved on."""
+        """Store the learning rate of this step; at the end of the batch it is already that of the next step."""
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """One row an optimizer step; a checkpoint where one is due, but for the end of the epoch, which has its own."""
+        """Add a row per optimizer step; save a checkpoint if one is due before the end of the epoch."""
         if trainer.global_step == self._step:
             return  # gradients are being accumulated
         self._step = trainer.global_step
@@ -95,11 +95,11 @@ class Recorder(Checkpoint):
                 self.preemption.answer(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """One row a validation."""
+        """Add a row per validation."""
         self._add_row(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What training logs per epoch, then the best and the last checkpoint."""
+        """Add a row of values logged per epoch, then save the best and the last checkpoint."""
         self._add_row(trainer)
         if self._is_better(trainer):
             self._epochs_without_better = 0
@@ -112,12 +112,12 @@ class Recorder(Checkpoint):
             self.preemption.answer(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the rows up to the failure."""
+        """Write the rows up to the failure."""
         self._write_rows(trainer)
 
     def _add_row(self, trainer: L.Trainer, values: Mapping[str, Any] | None = None) -> None:
-        # Lightning's own loggers get these values only after the checkpoint callbacks: too late for a row that a
-        # checkpoint must not outrun
+        # Lightning's own loggers receive these values after the checkpoint callbacks, but a row must be written before
+        # its checkpoint
         logged = trainer._logger_connector.metrics["log"]
         if values or logged:
             where = {"phase": self.phase, "epoch": trainer.current_epoch + 1, "step": self._step}
@@ -151,6 +151,6 @@ class Recorder(Checkpoint):
 
 
 def _number(value: Any) -> Any:
-    """Numbers to 7 significant digits, which is what float32 holds."""
+    """Return a float rounded to 7 significant digits, the precision of float32; anything else unchanged."""
     value = value.item() if isinstance(value, Tensor) else value
     return float(f"{value:.7g}") if isinstance(value, float) else value
