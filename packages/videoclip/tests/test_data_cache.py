@@ -120,6 +120,12 @@ def test_a_folder_of_frames_is_known_by_its_files(tmp_path):
     assert after[records[0]].frames_T3SS[2, 0].min() == 255
 
 
+def test_another_reader_of_pictures_makes_another_cache(records, tmp_path, monkeypatch):
+    before = opened(tmp_path, records)
+    monkeypatch.setattr("clip_common.images.VERSION", 99)
+    assert opened(tmp_path, records).folder != before.folder
+
+
 def test_a_pickled_cache_maps_its_file_again(records, tmp_path):
     cache = opened(tmp_path, records)
     content = pickle.dumps(cache)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from videoclip.data import DataError, plan, probe, read_frames
-from videoclip.data.decoding import frames_at, list_pictures
+from videoclip.data.decoding import frames_at, list_frames
 
 HEIGHT, WIDTH = 48, 64
 
@@ -278,7 +278,7 @@ def test_a_folder_is_in_the_order_of_its_numbers(tmp_path):
         Image.fromarray(picture(number)).save(tmp_path / f"bild_{number}.png")
     (tmp_path / ".bild_1.png").write_bytes(b"what a Mac leaves behind")
     (tmp_path / "notes.txt").write_text("no picture")
-    assert [file.name for file in list_pictures(tmp_path)] == [f"bild_{n}.png" for n in (2, 9, 10, 100)]
+    assert [file.name for file in list_frames(tmp_path)] == [f"bild_{n}.png" for n in (2, 9, 10, 100)]
     assert probe(tmp_path).fps == 25
     clip = read_frames(tmp_path, start_s=0, end_s=None, frames=4)
     assert np.array_equal(clip, np.stack([picture(number) for number in (2, 9, 10, 100)]))
@@ -297,6 +297,11 @@ def test_pictures_that_differ_in_size_or_are_none_are_refused(tmp_path):
 def test_pictures_of_sixteen_bits_keep_their_range(tmp_path):
     Image.fromarray(np.array([[0, 257 * 7, 65535]], dtype=np.uint16)).save(tmp_path / "0.png")
     assert frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 7, 255]
+
+
+def test_pictures_of_floats_keep_their_range(tmp_path):
+    Image.fromarray(np.array([[0, 0.2, 1]], dtype=np.float32)).save(tmp_path / "0.tif")
+    assert frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 51, 255]
 
 
 # -- real footage --------------------------------------------------------------------------------------------------

@@ -95,7 +95,10 @@ def test_a_name_composed_in_two_ways_is_one_subject(folder):
         (f"{HEAD},lable\n", ", line 1: unknown column 'lable': did you mean label? known are clip_id, "),
         ("clip_id,subject,video\n", ", line 1: unknown column 'subject': did you mean subject_id? known are clip_id, "),
         (f"{HEAD},age\n", ", line 1: unknown column 'age': known are clip_id, "),
-        (f"{HEAD},label,label\n", ", line 1: a column stands twice: clip_id,subject_id,video,label,label"),
+        (
+            f"{HEAD},label,label\n",
+            ", line 1: two columns of the same name, in clip_id,subject_id,video,label,label",
+        ),
         (f"{HEAD}\nc1,s1\n", ", line 2: expected 3 cells as in the header, got fewer"),
         (f"{HEAD}\nc1,s1,a.mp4,4\n", ", line 2: expected 3 cells as in the header, got more"),
         (f'{HEAD}\nc1,s1,"a.mp4\n', ", line 2: not comma-separated values (unexpected end of data)"),

@@ -143,6 +143,19 @@ def test_files_of_every_kind_hold_the_same_map(record, tmp_path):
     assert (video.float() - expected.float()).abs().mean() < 6
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint16, 65535), (np.float32, 1)])
+def test_pictures_of_more_than_eight_bits_are_maps_too(record, tmp_path, dtype, most):
+    folder = tmp_path / "map"
+    folder.mkdir()
+    bright = np.zeros((SIDE, SIDE), dtype)
+    bright[:, : SIDE // 2] = most
+    for number in range(10):
+        Image.fromarray(bright).save(folder / f"{number}.tif")
+    found = read(replace(record, map=folder))
+    assert found[..., : SIDE // 2].float().mean() > 250
+    assert found[..., SIDE // 2 :].float().mean() < 5
+
+
 def test_channels_must_be_those_of_the_model(record, tmp_path):
     np.save(tmp_path / "map.npy", np.stack([steps(5), 1 - steps(5), steps(5)]))
     clip = replace(record, map=tmp_path / "map.npy")

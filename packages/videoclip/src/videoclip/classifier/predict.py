@@ -14,6 +14,7 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from clip_common.runs.folder import is_run
+from clip_common.tables import json_lines_text
 from videoclip.classifier.classifier import Classifier, VideoPrediction
 from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
@@ -85,8 +86,7 @@ def predict_videos(
             if progress is not None:
                 progress(done, len(videos))
     if answers:
-        lines = (json.dumps(as_dict(answer), ensure_ascii=False) for answer in answers)
-        write_text(out / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(out / "predictions.jsonl", json_lines_text(as_dict(answer) for answer in answers))
     return answers, problems
 
 

@@ -5,28 +5,26 @@ F frames of the source, T frames asked for, H and W pixels. Seconds count from t
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from numpy.typing import ArrayLike, NDArray
 
 from clip_common.errors import DataError
-from videoclip.data.packets import decode_frames, read_index, read_size
+from clip_common.images import IMAGE_SUFFIXES, read_image, read_size
+from videoclip.data import packets
 from videoclip.data.planning import even_times, plan
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-"""Suffixes of what counts as a frame in a folder."""
 ASSUMED_FPS = 25.0
 """Rate of a folder of frames, and of an .npz without `fps`."""
 SLACK_S = 0.1
 """How far a clip's `end_s` may lie beyond the end of its video: players round, and sound may last longer."""
 
-BROKEN = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile, Image.DecompressionBombError)
-"""What numpy and PIL raise on damaged files."""
+BROKEN = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
+"""What numpy raises on damaged files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +107,12 @@ def frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArra
     """
     places, inverse_T = np.unique(places_T, return_inverse=True)
     if path.is_dir():
-        pictures = list_pictures(path)
-        found = stack_pictures([pictures[place] for place in places], mode="RGB")
+        pictures = list_frames(path)
+        found = stack_frames([pictures[place] for place in places], read=read_image)
     elif path.suffix == ".npz":
         found = _load_npz(path)[0][places]
     else:
-        found = decode_frames(path, places.tolist())
+        found = packets.decode_frames(path, places.tolist())
     return found[inverse_T]
 
 
@@ -127,42 +125,31 @@ def frame_times(path: Path) -> NDArray[np.float64]:
     return _timeline(path)[0]
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, 2 before 10.
+def list_frames(folder: Path) -> list[Path]:
+    """Return the pictures of a folder in the order of the numbers in their names: 2 before 10.
 
     Raises:
         DataError: There is none.
     """
-    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     if not files:
-        raise DataError(f"{folder}: holds no pictures ({', '.join(PICTURES)}): expected one a frame")
+        raise DataError(f"{folder}: holds no pictures ({', '.join(IMAGE_SUFFIXES)}): expected one a frame")
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 
-def stack_pictures(files: Sequence[Path], *, mode: str) -> NDArray[np.uint8]:
-    """Pictures of one size, turned as EXIF says: (T, H, W, 3) for RGB, (T, H, W) for L.
+def stack_frames(files: Sequence[Path], *, read: Callable[[Path], ArrayLike]) -> NDArray[np.uint8]:
+    """Read pictures of one size and stack them: (T, H, W, 3) or (T, H, W), as `read` gives each.
 
     Raises:
         DataError: One cannot be read, or they differ in size.
     """
-    pixels = []
+    pixels: list[NDArray[np.uint8]] = []
     for file in files:
-        try:
-            with Image.open(file) as opened:
-                pixels.append(np.asarray(_eight_bits(ImageOps.exif_transpose(opened)).convert(mode)))
-        except BROKEN as error:
-            reason = str(error).split("<", 1)[0].strip() or type(error).__name__
-            raise DataError(f"{file}: not a readable image ({reason})") from error
+        pixels.append(np.asarray(read(file)))
         if pixels[-1].shape != pixels[0].shape:
             sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (pixels[0], pixels[-1]))
             raise DataError(f"{file}: pictures of one clip differ in size ({sizes}): make them equal")
     return np.stack(pixels)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    if not picture.mode.startswith("I;16"):
-        return picture
-    return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))  # PIL's own conversion cuts at 255
 
 
 def _natural(name: str) -> list[tuple[str, int, str]]:
@@ -174,21 +161,24 @@ def _timeline(path: Path) -> tuple[NDArray[np.float64], float]:
     if not path.exists():
         raise DataError(f"{path}: no such video")
     if path.is_dir():
-        count, fps = len(list_pictures(path)), ASSUMED_FPS
+        count, fps = len(list_frames(path)), ASSUMED_FPS
     elif path.suffix == ".npz":
         frames_FHW3, fps = _load_npz(path)
         count = len(frames_FHW3)
     else:
-        index = read_index(path)
+        index = packets.read_index(path)
         return index.times_F, index.seconds
     return even_times(count, start_s=0, end_s=count / fps), count / fps
 
 
 def _size(path: Path) -> tuple[int, int]:
-    if path.is_dir() or path.suffix == ".npz":
-        height, width = frames_at(path, [0]).shape[1:3]
+    if path.is_dir():
+        width, height = read_size(list_frames(path)[0])
         return height, width
-    return read_size(path)
+    if path.suffix == ".npz":
+        height, width = _load_npz(path)[0].shape[1:3]
+        return height, width
+    return packets.read_size(path)
 
 
 def _load_npz(path: Path) -> tuple[NDArray[np.uint8], float]:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_common.errors import DataError
+from clip_common.tables import read_table
 from videoclip.data.decoding import probe
-from videoclip.data.manifest import composed, identifier, read_table, whole_number
+from videoclip.data.manifest import composed, identifier, whole_number
 from videoclip.data.records import ClipRecord
 
 VIDEOS, MAPS, LABELS = "videos", "attention_maps", "labels.csv"
@@ -123,8 +124,8 @@ def _labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
         named["subject_id", composed(video.parent.name)].append(video)
         named["video", composed(video.relative_to(root).as_posix())].append(video)
     labels: dict[Path, int | None] = {}
-    for line, row in read_table(file, needed=("label",), known=("subject_id", "video", "label")):
-        at = f"{file}, {line}"
+    for line, row in read_table(file, needed=("label",), known=("subject_id", "video", "label"), delimiter=","):
+        at = f"{file}, line {line}"
         if len(row) != 2:
             raise DataError(f"{file}, line 1: expected subject_id,label or video,label, got {','.join(row)}")
         (key,) = row.keys() - {"label"}

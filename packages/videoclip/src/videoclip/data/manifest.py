@@ -1,19 +1,16 @@
 """Manifests: one row a clip, as CSV or as JSON lines, read into records and written from them."""
 
-import csv
-import difflib
-import io
-import json
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clip_common.errors import DataError
 from clip_common.regions import REGIONS
 from clip_common.runs.files import write_text
+from clip_common.tables import csv_text, explain_unknown, json_lines_text, read_json_lines, read_table
 from videoclip.data.records import ClipRecord
 
 COLUMNS = (
@@ -50,7 +47,8 @@ def read_manifest(file: str | Path, *, require_files: bool = True) -> list[ClipR
     records: dict[str, ClipRecord] = {}
     places: dict[str, str] = {}
     missing = []
-    for at, row in _READERS[file.suffix.lower()](file):
+    for line, row in _READERS[file.suffix.lower()](file):
+        at = f"line {line}"
         record = _record(row, at=f"{file}, {at}", folder=file.parent)
         if record.clip_id in records:
             raise DataError(
@@ -76,40 +74,9 @@ def write_manifest(records: Iterable[ClipRecord], file: str | Path) -> Path:
         raise ValueError(f"{file}: a manifest is a file {' or '.join(_READERS)}")
     rows = [_row(record, folder=file.parent) for record in records]
     if file.suffix.lower() == ".jsonl":
-        return write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | {name: ";".join(row.get(name, ())) for name in _REGIONS} for row in rows)
-    return write_text(file, stream.getvalue())
-
-
-def read_table(file: Path, *, needed: Sequence[str], known: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file with a header, each with its place, such as `line 3`.
-
-    Raises:
-        DataError: Not such a file, or other columns.
-    """
-    reader = csv.DictReader(io.StringIO(_text_of(file), newline=""), strict=True)
-    try:
-        columns = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        absent = [name for name in needed if name not in columns]
-        unknown = [name for name in columns if name not in known]
-        if unknown:
-            raise DataError(f"{file}, line 1: {_unknown(unknown[0], 'column', known, wanted=absent)}")
-        if absent:
-            raise DataError(f"{file}, line 1: no column {', '.join(absent)}; needed are {','.join(needed)}")
-        if len(set(columns)) < len(columns):
-            raise DataError(f"{file}, line 1: a column stands twice: {','.join(columns)}")
-        for row in reader:
-            at = f"line {reader.line_num}"
-            if None in row or None in row.values():
-                more = "more" if None in row else "fewer"
-                raise DataError(f"{file}, {at}: expected {len(columns)} cells as in the header, got {more}")
-            yield at, row
-    except csv.Error as error:  # such as a quote that is never closed; line_num is that of the last whole row
-        raise DataError(f"{file}, line {reader.line_num + 1}: not comma-separated values ({error})") from error
+        return write_text(file, json_lines_text(rows))
+    flat = [row | {name: ";".join(row.get(name, ())) for name in _REGIONS} for row in rows]
+    return write_text(file, csv_text(COLUMNS, ([row.get(name) for name in COLUMNS] for row in flat)))
 
 
 def whole_number(row: _Row, name: str, *, at: str) -> int | None:
@@ -133,27 +100,15 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _read_csv(file: Path) -> Iterator[tuple[str, _Row]]:
-    for at, row in read_table(file, needed=NEEDED, known=COLUMNS):
+def _read_csv(file: Path) -> Iterator[tuple[int, _Row]]:
+    for line, row in read_table(file, needed=NEEDED, known=COLUMNS, delimiter=","):
         lists = {name: [region for region in row.get(name, "").split(";") if region.strip()] for name in _REGIONS}
-        yield at, {name: value for name, value in row.items() if value.strip()} | lists
+        yield line, {name: value for name, value in row.items() if value.strip()} | lists
 
 
-def _read_jsonl(file: Path) -> Iterator[tuple[str, _Row]]:
-    for number, line in enumerate(_text_of(file).split("\n"), start=1):
-        at = f"line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}, {at}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}, {at}: expected a JSON object, got {line.strip()!r:.60}")
-        unknown = [name for name in row if name not in COLUMNS]
-        if unknown:
-            raise DataError(f"{file}, {at}: {_unknown(unknown[0], 'key', COLUMNS, wanted=set(NEEDED) - set(row))}")
-        yield at, {name: value for name, value in row.items() if value not in (None, "")}
+def _read_jsonl(file: Path) -> Iterator[tuple[int, _Row]]:
+    for line, row in read_json_lines(file, known=COLUMNS):
+        yield line, {name: value for name, value in row.items() if value not in (None, "")}
 
 
 _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl}
@@ -204,7 +159,7 @@ def _regions(row: _Row, name: str, *, at: str) -> tuple[str, ...]:
     regions = tuple(dict.fromkeys(region.strip() for region in value))
     unknown = [region for region in regions if region not in REGIONS]
     if unknown:
-        raise DataError(f"{at}: {_unknown(unknown[0], f'region in {name}', tuple(REGIONS))}")
+        raise DataError(f"{at}: {explain_unknown(unknown[0], kind=f'region in {name}', known=tuple(REGIONS))}")
     return regions
 
 
@@ -226,19 +181,3 @@ def _text(row: _Row, name: str, *, at: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{at}: expected {name} as text, got {'nothing' if value is None else repr(value)[:60]}")
     return value.strip()
-
-
-def _text_of(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _unknown(name: str, kind: str, known: Sequence[str], *, wanted: Iterable[str] = ()) -> str:
-    # a needed name that is not there is what was most likely meant
-    near = difflib.get_close_matches(name, list(wanted), n=1) or difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"unknown {kind} {name!r:.60}: {meant}known are {', '.join(known)}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from clip_common.errors import DataError
+from clip_common.images import read_grey
 from clip_common.regions import attention_maps
 from videoclip.config import DataConfig
 from videoclip.data.decoding import (
@@ -22,9 +23,9 @@ from videoclip.data.decoding import (
     clip_span,
     frame_times,
     frames_at,
-    list_pictures,
+    list_frames,
     probe,
-    stack_pictures,
+    stack_frames,
 )
 from videoclip.data.planning import even_times, plan
 from videoclip.data.records import ClipRecord
@@ -160,9 +161,9 @@ def _load(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
         rows_T = _rows(array_CLHW.shape[1], record, config)
         return np.asarray(array_CLHW[:, rows_T], dtype=np.float32) / np.float32(most)
     if file.is_dir():
-        pictures = list_pictures(file)
+        pictures = list_frames(file)
         rows_T = _rows(len(pictures), record, config)
-        grey_THW = stack_pictures([pictures[row] for row in rows_T], mode="L").astype(np.float32)
+        grey_THW = stack_frames([pictures[row] for row in rows_T], read=read_grey).astype(np.float32)
     else:
         rows_T = _rows(len(frame_times(file)), record, config)
         grey_THW = frames_at(file, rows_T) @ _LUMA

@@ -21,6 +21,7 @@ from clip_common.runs.series import (
     split_options,
     train_member,
 )
+from clip_common.tables import markdown_table
 from videoclip.config import AblateConfig, Config
 from videoclip.data import Split
 from videoclip.data.clip_set import load_clip_set
@@ -293,18 +294,17 @@ def tested_clips(splits: Sequence[Split]) -> dict[str, list[tuple[str, str, int 
 
 
 def markdown(ablation: Ablation, config: Config) -> str:
-    """The table, and what was done."""
+    """Return the caption and the table as Markdown."""
     baseline = ablation.results[0].row.id
-    head = ["ID", "method", "switches", *COLUMNS.values(), f"macro F1 minus {baseline} (95 % interval)"]
-    lines = [head, ["---"] * len(head)]
+    header = ["ID", "method", "switches", *COLUMNS.values(), f"macro F1 minus {baseline} (95 % interval)"]
+    rows = []
     for result in ablation.results:
         switches = " ".join(f"`{text}`" for text in (*result.row.switches, *result.row.tested))
-        row = [result.row.id, result.row.what, switches, *map(result.cell, COLUMNS), difference(result.against)]
-        lines.append(row)
+        figures = map(result.cell, COLUMNS)
+        rows.append([result.row.id, result.row.what, switches, *figures, difference(result.against)])
     chance = {name: f"{value:.3f}" for name, value in ablation.majority.items()}
-    lines.append(["", "always the most frequent class", "", *(chance.get(name, "") for name in COLUMNS), ""])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{caption(ablation, config)}\n\n{table}\n"
+    rows.append(["", "always the most frequent class", "", *(chance.get(name, "") for name in COLUMNS), ""])
+    return f"{caption(ablation, config)}\n\n{markdown_table(header, rows)}\n"
 
 
 def difference(against: Paired | None) -> str:

@@ -12,6 +12,7 @@ from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from clip_common.runs.resolve import resolve
 from clip_common.runs.series import Announce, split_options
+from clip_common.tables import markdown_table
 from videoclip.config import Config, CrossValidationConfig
 from videoclip.data import Split, missing_classes
 from videoclip.data.clip_set import ClipSet, load_clip_set
@@ -159,16 +160,14 @@ def summary(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, floa
 
 def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation) -> str:
     """The table: a row a fold, mean ± sd, and what all test subjects together say."""
-    head = ["fold", "test subjects", "test clips", *SHOWN]
-    lines = [head, ["---"] * len(head)]
+    header = ["fold", "test subjects", "test clips", *SHOWN]
+    rows = []
     for fold, (split, metrics) in enumerate(zip(splits, folds, strict=True)):
         counts = [str(len({record.subject_id for record in split.test})), str(len(split.test))]
-        lines.append([str(fold), *counts, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in SHOWN)])
+        rows.append([str(fold), *counts, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in SHOWN)])
     shared = {name: f"{average:.3f} ± {sd:.3f}" for name, (average, sd) in summary(folds).items()}
-    cells = (shared.get(name, "") for name in SHOWN)
-    lines.append(["mean ± sd", "", "", *cells])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{caption(config, len(folds))}\n\n{table}\n\n{together(pooled)}\n"
+    rows.append(["mean ± sd", "", "", *(shared.get(name, "") for name in SHOWN)])
+    return f"{caption(config, len(folds))}\n\n{markdown_table(header, rows)}\n\n{together(pooled)}\n"
 
 
 def caption(config: Config, folds: int) -> str:
