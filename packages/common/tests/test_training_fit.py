@@ -215,7 +215,7 @@ def test_a_monitor_that_is_not_logged_and_a_loader_that_cannot_resume_are_named(
         def train_dataloader(self):
             return self.val_dataloader()
 
-    with pytest.raises(ValueError, match=r"gave a DataLoader: return a clip_common\.training.ResumableLoader"):
+    with pytest.raises(ValueError, match=r"returned a DataLoader: return a clip_common\.training.ResumableLoader"):
         train(Toy(), data=Plain())
 
 
