@@ -16,7 +16,7 @@ from PIL import Image
 
 from clip_common import images
 from clip_common.errors import DataError
-from clip_common.images import find_images, read_grey, read_image, read_mask, read_size, to_rgb
+from clip_common.images import read_grey, read_image, read_mask, read_size, to_rgb
 
 _spec = importlib.util.spec_from_file_location("toy_images", Path(__file__).with_name("toy_images.py"))
 toy_images = importlib.util.module_from_spec(_spec)
@@ -61,6 +61,16 @@ def test_every_mode_in_memory_is_converted_as_the_table_says_and_left_unchanged(
         assert case.agrees(converted, orientation), orientation
         assert to_rgb(converted).tobytes() == converted.tobytes()  # not turned twice
         assert (picture.tobytes(), picture.mode, picture.size, dict(picture.info)) == before
+
+
+@pytest.mark.parametrize("case", STORED, ids=named)
+def test_a_picture_opened_by_its_path_is_converted_as_its_file_is_read(tmp_path, case):
+    for orientation in range(1, 9):
+        file = tmp_path / f"{orientation}{case.suffix}"
+        file.write_bytes(case.encode(orientation=orientation))
+        with Image.open(file) as opened:  # Pillow maps some of these files into memory
+            assert case.agrees(to_rgb(opened), orientation), orientation
+        assert case.agrees(read_image(file), orientation), orientation
 
 
 def test_the_turns_of_the_table_are_those_of_the_exif_standard():
@@ -336,51 +346,6 @@ def test_a_damaged_mask_is_named(tmp_path):
         read_mask(tmp_path / "m.png", size=(1, 1))
     with pytest.raises(DataError, match=r"gone.png: no such file"):
         read_mask(tmp_path / "gone.png", size=(1, 1))
-
-
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = ["b.PNG", "a.jpg", "sub/c.webp", "sub/deep/雪, café.gif", ".hidden.png", ".thumbs/d.png", "notes.txt"]
-    for name in names:
-        file = Path("photos") / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    Path(os.fsdecode(b"photos/latin \xe9.bmp")).touch()
-    Path("photos/folder.png").mkdir()
-    return Path("photos")
-
-
-def test_a_folder_holds_its_visible_pictures_at_any_depth_by_path(photos):
-    found = ["a.jpg", "b.PNG", os.fsdecode(b"latin \xe9.bmp"), "sub/c.webp", "sub/deep/雪, café.gif"]
-    assert find_images([photos]) == [photos / name for name in found]
-    assert find_images([str(photos)], exclude=photos / "sub") == [photos / name for name in found[:3]]
-
-
-def test_a_glob_is_that_of_a_shell_and_a_named_file_counts_always(photos):
-    names = [path.name for path in find_images([str(photos / "*")])]
-    assert names == ["a.jpg", "b.PNG", os.fsdecode(b"latin \xe9.bmp"), "notes.txt"]
-    assert [path.name for path in find_images(["photos/**/*.webp"])] == ["c.webp"]
-    assert [path.name for path in find_images([str(photos.absolute() / "sub" / "*")])] == ["c.webp"]
-    assert find_images([photos / ".hidden.png"]) == [photos / ".hidden.png"]
-    (photos / "[1].png").touch()
-    assert find_images(["photos/[1].png"]) == [photos / "[1].png"]
-
-
-def test_sources_keep_their_order_and_no_picture_comes_twice(photos):
-    found = find_images([photos / "sub", photos / "b.PNG", "photos/*.jpg", photos])
-    assert [path.name for path in found[:4]] == ["c.webp", "雪, café.gif", "b.PNG", "a.jpg"]
-    assert len(found) == 5
-
-
-def test_nothing_there_is_named(photos):
-    (photos / "empty").mkdir()
-    for source in ("photos/empty", "photos/gone.png", "photos/*.tiff"):
-        with pytest.raises(DataError) as error:
-            find_images([photos, source])
-        assert str(error.value).startswith(f"{source}: no picture there (png, jpg, jpeg, bmp, gif, tif, tiff, webp); ")
-    with pytest.raises(DataError, match="cannot be read"):
-        find_images([photos / ("long" * 100)])
 
 
 def test_the_suffixes_name_formats_that_are_read():

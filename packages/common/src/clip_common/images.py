@@ -79,7 +79,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         DataError: As for `read_image`.
     """
     name = printable(getattr(image, "filename", "") or "the picture")
-    with _one_line_errors(name):
+    with _one_line_errors(name), _unmapped(image):
         turned = ImageOps.exif_transpose(image)
     return _as_rgb(turned, name)
 
@@ -205,6 +205,23 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
             ImageOps.exif_transpose(image, in_place=True)
         with image:
             yield image
+
+
+@contextmanager
+def _unmapped(image: Image.Image) -> Iterator[None]:
+    """Hide the path of an opened TIFF from Pillow, which would map an uncompressed one into memory.
+
+    Pillow 11 to 13 maps it with width and height exchanged if EXIF turns it by 90 degrees, and so scrambles its pixels.
+    `_opened` hands Pillow a stream, not a path, for the same reason.
+    """
+    if not (isinstance(image, ImageFile.ImageFile) and image.format == "TIFF"):
+        yield
+        return
+    path, image.filename = image.filename, ""
+    try:
+        yield
+    finally:
+        image.filename = path
 
 
 @contextmanager
