@@ -1,5 +1,6 @@
 """Configuration: what is resolved, and the one line that answers a mistake."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -8,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config, to_yaml
+from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config, overridden, to_yaml
 
 
 @dataclass
@@ -203,3 +204,47 @@ def test_every_shared_field_says_what_it_is():
 def test_reading_a_configuration_does_not_import_torch():
     code = "import sys, clip_common.config as c; c.load_config(c.TrainerConfig); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+EXTRA = {
+    "tau": ("tau", float | None),
+    "temperature": ("tau", float | None),
+    "kernel": ("kernel", Literal["box", "hat"]),
+}
+
+
+@dataclass
+class Open:
+    name: str = "clip"
+    parameters: dict[str, Any] = field(default_factory=dict, metadata={"fields": lambda: EXTRA})
+    form: str = "infonce"
+
+
+@dataclass
+class Opened:
+    loss: Open = field(default_factory=Open)
+
+
+def test_a_section_can_take_further_keys_which_are_checked_like_fields(tmp_path):
+    config = load_config(Opened, overrides=["loss.temperature=2", "loss.kernel=hat"])
+    assert config.loss.parameters == {"tau": 2.0, "kernel": "hat"}
+    written = to_yaml(config)
+    assert written.split() == ["loss:", "name:", "clip", "tau:", "2.0", "kernel:", "hat", "form:", "infonce"]
+    file = tmp_path / "config.yaml"
+    file.write_text(written)
+    assert load_config(Opened, config=file) == config
+    assert overridden(config, ["loss.tau=null"]).loss.parameters == {"tau": None, "kernel": "hat"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loss.tua=1", "loss.tua: unknown key; did you mean loss.tau?"),
+        ("loss.parameters=1", "loss.parameters: unknown key"),
+        ("loss.tau=soft", "loss.tau: expected float or null, got 'soft' (str)"),
+        ("loss.kernel=bat", "loss.kernel: expected one of box, hat, got 'bat' (str)"),
+    ],
+)
+def test_a_wrong_further_key_is_answered_like_a_wrong_field(override, said):
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        load_config(Opened, overrides=[override])

@@ -12,7 +12,7 @@ import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -121,7 +121,10 @@ def load_config(
 ) -> T:
     """Resolve a configuration: defaults of `schema`, then a YAML file, then overrides.
 
-    A field with `metadata={"alias": "lambda"}` is also known by that name. `dict[str, Any]` fields are free-form.
+    A field with `metadata={"alias": "lambda"}` is also known by that name. `dict[str, Any]` fields are free-form. With
+    `metadata={"fields": function}` a dict extends its section instead: the function returns the type of every further
+    key of the section, by name or alias as `name: (canonical name, type)`. Such a key is checked like a field and kept
+    in the dict. The function is called only for keys that are not fields.
 
     Args:
         schema: Dataclass of dataclasses; fields are numbers, str, bool, Literal, optional ones, lists, tuples, dicts.
@@ -158,7 +161,20 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
 
 def to_yaml(config: object) -> str:
     """The resolved configuration as YAML, in the order of the dataclass; `load_config` reads back an equal one."""
-    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    content = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    return str(OmegaConf.to_yaml(OmegaConf.create(_flattened(type(config), content))))
+
+
+def _flattened(schema: Any, content: Any) -> dict[str, Any]:
+    """Return the content of a section as a user writes it: keys of an extension beside the fields."""
+    hints, extension = get_type_hints(schema), _extension(schema)
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if extension is not None and name == extension.name:
+            flat |= value
+        else:
+            flat[name] = _flattened(hints[name], value) if is_dataclass(hints[name]) else value
+    return flat
 
 
 def _read_yaml(config: str | Path, *, package: str | None) -> Mapping[Any, Any]:
@@ -213,6 +229,12 @@ def _assign(tree: DictConfig, key: str, value: Any, hint: Any) -> None:
         if isinstance(value, bool) and _is_text(hint):
             raise TypeError("YAML reads no, off, yes, on as true or false")
         parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(tree, parent) if parent else tree
+        section = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        extension = _extension(section)
+        if extension is not None and name not in _fields(section):
+            OmegaConf.update(tree, f"{parent}.{extension.name}.{name}", _converted(value, hint))
+            return
         while parent and OmegaConf.select(tree, parent) is None:  # inside a free-form field that is null so far
             key, value = parent, {name: value}
             parent, _, name = key.rpartition(".")
@@ -232,6 +254,8 @@ def _resolve(schema: type, key: str) -> tuple[str, Any]:
         elif hint is not Any:
             known = _fields(hint)
             if name not in known:
+                known |= _extra_fields(hint)
+            if name not in known:
                 raise ConfigError(_unknown_message(schema, key, section=canonical, siblings=list(known)))
             name, hint = known[name]
         canonical = f"{canonical}.{name}" if canonical else name
@@ -243,14 +267,33 @@ def _fields(schema: Any) -> dict[str, tuple[str, Any]]:
     if not is_dataclass(schema):
         return {}
     hints = get_type_hints(schema)
-    names = {field.name: (field.name, hints[field.name]) for field in fields(schema)}
+    names = {field.name: (field.name, hints[field.name]) for field in fields(schema) if "fields" not in field.metadata}
     aliases = {field.metadata["alias"]: names[field.name] for field in fields(schema) if "alias" in field.metadata}
     return names | aliases
 
 
+def _extension(schema: Any) -> Field[Any] | None:
+    """Return the dict field that extends a section; None for most sections."""
+    extensions = [field for field in fields(schema) if "fields" in field.metadata] if is_dataclass(schema) else []
+    return extensions[0] if extensions else None
+
+
+def _extra_fields(schema: Any) -> dict[str, tuple[str, Any]]:
+    """Return the further keys that a section's extension takes: name or alias → name and type."""
+    extension = _extension(schema)
+    return {} if extension is None else dict(extension.metadata["fields"]())
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """Return a value converted to a type, by the rules of a field of that type."""
+    holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint)]))
+    OmegaConf.update(holder, "value", value)
+    return OmegaConf.to_container(holder)["value"]  # type: ignore[call-overload,index]
+
+
 def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema."""
-    for name, (_, hint) in _fields(schema).items():
+    for name, (_, hint) in (_fields(schema) | _extra_fields(schema)).items():
         yield f"{prefix}{name}"
         yield from _keys(hint, prefix=f"{prefix}{name}.")
 
