@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from clip_common.losses import InfoNCE, Matryoshka
-from clipse.losses import RetrievalLoss, SANWBandpass
+from clipse.training.losses import RetrievalLoss, SANWBandpass
 
 SCALE = 14.0
 WEIGHTING = SANWBandpass(m1=-0.05, m2=0.1, gamma=0.02)  # a band that random embeddings fall into: weights that act

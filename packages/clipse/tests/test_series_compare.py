@@ -192,9 +192,11 @@ def test_locked_towers_are_scored_through_their_cached_features(small, tmp_path)
 
 
 def test_a_parameter_holds_for_the_losses_that_weigh(quick):
-    base = LossConfig(alpha=0.5)
-    assert loss_of(base, "clip").alpha is None
-    assert loss_of(base, "sanw_debias:aggressive") == LossConfig(name="sanw_debias", preset="aggressive", alpha=0.5)
+    base = LossConfig(parameters={"alpha": 0.5})
+    assert loss_of(base, "clip").parameters == {}
+    assert loss_of(base, "sanw_debias:aggressive") == LossConfig(
+        name="sanw_debias", preset="aggressive", parameters={"alpha": 0.5}
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ from filelock import FileLock
 
 from clip_common.config import load_config
 from clipse import Config
-from clipse.config import LossConfig
+from clipse.config import LossConfig, SearchRange
 from clipse.data import read_records
-from clipse.losses import PRESETS, build_loss
-from clipse.series.tune import SPACES, space_of, tune
+from clipse.series.tune import search_ranges, tune
+from clipse.training.losses import SANWBandpass, SANWDebias, build_loss
 from clipse.training.modules import RetrievalModule
+
+DEBIAS = {"alpha": 1.0, "delta": 0.6, "lam": 4.0}
+"""Defaults of the searched parameters of `sanw_debias`."""
 
 
 @pytest.fixture
@@ -35,10 +38,10 @@ def test_a_search_leaves_its_trials_and_overrides_that_can_be_pasted(quick, tmp_
         record.path.write_bytes(b"broken")  # the test split is not touched
     found = tune(configured(overrides), loss="sanw_debias", trials=3)
     assert [trial.number for trial in found.trials] == [0, 1, 2]
-    assert found.trials[0].parameters == PRESETS["sanw_debias"]["default"]
+    assert found.trials[0].parameters == DEBIAS
     assert found.best.rsum == max(trial.rsum for trial in found.trials)
     pasted = configured([*overrides, *found.overrides]).loss
-    assert pasted == LossConfig(name="sanw_debias", **found.best.parameters)
+    assert pasted == LossConfig(name="sanw_debias", parameters=found.best.parameters)
     build_loss(pasted)
     with found.csv.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -48,7 +51,7 @@ def test_a_search_leaves_its_trials_and_overrides_that_can_be_pasted(quick, tmp_
     assert found.plot.stat().st_size > 10_000
     for trial in found.trials:  # a trial is what its run was trained with
         run = found.folder / "clipse" / f"trial-{trial.number:03d}" / "config.yaml"
-        assert load_config(Config, config=run).loss == LossConfig(name="sanw_debias", **trial.parameters)
+        assert load_config(Config, config=run).loss == LossConfig(name="sanw_debias", parameters=trial.parameters)
 
 
 def test_a_stopped_search_goes_on_with_the_trial_it_was_in_and_ends_as_an_uninterrupted_one(
@@ -87,7 +90,7 @@ def test_a_search_that_is_killed_while_the_first_trial_is_drawn_still_begins_wit
             with pytest.raises(RuntimeError, match="stopped here"):
                 tune(configured(quick), loss="sanw_debias", trials=1)
     found = tune(configured(quick), loss="sanw_debias", trials=1)
-    assert [trial.parameters for trial in found.trials] == [PRESETS["sanw_debias"]["default"]]
+    assert [trial.parameters for trial in found.trials] == [DEBIAS]
 
 
 def test_a_trial_that_diverges_has_failed_and_the_search_goes_on(quick, monkeypatch):
@@ -135,17 +138,20 @@ def test_one_process_at_a_time_works_on_a_search_and_on_the_data_it_began_with(c
 
 
 def test_parameters_that_are_set_are_not_searched_and_the_band_stays_a_band():
-    assert list(space_of(LossConfig(alpha=1.0), "sanw_bandpass")) == ["m1", "m2", "gamma"]
-    assert space_of(LossConfig(m2=0.3), "sanw_bandpass")["m1"][1] < 0.3
-    assert space_of(LossConfig(m1=0.7), "sanw_bandpass")["m2"][0] > 0.7
-    for name, space in SPACES.items():
-        assert all(low <= PRESETS[name]["default"][key] <= high for key, (low, high, _) in space.items())
+    def left_open(name: str, **parameters: float) -> dict[str, SearchRange]:
+        return search_ranges(LossConfig(parameters=parameters), name)
+
+    assert list(left_open("sanw_bandpass", alpha=1.0)) == ["m1", "m2", "gamma"]
+    assert left_open("sanw_bandpass", m2=0.3)["m1"].high < 0.3
+    assert left_open("sanw_bandpass", m1=0.7)["m2"].low > 0.7
+    for name, made in (("sanw_debias", SANWDebias()), ("sanw_bandpass", SANWBandpass())):
+        assert all(found.low <= getattr(made, key) <= found.high for key, found in left_open(name).items())
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss=clip"], "loss=clip: there is nothing to tune; known: sanw_debias, sanw_bandpass"),
+        (["loss=clip"], "loss=clip: there is nothing to tune; known: sanw_bandpass, sanw_debias"),
         (["trials=0"], "trials=0: expected a whole number from 1"),
         (["trials=many"], "trials: expected int, got 'many'"),
         (

@@ -18,8 +18,8 @@ from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
 from clip_common.runs import Run, table
 from clipse import Config, Retriever, evaluate, read_records, score, train
-from clipse.losses import SANWDebias
 from clipse.released.results import write_registry, write_training
+from clipse.training.losses import SANWDebias
 from clipse.training.modules import RetrievalModule, first_of_each
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from clip_common.losses import Boosted, Decoupled, InfoNCE
 from clipse.config import LossConfig
-from clipse.losses import PRESETS, RetrievalLoss, SANWBandpass, SANWDebias, build_loss, weight_statistics, weighting
+from clipse.training.losses import RetrievalLoss, SANWBandpass, SANWDebias, build_loss, build_weighting
+from clipse.training.statistics import weight_statistics
 
 WEIGHTINGS = [
     SANWDebias(delta=0.1, lam=6.0),
@@ -224,23 +225,39 @@ def test_a_batch_of_one_image_has_loss_zero():
     assert output.loss.item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+DOCUMENTED = {
+    "sanw_debias": {
+        "default": {"alpha": 1.0, "delta": 0.6, "lam": 4.0},
+        "conservative": {"alpha": 0.1, "delta": 0.2, "lam": 0.5},
+        "aggressive": {"alpha": 0.3, "delta": 0.5, "lam": 2.0},
+    },
+    "sanw_bandpass": {
+        "default": {"alpha": 1.0, "m1": 0.3, "m2": 0.8, "gamma": 0.05},
+        "conservative": {"alpha": 0.1, "m1": 0.1, "m2": 0.9, "gamma": 0.5},
+        "aggressive": {"alpha": 0.2, "m1": 0.3, "m2": 0.8, "gamma": 1.0},
+    },
+}
+NAMES = tuple(DOCUMENTED)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("preset", ["default", "conservative", "aggressive"])
 def test_a_preset_is_what_the_table_says_and_a_field_overrides_it(name, preset):
     made = build_loss(LossConfig(name=name, preset=preset)).weighting
-    assert {key: getattr(made, key) for key in PRESETS[name][preset]} == PRESETS[name][preset]
-    assert build_loss(LossConfig(name=name, preset=preset, alpha=0.42)).weighting.alpha == 0.42
+    expected = DOCUMENTED[name][preset]
+    assert {key: getattr(made, key) for key in expected} == expected
+    assert build_loss(LossConfig(name=name, preset=preset, parameters={"alpha": 0.42})).weighting.alpha == 0.42
 
 
 def test_the_documents_presets_are_nearly_clip_and_the_default_acts():
     similarity = torch.linspace(0, 1, 1001)
 
     def spread(name: str, preset: str) -> float:
-        weights = formula(weighting(name, **PRESETS[name][preset]), similarity)
+        weights = formula(build_weighting(name, preset=preset), similarity)
         return (weights.max() / weights.min()).item()
 
-    assert max(spread(name, preset) for name in PRESETS for preset in ("conservative", "aggressive")) < 1.2
-    assert min(spread(name, "default") for name in PRESETS) > 5
+    assert max(spread(name, preset) for name in NAMES for preset in ("conservative", "aggressive")) < 1.2
+    assert min(spread(name, "default") for name in NAMES) > 5
 
 
 @pytest.mark.parametrize(
@@ -259,7 +276,11 @@ def test_the_documents_presets_are_nearly_clip_and_the_default_acts():
     ],
 )
 def test_a_loss_that_makes_no_sense_is_refused_in_one_line(fields, said):
+    loss = LossConfig(
+        **{key: value for key, value in fields.items() if key in ("name", "form")},
+        parameters={key: value for key, value in fields.items() if key not in ("name", "form")},
+    )
     with pytest.raises(ValueError) as error:
-        build_loss(LossConfig(**fields))
+        build_loss(loss)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

@@ -14,21 +14,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from clipse.config import Config
     from clipse.data import CLIPCollator, Flickr8kDataset, TopicalBatchSampler, load_captions, read_records
-    from clipse.losses import RetrievalLoss, SANWBandpass, SANWDebias
     from clipse.models.retrieval import RetrievalModel
     from clipse.retriever.retriever import Retriever
     from clipse.scoring.score import evaluate, score
     from clipse.training.experiment import train
+    from clipse.training.losses import RetrievalLoss, SANWBandpass, SANWDebias
 
 _HOMES = {
     "CLIPCollator": "clipse.data",
     "Config": "clipse.config",
     "Flickr8kDataset": "clipse.data",
-    "RetrievalLoss": "clipse.losses",
+    "RetrievalLoss": "clipse.training.losses",
     "RetrievalModel": "clipse.models.retrieval",
     "Retriever": "clipse.retriever.retriever",
-    "SANWBandpass": "clipse.losses",
-    "SANWDebias": "clipse.losses",
+    "SANWBandpass": "clipse.training.losses",
+    "SANWDebias": "clipse.training.losses",
     "TopicalBatchSampler": "clipse.data",
     "evaluate": "clipse.scoring.score",
     "load_captions": "clipse.data",

@@ -3,9 +3,11 @@
 Nothing here imports torch, so that `clipse --help` and `clipse config` answer at once.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig
 
@@ -108,30 +110,84 @@ class ModelConfig:
         return "scratch" if self.architecture else Path(self.name.removeprefix("local-dir:")).name
 
 
+@dataclass(frozen=True)
+class SearchRange:
+    """Values of a weighting's parameter among which `clipse tune` searches, given in the metadata of its field.
+
+    Example:
+        tau: float = field(default=1.0, metadata={"search": SearchRange(0.1, 10.0, log=True)})
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    """Search the logarithm of the value."""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"{self}: expected low below high, and low above 0 if log")
+
+
+def registered_weightings() -> dict[str, EntryPoint]:
+    """Return the weightings that installed packages register under the entry-point group `clipse.weightings`."""
+    return {entry.name: entry for entry in sorted(entry_points(group="clipse.weightings"))}
+
+
+def load_weighting(name: str) -> Any:
+    """Import a registered weighting: a dataclass whose fields are its parameters, with a method `log_weight`.
+
+    Raises:
+        ValueError: An unknown name, or a package that cannot be imported.
+    """
+    registered = registered_weightings()
+    if name not in registered:
+        raise ValueError(f"loss.name={name}: unknown loss; known: clip, siglip, {', '.join(registered)}")
+    try:
+        return registered[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"loss.name={name}: {registered[name].value} cannot be imported ({error}): reinstall its package"
+        ) from error
+
+
+def parameter_keys(weighting: Any) -> dict[str, str]:
+    """Return the parameters of a weighting by field name, each with the key that a user types (its alias, if any)."""
+    own = fields(weighting) if is_dataclass(weighting) else ()
+    return {field.name: field.metadata.get("alias", field.name) for field in own}
+
+
+def parameter_types() -> Mapping[str, tuple[str, Any]]:
+    """Return the keys that weightings add to the section `loss`: name or alias → name and type, or null.
+
+    Raises:
+        ValueError: A weighting that cannot be imported, or a parameter named like a field of `LossConfig`.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for name in registered_weightings():
+        weighting = load_weighting(name)
+        hints = get_type_hints(weighting)
+        for parameter, key in parameter_keys(weighting).items():
+            if {parameter, key} & {field.name for field in fields(LossConfig)}:
+                raise ValueError(f"loss.{key} is a field of every loss: rename this parameter of the weighting {name}")
+            hint = hints[parameter] | None
+            if found.get(key, (parameter, hint)) != (parameter, hint):
+                hint |= found[key][1]  # two weightings with a parameter of one name and different types
+            found |= {parameter: (parameter, hint), key: (parameter, hint)}
+    return found
+
+
 @dataclass
 class LossConfig:
-    """The contrastive loss and the weighting of its negatives. A field left null takes the preset's value."""
+    """The contrastive loss and the weighting of its negatives."""
 
     name: str = "clip"
     """`clip`, `siglip`, `sanw_debias`, `sanw_bandpass`, or a weighting registered under `clipse.weightings`."""
     preset: Literal["default", "conservative", "aggressive"] = "default"
-    """Values of the SANW parameters; `conservative` and `aggressive` are nearly CLIP (see docs/clipse.md)."""
-    alpha: float | None = None
-    """Strength of the weighting, 0 (CLIP exactly) to 1."""
-    delta: float | None = None
-    """Debias: similarity above which a negative counts less."""
-    lam: float | None = field(default=None, metadata={"alias": "lambda"})
-    """Debias: sharpness of that threshold (`lambda` in YAML and overrides)."""
-    kernel: str | None = None
-    """Debias: `sigmoid` or `hinge`."""
-    m1: float | None = None
-    """Bandpass: lower edge of the band of similarities."""
-    m2: float | None = None
-    """Bandpass: upper edge of the band of similarities."""
-    gamma: float | None = None
-    """Bandpass: width of the edges."""
-    mix: float | None = None
-    """Share of text similarity in A = mix·cos(text, text) + (1 − mix)·cos(image, image)."""
+    """Values of the weighting's parameters; `conservative` and `aggressive` are nearly CLIP (see docs/clipse.md)."""
+    parameters: dict[str, Any] = field(default_factory=dict, metadata={"fields": parameter_types})
+    """Parameters of the weighting. Each is a key of this section: alpha, delta, lambda, kernel and mix of sanw_debias,
+    alpha, m1, m2, gamma and mix of sanw_bandpass, or the fields of a registered one. A parameter that is not set, or is
+    null, has the preset's value."""
     references: Literal["online", "frozen", "ema"] = "online"
     """Whose features A is computed from: the model in training, the model before training, or a moving average."""
     ema_decay: float = 0.99
@@ -146,6 +202,7 @@ class LossConfig:
     """A fixed softmax temperature such as 0.07; null learns it from the model's own."""
 
     def __post_init__(self) -> None:
+        self.parameters = {name: value for name, value in self.parameters.items() if value is not None}
         if not 0 < self.ema_decay <= 1:
             raise ConfigError(f"loss.ema_decay: expected a decay above 0 and at most 1, got {self.ema_decay}")
         if self.temperature is not None and not self.temperature > 0:
@@ -195,6 +252,6 @@ class TuneConfig:
     """What `clipse tune` takes besides the configuration of its runs."""
 
     loss: str = "sanw_bandpass"
-    """The weighting whose parameters are searched: `sanw_debias` or `sanw_bandpass`."""
+    """The weighting whose parameters are searched: `sanw_debias`, `sanw_bandpass` or a registered one."""
     trials: int = 40
     """Runs in all, those of earlier calls included."""

@@ -77,7 +77,7 @@ def draw_tuning(
     Args:
         path: The PNG.
         rsums: Validation rsum of each trial, in order.
-        parameters: Values of each searched parameter, in the order of `rsums`.
+        parameters: Values of each searched parameter by its key in the section `loss`, in the order of `rsums`.
         logarithmic: Parameters to draw on a logarithmic axis.
     """
     figure, (history, *others) = panels(1, 1 + len(parameters), width=3.0 * (len(parameters) + 1), height=3.2)
@@ -93,9 +93,9 @@ def draw_tuning(
         axes.scatter(values, rsums, s=18, color=PALETTE[0], alpha=0.6, linewidth=0)
         axes.scatter(values[best], rsums[best], s=70, facecolor="none", edgecolor=PALETTE[1], linewidth=1.8)
         axes.set_xscale("log" if name in logarithmic else "linear")
-        dress(axes, title=SYMBOLS.get(name, name), xlabel=f"loss.{'lambda' if name == 'lam' else name}", grid="y")
+        dress(axes, title=SYMBOLS.get(name, name), xlabel=f"loss.{name}", grid="y")
     save(figure, path)
 
 
-SYMBOLS = {"alpha": "α", "delta": "δ", "lam": "λ", "gamma": "γ"}
+SYMBOLS = {"alpha": "α", "delta": "δ", "lambda": "λ", "gamma": "γ"}
 """Greek letters of the SANW parameters, for titles."""

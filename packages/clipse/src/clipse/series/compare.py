@@ -20,7 +20,6 @@ from clip_common.runs.files import write_text
 from clip_common.runs.series import Announce, check_choices, split_options, train_member
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
-from clipse.losses import PARAMETERS, PRESETS, build_loss
 from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
 from clipse.retriever.opening import model_folder
@@ -30,6 +29,7 @@ from clipse.scoring.score import evaluate, read_ceiling
 from clipse.series.members import check_same_captions, member_config, series_folder
 from clipse.training.experiment import train
 from clipse.training.features import frozen_features
+from clipse.training.losses import build_loss, presets_of
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
 
@@ -192,12 +192,13 @@ def loss_of(base: LossConfig, label: str) -> LossConfig:
         ValueError: An unknown loss or preset, or parameters that it does not take.
     """
     name, colon, preset = label.partition(":")
-    if colon and preset not in PRESETS.get(name, {}):
-        known = f"has {', '.join(PRESETS[name])}" if name in PRESETS else "is no loss with presets"
+    presets = {} if name in ("clip", "siglip") else presets_of(name)
+    if colon and preset not in presets:
+        known = f"has {', '.join(presets)}" if presets else "is no loss with presets"
         raise ValueError(f"losses: {label}: {name} {known}; write NAME or NAME:PRESET")
     given: dict[str, Any] = {"name": name, "preset": preset or base.preset}
     if name in ("clip", "siglip"):
-        given |= dict.fromkeys(PARAMETERS)
+        given["parameters"] = {}
     loss = replace(base, **given)
     build_loss(loss)
     return loss

@@ -3,9 +3,9 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clip_common.config import load_config
 from clip_common.devices import check_one_device
@@ -14,23 +14,21 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
 from clip_common.runs.series import Announce, split_options, train_member
 from clip_common.training.guards import LossNotFiniteError
-from clipse.config import Config, LossConfig, TuneConfig
+from clipse.config import (
+    Config,
+    LossConfig,
+    SearchRange,
+    TuneConfig,
+    load_weighting,
+    parameter_keys,
+    parameter_types,
+    registered_weightings,
+)
 from clipse.data import read_records
-from clipse.losses import PRESETS, build_loss
 from clipse.report.plots import draw_tuning
 from clipse.series.members import check_same_captions, member_config, series_folder
 from clipse.training.experiment import train
-
-SPACES: dict[str, dict[str, tuple[float, float, bool]]] = {
-    "sanw_debias": {"alpha": (0.0, 1.0, False), "delta": (0.0, 1.0, False), "lam": (0.5, 32.0, True)},
-    "sanw_bandpass": {
-        "alpha": (0.0, 1.0, False),
-        "m1": (-0.2, 0.49, False),
-        "m2": (0.5, 1.0, False),
-        "gamma": (0.01, 1.0, True),
-    },
-}
-"""By loss and parameter: lowest, highest, and whether it is drawn by its logarithm. m1 stays below m2."""
+from clipse.training.losses import build_loss
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,11 @@ class Trial:
     number: int
     parameters: dict[str, float]
     rsum: float
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """Return the trial with the highest rsum; of equal ones the first."""
+    return max(trials, key=lambda trial: trial.rsum)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Tuning:
     @property
     def best(self) -> Trial:
         """The trial with the highest rsum; of equal ones the first."""
-        return max(self.trials, key=lambda trial: trial.rsum)
+        return best_of(self.trials)
 
 
 def resolve_tuning(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, TuneConfig]:
@@ -94,7 +97,7 @@ def tune(
 
     Args:
         config: Of every run. Parameters set in `loss` are kept; `name` is the study's, default: loss, model, data.
-        loss: `sanw_debias` or `sanw_bandpass`.
+        loss: `sanw_debias`, `sanw_bandpass`, or a registered weighting whose fields state search ranges.
         trials: Runs in all.
         reporter: Shows progress of what is not training.
         announce: Told of each trial as it begins, and of one that failed.
@@ -105,13 +108,15 @@ def tune(
             trial that ended well, and whatever `train` refuses.
         ImportError: Optuna is not installed.
     """
-    if loss not in SPACES:
-        raise ValueError(f"loss={loss}: there is nothing to tune; known: {', '.join(SPACES)}")
+    known = searchable_weightings()
+    if loss not in known:
+        raise ValueError(f"loss={loss}: there is nothing to tune; known: {', '.join(known)}")
     if trials < 1:
         raise ValueError(f"trials={trials}: expected a whole number from 1")
-    space = space_of(config.loss, loss)
-    if not space:
-        raise ValueError(f"loss={loss}: every parameter is set ({', '.join(SPACES[loss])}): leave one of them open")
+    ranges = search_ranges(config.loss, loss)
+    if not ranges:
+        names = ", ".join(search_ranges(LossConfig(), loss))
+        raise ValueError(f"loss={loss}: every parameter is set ({names}): leave one of them open")
     config = replace(config, loss=replace(config.loss, name=loss))
     build_loss(config.loss)
     check_one_device(config.trainer, verb="tune")
@@ -124,18 +129,17 @@ def tune(
         check_same_captions(series, {name: splits[name] for name in ("train", "val")})
         storage = f"sqlite:///{series.path / 'study.db'}"
         study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
-        distributions = {
-            name: optuna.distributions.FloatDistribution(low, high, log=log) for name, (low, high, log) in space.items()
-        }
+        types = parameter_types()
+        distributions = {name: _distribution(optuna, types[name][1], found) for name, found in ranges.items()}
         state = optuna.trial.TrialState
         for half in study.get_trials(states=[state.RUNNING]):
-            if half.params.keys() != space.keys():  # killed while it was drawn
+            if half.params.keys() != ranges.keys():  # killed while it was drawn
                 study.tell(half.number, state=state.FAIL)
-        default = {name: PRESETS[loss]["default"][name] for name in space}
+        default = {name: value for name, value in default_parameters(loss).items() if name in ranges}
         # a kill may have come before the first trial was drawn
         if not any(found.params == default or found.state == state.WAITING for found in study.trials):
             study.enqueue_trial(default)
-        ended = sum(found.state.is_finished() and found.params.keys() == space.keys() for found in study.trials)
+        ended = sum(found.state.is_finished() and found.params.keys() == ranges.keys() for found in study.trials)
         for done in range(ended, trials):
             killed = study.get_trials(states=[state.RUNNING])
             # a sampler that went on after a resume as it began would propose its first points again
@@ -143,9 +147,9 @@ def tune(
             trial: Any = killed[0] if killed else study.ask(distributions)
             parameters = rounded(trial.params)
             member = member_config(config, series, name=f"trial-{trial.number:03d}")
-            announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(parameters))}")
+            announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(loss, parameters))}")
             try:
-                member = replace(member, loss=replace(config.loss, **parameters))
+                member = replace(member, loss=replace(config.loss, parameters=config.loss.parameters | parameters))
                 run = train_member(series, member, train, reporter=reporter)
             except LossNotFiniteError as error:
                 study.tell(trial.number, state=state.FAIL)
@@ -164,40 +168,56 @@ def tune(
         tuning = Tuning(
             folder=series.path,
             trials=finished,
-            overrides=[f"loss.name={loss}", *as_overrides(max(finished, key=lambda trial: trial.rsum).parameters)],
+            overrides=[
+                f"loss.name={loss}",
+                *as_overrides(loss, best_of(finished).parameters),
+            ],
             table=series.path / "trials.md",
             csv=series.path / "trials.csv",
             plot=series.path / "trials.png",
         )
         write(tuning)
+        keys = parameter_keys(load_weighting(loss))
         draw_tuning(
             tuning.plot,
             rsums=[trial.rsum for trial in finished],
-            parameters={name: [trial.parameters[name] for trial in finished] for name in space},
-            logarithmic=[name for name, (_, _, log) in space.items() if log],
+            parameters={keys[name]: [trial.parameters[name] for trial in finished] for name in ranges},
+            logarithmic=[keys[name] for name, found in ranges.items() if found.log],
         )
         series.write_result({"best": vars(tuning.best), "overrides": tuning.overrides, "trials": len(finished)})
         return tuning
 
 
-def space_of(loss: LossConfig, name: str) -> dict[str, tuple[float, float, bool]]:
-    """The parameters that a configuration leaves open, each with lowest, highest and whether by logarithm."""
-    space = {key: bounds for key, bounds in SPACES[name].items() if getattr(loss, key) is None}
-    if "m1" in space and loss.m2 is not None:
-        space["m1"] = (min(space["m1"][0], loss.m2 - 0.5), min(space["m1"][1], loss.m2 - 0.01), False)
-    if "m2" in space and loss.m1 is not None:
-        space["m2"] = (max(space["m2"][0], loss.m1 + 0.01), max(space["m2"][1], loss.m1 + 0.5), False)
-    return space
+def search_ranges(loss: LossConfig, name: str) -> dict[str, SearchRange]:
+    """Return the parameters of a weighting that a configuration leaves open, by field name, with their ranges."""
+    weighting = load_weighting(name)
+    ranges = {
+        field.name: field.metadata["search"]
+        for field in (fields(weighting) if is_dataclass(weighting) else ())
+        if "search" in field.metadata and field.name not in loss.parameters
+    }
+    return weighting.narrow_search(ranges, loss.parameters) if hasattr(weighting, "narrow_search") else ranges
+
+
+def searchable_weightings() -> list[str]:
+    """Return the registered weightings that state a search range."""
+    return [name for name in registered_weightings() if search_ranges(LossConfig(), name)]
+
+
+def default_parameters(name: str) -> dict[str, Any]:
+    """Return the defaults of a weighting's parameters."""
+    return {field.name: field.default for field in fields(load_weighting(name))}
 
 
 def rounded(drawn: Mapping[str, float]) -> dict[str, Any]:
-    """Three significant digits: what is printed is what was trained."""
-    return {name: float(f"{value:.3g}") for name, value in drawn.items()}
+    """Round to three significant digits, so that the printed values are those that were trained with."""
+    return {name: value if isinstance(value, int) else float(f"{value:.3g}") for name, value in drawn.items()}
 
 
-def as_overrides(parameters: Mapping[str, float]) -> list[str]:
-    """Parameters as they are typed."""
-    return [f"loss.{'lambda' if name == 'lam' else name}={value:g}" for name, value in parameters.items()]
+def as_overrides(name: str, parameters: Mapping[str, float]) -> list[str]:
+    """Return parameters of a weighting as a user types them."""
+    keys = parameter_keys(load_weighting(name))
+    return [f"loss.{keys[parameter]}={value:g}" for parameter, value in parameters.items()]
 
 
 def write(tuning: Tuning) -> None:
@@ -214,6 +234,13 @@ def write(tuning: Tuning) -> None:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     best = f"Best of {len(ranked)}, on the validation split: `{' '.join(tuning.overrides)}`"
     write_text(tuning.table, f"{best}\n\n{table}\n")
+
+
+def _distribution(optuna: Any, hint: Any, found: SearchRange) -> Any:
+    """Return Optuna's distribution for a range: of whole numbers for a parameter of type int."""
+    if float not in get_args(hint):
+        return optuna.distributions.IntDistribution(int(found.low), int(found.high), log=found.log)
+    return optuna.distributions.FloatDistribution(found.low, found.high, log=found.log)
 
 
 def _optuna() -> Any:

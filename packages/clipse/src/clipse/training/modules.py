@@ -36,9 +36,9 @@ from clipse.data import (
     topics,
 )
 from clipse.data.batches import check_clusters
-from clipse.losses import build_loss
 from clipse.models.retrieval import RetrievalModel
 from clipse.training.features import FrozenFeatures, ImageFeatureDataset
+from clipse.training.losses import build_loss
 from clipse.training.references import ReferenceModel
 
 TEXTS_AT_ONCE = 256

@@ -1,0 +1,84 @@
+"""Statistics of a weighting's weights, logged at each training step.
+
+Shapes: B rows of this process, D shared width, I and J the rows and columns of one tile, F width of the references.
+"""
+
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clip_common.losses import Weighting
+
+BLOCK = 256
+"""Rows and columns of the batch that the statistics cover; of a larger batch they are a sample."""
+
+
+@runtime_checkable
+class BandedWeighting(Weighting, Protocol):
+    """A weighting that can also say which similarities it acts on."""
+
+    def similarity(self, image_IF: Tensor, text_IF: Tensor, image_JF: Tensor, text_JF: Tensor) -> Tensor:
+        """Return A (I, J), from L2-normalised references."""
+
+    def in_band(self, similarity_IJ: Tensor) -> Tensor:
+        """Return (I, J) bool: the pairs that the weighting singles out."""
+
+
+@torch.no_grad()
+def weight_statistics(
+    weighting: Weighting,
+    image_BD: Tensor,
+    text_BD: Tensor,
+    *,
+    references: tuple[Tensor, ...],
+    scale: Tensor | float,
+    image_ids: Tensor | None = None,
+    normalise: Literal["none", "mean1"] = "mean1",
+) -> dict[str, Tensor]:
+    """Compute statistics of the weights of the true negatives.
+
+    Returns:
+        w_mean, w_p05, w_p50, w_p95; low_pct and high_pct, percent of weights below 0.5 and above 1.5;
+        band_coverage_pct, percent of the negatives that the weighting singles out (0 unless it is a
+        `BandedWeighting`); ess, the effective sample size (Σw)²/Σw² as a share of the negatives; corr_wz, the
+        correlation of weight and logit (0 if one of them is constant). Empty for a batch without negatives.
+    """
+    image_BF, text_BF = (functional.normalize(side.float(), dim=1) for side in references)
+    log_weight_BB = weighting.log_weight(image_BF, text_BF, image_BF, text_BF)
+    ids = torch.arange(len(image_BD), device=image_BD.device) if image_ids is None else image_ids
+    negative_BB = ids[:, None] != ids[None]
+    if not negative_BB.any():
+        return {}
+    if normalise == "mean1":
+        total_B1 = log_weight_BB.masked_fill(~negative_BB, float("-inf")).logsumexp(dim=1, keepdim=True)
+        log_mean_B1 = total_B1 - negative_BB.sum(dim=1, keepdim=True).log()
+        log_weight_BB = log_weight_BB - torch.where(total_B1 > float("-inf"), log_mean_B1, 0.0)
+    log_weight = log_weight_BB[negative_BB]
+    weight = log_weight.exp()
+    share = (log_weight - log_weight.amax()).exp()  # of the largest weight: without mean1 all of them may vanish
+    low, middle, high = weight.quantile(weight.new_tensor([0.05, 0.5, 0.95]))
+    unit_image, unit_text = (functional.normalize(side.float(), dim=1) for side in (image_BD, text_BD))
+    logit = (scale * unit_image @ unit_text.T)[negative_BB]
+    covered = weight.new_zeros(())
+    if isinstance(weighting, BandedWeighting):
+        similarity_BB = weighting.similarity(image_BF, text_BF, image_BF, text_BF)
+        covered = weighting.in_band(similarity_BB)[negative_BB].float().mean()
+    return {
+        "w_mean": weight.mean(),
+        "w_p05": low,
+        "w_p50": middle,
+        "w_p95": high,
+        "low_pct": 100 * (weight < 0.5).float().mean(),
+        "high_pct": 100 * (weight > 1.5).float().mean(),
+        "band_coverage_pct": 100 * covered,
+        "ess": share.sum() ** 2 / (share**2).sum() / len(share),
+        "corr_wz": _correlation(share, logit),
+    }
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    one, other = one - one.mean(), other - other.mean()
+    spread = one.norm() * other.norm()
+    return torch.where(spread > 1e-6, (one * other).sum() / spread.clamp_min(1e-6), 0.0)
