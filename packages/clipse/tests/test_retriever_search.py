@@ -3,9 +3,10 @@
 import base64
 import errno
 import io
-import json
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from clip_common.backbones import load_clip
+from clip_common.index import VectorIndex, VectorIndexError
 from clipse import RetrievalModel, Retriever
 from clipse.data import DataError
-from clipse.index import ImageIndex, IndexFileError
 from clipse.report.pages import write_page
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
@@ -97,15 +98,30 @@ def stored_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "runs").rglob("*") if path.is_file())
 
 
-def random_index(*, images: int, width: int, root: Path = Path("photos")) -> ImageIndex:
-    return ImageIndex(
-        root,
-        model="0" * 64,
-        model_name="random",
-        names=tuple(f"{row:03d}.jpg" for row in range(images)),
-        stamps_N2=torch.arange(2 * images).reshape(images, 2),
-        vectors_ND=functional.normalize(torch.randn(images, width), dim=-1),
-    )
+def stored_indexes(folder: Path) -> list[Path]:
+    """Their folders."""
+    return sorted({file.parent for file in stored_files(folder)})
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and bytes of every file in a folder."""
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
+
+
+def vectors_of(retriever: Retriever) -> torch.Tensor:
+    """The indexed vectors, in the order of the names."""
+    return retriever.gallery.vectors(sorted(retriever.gallery.ids))
+
+
+def index_of(names: Sequence[str], vectors_ND: torch.Tensor, *, store: Path | None = None) -> VectorIndex:
+    index = VectorIndex(model="0" * 64, model_name="random", collection="photos", folder=store)
+    index.add(names, vectors_ND, stamps=[f"{row} {row + 1}" for row in range(len(names))])
+    return index
+
+
+def random_index(*, images: int, width: int) -> VectorIndex:
+    vectors_ND = functional.normalize(torch.randn(images, width), dim=-1)
+    return index_of([f"{row:03d}.jpg" for row in range(images)], vectors_ND)
 
 
 # the order
@@ -117,24 +133,23 @@ def test_the_nearest_are_those_of_a_full_sort(k):
     index = random_index(images=200, width=16)
     query_D = functional.normalize(torch.randn(16), dim=0)
     hits = index.nearest(query_D, k)
-    similarity_N = (index.vectors_ND @ query_D).numpy()
+    similarity_N = (index.vectors(index.ids) @ query_D).numpy()
     expected = np.argsort(-similarity_N)[:k]
-    assert [hit.path.name for hit in hits] == [index.names[row] for row in expected]
+    assert [hit.id for hit in hits] == [index.ids[row] for row in expected]
     assert [hit.similarity for hit in hits] == pytest.approx(similarity_N[expected].tolist(), abs=1e-6)
 
 
-def test_equal_images_come_in_the_order_of_their_names_whatever_k():
+def test_equal_images_come_in_the_order_in_which_they_were_indexed_whatever_k():
     """Rows 2, 5 and 7 point at the query, row 4 away from it, the rest are at a right angle: all known by hand."""
     vectors_ND = torch.zeros(8, 4)
     vectors_ND[:, 1] = 1.0
     for row, first in {2: 1.0, 5: 1.0, 7: 1.0, 4: -1.0}.items():
         vectors_ND[row] = torch.tensor([first, 0.0, 0.0, 0.0])
-    index = random_index(images=8, width=4)
-    index = ImageIndex(index.root, index.model, "by hand", index.names, index.stamps_N2, vectors_ND)
+    index = index_of([f"{row}.jpg" for row in range(8)], vectors_ND)
     order = [2, 5, 7, 0, 1, 3, 6, 4]
     for k in range(1, 9):
         hits = index.nearest(torch.tensor([1.0, 0.0, 0.0, 0.0]), k)
-        assert [int(hit.path.stem) for hit in hits] == order[:k]
+        assert [int(hit.id.removesuffix(".jpg")) for hit in hits] == order[:k]
     assert hits[-1].similarity == -1.0
 
 
@@ -144,23 +159,25 @@ def test_equal_images_come_in_the_order_of_their_names_whatever_k():
 def test_an_index_is_read_back_as_it_was_written(tmp_path):
     names = (*sorted(ODD_NAMES), os.fsdecode(b"zz latin \xe9.jpg"))
     torch.manual_seed(0)
-    given = random_index(images=len(names), width=8, root=tmp_path)
-    given = ImageIndex(tmp_path, given.model, given.model_name, names, given.stamps_N2, given.vectors_ND)
-    given.save(tmp_path / "index.safetensors")
-    found = ImageIndex.open(tmp_path / "index.safetensors")
-    assert (found.root, found.model, found.model_name, found.names) == (tmp_path, given.model, "random", names)
-    assert torch.equal(found.stamps_N2, given.stamps_N2)
-    assert torch.equal(found.vectors_ND, given.vectors_ND)
+    vectors_ND = functional.normalize(torch.randn(len(names), 8), dim=-1)
+    given = index_of(names, vectors_ND, store=tmp_path / "index")
+    given.save()
+    found = VectorIndex.open(tmp_path / "index")
+    assert (found.collection, found.model, found.model_name) == ("photos", given.model, "random")
+    assert tuple(found.ids) == names
+    assert found.stamps() == given.stamps() == {name: f"{row} {row + 1}" for row, name in enumerate(names)}
+    assert torch.equal(found.vectors(names), vectors_ND)
 
 
 def test_a_stored_index_holds_what_an_index_in_memory_holds(model, photos, tmp_path):
     in_memory = Retriever.from_pretrained(model).index(photos)
-    file = tmp_path / "index.safetensors"
-    stored = Retriever.from_pretrained(model).index(photos, store=file)
-    opened = Retriever.from_pretrained(model).open_index(file)
+    store = tmp_path / "index"
+    stored = Retriever.from_pretrained(model).index(photos, store=store)
+    opened = Retriever.from_pretrained(model).open_index(store)
     for other in (stored, opened):
         assert other.paths == in_memory.paths
-        torch.testing.assert_close(other.gallery.vectors_ND, in_memory.gallery.vectors_ND)
+        assert other.gallery.ids == in_memory.gallery.ids
+        torch.testing.assert_close(vectors_of(other), vectors_of(in_memory))
         found, expected = (which.search("a dog in the snow", k=4) for which in (other, in_memory))
         assert [hit.path for hit in found] == [hit.path for hit in expected]
         assert [hit.similarity for hit in found] == pytest.approx([hit.similarity for hit in expected], abs=1e-5)
@@ -168,58 +185,58 @@ def test_a_stored_index_holds_what_an_index_in_memory_holds(model, photos, tmp_p
 
 
 def test_only_what_is_new_or_changed_is_encoded_and_what_is_gone_vanishes(model, photos, tmp_path, encoded):
-    file = tmp_path / "index.safetensors"
-    Retriever.from_pretrained(model).index(photos, store=file)
+    store = tmp_path / "index"
+    Retriever.from_pretrained(model).index(photos, store=store)
     assert sum(encoded) == 9
     encoded.clear()
-    written = file.stat().st_mtime_ns
-    Retriever.from_pretrained(model).index(photos, store=file)
-    assert (sum(encoded), file.stat().st_mtime_ns) == (0, written)
+    written = snapshot(store)
+    Retriever.from_pretrained(model).index(photos, store=store)
+    assert (sum(encoded), snapshot(store)) == (0, written)
 
     draw(photos / "0.png", seed=100, size=(64, 64))  # changed
     draw(photos / "new" / "10.png", seed=10)
     (photos / "1.png").unlink()
-    updated = Retriever.from_pretrained(model).index(photos, store=file)
+    updated = Retriever.from_pretrained(model).index(photos, store=store)
     assert sum(encoded) == 2
     afresh = Retriever.from_pretrained(model).index(photos)
     assert updated.paths == afresh.paths
     assert photos / "1.png" not in updated.paths
-    torch.testing.assert_close(updated.gallery.vectors_ND, afresh.gallery.vectors_ND, rtol=0, atol=1e-6)
+    torch.testing.assert_close(vectors_of(updated), vectors_of(afresh), rtol=0, atol=1e-6)
 
 
 def test_an_interrupted_index_goes_on_where_it_was(model, photos, tmp_path, encoded):
-    file = tmp_path / "index.safetensors"
+    store = tmp_path / "index"
 
     def stop(done: int, total: int) -> None:
         if done >= 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Retriever.from_pretrained(model).index(photos, store=file, batch_size=3, progress=stop)
-    assert len(ImageIndex.open(file)) == 6
+        Retriever.from_pretrained(model).index(photos, store=store, batch_size=3, progress=stop)
+    assert len(VectorIndex.open(store)) == 6
     encoded.clear()
-    assert len(Retriever.from_pretrained(model).index(photos, store=file, batch_size=3).paths) == 9
+    assert len(Retriever.from_pretrained(model).index(photos, store=store, batch_size=3).paths) == 9
     assert encoded == [3]
 
 
 def test_a_growing_index_is_written_now_and_then(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("clipse.retriever.retriever.SECONDS_BETWEEN_SAVES", 0.0)
-    file, seen = tmp_path / "index.safetensors", []
+    store, seen = tmp_path / "index", []
 
     def look(done: int, total: int) -> None:
-        seen.append(len(ImageIndex.open(file)) if file.exists() else 0)
+        seen.append(len(VectorIndex.open(store)) if store.exists() else 0)
 
-    Retriever.from_pretrained(model).index(photos, store=file, batch_size=3, progress=look)
+    Retriever.from_pretrained(model).index(photos, store=store, batch_size=3, progress=look)
     assert seen == [0, 3, 6]
-    assert len(ImageIndex.open(file)) == 9
+    assert len(VectorIndex.open(store)) == 9
 
 
 def test_an_index_of_another_model_is_refused_with_both_fingerprints(model, photos, tmp_path):
-    file = tmp_path / "index.safetensors"
-    own = Retriever.from_pretrained(model).index(photos, store=file)
+    store = tmp_path / "index"
+    own = Retriever.from_pretrained(model).index(photos, store=store)
     other = Retriever(small(seed=1))
-    for use in (lambda: other.open_index(file), lambda: other.index(photos, store=file)):
-        with pytest.raises(IndexFileError) as error:
+    for use in (lambda: other.open_index(store), lambda: other.index(photos, store=store)):
+        with pytest.raises(VectorIndexError) as error:
             use()
         assert "\n" not in str(error.value)
         assert own.fingerprint[:12] in str(error.value)
@@ -228,70 +245,82 @@ def test_an_index_of_another_model_is_refused_with_both_fingerprints(model, phot
 
 
 def test_models_with_the_same_image_tower_share_an_index(model, photos, tmp_path, encoded):
-    file = tmp_path / "index.safetensors"
-    Retriever.from_pretrained(model).index(photos, store=file)
+    store = tmp_path / "index"
+    Retriever.from_pretrained(model).index(photos, store=store)
     encoded.clear()
     other = RetrievalModel.from_pretrained(model)
     with torch.no_grad():
         next(other.text_tower.parameters()).add_(1.0)
-    Retriever(other).index(photos, store=file)
+    Retriever(other).index(photos, store=store)
     assert encoded == []
     with torch.no_grad():
         next(other.image_tower.parameters()).add_(1.0)
-    with pytest.raises(IndexFileError):
-        Retriever(other).open_index(file)
+    with pytest.raises(VectorIndexError):
+        Retriever(other).open_index(store)
 
 
 def test_the_index_of_another_folder_is_refused(model, photos, scenes, tmp_path):
-    file = tmp_path / "index.safetensors"
-    Retriever.from_pretrained(model).index(photos, store=file)
-    with pytest.raises(IndexFileError, match="is the index of"):
-        Retriever.from_pretrained(model).index(scenes / "Images", store=file)
+    store = tmp_path / "index"
+    Retriever.from_pretrained(model).index(photos, store=store)
+    with pytest.raises(VectorIndexError, match="is the index of"):
+        Retriever.from_pretrained(model).index(scenes / "Images", store=store)
 
 
-def halved(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def segment_of(store: Path) -> Path:
+    return next(store.glob("segment-*.safetensors"))
 
 
-def no_index(file: Path) -> None:
-    file.write_bytes(b"no index at all")
+def halved(store: Path) -> None:
+    segment_of(store).write_bytes(segment_of(store).read_bytes()[: segment_of(store).stat().st_size // 2])
 
 
-def of_other_parts(file: Path) -> None:
-    names = torch.frombuffer(bytearray(b"a.jpg\0b.jpg"), dtype=torch.uint8)
-    about = {"format": 1, "root": "photos", "model": "0", "name": "random"}
-    parts = {"names": names, "stamps": torch.zeros(1, 2, dtype=torch.int64), "vectors": torch.zeros(1, 32)}
-    save_file(parts, file, metadata={"index": json.dumps(about)})
+def no_index(store: Path) -> None:
+    (store / "index.json").write_bytes(b"no index at all")
 
 
-def of_weights(file: Path) -> None:
-    save_file({"weight": torch.zeros(3)}, file)
+def of_other_parts(store: Path) -> None:
+    parts = load_file(segment_of(store))
+    save_file(parts | {"vectors": torch.zeros(1, 32)}, segment_of(store))
+
+
+def of_weights(store: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, segment_of(store))
 
 
 @pytest.mark.parametrize("damage", [halved, no_index, of_other_parts, of_weights])
 def test_a_damaged_index_is_one_line_that_says_what_to_delete(search, tmp_path, damage):
     assert search("a dog")[0] == 0
-    (file,) = stored_files(tmp_path)
-    damage(file)
-    refused(search("a dog"), str(file.relative_to(tmp_path)), "delete it")
-    file.unlink()
+    (store,) = stored_indexes(tmp_path)
+    damage(store)
+    refused(search("a dog"), str(store.relative_to(tmp_path)), "delete it")
+    shutil.rmtree(store)
     assert search("a dog")[0] == 0
 
 
-def test_a_full_disk_leaves_the_former_index(model, photos, tmp_path, monkeypatch):
+def test_an_index_of_the_version_before_is_refused(model, photos, tmp_path):
     file = tmp_path / "index.safetensors"
-    Retriever.from_pretrained(model).index(photos, store=file)
-    before = file.read_bytes()
+    parts = {"names": torch.tensor([97], dtype=torch.uint8), "vectors": torch.zeros(1, 32)}
+    save_file(parts | {"stamps": torch.zeros(1, 2, dtype=torch.int64)}, file, metadata={"index": '{"format": 1}'})
+    retriever = Retriever.from_pretrained(model)
+    for use in (lambda: retriever.open_index(file), lambda: retriever.index(photos, store=file)):
+        with pytest.raises(VectorIndexError, match=r"index\.safetensors is .*: delete it, and the items are encoded"):
+            use()
+
+
+def test_a_full_disk_leaves_the_former_index(model, photos, tmp_path, monkeypatch):
+    store = tmp_path / "index"
+    Retriever.from_pretrained(model).index(photos, store=store)
+    before = snapshot(store)
     draw(photos / "new.png", seed=50)
 
     def full(*arguments, **keywords):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipse.index.save_file", full)
+    monkeypatch.setattr("clip_common.index.store.write_segment", full)
     with pytest.raises(OSError, match="No space left"):
-        Retriever.from_pretrained(model).index(photos, store=file)
-    assert file.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["index.safetensors"]
+        Retriever.from_pretrained(model).index(photos, store=store)
+    assert snapshot(store) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "photos"]
 
 
 # the command
@@ -303,7 +332,8 @@ def test_words_and_images_find_images_and_the_second_time_nothing_is_encoded(sea
     assert "a dog in the snow" in printed
     assert "9 images" in printed
     assert len([line for line in printed.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"])]) == 3
-    assert stored_files(tmp_path) == list((tmp_path / "runs" / "cache" / "index").glob("*.safetensors"))
+    (store,) = stored_indexes(tmp_path)
+    assert store.parent == tmp_path / "runs" / "cache" / "index"
     encoded.clear()
     query = photos / ODD_NAMES[0]
     code, printed, error = search(query, "--k", 1)
@@ -320,7 +350,7 @@ def test_a_run_and_a_model_by_name_search_too(search, trained, photos, tmp_path,
         result = search("a red cup", f"model.architecture={SMALL}", source="mine")
     assert result[0] == 0, result[2]
     assert "9 images" in result[1]
-    assert len(stored_files(tmp_path)) == 1
+    assert len(stored_indexes(tmp_path)) == 1
 
 
 def test_an_image_that_cannot_be_read_is_skipped_counted_and_named(search, photos, tmp_path, encoded):
@@ -335,8 +365,8 @@ def test_an_image_that_cannot_be_read_is_skipped_counted_and_named(search, photo
         assert "broken.jpg: not a readable image" in printed
         assert "empty.png: not a readable image" in printed
         assert sum(encoded) == expected
-    (file,) = stored_files(tmp_path)
-    assert not {"broken.jpg", "empty.png"} & set(ImageIndex.open(file).names)
+    (store,) = stored_indexes(tmp_path)
+    assert not {"broken.jpg", "empty.png"} & set(VectorIndex.open(store).ids)
 
 
 def test_an_index_in_python_stops_at_an_image_that_cannot_be_read(model, photos):

@@ -139,7 +139,7 @@ def search(
     for rank, hit in enumerate(found.hits, start=1):
         table.add_row(str(rank), f"{hit.similarity:.3f}", Text(printable(hit.path.relative_to(images))))
     console.print(table)
-    lines = [f"{len(found.gallery):,} images of {printable(images)}; their index is {printable(found.file)}"]
+    lines = [f"{len(found.gallery):,} images of {printable(images)}; their index is {printable(found.store)}"]
     lines += [] if found.page is None else [f"page   {printable(found.page)}"]
     if found.skipped:
         lines.append(f"skipped {len(found.skipped):,} that cannot be read, such as")

@@ -8,7 +8,6 @@ from clip_common import page
 from clip_common.page import data_uri, printable, text
 from clipse.data import DataError
 from clipse.data.images import decode
-from clipse.index import Hit
 
 THUMBNAIL = 256
 """Pixels of a picture's longer side."""
@@ -24,13 +23,15 @@ def require_replaceable(file: Path) -> None:
     page.require_replaceable(file, maker=MAKER)
 
 
-def write_page(file: Path, *, query: str | Path, hits: Sequence[Hit], root: Path, images: int, model: str) -> Path:
+def write_page(
+    file: Path, *, query: str | Path, hits: Sequence[tuple[Path, float]], root: Path, images: int, model: str
+) -> Path:
     """Write what was found; whole or not at all. An earlier search page of that name is replaced.
 
     Args:
         file: The page.
         query: Words, or the image that was searched by.
-        hits: Best first; their images are embedded as JPEG, 256 pixels at most.
+        hits: Image files and their similarities, best first; embedded as JPEG, 256 pixels at most.
         root: The folder that was searched.
         images: How many images it holds.
         model: Name of the model.
@@ -45,7 +46,7 @@ def write_page(file: Path, *, query: str | Path, hits: Sequence[Hit], root: Path
         asked = f"{picture}<div><p>images like</p><h1><bdi>{text(query.name)}</bdi></h1></div>"
     body = _BODY.format(
         asked=asked,
-        hits="\n".join(_card(rank, hit, root) for rank, hit in enumerate(hits, start=1)),
+        hits="\n".join(_card(rank, *hit, root) for rank, hit in enumerate(hits, start=1)),
         count=f"{len(hits):,} of {images:,} images in <bdi>{text(root)}</bdi>",
         model=text(model),
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
@@ -67,11 +68,11 @@ def thumbnail(path: Path) -> str:
     return data_uri(picture, longest=THUMBNAIL)
 
 
-def _card(rank: int, hit: Hit, root: Path) -> str:
-    name = text(hit.path.relative_to(root).as_posix())
+def _card(rank: int, path: Path, similarity: float, root: Path) -> str:
+    name = text(path.relative_to(root).as_posix())
     return (
-        f'<li><div class="frame"><img src="{thumbnail(hit.path)}" alt="{name}"></div>'
-        f'<p class="score"><span>{rank}</span><b>{hit.similarity:.3f}</b></p><p class="name"><bdi>{name}</bdi></p></li>'
+        f'<li><div class="frame"><img src="{thumbnail(path)}" alt="{name}"></div>'
+        f'<p class="score"><span>{rank}</span><b>{similarity:.3f}</b></p><p class="name"><bdi>{name}</bdi></p></li>'
     )
 
 

@@ -4,13 +4,13 @@ N images, D the shared width.
 """
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,11 +20,13 @@ from clip_common.backbones import Tokenizer, behaviour, move
 from clip_common.backbones.tokenizers import ClipTokenizer, SentenceTokenizer, TransformersTokenizer
 from clip_common.devices import pick_device
 from clip_common.features.jobs import in_threads
+from clip_common.images import IMAGE_SUFFIXES
+from clip_common.images import VERSION as READER_VERSION
+from clip_common.index import VectorIndex, scan_folder
 from clip_common.page import printable
 from clip_common.reporting import Progress
 from clipse.data import DataError
 from clipse.data.images import decode
-from clipse.index import Hit, ImageIndex, IndexFileError, Stamp, scan
 from clipse.models.retrieval import RetrievalModel
 from clipse.retriever.opening import model_folder
 
@@ -32,11 +34,19 @@ SECONDS_BETWEEN_SAVES = 120.0
 """A stored index is written this often while it grows: the most that a kill can cost."""
 
 
+class Hit(NamedTuple):
+    """One answer: an image file and its cosine similarity to the query, -1 to 1."""
+
+    path: Path
+    similarity: float
+
+
 class Retriever:
     """Searches images with a trained model.
 
     Attributes:
-        gallery: What `search` searches; None before `index` or `open_index`.
+        gallery: The index that `search` searches; None before `index` or `open_index`.
+        root: The folder of its images.
         skipped: Path → what is wrong with it, of the images that the last `index(on_error="skip")` left out.
 
     Example:
@@ -48,7 +58,8 @@ class Retriever:
     def __init__(self, model: RetrievalModel, *, device: str | torch.device | None = None) -> None:
         self.device = pick_device() if device is None else torch.device(device)
         self.model = model.eval().to(self.device)
-        self.gallery: ImageIndex | None = None
+        self.gallery: VectorIndex | None = None
+        self.root = Path()
         self.skipped: dict[str, str] = {}
 
     @classmethod
@@ -66,16 +77,16 @@ class Retriever:
 
     @property
     def paths(self) -> list[Path]:
-        """The indexed images."""
-        return [] if self.gallery is None else self.gallery.paths
+        """The indexed images, sorted by name."""
+        return [] if self.gallery is None else [self.root / name for name in sorted(self.gallery.ids)]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names all that decides the vector of an image: the image tower, weights and all, and the preprocessing.
+        """Name of all that decides the vector of an image: the reader, the preprocessing, the image tower's weights.
 
         Models with the same image tower share it, and so their indexes.
         """
-        content = f"2 {behaviour(self.model.image_tower)} {self.model.bundle.preprocess.key}"
+        content = f"3 {READER_VERSION} {behaviour(self.model.image_tower)} {self.model.bundle.preprocess.key}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.inference_mode()
@@ -130,49 +141,46 @@ class Retriever:
 
         Args:
             folder: Searched to its full depth.
-            store: File to keep the index in. Where it exists, images of the same size and time of change are taken
-                from it, those that are gone are dropped, and it is written again if anything changed. None keeps the
-                vectors in memory alone.
+            store: Folder to keep the index in. If it holds one, images of the same size and time of change are taken
+                from it, those that are gone are dropped, and what changed is written. None keeps the vectors in memory.
             on_error: What to do about an unreadable image: `raise`, or `skip`: leave it out and name it in `skipped`.
             batch_size: Images at a time.
             progress: Called with the number of images that were encoded, and that were to be.
 
         Raises:
             DataError: No such folder, no image in it, an unreadable image, or with `skip` nothing but those.
-            IndexFileError: `store` is damaged, or the index of another model or folder.
+            VectorIndexError: `store` is damaged, or the index of another model or folder, or a folder of other files.
         """
-        root, file = Path(folder), None if store is None else Path(store)
-        stamps = scan(root)
-        kept = ImageIndex.empty(root, model=self.fingerprint, model_name=self.model.bundle.spec.name)
-        former = kept
-        if file is not None and file.exists():
-            former = self._opened(file)
-            if former.root != root.resolve():
-                raise IndexFileError(f"{file} is the index of {former.root}, not of {root}: name another file for it")
-            kept = replace(former, root=root).keeping(stamps)
-        missing = {name: stamps[name] for name in sorted(stamps.keys() - set(kept.names))}
-        gallery = self._encoded(missing, kept, file, on_error=on_error, batch_size=batch_size, progress=progress)
+        root = Path(folder)
+        stamps = scan_folder(root, suffixes=IMAGE_SUFFIXES, what="image")
+        gallery = self._open_or_create(root, store)
+        changes = gallery.changes(stamps)
+        gallery.delete([*changes.changed, *changes.gone])
+        missing = {name: stamps[name] for name in sorted([*changes.new, *changes.changed])}
+        self._encode_into(gallery, root, missing, on_error=on_error, batch_size=batch_size, progress=progress)
         if not len(gallery):
             raise DataError(
                 f"{root}: none of its {len(stamps)} images can be read; {next(iter(self.skipped.values()))}"
             )
-        if file is not None and (len(kept) < len(former) or len(gallery) > len(kept)):
-            gallery.save(file)
-        self.gallery = gallery
+        if gallery.folder is not None:
+            gallery.save()
+        self.gallery, self.root = gallery, root
         return self
 
-    def open_index(self, file: str | Path) -> "Retriever":
-        """Search a stored index as it is, without a look at the folder it was made of.
+    def open_index(self, folder: str | Path) -> "Retriever":
+        """Search a stored index without comparing it with the folder of its images.
 
         Raises:
-            IndexFileError: Damaged, or the index of another model.
-            FileNotFoundError: There is no such file.
+            VectorIndexError: Damaged, or the index of another model.
+            FileNotFoundError: There is no index.
         """
-        self.gallery = self._opened(Path(file))
+        gallery = VectorIndex.open(Path(folder))
+        gallery.check_model(self.fingerprint, name=self.model.bundle.spec.name)
+        self.gallery, self.root = gallery, Path(gallery.collection)
         return self
 
     def search(self, query: str | Path | Image.Image, k: int = 10) -> list[Hit]:
-        """The k most similar images of the index: to words (a str), or to an image (a Path or a PIL image), best first.
+        """Return the k images most similar to words (a str) or to an image (a Path or a PIL image), best first.
 
         Every image is compared: the order is exact.
 
@@ -182,40 +190,42 @@ class Retriever:
         """
         if self.gallery is None:
             raise ValueError("nothing to search: call index(folder) first")
-        return self.gallery.nearest(self.encode_query(query), k)
+        return self.nearest(self.encode_query(query), k)
 
-    def _opened(self, file: Path) -> ImageIndex:
-        index = ImageIndex.open(file)
-        index.require(model=self.fingerprint, model_name=self.model.bundle.spec.name, file=file)
-        return index
+    def nearest(self, vector_D: Tensor, k: int = 10) -> list[Hit]:
+        """Return the k images most similar to a unit vector, best first; of equal ones the one indexed first.
 
-    def _encoded(
+        Raises:
+            ValueError: Nothing has been indexed, or k below 1.
+        """
+        if self.gallery is None:
+            raise ValueError("nothing to search: call index(folder) first")
+        return [Hit(self.root / found.id, found.similarity) for found in self.gallery.nearest(vector_D, k)]
+
+    def _open_or_create(self, root: Path, store: str | Path | None) -> VectorIndex:
+        name, collection = self.model.bundle.spec.name, os.fspath(root.resolve())
+        if store is None:
+            return VectorIndex(model=self.fingerprint, model_name=name, collection=collection)
+        return VectorIndex.open_or_create(Path(store), model=self.fingerprint, model_name=name, collection=collection)
+
+    def _encode_into(
         self,
-        missing: Mapping[str, Stamp],
-        kept: ImageIndex,
-        file: Path | None,
+        gallery: VectorIndex,
+        root: Path,
+        missing: Mapping[str, str],
         *,
         on_error: Literal["raise", "skip"],
         batch_size: int,
         progress: Progress | None,
-    ) -> ImageIndex:
-        """`kept` with what was missing; what there is when anything stops the work is kept in `file`."""
+    ) -> None:
+        """Add what is missing; if anything stops the work, what was added is saved."""
         self.skipped = {}
-        fresh: list[tuple[dict[str, Stamp], Tensor]] = []  # pairs, so that Ctrl-C cannot part names from vectors
-        saved = time.monotonic()
-
-        def grown() -> ImageIndex:
-            if not fresh:
-                return kept
-            stamps = {name: stamp for part, _ in fresh for name, stamp in part.items()}
-            return kept.adding(stamps, torch.cat([vectors_BD for _, vectors_BD in fresh]))
-
-        names = list(missing)
+        names, encoded, saved = list(missing), 0, time.monotonic()
         try:
             for start in range(0, len(names), batch_size):
                 batch = names[start : start + batch_size]
                 pixels = {}
-                for name, loaded in zip(batch, in_threads(self._loaded, [kept.root / n for n in batch]), strict=True):
+                for name, loaded in zip(batch, in_threads(self._loaded, [root / n for n in batch]), strict=True):
                     if isinstance(loaded, Tensor):
                         pixels[name] = loaded
                     elif on_error == "raise":
@@ -225,18 +235,18 @@ class Retriever:
                 if pixels:
                     with torch.inference_mode():
                         batch_B3HW = torch.stack(list(pixels.values())).to(self.device)
-                        vectors_BD = self.model.encode_image(batch_B3HW).cpu()
-                    fresh.append(({name: missing[name] for name in pixels}, vectors_BD))
+                        vectors_BD = self.model.encode_image(batch_B3HW)
+                    gallery.add(list(pixels), vectors_BD, stamps=[missing[name] for name in pixels])
+                    encoded += len(pixels)
                 if progress is not None:
                     progress(min(start + batch_size, len(names)), len(names))
-                if file is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    grown().save(file)
+                if gallery.folder is not None and encoded and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    gallery.save()
                     saved = time.monotonic()
         except BaseException:
-            if file is not None and fresh:
-                grown().save(file)
+            if gallery.folder is not None and encoded:
+                gallery.save()
             raise
-        return grown()
 
     def _loaded(self, path: Path) -> Tensor | DataError:
         try:

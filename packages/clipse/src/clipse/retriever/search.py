@@ -1,15 +1,18 @@
 """`clipse search`: words or an image, a model by whatever name, a folder; to the images that are most alike."""
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_common.images import IMAGE_SUFFIXES
+from clip_common.index import VectorIndex
 from clip_common.reporting import Reporter, silent
 from clipse.data import DataError
-from clipse.index import SUFFIXES, Hit, ImageIndex, store_file
 from clipse.report.pages import require_replaceable, write_page
 from clipse.retriever.opening import open_source
-from clipse.retriever.retriever import Retriever
+from clipse.retriever.retriever import Hit, Retriever
 
 
 @dataclass(frozen=True)
@@ -19,17 +22,17 @@ class Found:
     Attributes:
         query: Words, or the image that was searched by.
         hits: Best first.
-        gallery: What was searched.
+        gallery: The index that was searched.
         skipped: Path below the folder → what is wrong with it, of the images that could not be read.
-        file: Where the index is kept.
-        page: The HTML page, where one was asked for.
+        store: Folder of the index.
+        page: The HTML page; None if none was asked for.
     """
 
     query: str | Path
     hits: list[Hit]
-    gallery: ImageIndex
+    gallery: VectorIndex
     skipped: dict[str, str]
-    file: Path
+    store: Path
     page: Path | None
 
 
@@ -63,15 +66,20 @@ def search_source(
     opened = open_source(source, overrides=overrides)
     retriever = Retriever(opened.model)
     vector_D = retriever.encode_query(asked)
-    file = store_file(opened.config.cache_folder / "index", folder, retriever.fingerprint)
+    store = index_folder(opened.config.cache_folder / "index", folder, retriever.fingerprint)
     batch_size = opened.config.data.batch_size
     with reporter("encoding images") as progress:
-        retriever.index(folder, store=file, on_error="skip", batch_size=batch_size, progress=progress)
+        retriever.index(folder, store=store, on_error="skip", batch_size=batch_size, progress=progress)
     assert retriever.gallery is not None
-    hits = retriever.gallery.nearest(vector_D, k)
+    hits = retriever.nearest(vector_D, k)
     if page is not None:
         write_page(page, query=asked, hits=hits, root=folder, images=len(retriever.gallery), model=opened.name)
-    return Found(asked, hits, gallery=retriever.gallery, skipped=retriever.skipped, file=file, page=page)
+    return Found(asked, hits, gallery=retriever.gallery, skipped=retriever.skipped, store=store, page=page)
+
+
+def index_folder(cache: Path, root: Path, model: str) -> Path:
+    """Return the folder that keeps the index of the images below `root` by the model of this fingerprint."""
+    return cache / hashlib.sha256(os.fsencode(root.resolve()) + model.encode()).hexdigest()[:32]
 
 
 def image_or_words(query: str) -> str | Path:
@@ -85,6 +93,6 @@ def image_or_words(query: str) -> str | Path:
         is_file = path.is_file()
     except OSError:  # words too long for a name
         return query
-    if not is_file and path.suffix.lower() in SUFFIXES:
+    if not is_file and path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(f"{query}: there is no such image; give an existing file, or words")
     return path if is_file else query
