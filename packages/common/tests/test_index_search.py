@@ -78,8 +78,8 @@ def test_rows_are_those_of_a_full_sort_over_any_parts(data, sizes, queries, dim)
     deleted = torch.tensor(data.draw(st.lists(st.integers(0, len(whole_ND) - 1), unique=True)), dtype=torch.int64)
     query_QD = toy.vectors_of(range(queries))
     k = data.draw(st.integers(1, 40))
-    lengths_N = None if dim is None else exact.prefix_lengths(parts, dim)
-    found = exact.nearest_rows(parts, query_QD, k, deleted=deleted, lengths_N=lengths_N, dim=dim)
+    lengths_N = None if dim is None else exact.measure_prefixes(parts, dim)
+    found = exact.find_nearest(parts, query_QD, k, deleted=deleted, lengths_N=lengths_N, dim=dim)
     assert len(found) == queries
     for (rows, similarities), query_D in zip(found, query_QD, strict=True):
         if dim is None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clip_common.errors import DataError
 from clip_common.index import Changes, VectorIndex, VectorIndexError, scan_folder, stamp_file
-from clip_common.index.compaction import first_to_merge
+from clip_common.index.compaction import choose_merge
 
 _spec = importlib.util.spec_from_file_location("toy_index", Path(__file__).with_name("toy_index.py"))
 toy = importlib.util.module_from_spec(_spec)
@@ -176,7 +176,7 @@ def test_deleted_rows_are_dropped_once_there_are_many(folder):
 
 @given(sizes=st.lists(st.integers(1, 1000), min_size=1, max_size=60), limit=st.integers(1, 20))
 def test_segments_before_a_merge_are_larger_than_all_after_them(sizes, limit):
-    first = first_to_merge(sizes, limit=limit)
+    first = choose_merge(sizes, limit=limit)
     assert first == len(sizes) - 1 or len(sizes) > limit
     if len(sizes) > limit:
         assert all(size >= sum(sizes[place + 1 :]) for place, size in enumerate(sizes[:first]))
@@ -210,8 +210,8 @@ def test_what_cannot_be_added_or_deleted_is_refused_and_changes_nothing():
         "given twice": lambda: index.update(["3", "3"], toy.vectors_of([3, 4])),
         "vector of '4' holds a NaN": lambda: index.add(["3", "4"], bad),
         r"shape \(1, 5\): expected \(1, 4\)": lambda: index.add(["3"], torch.zeros(1, 5)),
-        "2 vectors for 1 and 1 and 1": lambda: index.add(["3"], toy.vectors_of([3, 4])),
-        "1 vectors for 1 and 2 and 1": lambda: index.add(["3"], toy.vectors_of([3]), stamps=["a", "b"]),
+        "2 vectors for 1 ids, 1 stamps and 1 payloads": lambda: index.add(["3"], toy.vectors_of([3, 4])),
+        "1 vectors for 1 ids, 2 stamps": lambda: index.add(["3"], toy.vectors_of([3]), stamps=["a", "b"]),
         "surrogates not allowed": lambda: index.add(["\ud800"], toy.vectors_of([3])),
         "'3' is not in the index: nothing is deleted": lambda: index.delete(["1", "3"]),
         "'3' is not in the index": lambda: index.vectors(["3"]),

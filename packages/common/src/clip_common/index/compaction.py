@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clip_common.index.rows import Rows, deleted_rows
+from clip_common.index.rows import Rows, collect_deleted
 from clip_common.index.segments import Segment, select_rows
 
 SEGMENTS = 16
@@ -22,17 +22,17 @@ def compact(segments: Sequence[Segment], rows: Rows) -> tuple[int, Segment]:
     """
     first = 0
     if len(rows.deleted) <= DELETED_SHARE * rows.count:
-        first = first_to_merge([len(segment) + 1 for segment in segments], limit=SEGMENTS)
+        first = choose_merge([len(segment) + 1 for segment in segments], limit=SEGMENTS)
     merged = segments[first:]
     if len(merged) == 1:
         return first, merged[0]
     before = sum(map(len, segments[:first]))
     alive = [row - before for row in rows.row_of.values() if row >= before]
-    deleted = deleted_rows(merged)
+    deleted = collect_deleted(merged)
     return first, select_rows(merged, alive, deleted=deleted[deleted < before])
 
 
-def first_to_merge(sizes: Sequence[int], *, limit: int) -> int:
+def choose_merge(sizes: Sequence[int], *, limit: int) -> int:
     """Return the segment from which on all become one, so that few are left and large ones are seldom written again.
 
     No segment before it is smaller than all after it together: a row is then written again about log2(rows) times in

@@ -15,7 +15,7 @@ SHORTEST = 1e-12
 """Prefixes shorter than this are not scaled up to unit length, as in `torch.nn.functional.normalize`."""
 
 
-def nearest_rows(
+def find_nearest(
     parts: Sequence[Tensor],
     query_QD: Tensor,
     k: int,
@@ -33,7 +33,7 @@ def nearest_rows(
         query_QD: (Q, D) float32, finite.
         k: Rows to return, at most as many as are not deleted.
         deleted: int64, the rows to leave out.
-        lengths_N: What `prefix_lengths` returned for `dim`.
+        lengths_N: What `measure_prefixes` returned for `dim`.
         dim: Compare the first `dim` numbers of each vector by their cosine, not whole vectors by their inner product.
 
     Returns:
@@ -53,7 +53,7 @@ def nearest_rows(
     ]
 
 
-def prefix_lengths(parts: Sequence[Tensor], dim: int) -> Tensor:
+def measure_prefixes(parts: Sequence[Tensor], dim: int) -> Tensor:
     """Return the (N,) lengths of the first `dim` numbers of each row."""
     lengths = [torch.linalg.vector_norm(part[:, :dim], dim=1) for part in parts]
     return torch.cat(lengths).clamp_min(SHORTEST)

@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         VectorIndexError: Damaged, or of another format.
     """
     if folder.is_file():
-        raise refusal(folder, "a file: an index is a folder")
+        raise explain_damage(folder, "a file: an index is a folder")
     try:
         content = json.loads((folder / NAME).read_bytes())
         if content.pop("format") != FORMAT:
@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise refusal(folder, f"{NAME}: {error}") from error
+        raise explain_damage(folder, f"{NAME}: {error}") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -85,12 +85,12 @@ def read_state(folder: Path) -> tuple[Manifest, tuple[Segment, ...]] | None:
         except (TensorsError, RuntimeError) as error:  # the latter from torch, for a file that is gone as it is mapped
             newer = read_manifest(folder)
             if newer == manifest:
-                raise refusal(folder, f"{name} cannot be used") from error
+                raise explain_damage(folder, f"{name} cannot be used") from error
             manifest = newer  # another process merged segments since the manifest was read
     return None
 
 
-def new_segment() -> str:
+def name_segment() -> str:
     """Return a file name for a segment that no other has."""
     return f"segment-{uuid.uuid4().hex}.safetensors"
 
@@ -111,7 +111,7 @@ def check_replaceable(folder: Path) -> None:
         raise VectorIndexError(f"{folder} holds {foreign[0]} and no index: name a new folder for the index")
 
 
-def refusal(folder: Path, reason: str) -> VectorIndexError:
+def explain_damage(folder: Path, reason: str) -> VectorIndexError:
     """Return the error for what cannot be read as an index."""
     line = " ".join(reason.split())
     return VectorIndexError(

@@ -39,7 +39,7 @@ class Rows:
     def of(cls, segments: Sequence[Segment]) -> "Rows":
         """Locate the items of saved segments."""
         ids = [id for segment in segments for id in segment.ids.decode()]
-        deleted = set(deleted_rows(segments).tolist())
+        deleted = set(collect_deleted(segments).tolist())
         return cls({id: row for row, id in enumerate(ids) if row not in deleted}, deleted, len(ids))
 
     def apply(self, edit: Edit) -> None:
@@ -83,7 +83,7 @@ class View:
         return self.segments[place], row - starts[place]
 
 
-def deleted_rows(segments: Sequence[Segment]) -> Tensor:
+def collect_deleted(segments: Sequence[Segment]) -> Tensor:
     """Return the rows that these segments delete, ascending."""
     return torch.cat([torch.empty(0, dtype=torch.int64), *(segment.deleted for segment in segments)]).unique()
 

@@ -21,7 +21,7 @@ class VectorIndexError(ValueError):
     """An index that cannot be used: one line that says which, why, and what to do."""
 
 
-class Texts(Sequence[str]):
+class Texts:
     """Texts in one array of bytes; each is decoded when it is asked for.
 
     File names that are not UTF-8 come back as they were given: the encoding is that of `os.fsencode` on Linux.
@@ -46,7 +46,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: int) -> str:  # type: ignore[override]  # no slices: nothing asks for them
+    def __getitem__(self, row: int) -> str:
         start = int(self.ends[row - 1]) if row else 0
         return self.data[start : int(self.ends[row])].numpy().tobytes().decode("utf-8", "surrogateescape")
 
@@ -126,7 +126,8 @@ def select_rows(segments: Sequence[Segment], rows: Sequence[int], *, deleted: Te
         rows: In ascending order, counted through these segments.
         deleted: As for `Segment`.
     """
-    vectors, columns = [], [[], [], []]  # type: ignore[var-annotated]
+    vectors: list[Tensor] = []
+    columns: list[list[str]] = [[], [], []]
     wanted, start = torch.tensor(rows, dtype=torch.int64), 0
     for segment in segments:
         inside = wanted[(wanted >= start) & (wanted < start + len(segment))] - start

@@ -19,19 +19,19 @@ from filelock import FileLock
 from torch import Tensor
 
 from clip_common.index.compaction import compact
-from clip_common.index.exact import check_query, nearest_rows, prefix_lengths
+from clip_common.index.exact import check_query, find_nearest, measure_prefixes
 from clip_common.index.files import Changes, find_changes
 from clip_common.index.manifest import (
     LOCK,
     Manifest,
     check_replaceable,
-    new_segment,
+    name_segment,
     read_manifest,
     read_state,
     remove_unlisted,
     write_manifest,
 )
-from clip_common.index.rows import Edit, Rows, View, deleted_rows, merge_edits
+from clip_common.index.rows import Edit, Rows, View, collect_deleted, merge_edits
 from clip_common.index.segments import (
     Segment,
     Texts,
@@ -233,16 +233,17 @@ class VectorIndex:
             raise ValueError(f"vectors of shape {tuple(vectors_MD.shape)}: expected ({len(ids)}, {width})")
         if len(set(ids)) != len(ids):
             raise ValueError("an id is given twice: give each item once")
+        texts = ["" if payload is None else json.dumps(payload) for payload in payloads or [None] * len(ids)]
+        stamps = stamps or [""] * len(ids)
+        if not len(vectors_MD) == len(ids) == len(stamps) == len(texts):
+            counts = f"{len(ids)} ids, {len(stamps)} stamps and {len(texts)} payloads"
+            raise ValueError(f"{len(vectors_MD)} vectors for {counts}: give as many of each")
         if not bool(vectors_MD.isfinite().all()):
             row = int((~vectors_MD.isfinite()).any(dim=1).nonzero()[0])
             raise ValueError(f"the vector of {ids[row]!r} holds a NaN or an infinity: look at what the model yields")
-        texts = ["" if payload is None else json.dumps(payload) for payload in payloads or [None] * len(ids)]
-        columns = [Texts.of(column) for column in (ids, stamps or [""] * len(ids), texts)]
-        if any(len(column) != len(vectors_MD) for column in columns):
-            counts = " and ".join(str(len(column)) for column in columns)
-            raise ValueError(f"{len(vectors_MD)} vectors for {counts} ids, stamps and payloads: give as many of each")
         if ids:
-            self._edit(Edit((), Segment(*columns, vectors_MD, deleted=_NO_ROWS)))
+            added = Segment(Texts.of(ids), Texts.of(stamps), Texts.of(texts), vectors_MD, deleted=_NO_ROWS)
+            self._edit(Edit((), added))
 
     def delete(self, ids: Collection[str]) -> None:
         """Delete items.
@@ -287,9 +288,9 @@ class VectorIndex:
         query_QD, view = query_QD.detach().to("cpu", torch.float32), self._view()
         check_query(query_QD, k, width=self.width or query_QD.shape[-1], dim=dim)
         if dim is not None and dim not in view.lengths:
-            view.lengths[dim] = prefix_lengths(view.parts, dim)
+            view.lengths[dim] = measure_prefixes(view.parts, dim)
         lengths_N = None if dim is None else view.lengths[dim]
-        found = nearest_rows(view.parts, query_QD, k, deleted=view.deleted, lengths_N=lengths_N, dim=dim)
+        found = find_nearest(view.parts, query_QD, k, deleted=view.deleted, lengths_N=lengths_N, dim=dim)
         return [[_neighbour(view, *pair) for pair in zip(rows, scores, strict=True)] for rows, scores in found]
 
     def save(self) -> None:
@@ -326,12 +327,12 @@ class VectorIndex:
     def _write(self, folder: Path) -> None:
         self._merge_edits()
         rows, added = self._rows(), self._edits[0].added
-        newly_deleted = rows.deleted - set(deleted_rows(self._saved).tolist())
+        newly_deleted = rows.deleted - set(collect_deleted(self._saved).tolist())
         fresh = replace(added, deleted=torch.tensor(sorted(newly_deleted), dtype=torch.int64))
         first, fresh = compact([*self._saved, fresh], rows)
         kept, names = self._saved[:first], self._manifest.segments[:first]
         if len(fresh) or len(fresh.deleted):
-            name, before = new_segment(), sum(map(len, kept))
+            name, before = name_segment(), sum(map(len, kept))
             write_segment(folder / name, fresh)
             kept = (*kept, read_segment(folder / name, width=self.width, rows_before=before))
             names = (*names, name)
@@ -364,7 +365,7 @@ class VectorIndex:
             if self._edits:
                 deleted = torch.tensor(sorted(self._rows().deleted), dtype=torch.int64)
             else:
-                deleted = deleted_rows(self._saved)
+                deleted = collect_deleted(self._saved)
             self._current_view = View(segments, deleted)
         return self._current_view
 
