@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config, overridden, to_yaml
+from clip_common.config import ConfigError, OptimConfig, TrainerConfig, apply_overrides, load_config, to_yaml
 
 
 @dataclass
@@ -233,7 +233,7 @@ def test_a_section_can_take_further_keys_which_are_checked_like_fields(tmp_path)
     file = tmp_path / "config.yaml"
     file.write_text(written)
     assert load_config(Opened, config=file) == config
-    assert overridden(config, ["loss.tau=null"]).loss.parameters == {"tau": None, "kernel": "hat"}
+    assert apply_overrides(config, ["loss.tau=null"]).loss.parameters == {"tau": None, "kernel": "hat"}
 
 
 @pytest.mark.parametrize(
