@@ -47,23 +47,23 @@ def show(axes: Axes, picture: Image | NDArray[Any], text: str = "", *, wrap: int
     axes.text(0.5, -0.03, textwrap.fill(text, wrap), transform=axes.transAxes, ha="center", va="top", fontsize=8)
 
 
-def sheet(rows: int, columns: int, *, height: float = 2.6) -> tuple[plt.Figure, np.ndarray]:
+def make_sheet(rows: int, columns: int, *, height: float = 2.6) -> tuple[plt.Figure, np.ndarray]:
     """Empty axes, as many as there are samples."""
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, height * rows), squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.985, bottom=0.09, wspace=0.05, hspace=0.34)
     return figure, axes
 
 
-def scenes() -> plt.Figure:
-    figure, axes = sheet(2, 4)
+def draw_scenes() -> plt.Figure:
+    figure, axes = make_sheet(2, 4)
     for index, place in enumerate(axes.flat):
         scene = sample_scene(2, index)
         show(place, render(scene, size=SIZE), captions(scene)[0])
     return figure
 
 
-def parts() -> plt.Figure:
-    figure, axes = sheet(3, 6, height=2.5)
+def draw_parts() -> plt.Figure:
+    figure, axes = make_sheet(3, 6, height=2.5)
     for column, defect in enumerate(DEFECTS):
         part = sample_part(5, 7 * column, defects=(defect,))
         picture, mask = render_part(part, size=SIZE)
@@ -73,8 +73,8 @@ def parts() -> plt.Figure:
     return figure
 
 
-def sounds() -> plt.Figure:
-    figure, axes = sheet(2, 4)
+def draw_sounds() -> plt.Figure:
+    figure, axes = make_sheet(2, 4)
     for column in range(4):
         scene = sample_scene(8, column)
         heard = ", ".join(f"{thing.size} {thing.colour} {thing.kind}" for thing in in_reading_order(scene))
@@ -87,8 +87,8 @@ def sounds() -> plt.Figure:
     return figure
 
 
-def asked() -> plt.Figure:
-    figure, axes = sheet(1, 4, height=3.2)
+def draw_questions() -> plt.Figure:
+    figure, axes = make_sheet(1, 4, height=3.2)
     figure.subplots_adjust(bottom=0.3)
     for index, place in enumerate(axes.flat):
         scene = sample_scene(9, index)
@@ -99,8 +99,8 @@ def asked() -> plt.Figure:
     return figure
 
 
-def walks() -> plt.Figure:
-    figure, axes = sheet(3, 6, height=2.35)
+def draw_walks() -> plt.Figure:
+    figure, axes = make_sheet(3, 6, height=2.35)
     seen: dict[str, int] = {}
     for index in range(20):
         seen.setdefault(sample_subject(4, index).condition, index)
@@ -115,7 +115,13 @@ def walks() -> plt.Figure:
     return figure
 
 
-SHEETS = {"scenes": scenes, "parts": parts, "sounds": sounds, "questions": asked, "walks": walks}
+SHEETS = {
+    "scenes": draw_scenes,
+    "parts": draw_parts,
+    "sounds": draw_sounds,
+    "questions": draw_questions,
+    "walks": draw_walks,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

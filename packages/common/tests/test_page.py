@@ -7,7 +7,7 @@ import os
 import pytest
 from PIL import Image
 
-from clip_common.page import data_uri, printable, require_replaceable, text, write_page
+from clip_common.page import check_replaceable, data_uri, printable, text, write_page
 
 
 def page(file, *, maker="clipse search", body="<p>found</p>"):
@@ -28,13 +28,13 @@ def test_a_page_replaces_its_own_and_nothing_else(tmp_path):
     file = page(tmp_path / "page.html")
     page(file, body="<p>again</p>")
     assert "again" in file.read_text(encoding="utf-8")
-    for refuse in (require_replaceable, page):
+    for refuse in (check_replaceable, page):
         with pytest.raises(ValueError, match=r"page\.html exists and is no page of aaclip predict"):
             refuse(file, maker="aaclip predict")
     assert "again" in file.read_text(encoding="utf-8")
-    require_replaceable(tmp_path / "none.html", maker="clipse search")
+    check_replaceable(tmp_path / "none.html", maker="clipse search")
     with pytest.raises(ValueError, match="exists"):
-        require_replaceable(tmp_path, maker="clipse search")
+        check_replaceable(tmp_path, maker="clipse search")
 
 
 @pytest.mark.parametrize(("size", "shown"), [((1200, 400), (256, 85)), ((40, 30), (40, 30))])

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from clip_common.plots import Dots, curves, dot_plot
+from clip_common.plots import Dots, draw_curves, draw_dots
 from clip_common.runs import MetricsCsv
 
 
@@ -25,7 +25,8 @@ def colours(path):
 
 def test_curves_are_drawn_over_all_phases_with_a_band(metrics, tmp_path):
     path = tmp_path / "plots" / "loss.png"
-    assert curves(metrics, {"train/loss": "training", "val/loss": "validation"}, path, band=("low", "high")) == path
+    labels = {"train/loss": "training", "val/loss": "validation"}
+    assert draw_curves(metrics, labels, path, band=("low", "high")) == path
     assert {(0x3B, 0x6F, 0xB6), (0xD9, 0x79, 0x2B)} <= colours(path)
     with Image.open(path) as image:
         assert image.size == (1080, 630)
@@ -33,9 +34,9 @@ def test_curves_are_drawn_over_all_phases_with_a_band(metrics, tmp_path):
 
 
 def test_a_column_that_is_missing_is_left_out(metrics, tmp_path):
-    curves(metrics, ["train/loss", "nowhere"], tmp_path / "some.png")
+    draw_curves(metrics, ["train/loss", "nowhere"], tmp_path / "some.png")
     with pytest.raises(ValueError, match="has none of the columns nowhere, no more"):
-        curves(metrics, ["nowhere", "no more"], tmp_path / "none.png")
+        draw_curves(metrics, ["nowhere", "no more"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
@@ -44,7 +45,7 @@ def test_dots_are_compared_where_there_is_something_to_compare(tmp_path):
     second = Dots("sanw", values=[2.0], centre=2.0, whisker=None, against=(0.5, 0.6, 0.7))  # a skewed interval
     sizes = []
     for name, rows in (("one", [first]), ("two", [first, second])):
-        path = dot_plot(rows, tmp_path / f"{name}.png", titles=("left", "right"), xlabels=("l", "r"))
+        path = draw_dots(rows, tmp_path / f"{name}.png", titles=("left", "right"), xlabels=("l", "r"))
         with Image.open(path) as image:
             sizes.append(image.size)
     assert sizes == [(960, 330), (1440, 405)]

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from clip_common.regions import JOINTS, REGIONS, attention_maps
 from clip_common.synthetic.draw import PALETTE
 from clip_common.synthetic.figure_draw import CLOTH, keypoints, render_walk
-from clip_common.synthetic.figure_gait import SIDES, body, speed
+from clip_common.synthetic.figure_gait import SIDES, body_points, speed
 from clip_common.synthetic.figure_oracle import (
     asymmetry,
     frame_guard,
     held_out_accuracy,
     keypoint_oracle,
-    majority_label,
+    majority_label_accuracy,
     map_oracle,
     walking_ceilings,
 )
@@ -96,7 +96,7 @@ def test_severity_is_nought_for_normal_subjects_and_varies_for_others():
 
 @given(clips())
 def test_bones_keep_their_lengths_and_joints_bend_the_right_way(clip):
-    at, build = body(clip, MOMENTS), clip.subject.build
+    at, build = body_points(clip, MOMENTS), clip.subject.build
     for side in SIDES:
         hip, knee, ankle = (at[f"{side}_{name}"] for name in ("hip", "knee", "ankle"))
         shoulder, elbow, wrist = (at[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist"))
@@ -124,7 +124,7 @@ def bend(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
 def test_feet_stay_where_they_stand_and_never_sink_into_the_floor(clip):
     build = clip.subject.build
     seconds = np.linspace(0, 1, 481)
-    at = body(clip, seconds)
+    at = body_points(clip, seconds)
     for side in SIDES:
         sole = np.stack([at[f"{side}_{name}"] for name in ("heel", "ball")])
         assert sole[..., 1].min() > -1e-9
@@ -234,7 +234,7 @@ def test_doctors_mostly_agree_and_look_no_differently_at_normal_subjects():
 
 def test_majority_by_hand():
     # fold 0 learns from 1 1 2, says 1; fold 1 learns from 2 2 1, says 2: right are the 1 of fold 0 and the 2 of fold 1
-    assert majority_label([2, 2, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1]) == pytest.approx(2 / 6)
+    assert majority_label_accuracy([2, 2, 1, 1, 1, 2], [0, 0, 0, 1, 1, 1]) == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("conditions", [CONDITIONS, EVERY], ids=["three classes", "five classes"])
@@ -248,7 +248,7 @@ def test_joints_tell_the_class_the_mean_map_some_of_it_and_one_frame_nothing(con
         for clip, each in zip(filmed, joints, strict=True)
     ]
     frames = [render_walk(clip, size=64, seconds=1 / 24)[0] for clip in filmed]
-    assert majority_label(labels, folds) == pytest.approx(chance)
+    assert majority_label_accuracy(labels, folds) == pytest.approx(chance)
     assert keypoint_oracle(joints, labels, folds) > 0.97
     assert chance + 0.2 < map_oracle(maps, labels, folds) < knows_region + 0.03
     assert frame_guard(frames, labels, folds) < chance + 0.09  # three standard errors

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from clip_common.synthetic import Scene, Thing, sample_scene
-from clip_common.synthetic.balance import LEAST, TooFewScenesError, balanced_questions, majority_answer
+from clip_common.synthetic.balance import LEAST, TooFewScenesError, balanced_questions, majority_answer_accuracy
 from clip_common.synthetic.jsonl import read_questions, write_questions
 from clip_common.synthetic.questions import FORMS, TYPES, answer, questions, read_question
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES
@@ -138,7 +138,7 @@ def test():
 
 
 def test_the_words_alone_give_the_majority_baseline(train, test):
-    accuracy = majority_answer(train, test)
+    accuracy = majority_answer_accuracy(train, test)
     assert accuracy["colour"] == 1 / len(COLOURS)
     assert accuracy["shape"] == 1 / len(KINDS)
     assert accuracy["place"] == 1 / len(PLACES)
@@ -152,22 +152,22 @@ def test_a_classifier_of_the_words_learns_no_more(train, test):
     reader = make_pipeline(CountVectorizer(token_pattern=r"\w+"), LogisticRegression(max_iter=100))
     reader.fit([question.text for question in train], [question.answer for question in train])
     right = reader.predict([question.text for question in test]) == [question.answer for question in test]
-    assert np.mean(right) <= majority_answer(train, test)["all"] + 1e-9
+    assert np.mean(right) <= majority_answer_accuracy(train, test)["all"] + 1e-9
 
 
 def test_the_guard_sees_what_is_not_balanced():
     train, test = ([question for scene in part for question in questions(scene)] for part in (scenes(100), scenes(60)))
-    assert majority_answer(train, test)["yes/no"] > 0.7  # most questions of one scene are asked in vain
+    assert majority_answer_accuracy(train, test)["yes/no"] > 0.7  # most questions of one scene are asked in vain
 
 
 def test_the_guard_by_hand():
     colour = [question for question in questions(sample_scene(0, 0)) if question.type == "colour"][:1]
     other = [question for question in questions(sample_scene(0, 0)) if question.type == "count"][:1]
-    assert majority_answer(colour, colour) == {"all": 1.0, "colour": 1.0}
+    assert majority_answer_accuracy(colour, colour) == {"all": 1.0, "colour": 1.0}
     with pytest.raises(ValueError, match=r"none in training of \['count'\]"):
-        majority_answer(colour, other)
+        majority_answer_accuracy(colour, other)
     with pytest.raises(ValueError, match="0 test questions"):
-        majority_answer(colour, [])
+        majority_answer_accuracy(colour, [])
 
 
 def test_too_few_scenes_or_questions_are_one_line():
@@ -197,7 +197,7 @@ def test_a_folder_holds_pictures_and_questions(tmp_path):
     ]
     for asked in by_split.values():
         assert [answer(question.scene, question.text) for question in asked] == [question.answer for question in asked]
-    assert majority_answer(by_split["train"], by_split["test"])["yes/no"] == 1 / 2
+    assert majority_answer_accuracy(by_split["train"], by_split["test"])["yes/no"] == 1 / 2
     # no scene in two splits, and no picture without a question
     images = {split: {row["image"] for row in rows if row["split"] == split} for split in ("train", "test")}
     assert not images["train"] & images["test"]

@@ -56,14 +56,14 @@ def drawn(monkeypatch):
     """The figures that were drawn, by file name, to look into."""
     from clip_common import plots
 
-    figures, save = {}, plots.save
+    figures, save = {}, plots.save_figure
 
     def kept(figure, path):
         figures[path.name] = figure
         return save(figure, path)
 
     for module in ("clip_common.plots", "videoclip.report.plots"):
-        monkeypatch.setattr(f"{module}.save", kept)
+        monkeypatch.setattr(f"{module}.save_figure", kept)
     return figures
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from clip_common.runs.files import write_text
 
 
-def require_replaceable(file: Path, *, maker: str) -> None:
+def check_replaceable(file: Path, *, maker: str) -> None:
     """Refuse to overwrite what is no page of `maker`'s, such as "clipse search".
 
     Raises:
@@ -38,7 +38,7 @@ def write_page(file: Path, *, maker: str, title: str, style: str, body: str) -> 
     Raises:
         ValueError: The name is taken by something else.
     """
-    require_replaceable(file, maker=maker)
+    check_replaceable(file, maker=maker)
     page = _PAGE.format(mark=_mark(maker), style=_STYLE + style, title=text(title), maker=text(maker), body=body)
     return write_text(file, page)
 

@@ -16,7 +16,7 @@ MANY_POINTS = 60
 """Beyond this many, points are drawn thin under their moving mean."""
 
 
-def curves(
+def draw_curves(
     metrics: str | Path,
     columns: Sequence[str] | Mapping[str, str],
     path: str | Path,
@@ -49,7 +49,7 @@ def curves(
     if not series:
         raise ValueError(f"{metrics} has none of the columns {', '.join(labels)}")
 
-    figure, axes = panels(width=7.2, height=4.2)
+    figure, axes = make_panels(width=7.2, height=4.2)
     if band is not None:
         lower, upper = (_column(rows, steps, name) for name in band)
         axes.fill_between(lower[0], lower[1], upper[1], color=PALETTE[0], alpha=0.15, linewidth=0)
@@ -74,12 +74,12 @@ def curves(
             color=GREY,
             fontsize=8,
         )
-    dress(axes, title=title, xlabel="optimizer step", ylabel=ylabel)
+    style_axes(axes, title=title, xlabel="optimizer step", ylabel=ylabel)
     axes.margins(x=0.02)
     if len(series) > 1:
         # beside the curves: inside it would cover some, and looking for the best place is slow where they are long
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return save(figure, Path(path))
+    return save_figure(figure, Path(path))
 
 
 def _steps(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[tuple[float, str]]]:
@@ -119,7 +119,7 @@ def _moving_mean(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Dots:
-    """A row of `dot_plot`.
+    """A row of `draw_dots`.
 
     Attributes:
         label: Of the row.
@@ -138,7 +138,7 @@ class Dots:
     mark: float | None = None
 
 
-def dot_plot(
+def draw_dots(
     rows: Sequence[Dots],
     path: Path,
     *,
@@ -155,9 +155,9 @@ def dot_plot(
     compared = any(row.against for row in rows)
     height = 1.7 + 0.5 * len(rows)
     if compared:
-        figure, (left, right) = panels(1, 2, width=9.6, height=height)
+        figure, (left, right) = make_panels(1, 2, width=9.6, height=height)
     else:
-        figure, left = panels(width=6.4, height=height)
+        figure, left = make_panels(width=6.4, height=height)
     places = np.arange(len(rows))[::-1]
     for index, (place, row) in enumerate(zip(places, rows, strict=True)):
         color = PALETTE[index % len(PALETTE)]
@@ -171,15 +171,15 @@ def dot_plot(
     for axes in (left, right) if compared else (left,):
         axes.set_yticks(places, [row.label for row in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
-    dress(left, title=titles[0], xlabel=xlabels[0], grid="x")
+    style_axes(left, title=titles[0], xlabel=xlabels[0], grid="x")
     if compared:
         right.axvline(0, color=GREY, linewidth=1, linestyle=":")
         right.annotate(
             rows[0].label, (0, places[0]), xytext=(5, -3), textcoords="offset points", color=GREY, fontsize=8
         )
         right.tick_params(labelleft=False)
-        dress(right, title=titles[1], xlabel=xlabels[1], grid="x")
-    return save(figure, path)
+        style_axes(right, title=titles[1], xlabel=xlabels[1], grid="x")
+    return save_figure(figure, path)
 
 
 def _diamond(axes: Any, x: float, y: float, whisker: tuple[float, float] | None, *, color: str) -> None:
@@ -189,7 +189,7 @@ def _diamond(axes: Any, x: float, y: float, whisker: tuple[float, float] | None,
     axes.plot(x, y, color=color, marker="D", markersize=6)
 
 
-def panels(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, Any]:
+def make_panels(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, Any]:
     """A figure of `width` by `height` inches and its axes: one, or an array of them, as `Figure.subplots` gives."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -199,7 +199,7 @@ def panels(rows: int = 1, columns: int = 1, *, width: float, height: float) -> t
     return figure, figure.subplots(rows, columns)
 
 
-def dress(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
+def style_axes(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
     """Give axes the look that all plots have; `grid` is "x", "y" or "both"."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(xlabel, color=GREY, fontsize=9)
@@ -212,7 +212,7 @@ def dress(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = "", gri
     axes.spines["bottom"].set_color("#c8c8c8")
 
 
-def save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     """Write the PNG, whole or not at all."""
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png")

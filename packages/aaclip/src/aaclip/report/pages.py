@@ -27,7 +27,7 @@ def require_replaceable(file: Path) -> None:
     Raises:
         ValueError: Something else has that name.
     """
-    page.require_replaceable(file, maker=MAKER)
+    page.check_replaceable(file, maker=MAKER)
 
 
 def write_page(

@@ -14,13 +14,13 @@ THUMBNAIL = 256
 MAKER = "clipse search"
 
 
-def require_replaceable(file: Path) -> None:
+def check_replaceable(file: Path) -> None:
     """Refuse to overwrite what is no search page.
 
     Raises:
         ValueError: Something else has that name.
     """
-    page.require_replaceable(file, maker=MAKER)
+    page.check_replaceable(file, maker=MAKER)
 
 
 def write_page(
@@ -39,7 +39,7 @@ def write_page(
     Raises:
         ValueError: The name is taken by something else, or an image is gone.
     """
-    require_replaceable(file)
+    check_replaceable(file)
     asked = f"<h1>“{text(query)}”</h1>"
     if isinstance(query, Path):
         picture = f'<img class="query" src="{thumbnail(query)}" alt="">'

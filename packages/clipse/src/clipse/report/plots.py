@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_common.plots import PALETTE, Dots, curves, dot_plot, dress, panels, save
+from clip_common.plots import PALETTE, Dots, draw_curves, draw_dots, make_panels, save_figure, style_axes
 from clip_common.runs import Run
 
 
@@ -15,27 +15,27 @@ def draw_run(run: Run) -> list[Path]:
     metrics = run.path / "metrics.csv"
     logged = {name for row in run.metrics.rows() for name, value in row.items() if value}
     plots = [
-        curves(
+        draw_curves(
             metrics,
             {"train/loss": "training (each batch)", "val/loss": "validation"},
             folder / "loss.png",
             title="Contrastive loss",
             ylabel="nats",
         ),
-        curves(
+        draw_curves(
             metrics,
             {f"val/{side}/R@{k}": f"{label} R@{k}" for side, label in SIDES.items() for k in (1, 5, 10)},
             folder / "retrieval.png",
             title="Validation retrieval",
             ylabel="recall",
         ),
-        curves(
+        draw_curves(
             metrics, {"train/temperature": "temperature"}, folder / "temperature.png", title="Temperature", ylabel="τ"
         ),
     ]
     if "sanw/w_mean" in logged:
         plots.append(
-            curves(
+            draw_curves(
                 metrics,
                 {"sanw/w_p50": "median", "sanw/w_mean": "mean"},
                 folder / "weights.png",
@@ -61,7 +61,7 @@ def draw_comparison(rows: Sequence[Dots], path: Path, *, split: str, seeds: int)
         seeds: Number of seeds of each loss.
     """
     spread = f"{seeds} seeds, mean ± sd" if seeds > 1 else "one seed"
-    dot_plot(
+    draw_dots(
         rows,
         path,
         titles=(f"rsum, {split} split", f"Difference to {rows[0].label}"),
@@ -80,7 +80,7 @@ def draw_tuning(
         parameters: Values of each searched parameter by its key in the section `loss`, in the order of `rsums`.
         logarithmic: Parameters to draw on a logarithmic axis.
     """
-    figure, (history, *others) = panels(1, 1 + len(parameters), width=3.0 * (len(parameters) + 1), height=3.2)
+    figure, (history, *others) = make_panels(1, 1 + len(parameters), width=3.0 * (len(parameters) + 1), height=3.2)
     best = int(np.argmax(rsums))
     order = np.arange(1, len(rsums) + 1)
     history.scatter(order, rsums, s=18, color=PALETTE[0], alpha=0.6, linewidth=0)
@@ -88,13 +88,13 @@ def draw_tuning(
         order, np.maximum.accumulate(rsums), where="post", color=PALETTE[1], linewidth=1.6, label="best so far"
     )
     history.legend(frameon=False, fontsize=8, loc="lower right")
-    dress(history, title="Validation rsum", xlabel="trial", grid="y")
+    style_axes(history, title="Validation rsum", xlabel="trial", grid="y")
     for axes, (name, values) in zip(others, parameters.items(), strict=True):
         axes.scatter(values, rsums, s=18, color=PALETTE[0], alpha=0.6, linewidth=0)
         axes.scatter(values[best], rsums[best], s=70, facecolor="none", edgecolor=PALETTE[1], linewidth=1.8)
         axes.set_xscale("log" if name in logarithmic else "linear")
-        dress(axes, title=SYMBOLS.get(name, name), xlabel=f"loss.{name}", grid="y")
-    save(figure, path)
+        style_axes(axes, title=SYMBOLS.get(name, name), xlabel=f"loss.{name}", grid="y")
+    save_figure(figure, path)
 
 
 SYMBOLS = {"alpha": "α", "delta": "δ", "lambda": "λ", "gamma": "γ"}

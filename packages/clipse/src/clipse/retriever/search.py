@@ -10,7 +10,7 @@ from clip_common.images import IMAGE_SUFFIXES
 from clip_common.index import VectorIndex
 from clip_common.reporting import Reporter, silent
 from clipse.data import DataError
-from clipse.report.pages import require_replaceable, write_page
+from clipse.report.pages import check_replaceable, write_page
 from clipse.retriever.opening import open_source
 from clipse.retriever.retriever import Hit, Retriever
 
@@ -62,7 +62,7 @@ def search_source(
     """
     asked = image_or_words(query)
     if page is not None:
-        require_replaceable(page)  # told now, not once a thousand images are encoded
+        check_replaceable(page)  # told now, not once a thousand images are encoded
     opened = open_source(source, overrides=overrides)
     retriever = Retriever(opened.model)
     vector_D = retriever.encode_query(asked)

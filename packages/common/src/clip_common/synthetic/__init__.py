@@ -17,7 +17,7 @@ oracles and guards say how well the best and the crudest reader do on them.
 """
 
 from clip_common.regions import attention_maps
-from clip_common.synthetic.balance import balanced_questions, majority_answer
+from clip_common.synthetic.balance import balanced_questions, majority_answer_accuracy
 from clip_common.synthetic.captions import Claims, captions, read_caption
 from clip_common.synthetic.draw import render
 from clip_common.synthetic.figure_draw import keypoints, render_walk
@@ -50,7 +50,7 @@ __all__ = [
     "balanced_questions",
     "captions",
     "keypoints",
-    "majority_answer",
+    "majority_answer_accuracy",
     "novelty",
     "oracle_of_folder",
     "oracle_scores",

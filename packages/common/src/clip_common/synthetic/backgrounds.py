@@ -11,9 +11,9 @@ from clip_common.synthetic.scenes import VERSION
 _Random = np.random.Generator
 
 
-def background_crop(name: str, side: int, random: _Random) -> Image.Image:
+def crop_background(name: str, side: int, random: _Random) -> Image.Image:
     """A part of the ground, `side` × `side` RGB, where and how bright `random` says; a new image each time."""
-    ground = _ground(name, side)
+    ground = _make_ground(name, side)
     x, y = (int(offset) for offset in random.integers(side // 2 + 1, size=2))
     light = random.uniform(0.93, 1.03)
     table = np.minimum(255, np.arange(256) * light).astype(np.uint8).tolist()
@@ -21,13 +21,13 @@ def background_crop(name: str, side: int, random: _Random) -> Image.Image:
 
 
 @lru_cache(maxsize=24)
-def _ground(name: str, side: int) -> Image.Image:
+def _make_ground(name: str, side: int) -> Image.Image:
     """The whole ground, one and a half times the picture."""
     random = np.random.default_rng(np.random.SeedSequence((VERSION, *name.encode())))
     return _GROUNDS[name](side, random).crop((0, 0, side * 3 // 2, side * 3 // 2))
 
 
-def _grain(side: int, random: _Random, *, cells: int, strength: float, stretch: float = 1.0) -> np.ndarray:
+def _make_grain(side: int, random: _Random, *, cells: int, strength: float, stretch: float = 1.0) -> np.ndarray:
     """Smooth noise (S, S, 1) of about `cells` bumps across the picture, `stretch` times as long as they are high."""
     extent = side * 3 // 2
     coarse = random.normal(size=(round(cells * 1.5), max(2, round(cells * 1.5 / stretch)))).astype(np.float32)
@@ -35,12 +35,12 @@ def _grain(side: int, random: _Random, *, cells: int, strength: float, stretch: 
     return strength * np.asarray(smooth)[..., None]
 
 
-def _image(colour: tuple[int, int, int], *layers: np.ndarray) -> Image.Image:
+def _add_layers(colour: tuple[int, int, int], *layers: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.array(colour, dtype=np.float32) + sum(layers), 0, 255).astype(np.uint8))
 
 
 def _grass(side: int, random: _Random) -> Image.Image:
-    ground = _image((168, 198, 142), _grain(side, random, cells=9, strength=5))
+    ground = _add_layers((168, 198, 142), _make_grain(side, random, cells=9, strength=5))
     draw = ImageDraw.Draw(ground)
     for x, y, lean, tone in random.random((420, 4)):
         foot = (x * side * 1.5, y * side * 1.5)
@@ -51,8 +51,8 @@ def _grass(side: int, random: _Random) -> Image.Image:
 
 
 def _sand(side: int, random: _Random) -> Image.Image:
-    return _image(
-        (232, 216, 180), _grain(side, random, cells=6, strength=4), _grain(side, random, cells=64, strength=7)
+    return _add_layers(
+        (232, 216, 180), _make_grain(side, random, cells=6, strength=4), _make_grain(side, random, cells=64, strength=7)
     )
 
 
@@ -69,7 +69,7 @@ def _bricks(side: int, random: _Random) -> Image.Image:
 
 
 def _wood(side: int, random: _Random) -> Image.Image:
-    ground = _image((206, 178, 144), _grain(side, random, cells=30, strength=6, stretch=12))
+    ground = _add_layers((206, 178, 144), _make_grain(side, random, cells=30, strength=6, stretch=12))
     draw = ImageDraw.Draw(ground)
     for row in range(1, 8):
         y = row * side / 4.5
@@ -78,7 +78,7 @@ def _wood(side: int, random: _Random) -> Image.Image:
 
 
 def _water(side: int, random: _Random) -> Image.Image:
-    ground = _image((172, 206, 222), _grain(side, random, cells=8, strength=4, stretch=3))
+    ground = _add_layers((172, 206, 222), _make_grain(side, random, cells=8, strength=4, stretch=3))
     draw = ImageDraw.Draw(ground)
     for x, y, length in random.random((46, 3)):
         start, reach, swell = (x * side * 1.5, y * side * 1.5), (0.08 + 0.1 * length) * side, 0.028 * side
@@ -91,7 +91,7 @@ def _water(side: int, random: _Random) -> Image.Image:
 
 
 def _snow(side: int, random: _Random) -> Image.Image:
-    ground = _image((232, 238, 246), _grain(side, random, cells=7, strength=5))
+    ground = _add_layers((232, 238, 246), _make_grain(side, random, cells=7, strength=5))
     draw = ImageDraw.Draw(ground)
     for x, y, tone in random.random((150, 3)):
         centre, radius = (x * side * 1.5, y * side * 1.5), side / 110

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_common.synthetic.questions import FORMS, TYPES, Form, Question, questions
+from clip_common.synthetic.questions import FORMS, TYPES, Question, QuestionForm, questions
 from clip_common.synthetic.scenes import Scene, generator
 
 _FORMS_OF = Counter(form.type for form in FORMS)
@@ -41,14 +41,14 @@ def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0)
     if per_type < LEAST:
         raise ValueError(f"a balanced set has at least {LEAST} questions of each type: got per_type={per_type}")
     random = generator("questions", seed=seed, index=0)
-    candidates: dict[Form, list[Question]] = defaultdict(list)
+    candidates: dict[QuestionForm, list[Question]] = defaultdict(list)
     for scene in scenes:
         for question in questions(scene):
             candidates[question.form].append(question)
     drawn: list[Question] = []
     for form in FORMS:
         wanted = per_type // _FORMS_OF[form.type] // len(form.answers)
-        blocks = _blocks(candidates[form], form, random)
+        blocks = _make_blocks(candidates[form], form, random)
         if len(blocks) < wanted:
             raise TooFewScenesError(
                 f"{len(scenes)} scenes hold {len(blocks) * len(form.answers)} balanced questions like {form.text!r}, "
@@ -59,24 +59,26 @@ def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0)
     return sorted(drawn, key=lambda question: order[question.scene.seed, question.scene.index])
 
 
-def _blocks(candidates: Sequence[Question], form: Form, random: np.random.Generator) -> list[tuple[Question, ...]]:
+def _make_blocks(
+    candidates: Sequence[Question], form: QuestionForm, random: np.random.Generator
+) -> list[tuple[Question, ...]]:
     """All blocks of a form: first one of each text that has any, in an order drawn by lot, then a second, and so on."""
     cells: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for question in candidates:
         cells[question.text, question.answer].append(question)
     placed: list[tuple[int, float, tuple[Question, ...]]] = []
     for text in sorted({text for text, _ in cells}):
-        columns = [_shuffled(cells[text, answer], random) for answer in form.answers]
+        columns = [_shuffle(cells[text, answer], random) for answer in form.answers]
         # zip ends with the rarest answer
         placed += [(turn, random.random(), block) for turn, block in enumerate(zip(*columns, strict=False))]
     return [block for _, _, block in sorted(placed, key=lambda entry: entry[:2])]
 
 
-def _shuffled(asked: Sequence[Question], random: np.random.Generator) -> list[Question]:
+def _shuffle(asked: Sequence[Question], random: np.random.Generator) -> list[Question]:
     return [asked[i] for i in random.permutation(len(asked))]
 
 
-def majority_answer(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
+def majority_answer_accuracy(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     """The guard: how often the most frequent answer in training to the same text, or to the type, is right.
 
     Args:

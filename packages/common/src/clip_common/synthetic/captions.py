@@ -64,7 +64,7 @@ def captions(scene: Scene, count: int = 5) -> list[str]:
     random = generator("captions", seed=scene.seed, index=scene.index)
     texts: list[str] = []
     while len(texts) < count:
-        text = _caption(scene, random)
+        text = _make_caption(scene, random)
         if text not in texts:
             texts.append(text)
     return texts
@@ -83,7 +83,7 @@ def read_caption(text: str) -> Claims:
     Raises:
         ValueError: No thing of the world is named.
     """
-    found = sorted(_occurrences(text.lower()), key=lambda occurrence: occurrence[0])
+    found = sorted(_find_phrases(text.lower()), key=lambda occurrence: occurrence[0])
     things: list[dict[str, str]] = []
     waiting: dict[str, str] = {}
     background = None
@@ -102,7 +102,7 @@ def read_caption(text: str) -> Claims:
     return Claims(things=tuple(things), background=background)
 
 
-def _occurrences(text: str) -> list[tuple[int, str, str]]:
+def _find_phrases(text: str) -> list[tuple[int, str, str]]:
     """(position, attribute, value) of every phrase in the text; where phrases overlap, the longest."""
     taken = np.zeros(len(text) + 1, dtype=bool)
     found = []
@@ -129,10 +129,10 @@ _PHRASES = sorted(
 )
 
 
-def _caption(scene: Scene, random: np.random.Generator) -> str:
+def _make_caption(scene: Scene, random: np.random.Generator) -> str:
     order = random.permutation(len(scene.things))
     said = len(order) if len(order) <= 2 or random.random() < 0.6 else len(order) - 1
-    phrases = [_thing(scene.things[i], alone=said == 1, random=random) for i in order[:said]]
+    phrases = [_make_noun_phrase(scene.things[i], alone=said == 1, random=random) for i in order[:said]]
     listed = phrases[0] if said == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     if random.random() < (0.9 if said == 1 else 0.5):
         ground = _one_of(BACKGROUND_WORDS[scene.background], random)
@@ -140,7 +140,7 @@ def _caption(scene: Scene, random: np.random.Generator) -> str:
     return listed
 
 
-def _thing(thing: Thing, *, alone: bool, random: np.random.Generator) -> str:
+def _make_noun_phrase(thing: Thing, *, alone: bool, random: np.random.Generator) -> str:
     """A noun phrase. What stands alone is described more fully, so that it tells scenes apart too."""
     adjectives = [
         _one_of(WORDS[name][getattr(thing, name)], random)

@@ -30,7 +30,7 @@ class Shape:
     polygons: tuple[tuple[Point, ...], ...] = ()
     strokes: tuple[tuple[tuple[Point, ...], float], ...] = ()
 
-    def mask(self, side: int) -> Image.Image:
+    def draw_mask(self, side: int) -> Image.Image:
         """An "L" image of `side` × `side` pixels, 255 where the defect is."""
         image = Image.new("L", (side, side), 0)
         draw = ImageDraw.Draw(image)
@@ -42,7 +42,7 @@ class Shape:
         return image
 
 
-def defect_shape(defect: str, *, outline: Image.Image, label: Box, random: np.random.Generator) -> Shape:
+def sample_defect(defect: str, *, outline: Image.Image, label: Box, random: np.random.Generator) -> Shape:
     """The shape of a defect on a part.
 
     Args:
@@ -53,20 +53,20 @@ def defect_shape(defect: str, *, outline: Image.Image, label: Box, random: np.ra
     """
     part = np.asarray(outline.resize((_CANVAS, _CANVAS), Image.Resampling.BOX)) > 127
     inside_least, inside_most = (0.3, 0.75) if defect == "missing part" else (0.93, 1.0)
-    ys, xs = np.nonzero(_rim(part) if defect == "missing part" else part)
+    ys, xs = np.nonzero(_find_rim(part) if defect == "missing part" else part)
     size = 1.0
     while True:
         pick = int(random.integers(len(xs)))
         start = ((xs[pick] + 0.5) / _CANVAS, (ys[pick] + 0.5) / _CANVAS)
         shape = _SHAPES[defect](start, label, size, random)
-        covered = np.asarray(shape.mask(_CANVAS)) > 127
+        covered = np.asarray(shape.draw_mask(_CANVAS)) > 127
         on_part = (covered & part).mean()
         if SHARE[0] <= on_part <= SHARE[1] and inside_least <= on_part / covered.mean() <= inside_most:
             return shape
         size = max(0.55, size * 0.98)
 
 
-def _rim(part: Mask) -> Mask:
+def _find_rim(part: Mask) -> Mask:
     """Pixels of the part next to its outside, but not at the edge of the square."""
     inner = part[1:-1, 1:-1] & part[:-2, 1:-1] & part[2:, 1:-1] & part[1:-1, :-2] & part[1:-1, 2:]
     rim = part.copy()
@@ -93,16 +93,16 @@ def _scratch(start: Point, label: Box, size: float, random: np.random.Generator)
 def _crack(start: Point, label: Box, size: float, random: np.random.Generator) -> Shape:
     """A jagged line with a branch or two, thinner towards its end."""
     angle = random.uniform(0, 2 * math.pi)
-    trunk = _jagged(start, angle, size * random.uniform(0.35, 0.5), random)
+    trunk = _jagged_line(start, angle, size * random.uniform(0.35, 0.5), random)
     strokes = [(trunk[:4], 0.036), (trunk[3:], 0.026)]
     for _ in range(int(random.integers(1, 3))):
         fork = trunk[int(random.integers(2, 6))]
         turn = random.choice((-1, 1)) * random.uniform(0.6, 1.1)
-        strokes.append((_jagged(fork, angle + turn, size * random.uniform(0.12, 0.2), random), 0.024))
+        strokes.append((_jagged_line(fork, angle + turn, size * random.uniform(0.12, 0.2), random), 0.024))
     return Shape(strokes=tuple(strokes))
 
 
-def _jagged(start: Point, angle: float, length: float, random: np.random.Generator) -> tuple[Point, ...]:
+def _jagged_line(start: Point, angle: float, length: float, random: np.random.Generator) -> tuple[Point, ...]:
     x, y = start
     points = [(x, y)]
     for number in range(7):

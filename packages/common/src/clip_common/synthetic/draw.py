@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from clip_common.synthetic.backgrounds import background_crop
+from clip_common.synthetic.backgrounds import crop_background
 from clip_common.synthetic.scenes import SIDE, Scene, Thing, centre, generator
-from clip_common.synthetic.shapes import BODY, DARK, LIGHT, drawing
+from clip_common.synthetic.shapes import BODY, DARK, LIGHT, draw_silhouette
 
 Rgb = tuple[int, int, int]
 
@@ -51,20 +51,20 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
         raise ValueError(f"a scene needs at least 16 pixels a side: got size={size}")
     side = size * (3 if size <= 128 else 2)
     random = generator("render", seed=scene.seed, index=scene.index)
-    canvas = background_crop(scene.background, side, random)
+    canvas = crop_background(scene.background, side, random)
     for thing in sorted(scene.things, key=lambda thing: -SIDE[thing.size]):  # the small ones on top
-        _place(canvas, thing, random)
+        _paste_thing(canvas, thing, random)
     return canvas.resize((size, size), Image.Resampling.BOX)
 
 
-def _place(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> None:
+def _paste_thing(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> None:
     side = canvas.width
     extent = round(SIDE[thing.size] * side * random.uniform(0.95, 1.05))
     corners = (round((middle + random.uniform(-0.02, 0.02)) * side - extent / 2) for middle in centre(thing.place))
     x, y = (min(max(0, corner), side - extent) for corner in corners)
     # drawn at a few resolutions only, so that masks are shared, and none far above what is shown
-    picture, outline = thing_picture(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
-    pose = turn(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
+    picture, outline = draw_thing(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
+    pose = compute_affine(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
     picture = picture.transform((extent, extent), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
     outline = outline.transform((extent, extent), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
     shift = max(1, round(0.03 * extent))
@@ -72,7 +72,7 @@ def _place(canvas: Image.Image, thing: Thing, random: np.random.Generator) -> No
     canvas.paste(picture, (x, y), outline)
 
 
-def turn(side: int, extent: int, *, angle: float, mirrored: bool, margin: float = 0.0) -> tuple[float, ...]:
+def compute_affine(side: int, extent: int, *, angle: float, mirrored: bool, margin: float = 0.0) -> tuple[float, ...]:
     """Where each pixel of a square of `extent` pixels lies in one of `side`: turned by `angle` radians, then mirrored.
 
     With a margin the square of `side` fills 1 / (1 + margin) of the other one's width, so that turning cuts no corner.
@@ -86,30 +86,30 @@ def turn(side: int, extent: int, *, angle: float, mirrored: bool, margin: float 
     )
 
 
-def thing_picture(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
+def draw_thing(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
     """The thing alone, RGB, and the mask of what it covers: outline, coloured and textured body, details."""
-    outline, body, light, dark = _masks(thing.kind, resolution)
-    deep = scaled(PALETTE[thing.colour], 0.38)
+    outline, body, light, dark = _make_masks(thing.kind, resolution)
+    deep = scale_colour(PALETTE[thing.colour], 0.38)
     picture = Image.new("RGB", (resolution, resolution), deep)
-    filled = Image.new("RGB", (resolution, resolution), scaled(PALETTE[thing.colour], brightness))
+    filled = Image.new("RGB", (resolution, resolution), scale_colour(PALETTE[thing.colour], brightness))
     if thing.texture != "plain":
-        filled.paste(scaled(_INK[thing.colour], brightness), None, _pattern(thing.texture, resolution))
+        filled.paste(scale_colour(_INK[thing.colour], brightness), None, _draw_pattern(thing.texture, resolution))
     picture.paste(filled, None, body)
     picture.paste(_LIGHT_DETAIL, None, light)
     picture.paste(deep, None, dark)
     return picture, outline
 
 
-def scaled(colour: Rgb, factor: float) -> Rgb:
+def scale_colour(colour: Rgb, factor: float) -> Rgb:
     """The colour, lighter or darker."""
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue
 
 
 @lru_cache(maxsize=256)
-def _masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
+def _make_masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
     """Where the outline (all that is painted and a rim), the body, light and dark details are: four "L" masks."""
-    painted = drawing(kind, resolution)
+    painted = draw_silhouette(kind, resolution)
     whole = painted.point(lambda role: 255 if role else 0)
     outline = whole.filter(ImageFilter.MaxFilter(2 * round(0.022 * resolution) + 1))
     body, light, dark = (
@@ -119,7 +119,7 @@ def _masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.
 
 
 @lru_cache(maxsize=64)
-def _pattern(texture: str, resolution: int) -> Image.Image:
+def _draw_pattern(texture: str, resolution: int) -> Image.Image:
     """Where the ink of a texture goes: an "L" mask."""
     mask = Image.new("L", (resolution, resolution), 0)
     draw = ImageDraw.Draw(mask)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from clip_common.regions import JOINTS
-from clip_common.synthetic.backgrounds import background_crop
-from clip_common.synthetic.draw import PALETTE, SHADOW_COLOUR, Rgb, scaled
-from clip_common.synthetic.figure_gait import SIDES, body, speed
+from clip_common.synthetic.backgrounds import crop_background
+from clip_common.synthetic.draw import PALETTE, SHADOW_COLOUR, Rgb, scale_colour
+from clip_common.synthetic.figure_gait import SIDES, body_points, speed
 from clip_common.synthetic.figures import Clip
 
 SKIN: dict[str, Rgb] = {
@@ -45,7 +45,7 @@ _SEEN, _FAR, _HIDDEN = 0.95, 0.8, 0.35  # confidence of a joint: on the near sid
 _FACE = {"nose": (1.08, 0.0), "eye": (0.78, 0.18), "ear": (-0.08, 0.05)}  # forward and up of its centre, in head radii
 
 
-def times(*, fps: int, seconds: float) -> Floats:
+def frame_times(*, fps: int, seconds: float) -> Floats:
     """Moments of the T = round(fps·seconds) frames, in seconds.
 
     Raises:
@@ -56,26 +56,26 @@ def times(*, fps: int, seconds: float) -> Floats:
     return np.arange(round(fps * seconds)) / fps
 
 
-def _metre(clip: Clip, size: int) -> float:
+def _pixels_per_metre(clip: Clip, size: int) -> float:
     return size * clip.zoom / 1.75
 
 
-def _hips(clip: Clip, size: int, moments: Floats) -> Floats:
+def _hip_columns(clip: Clip, size: int, moments: Floats) -> Floats:
     """x of the hips in pixels, (T,): the camera follows almost as fast as they go."""
     return np.asarray(size * (0.5 + clip.drift * (2 * moments / max(moments[-1], 1e-6) - 1)))
 
 
-def _seen(clip: Clip, size: int, moments: Floats) -> dict[str, Floats]:
+def _project(clip: Clip, size: int, moments: Floats) -> dict[str, Floats]:
     """Every point of the body and the face as the camera sees it: (T, 2) pixels each."""
-    points = body(clip, moments)
+    points = body_points(clip, moments)
     for name, offset in _FACE.items():
         face = points["head"] + clip.subject.build.head * np.array(offset)
         points |= {"nose": face} if name == "nose" else {f"{side}_{name}": face for side in SIDES}
-    metre, direction = _metre(clip, size), 1 if clip.facing == "right" else -1
+    metre, direction = _pixels_per_metre(clip, size), 1 if clip.facing == "right" else -1
     seen = {}
     for name, point in points.items():
         depth = 0.0 if name.startswith(clip.near) else 1.0 if name.startswith(SIDES) else 0.5
-        x = _hips(clip, size, moments) + direction * metre * point[:, 0]
+        x = _hip_columns(clip, size, moments) + direction * metre * point[:, 0]
         seen[name] = np.stack([x, clip.ground * size - metre * (point[:, 1] + depth * _DEPTH)], axis=-1)
     return seen
 
@@ -91,12 +91,13 @@ def keypoints(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -> 
         ValueError: There is no frame.
     """
     near, girth = clip.near, clip.subject.build.girth
-    seen = _seen(clip, size, times(fps=fps, seconds=seconds))
+    seen = _project(clip, size, frame_times(fps=fps, seconds=seconds))
     in_front = (("hip", "shoulder", 0.11), ("hip", "knee", 0.07), ("knee", "ankle", 0.05), ("shoulder", "elbow", 0.04))
     found = np.empty((len(seen["nose"]), len(JOINTS), 3), dtype=np.float32)
     for column, name in enumerate(JOINTS):
         gaps = [
-            _distance(seen[name], seen[f"{near}_{start}"], seen[f"{near}_{end}"]) - width * girth * _metre(clip, size)
+            _distance_to_segment(seen[name], seen[f"{near}_{start}"], seen[f"{near}_{end}"])
+            - width * girth * _pixels_per_metre(clip, size)
             for start, end, width in in_front
         ]
         hidden = (np.min(gaps, axis=0) < 0) | name.endswith(("eye", "ear"))
@@ -106,7 +107,7 @@ def keypoints(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -> 
     return found
 
 
-def _distance(point: Floats, start: Floats, end: Floats) -> Floats:
+def _distance_to_segment(point: Floats, start: Floats, end: Floats) -> Floats:
     """From each point to its segment, (T,)."""
     line = end - start
     along = np.clip(((point - start) * line).sum(axis=-1) / (line**2).sum(axis=-1), 0, 1)
@@ -119,36 +120,36 @@ def render_walk(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -
     Raises:
         ValueError: `size` is below 32, where limbs cannot be told apart, or there is no frame.
     """
-    moments = times(fps=fps, seconds=seconds)
+    moments = frame_times(fps=fps, seconds=seconds)
     if size < 32:
         raise ValueError(f"a walking figure needs at least 32 pixels a side: got size={size}")
     side = size * _OVERSAMPLING
-    seen, scenery, hips = _seen(clip, side, moments), _scenery(clip, side), _hips(clip, side, moments)
+    seen, scenery, hips = _project(clip, side, moments), _draw_scenery(clip, side), _hip_columns(clip, side, moments)
     direction = 1 if clip.facing == "right" else -1
-    floor = hips - direction * _metre(clip, side) * speed(clip.subject.build) * moments
+    floor = hips - direction * _pixels_per_metre(clip, side) * speed(clip.subject.build) * moments
     frames = np.empty((len(moments), size, size, 3), dtype=np.uint8)
     for number, start in enumerate(floor):
         columns = (np.arange(side) - round(start)) % scenery.shape[1]
         canvas = Image.fromarray(np.ascontiguousarray(scenery[:, columns]))
-        _shadow(canvas, clip, hips[number])
+        _draw_shadow(canvas, clip, hips[number])
         _Figure(canvas, clip, {name: (float(at[number, 0]), float(at[number, 1])) for name, at in seen.items()}).draw()
         frames[number] = np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
     return frames
 
 
-def _scenery(clip: Clip, side: int) -> NDArray[np.uint8]:
+def _draw_scenery(clip: Clip, side: int) -> NDArray[np.uint8]:
     """Wall and floor, (side, 2·side, 3): its right half is its left half mirrored, so that it goes on for ever."""
-    random = clip.random("walk scenery")
-    picture = np.asarray(background_crop(clip.wall, side, random)).copy()
-    edge = round(clip.ground * side - 0.12 * _metre(clip, side))
-    floor = background_crop(clip.floor, side, random).resize((side, side // 2))  # foreshortened
+    random = clip.generator("walk scenery")
+    picture = np.asarray(crop_background(clip.wall, side, random)).copy()
+    edge = round(clip.ground * side - 0.12 * _pixels_per_metre(clip, side))
+    floor = crop_background(clip.floor, side, random).resize((side, side // 2))  # foreshortened
     picture[edge:] = np.asarray(floor)[: side - edge] * 0.86
     picture[edge - max(1, side // 80) : edge] = np.asarray(picture[edge] * 0.72, dtype=np.uint8)
     return np.concatenate([picture, picture[:, ::-1]], axis=1)
 
 
-def _shadow(canvas: Image.Image, clip: Clip, hips: float) -> None:
-    metre = _metre(clip, canvas.width)
+def _draw_shadow(canvas: Image.Image, clip: Clip, hips: float) -> None:
+    metre = _pixels_per_metre(clip, canvas.width)
     ground = clip.ground * canvas.width - 0.4 * _DEPTH * metre
     mask = Image.new("L", canvas.size, 0)
     box = (hips - 0.42 * metre, ground - 0.05 * metre, hips + 0.42 * metre, ground + 0.03 * metre)
@@ -163,20 +164,20 @@ class _Figure:
         self._pen = ImageDraw.Draw(canvas)
         self._clip = clip
         self._points = points
-        self._metre = _metre(clip, canvas.width)
+        self._metre = _pixels_per_metre(clip, canvas.width)
         self._forward = 1 if clip.facing == "right" else -1
 
     def draw(self) -> None:
         build, near = self._clip.subject.build, self._clip.near
         far = "left" if near == "right" else "right"
-        self._arm(far, light=0.72)
-        self._leg(far, light=0.7)
-        self._leg(near, light=1.0)
-        self._trunk(scaled(PALETTE[build.shirt], 0.94))
-        self._head(SKIN[build.skin], HAIR[build.hair])
-        self._arm(near, light=1.0)
+        self._draw_arm(far, light=0.72)
+        self._draw_leg(far, light=0.7)
+        self._draw_leg(near, light=1.0)
+        self._draw_trunk(scale_colour(PALETTE[build.shirt], 0.94))
+        self._draw_head(SKIN[build.skin], HAIR[build.hair])
+        self._draw_arm(near, light=1.0)
 
-    def _limb(self, start: Point, end: Point, *, widths: tuple[float, float], colour: Rgb) -> None:
+    def _draw_limb(self, start: Point, end: Point, *, widths: tuple[float, float], colour: Rgb) -> None:
         """A bone with flesh: two discs and what lies between them; half widths in metres on an average body."""
         radii = [width * self._metre * self._clip.subject.build.girth for width in widths]
         (x, y), (u, v) = start, end
@@ -187,55 +188,55 @@ class _Figure:
         corners = [(x, y, radii[0]), (u, v, radii[1]), (u, v, -radii[1]), (x, y, -radii[0])]
         self._pen.polygon([(cx + across[0] * r, cy + across[1] * r) for cx, cy, r in corners], fill=colour)
 
-    def _leg(self, side: str, *, light: float) -> None:
+    def _draw_leg(self, side: str, *, light: float) -> None:
         build, at = self._clip.subject.build, self._points
-        cloth, shoe = scaled(CLOTH[build.trousers], light), scaled(PALETTE[build.shoes], 0.75 * light)
+        cloth, shoe = scale_colour(CLOTH[build.trousers], light), scale_colour(PALETTE[build.shoes], 0.75 * light)
         hip, knee, ankle = (at[f"{side}_{name}"] for name in ("hip", "knee", "ankle"))
-        heel, ball, toe = (self._raised(at[f"{side}_{name}"], 0.034) for name in ("heel", "ball", "toe"))
-        self._limb(ankle, heel, widths=(0.04, 0.034), colour=shoe)
-        self._limb(ankle, ball, widths=(0.04, 0.034), colour=shoe)
-        self._limb(heel, ball, widths=(0.034, 0.034), colour=shoe)
-        self._limb(ball, toe, widths=(0.034, 0.03), colour=shoe)
-        self._limb(hip, knee, widths=(0.088, 0.062), colour=cloth)
-        self._limb(knee, ankle, widths=(0.06, 0.042), colour=cloth)
+        heel, ball, toe = (self._raise(at[f"{side}_{name}"], 0.034) for name in ("heel", "ball", "toe"))
+        self._draw_limb(ankle, heel, widths=(0.04, 0.034), colour=shoe)
+        self._draw_limb(ankle, ball, widths=(0.04, 0.034), colour=shoe)
+        self._draw_limb(heel, ball, widths=(0.034, 0.034), colour=shoe)
+        self._draw_limb(ball, toe, widths=(0.034, 0.03), colour=shoe)
+        self._draw_limb(hip, knee, widths=(0.088, 0.062), colour=cloth)
+        self._draw_limb(knee, ankle, widths=(0.06, 0.042), colour=cloth)
 
-    def _arm(self, side: str, *, light: float) -> None:
+    def _draw_arm(self, side: str, *, light: float) -> None:
         build, at = self._clip.subject.build, self._points
-        shirt, skin = scaled(PALETTE[build.shirt], 0.82 * light), scaled(SKIN[build.skin], light)
+        shirt, skin = scale_colour(PALETTE[build.shirt], 0.82 * light), scale_colour(SKIN[build.skin], light)
         shoulder, elbow, wrist, hand = (at[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist", "hand"))
-        self._limb(wrist, hand, widths=(0.028, 0.036), colour=skin)
-        self._limb(elbow, wrist, widths=(0.036, 0.027), colour=skin)
-        self._limb(shoulder, elbow, widths=(0.054, 0.042), colour=shirt)
+        self._draw_limb(wrist, hand, widths=(0.028, 0.036), colour=skin)
+        self._draw_limb(elbow, wrist, widths=(0.036, 0.027), colour=skin)
+        self._draw_limb(shoulder, elbow, widths=(0.054, 0.042), colour=shirt)
 
-    def _trunk(self, shirt: Rgb) -> None:
+    def _draw_trunk(self, shirt: Rgb) -> None:
         at = self._points
         left, right = at["left_hip"], at["right_hip"]
-        hips = self._raised(((left[0] + right[0]) / 2, (left[1] + right[1]) / 2), 0.02)
+        hips = self._raise(((left[0] + right[0]) / 2, (left[1] + right[1]) / 2), 0.02)
         neck = at["neck"]
         chest = (neck[0] + 0.22 * (hips[0] - neck[0]), neck[1] + 0.22 * (hips[1] - neck[1]))
-        self._limb(hips, chest, widths=(0.1, 0.12), colour=shirt)
-        self._limb(chest, neck, widths=(0.112, 0.05), colour=shirt)
+        self._draw_limb(hips, chest, widths=(0.1, 0.12), colour=shirt)
+        self._draw_limb(chest, neck, widths=(0.112, 0.05), colour=shirt)
 
-    def _head(self, skin: Rgb, hair: Rgb) -> None:
+    def _draw_head(self, skin: Rgb, hair: Rgb) -> None:
         at, radius = self._points, self._metre * self._clip.subject.build.head
         x, y = at["head"]
-        self._limb(at["neck"], (x, y), widths=(0.05, 0.045), colour=scaled(skin, 0.88))
+        self._draw_limb(at["neck"], (x, y), widths=(0.05, 0.045), colour=scale_colour(skin, 0.88))
         f = self._forward
         back, crown = x - 0.22 * f * radius, y - 0.2 * radius
-        self._disc((back, crown), 1.08 * radius, hair)
-        self._disc((x + 0.08 * f * radius, y + 0.06 * radius), 0.98 * radius, skin)
+        self._draw_disc((back, crown), 1.08 * radius, hair)
+        self._draw_disc((x + 0.08 * f * radius, y + 0.06 * radius), 0.98 * radius, skin)
         nose = at["nose"]
-        self._disc((nose[0] - 0.12 * f * radius, nose[1] + 0.1 * radius), 0.2 * radius, skin)
+        self._draw_disc((nose[0] - 0.12 * f * radius, nose[1] + 0.1 * radius), 0.2 * radius, skin)
         start, end = (190, 318) if f > 0 else (222, 350)
         box = (x - 1.06 * radius, y - 1.14 * radius, x + 1.06 * radius, y + 0.98 * radius)
         self._pen.chord(box, start, end, fill=hair)
         eye = at[f"{self._clip.near}_eye"]
-        self._disc(eye, 0.13 * radius, HAIR["black"])
-        self._disc(at[f"{self._clip.near}_ear"], 0.2 * radius, scaled(skin, 0.84))
+        self._draw_disc(eye, 0.13 * radius, HAIR["black"])
+        self._draw_disc(at[f"{self._clip.near}_ear"], 0.2 * radius, scale_colour(skin, 0.84))
 
-    def _disc(self, centre: Point, radius: float, colour: Rgb) -> None:
+    def _draw_disc(self, centre: Point, radius: float, colour: Rgb) -> None:
         x, y = centre
         self._pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
-    def _raised(self, point: Point, metres: float) -> Point:
+    def _raise(self, point: Point, metres: float) -> Point:
         return point[0], point[1] - metres * self._metre

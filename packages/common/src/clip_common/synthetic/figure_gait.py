@@ -26,7 +26,7 @@ _DRAGGED_PITCH = (_PITCH[0], (0.02, 0.0, 0.0, 0.28, 0.3, 0.22, 0.02))
 _CLEARANCE = ((0.0, 0.6, 0.72, 0.86, 1.0), (0.0, 0.0, 0.07, 0.04, 0.0))
 
 
-def body(clip: Clip, seconds: ArrayLike) -> dict[str, Floats]:
+def body_points(clip: Clip, seconds: ArrayLike) -> dict[str, Floats]:
     """Where everything is, seen from the side.
 
     Args:
@@ -47,11 +47,11 @@ def body(clip: Clip, seconds: ArrayLike) -> dict[str, Floats]:
     spine = np.stack([np.sin(lean), np.cos(lean)], axis=-1)
     pelvis = np.stack([np.zeros_like(height), height], axis=-1)
     points = {"neck": pelvis + build.trunk * spine}
-    points["head"] = points["neck"] + _turned(0.25 * build.head, 1.45 * build.head, lean=0.5 * lean)
+    points["head"] = points["neck"] + _rotate(0.25 * build.head, 1.45 * build.head, lean=0.5 * lean)
     for side in SIDES:
         phase = phases + (side == "right") / 2
-        points |= {f"{side}_{name}": point for name, point in _leg(clip, side, phase, pelvis).items()}
-        points |= {f"{side}_{name}": point for name, point in _arm(clip, side, phase, pelvis, spine).items()}
+        points |= {f"{side}_{name}": point for name, point in _leg_points(clip, side, phase, pelvis).items()}
+        points |= {f"{side}_{name}": point for name, point in _arm_points(clip, side, phase, pelvis, spine).items()}
     return points
 
 
@@ -65,7 +65,7 @@ def _severity(clip: Clip, condition: str, side: Side) -> float:
     return clip.severity if (subject.condition, subject.side) == (condition, side) else 0.0
 
 
-def _eased(phase: Floats, table: tuple[tuple[float, ...], tuple[float, ...]]) -> Floats:
+def _interpolate(phase: Floats, table: tuple[tuple[float, ...], tuple[float, ...]]) -> Floats:
     """A periodic curve through the points of a table, at rest in each of them."""
     knots, values = (np.array(column) for column in table)
     phase = phase % 1
@@ -84,8 +84,8 @@ def _foot(clip: Clip, side: Side, phase: Floats) -> tuple[Floats, Floats]:
     build, phase = clip.subject.build, phase % 1
     dragged = _severity(clip, "dragging foot", side)
     lift = np.exp((build.uneven[0] if side == "left" else -build.uneven[0]) / 2)
-    pitch = lift * ((1 - dragged) * _eased(phase, _PITCH) + dragged * _eased(phase, _DRAGGED_PITCH))
-    clearance = lift * (1 - dragged) * _eased(phase, _CLEARANCE)
+    pitch = lift * ((1 - dragged) * _interpolate(phase, _PITCH) + dragged * _interpolate(phase, _DRAGGED_PITCH))
+    clearance = lift * (1 - dragged) * _interpolate(phase, _CLEARANCE)
     front = (0.29 - 0.03 * dragged) * build.stride  # a dragged foot lands short
     back = front - _STANCE * build.stride
     along = np.clip((phase - _STANCE) / (1 - _STANCE), 0, 1)
@@ -122,13 +122,13 @@ def _pelvis(clip: Clip, round_trip: Floats) -> tuple[float, float]:
     return float((np.min(room, axis=0) + sway * np.cos(4 * np.pi * round_trip)).min()), sway
 
 
-def _leg(clip: Clip, side: Side, phase: Floats, pelvis: Floats) -> dict[str, Floats]:
+def _leg_points(clip: Clip, side: Side, phase: Floats, pelvis: Floats) -> dict[str, Floats]:
     build = clip.subject.build
     hip = pelvis + _hip(clip, side, phase)
     ankle, pitch = _foot(clip, side, phase)
-    sole = {name: ankle + _turned(x, -ANKLE, lean=pitch) for name, x in (("heel", HEEL), ("ball", BALL))}
+    sole = {name: ankle + _rotate(x, -ANKLE, lean=pitch) for name, x in (("heel", HEEL), ("ball", BALL))}
     # the toes stay level while the heel rises
-    toe = sole["ball"] + _turned(TOE - BALL, 0.0, lean=np.minimum(pitch, 0))
+    toe = sole["ball"] + _rotate(TOE - BALL, 0.0, lean=np.minimum(pitch, 0))
     return {"hip": hip, "knee": _knee(hip, ankle, build), "ankle": ankle, **sole, "toe": toe}
 
 
@@ -141,7 +141,7 @@ def _knee(hip: Floats, ankle: Floats, build: Build) -> Floats:
     return np.asarray(hip + along * line / length + np.sqrt(build.thigh**2 - along**2) * forward)
 
 
-def _arm(clip: Clip, side: Side, phase: Floats, pelvis: Floats, spine: Floats) -> dict[str, Floats]:
+def _arm_points(clip: Clip, side: Side, phase: Floats, pelvis: Floats, spine: Floats) -> dict[str, Floats]:
     """Swings with the other leg; the elbow bends more in front."""
     build, sign = clip.subject.build, 1 if side == "left" else -1
     loose = np.exp(sign * build.uneven[1] / 2) * (1 - 0.9 * _severity(clip, "stiff arm", side))
@@ -150,9 +150,9 @@ def _arm(clip: Clip, side: Side, phase: Floats, pelvis: Floats, spine: Floats) -
     shoulder = pelvis + 0.94 * build.trunk * spine + np.stack([0.02 * forward, np.zeros_like(forward)], axis=-1)
     upper = build.arm_swing * loose * forward - 0.04
     bend = build.elbow + sign * build.uneven[3] / 2 + 0.2 * loose * (1 - held) * forward + 1.3 * held
-    elbow = shoulder + _turned(0.0, -build.upper_arm, lean=-upper)
-    wrist = elbow + _turned(0.0, -build.forearm, lean=-upper - bend)
-    hand = wrist + _turned(0.0, -0.05 * build.height, lean=-upper - bend - 0.15)
+    elbow = shoulder + _rotate(0.0, -build.upper_arm, lean=-upper)
+    wrist = elbow + _rotate(0.0, -build.forearm, lean=-upper - bend)
+    hand = wrist + _rotate(0.0, -0.05 * build.height, lean=-upper - bend - 0.15)
     return {"shoulder": shoulder, "elbow": elbow, "wrist": wrist, "hand": hand}
 
 
@@ -167,6 +167,6 @@ def _lean(clip: Clip, phases: Floats) -> Floats:
     return np.asarray(lean)
 
 
-def _turned(x: float, y: float, *, lean: Floats) -> Floats:
+def _rotate(x: float, y: float, *, lean: Floats) -> Floats:
     """A vector turned forward (clockwise, as it walks to the right) by each angle, (T, 2)."""
     return np.stack([x * np.cos(lean) + y * np.sin(lean), y * np.cos(lean) - x * np.sin(lean)], axis=-1)

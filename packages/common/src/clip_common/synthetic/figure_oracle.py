@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from clip_common.regions import JOINTS
-from clip_common.synthetic.guards import linear_probe, thumbnail
+from clip_common.synthetic.guards import linear_probe, thumbnail_features
 from clip_common.tables import read_table
 
 
@@ -75,7 +75,7 @@ def map_oracle(maps: Sequence[ArrayLike], labels: Sequence[int], folds: Sequence
     """
     means = [np.asarray(each, dtype=np.float32) for each in maps]
     means = [each.mean(axis=0) if each.ndim == 3 else each for each in means]
-    return held_out_accuracy([thumbnail(Image.fromarray(each), width=1) for each in means], labels, folds)
+    return held_out_accuracy([thumbnail_features(Image.fromarray(each), width=1) for each in means], labels, folds)
 
 
 def frame_guard(frames: Sequence[NDArray[np.uint8]], labels: Sequence[int], folds: Sequence[int]) -> float:
@@ -86,10 +86,10 @@ def frame_guard(frames: Sequence[NDArray[np.uint8]], labels: Sequence[int], fold
         labels: The class of each clip.
         folds: The fold of each clip.
     """
-    return held_out_accuracy([thumbnail(Image.fromarray(frame)) for frame in frames], labels, folds)
+    return held_out_accuracy([thumbnail_features(Image.fromarray(frame)) for frame in frames], labels, folds)
 
 
-def majority_label(labels: Sequence[int], folds: Sequence[int]) -> float:
+def majority_label_accuracy(labels: Sequence[int], folds: Sequence[int]) -> float:
     """Accuracy of the other folds' most frequent class; the smallest of several."""
     y, fold = np.asarray(labels), np.asarray(folds)
     guesses = {held: np.bincount(y[fold != held]).argmax() for held in np.unique(fold)}
@@ -127,7 +127,7 @@ def walking_ceilings(folder: str | Path) -> dict[str, float]:
     joints = [np.load(folder / row["keypoints"]) for row in rows]
     means = [np.load(folder / row["map"]).astype(np.float32).mean(axis=0) for row in rows]
     return {
-        "majority": majority_label(labels, folds),
+        "majority": majority_label_accuracy(labels, folds),
         "keypoints": keypoint_oracle(joints, labels, folds),
         "mean map": map_oracle(means, labels, folds),
         "one frame": frame_guard([_middle_frame(folder / row["video"]) for row in rows], labels, folds),

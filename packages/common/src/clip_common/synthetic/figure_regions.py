@@ -14,7 +14,7 @@ def watched_regions(clip: Clip, *, doctor: int) -> tuple[str, ...]:
     says where to look, and only the video says what is seen there: of K pathologies, whoever knows the region alone is
     right K times in K + 1.
     """
-    random = clip.random(f"walk doctor {doctor}")
+    random = clip.generator(f"walk doctor {doctor}")
     complaint = clip.subject.region
     others = [region for region in REGIONS if region != complaint]
     first = others[random.integers(len(others))] if random.random() < _ASTRAY else complaint

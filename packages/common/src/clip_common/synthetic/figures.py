@@ -95,7 +95,7 @@ class Clip:
         """The side of the body towards the camera: who walks to the right shows the right one."""
         return self.facing
 
-    def random(self, stream: str) -> np.random.Generator:
+    def generator(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use (`stream`) of each clip of each subject."""
         return generator(stream, seed=self.subject.seed, index=self.subject.index * _MOST_CLIPS + self.index)
 
@@ -133,11 +133,11 @@ def sample_subject(seed: int, index: int, *, conditions: tuple[str, ...] = CONDI
         condition=condition,
         region=AFFECTED_REGION.get(condition, anywhere),
         side="left" if complaint.random() < 0.5 else "right",
-        build=_build(random),
+        build=_sample_build(random),
     )
 
 
-def _build(random: np.random.Generator) -> Build:
+def _sample_build(random: np.random.Generator) -> Build:
     height = random.uniform(1.52, 1.92)
     leg = height * random.uniform(0.445, 0.475)  # hip to ankle
     arm = height * random.uniform(0.30, 0.33)  # shoulder to wrist

@@ -15,7 +15,7 @@ THUMBNAIL = 16
 Floats = NDArray[np.float64]
 
 
-def thumbnail(picture: Image.Image, *, width: int = THUMBNAIL, height: int = THUMBNAIL) -> Floats:
+def thumbnail_features(picture: Image.Image, *, width: int = THUMBNAIL, height: int = THUMBNAIL) -> Floats:
     """All numbers of a picture scaled down, in a row."""
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX), dtype=np.float64).ravel()
 
@@ -51,8 +51,8 @@ def thumbnail_auroc(
     from sklearn.metrics import roc_auc_score
 
     scores = linear_probe(
-        [thumbnail(picture) for picture in known],
+        [thumbnail_features(picture) for picture in known],
         [int(flag) for flag in damaged],
-        [thumbnail(picture) for picture in asked],
+        [thumbnail_features(picture) for picture in asked],
     )
     return float(roc_auc_score(truly_damaged, scores[:, 1]))

@@ -135,7 +135,7 @@ def read_scenes(folder: str | Path) -> dict[str, Scene]:
 
 
 def read_questions(folder: str | Path, *, split: str) -> list[Question]:
-    """The questions of a split that `write_questions` wrote: for `majority_answer` and `answer`."""
+    """The questions of a split that `write_questions` wrote: for `majority_answer_accuracy` and `answer`."""
     scenes = read_scenes(folder)
     return [
         Question(scenes[row["image"]], read_question(row["question"])[0], row["question"], row["answer"])

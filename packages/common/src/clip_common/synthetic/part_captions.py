@@ -44,14 +44,14 @@ def part_captions(part: Part, count: int = 5) -> list[str]:
     random = generator(f"part captions {part.defect}", seed=part.seed, index=part.index)
     texts: list[str] = []
     while len(texts) < count:
-        text = _caption(part, random)
+        text = _make_caption(part, random)
         if text not in texts:
             texts.append(text)
     return texts
 
 
-def _caption(part: Part, random: np.random.Generator) -> str:
-    before, after = _condition(part, random)
+def _make_caption(part: Part, random: np.random.Generator) -> str:
+    before, after = _choose_condition(part, random)
     words = [before] if before else []
     if random.random() < 0.4:
         words.append(part.texture)
@@ -65,7 +65,7 @@ def _caption(part: Part, random: np.random.Generator) -> str:
     return f"{text} {_one_of(BACKGROUND_WORDS[part.background], random)}" if random.random() < 0.35 else text
 
 
-def _condition(part: Part, random: np.random.Generator) -> tuple[str, str]:
+def _choose_condition(part: Part, random: np.random.Generator) -> tuple[str, str]:
     """Words before and after the kind; at least one of them says the condition."""
     if part.defect is None:
         before, after = _one_of(FLAWLESS, random), _one_of(FLAWLESS_AFTER, random)

@@ -10,12 +10,12 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from clip_common.synthetic.backgrounds import background_crop
-from clip_common.synthetic.defects import Box, Shape, defect_shape
-from clip_common.synthetic.draw import PALETTE, SHADOW, SHADOW_COLOUR, Rgb, scaled, thing_picture, turn
+from clip_common.synthetic.backgrounds import crop_background
+from clip_common.synthetic.defects import Box, Shape, sample_defect
+from clip_common.synthetic.draw import PALETTE, SHADOW, SHADOW_COLOUR, Rgb, compute_affine, draw_thing, scale_colour
 from clip_common.synthetic.parts import Part
 from clip_common.synthetic.scenes import Thing, generator
-from clip_common.synthetic.shapes import BODY, drawing
+from clip_common.synthetic.shapes import BODY, draw_silhouette
 
 _PLATE: Rgb = (246, 240, 226)
 _INK: Rgb = (38, 38, 44)
@@ -49,23 +49,23 @@ def render_part(part: Part, size: int = 112) -> tuple[Image.Image, Image.Image]:
         raise ValueError(f"a part needs at least 32 pixels a side: got size={size}")
     side = size * 2
     random = generator("part picture", seed=part.seed, index=part.index)
-    canvas = background_crop(part.background, side, random)
-    pose = _pose(random)
+    canvas = crop_background(part.background, side, random)
+    pose = _sample_pose(random)
     extent = round(pose.extent * side)
     resolution = -(-extent // 32) * 32
-    label = _label_box(part.kind)
+    label = _find_label(part.kind)
 
     thing = Thing(kind=part.kind, colour=part.colour, texture=part.texture, size="large", place="centre")
-    picture, outline = thing_picture(thing, resolution=resolution, brightness=pose.brightness)
-    _print(picture, label, pose.bars)
+    picture, outline = draw_thing(thing, resolution=resolution, brightness=pose.brightness)
+    _draw_label(picture, label, pose.bars)
     damage, kept = Image.new("L", (resolution, resolution), 0), outline
     if part.defect is not None:
         random = generator("defect", seed=part.seed, index=part.index)
-        shape = defect_shape(part.defect, outline=outline, label=label, random=random)
-        damage = ImageChops.darker(shape.mask(resolution), outline)
-        damage, kept = _damage(picture, outline, damage, part, shape, random)
+        shape = sample_defect(part.defect, outline=outline, label=label, random=random)
+        damage = ImageChops.darker(shape.draw_mask(resolution), outline)
+        damage, kept = _paint_defect(picture, outline, damage, part, shape, random)
 
-    where = turn(resolution, extent, angle=pose.angle, mirrored=pose.mirrored, margin=_MARGIN)
+    where = compute_affine(resolution, extent, angle=pose.angle, mirrored=pose.mirrored, margin=_MARGIN)
     picture, kept, damage = (
         image.transform((extent, extent), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR)
         for image in (picture, kept, damage)
@@ -80,7 +80,7 @@ def render_part(part: Part, size: int = 112) -> tuple[Image.Image, Image.Image]:
     return canvas.resize((size, size), Image.Resampling.BOX), shown
 
 
-def _pose(random: np.random.Generator) -> _Pose:
+def _sample_pose(random: np.random.Generator) -> _Pose:
     return _Pose(
         extent=random.uniform(0.8, 1.0),
         x=random.random(),
@@ -93,10 +93,10 @@ def _pose(random: np.random.Generator) -> _Pose:
 
 
 @lru_cache(maxsize=32)
-def _label_box(kind: str) -> Box:
+def _find_label(kind: str) -> Box:
     """Where a print fits on the body of a kind: the largest of a few sizes, nearest to the middle of the body."""
     side = 96
-    body = np.asarray(drawing(kind, side)) == BODY
+    body = np.asarray(draw_silhouette(kind, side)) == BODY
     count = np.pad(body.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     middle = np.argwhere(body).mean(0)
     for width, height in ((0.34, 0.17), (0.28, 0.14), (0.24, 0.12), (0.2, 0.1), (0.16, 0.08)):
@@ -109,7 +109,7 @@ def _label_box(kind: str) -> Box:
     raise AssertionError(f"no print fits on a {kind}")
 
 
-def _print(picture: Image.Image, label: Box, bars: tuple[float, ...]) -> None:
+def _draw_label(picture: Image.Image, label: Box, bars: tuple[float, ...]) -> None:
     """A plate with bars of different heights, as a flawless part carries it."""
     draw = ImageDraw.Draw(picture)
     left, top, right, bottom = (edge * picture.width for edge in label)
@@ -120,7 +120,7 @@ def _print(picture: Image.Image, label: Box, bars: tuple[float, ...]) -> None:
         draw.rectangle((x, foot - height * (bottom - top), x + 0.45 * step, foot), fill=_INK)
 
 
-def _damage(
+def _paint_defect(
     picture: Image.Image,
     outline: Image.Image,
     damage: Image.Image,
@@ -132,7 +132,7 @@ def _damage(
     black = part.colour == "black"
     if part.defect in ("hole", "missing part"):
         rim = damage.filter(ImageFilter.MaxFilter(2 * round(0.012 * picture.width) + 1))
-        picture.paste(scaled(PALETTE[part.colour], 0.3), None, rim)
+        picture.paste(scale_colour(PALETTE[part.colour], 0.3), None, rim)
         return ImageChops.darker(rim, outline), ImageChops.subtract(outline, damage)
     if part.defect == "stain":
         blot = (176, 150, 96) if black else ((92, 68, 36), (66, 84, 48))[int(random.integers(2))]
@@ -143,11 +143,11 @@ def _damage(
     elif part.defect == "crack":
         picture.paste((170, 164, 158) if black else (24, 20, 20), None, damage)
     else:
-        picture.paste(_smear(shape, picture.width, random), None, damage)
+        picture.paste(_draw_smear(shape, picture.width, random), None, damage)
     return damage, outline
 
 
-def _smear(shape: Shape, side: int, random: np.random.Generator) -> Image.Image:
+def _draw_smear(shape: Shape, side: int, random: np.random.Generator) -> Image.Image:
     """Ink with a few streaks left bare."""
     image = Image.new("RGB", (side, side), _INK)
     draw = ImageDraw.Draw(image)

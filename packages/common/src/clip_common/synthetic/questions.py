@@ -14,26 +14,27 @@ from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, Scene, Thing
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class QuestionForm:
     """One way to ask: a text with words left open, the type of question, and the answers it may have."""
 
     text: str
     type: str
     answers: tuple[str, ...]
 
-    def filled(self, **words: str) -> str:
+    def fill(self, **words: str) -> str:
         """The question with its words; `a` becomes `an` where it should."""
         return re.sub(r"\ba(?= [aeiou])", "an", self.text.format(**words))
 
 
-_COLOUR = Form("what colour is the {kind}?", "colour", COLOURS)
-_SHAPE = Form("what is {place}?", "shape", KINDS)
-_COUNT = Form("how many things are there?", "count", ("1", "2", "3", "4"))
-_COUNT_COLOUR = Form("how many {colour} things are there?", "count", ("0", "1", "2"))  # three of a colour are too rare
-_PLACE = Form("where is the {kind}?", "place", PLACES)
-_ANY_KIND = Form("is there a {kind}?", "yes/no", ("no", "yes"))
-_ANY_COLOUR = Form("is there anything {colour}?", "yes/no", ("no", "yes"))
-_ANY_BOTH = Form("is there a {colour} {kind}?", "yes/no", ("no", "yes"))
+_COLOUR = QuestionForm("what colour is the {kind}?", "colour", COLOURS)
+_SHAPE = QuestionForm("what is {place}?", "shape", KINDS)
+_COUNT = QuestionForm("how many things are there?", "count", ("1", "2", "3", "4"))
+# three things of a colour are too rare to ask for
+_COUNT_COLOUR = QuestionForm("how many {colour} things are there?", "count", ("0", "1", "2"))
+_PLACE = QuestionForm("where is the {kind}?", "place", PLACES)
+_ANY_KIND = QuestionForm("is there a {kind}?", "yes/no", ("no", "yes"))
+_ANY_COLOUR = QuestionForm("is there anything {colour}?", "yes/no", ("no", "yes"))
+_ANY_BOTH = QuestionForm("is there a {colour} {kind}?", "yes/no", ("no", "yes"))
 
 FORMS = (_COLOUR, _SHAPE, _COUNT, _COUNT_COLOUR, _PLACE, _ANY_KIND, _ANY_COLOUR, _ANY_BOTH)
 
@@ -46,7 +47,7 @@ class Question:
     """A question about a scene, with its answer."""
 
     scene: Scene
-    form: Form
+    form: QuestionForm
     text: str
     answer: str
 
@@ -67,8 +68,8 @@ def questions(scene: Scene) -> list[Question]:
     both = {(thing.colour, thing.kind) for thing in scene.things}
     asked = [Question(scene, _COUNT, _COUNT.text, str(len(scene.things)))]
 
-    def ask(form: Form, answer: str, **words: str) -> None:
-        asked.append(Question(scene, form, form.filled(**words), answer))
+    def ask(form: QuestionForm, answer: str, **words: str) -> None:
+        asked.append(Question(scene, form, form.fill(**words), answer))
 
     for thing in scene.things:
         ask(_SHAPE, thing.kind, place=WORDS["place"][thing.place][0])
@@ -76,14 +77,14 @@ def questions(scene: Scene) -> list[Question]:
             ask(_COLOUR, thing.colour, kind=thing.kind)
             ask(_PLACE, thing.place, kind=thing.kind)
     for colour in COLOURS:
-        ask(_ANY_COLOUR, _yes(colour in colours), colour=colour)
+        ask(_ANY_COLOUR, _yes_or_no(colour in colours), colour=colour)
         if colours[colour] <= 2:
             ask(_COUNT_COLOUR, str(colours[colour]), colour=colour)
     for kind in KINDS:
-        ask(_ANY_KIND, _yes(kind in kinds), kind=kind)
+        ask(_ANY_KIND, _yes_or_no(kind in kinds), kind=kind)
         for colour in COLOURS:
             if kind in kinds or colour in colours:
-                ask(_ANY_BOTH, _yes((colour, kind) in both), colour=colour, kind=kind)
+                ask(_ANY_BOTH, _yes_or_no((colour, kind) in both), colour=colour, kind=kind)
     return asked
 
 
@@ -96,13 +97,13 @@ def answer(scene: Scene, question: str) -> str:
     form, wanted = read_question(question)
     fitting = [thing for thing in scene.things if all(getattr(thing, name) == wanted[name] for name in wanted)]
     if form.type in ("count", "yes/no"):
-        return str(len(fitting)) if form.type == "count" else _yes(bool(fitting))
+        return str(len(fitting)) if form.type == "count" else _yes_or_no(bool(fitting))
     if len(fitting) != 1:
         raise ValueError(f"{question!r} has no single answer: the scene holds {len(fitting)} such things")
-    return _LOOK[form.type](fitting[0])
+    return _READ[form.type](fitting[0])
 
 
-def read_question(question: str) -> tuple[Form, dict[str, str]]:
+def read_question(question: str) -> tuple[QuestionForm, dict[str, str]]:
     """The form of a question, and the value of each attribute that it names.
 
     Raises:
@@ -111,12 +112,12 @@ def read_question(question: str) -> tuple[Form, dict[str, str]]:
     for form, pattern in _PATTERNS:
         found = pattern.fullmatch(question.lower())
         if found is not None:
-            return form, {name: _value(name, phrase, question) for name, phrase in found.groupdict().items()}
+            return form, {name: _find_value(name, phrase, question) for name, phrase in found.groupdict().items()}
     forms = ", ".join(form.text for form in FORMS)
     raise ValueError(f"{question!r} is no question of the procedural world; these are: {forms}")
 
 
-def _value(attribute: str, phrase: str, question: str) -> str:
+def _find_value(attribute: str, phrase: str, question: str) -> str:
     for value, phrases in WORDS[attribute].items():
         if phrase in phrases:
             return value
@@ -124,20 +125,20 @@ def _value(attribute: str, phrase: str, question: str) -> str:
     raise ValueError(f"{question!r}: the procedural world knows no {attribute} {phrase!r}, only {known}")
 
 
-def _pattern(form: Form) -> re.Pattern[str]:
+def _compile(form: QuestionForm) -> re.Pattern[str]:
     """The form as an expression with a group for each open word: a kind and a colour are one word, a place several."""
     text = re.escape(form.text).replace(r"\ a\ ", r"\ an?\ ")
     text = re.sub(r"\\\{place\\\}", "(?P<place>.+)", text)
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", text))
 
 
-def _yes(holds: bool) -> str:
+def _yes_or_no(holds: bool) -> str:
     return "yes" if holds else "no"
 
 
-_PATTERNS = [(form, _pattern(form)) for form in FORMS]
+_PATTERNS = [(form, _compile(form)) for form in FORMS]
 
-_LOOK: dict[str, Callable[[Thing], str]] = {
+_READ: dict[str, Callable[[Thing], str]] = {
     "colour": lambda thing: thing.colour,
     "shape": lambda thing: thing.kind,
     "place": lambda thing: thing.place,

@@ -24,27 +24,27 @@ class Pen:
         self._draw = ImageDraw.Draw(self.image)
         self._side = side
 
-    def _scaled(self, points: Sequence[Point]) -> list[Point]:
+    def _to_pixels(self, points: Sequence[Point]) -> list[Point]:
         return [(x * self._side, y * self._side) for x, y in points]
 
     def polygon(self, points: Sequence[Point], *, role: int = BODY) -> None:
-        self._draw.polygon(self._scaled(points), fill=role)
+        self._draw.polygon(self._to_pixels(points), fill=role)
 
     def ellipse(self, corner: Point, opposite: Point, *, role: int = BODY) -> None:
-        self._draw.ellipse(self._scaled([corner, opposite]), fill=role)
+        self._draw.ellipse(self._to_pixels([corner, opposite]), fill=role)
 
     def box(self, corner: Point, opposite: Point, *, role: int = BODY, radius: float = 0.0) -> None:
-        self._draw.rounded_rectangle(self._scaled([corner, opposite]), radius=radius * self._side, fill=role)
+        self._draw.rounded_rectangle(self._to_pixels([corner, opposite]), radius=radius * self._side, fill=role)
 
     def pie(self, corner: Point, opposite: Point, *, start: float, end: float, role: int = BODY) -> None:
         """A sector from `start` to `end` degrees, clockwise from three o'clock."""
-        self._draw.pieslice(self._scaled([corner, opposite]), start, end, fill=role)
+        self._draw.pieslice(self._to_pixels([corner, opposite]), start, end, fill=role)
 
     def arc(self, corner: Point, opposite: Point, *, start: float, end: float, width: float, role: int = BODY) -> None:
-        self._draw.arc(self._scaled([corner, opposite]), start, end, fill=role, width=round(width * self._side))
+        self._draw.arc(self._to_pixels([corner, opposite]), start, end, fill=role, width=round(width * self._side))
 
     def line(self, points: Sequence[Point], *, width: float, role: int = DARK) -> None:
-        self._draw.line(self._scaled(points), fill=role, width=max(1, round(width * self._side)), joint="curve")
+        self._draw.line(self._to_pixels(points), fill=role, width=max(1, round(width * self._side)), joint="curve")
 
 
 def _mug(pen: Pen) -> None:
@@ -185,7 +185,7 @@ _DRAWINGS: dict[str, Callable[[Pen], None]] = {
 
 
 @lru_cache(maxsize=256)
-def drawing(kind: str, side: int) -> Image.Image:
+def draw_silhouette(kind: str, side: int) -> Image.Image:
     """The drawing of a kind: an "L" image of `side` × `side` pixels, NOTHING, BODY, LIGHT or DARK; read only."""
     pen = Pen(side)
     _DRAWINGS[kind](pen)

@@ -94,10 +94,10 @@ def render_sound(scene: Scene) -> Samples:
     a semitone), length (5 %), loudness, colour of the tone, phases, and a faint noise throughout.
     """
     random = generator("sound", seed=scene.seed, index=scene.index)
-    parts = [_silence(random.uniform(0.02, 0.06))]
+    parts = [_make_silence(random.uniform(0.02, 0.06))]
     for thing in in_reading_order(scene):
-        parts += [_tone(thing, random), _silence(PAUSE)]
-    parts[-1] = _silence(random.uniform(0.02, 0.06))
+        parts += [_make_tone(thing, random), _make_silence(PAUSE)]
+    parts[-1] = _make_silence(random.uniform(0.02, 0.06))
     clean = np.concatenate(parts)
     noise = random.normal(scale=random.uniform(0.001, 0.004), size=len(clean))
     return np.clip(clean + noise, -1, 1).astype(np.float32)
@@ -143,11 +143,11 @@ def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[st
     Raises:
         ValueError: A caption that names no thing of the world.
     """
-    metrics = attribute_oracle(scenes, [[_audible(text) for text in texts] for texts in captions])
+    metrics = attribute_oracle(scenes, [[_keep_audible(text) for text in texts] for texts in captions])
     return {name.replace("i2t", "s2t").replace("t2i", "t2s"): value for name, value in metrics.items()}
 
 
-def _audible(text: str) -> str:
+def _keep_audible(text: str) -> str:
     """What a caption says of things that can be heard, as a caption."""
     return " and ".join(
         " ".join(WORDS[name][thing[name]][0] for name in ("size", "colour", "kind") if name in thing)
@@ -155,11 +155,11 @@ def _audible(text: str) -> str:
     )
 
 
-def _silence(seconds: float) -> _Floats:
+def _make_silence(seconds: float) -> _Floats:
     return np.zeros(round(seconds * SAMPLE_RATE))
 
 
-def _tone(thing: Thing, random: np.random.Generator) -> _Floats:
+def _make_tone(thing: Thing, random: np.random.Generator) -> _Floats:
     spectrum, manner = VOICES[thing.kind]
     seconds = SECONDS[thing.size] * random.uniform(0.95, 1.05)
     pitch = PITCH[thing.colour] * 2 ** (random.uniform(-0.2, 0.2) / 12)

@@ -7,7 +7,7 @@ import numpy as np
 from clip_common.regions import attention_maps
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_new_folder, write_text
-from clip_common.synthetic.figure_draw import keypoints, render_walk, times
+from clip_common.synthetic.figure_draw import frame_times, keypoints, render_walk
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
 from clip_common.synthetic.scenes import VERSION
@@ -62,7 +62,7 @@ def write_walking(
         OSError: The disk is full.
     """
     folder = Path(folder)
-    frames = len(times(fps=fps, seconds=seconds))
+    frames = len(frame_times(fps=fps, seconds=seconds))
     if size < 32 or size % 2:
         raise ValueError(f"size must be an even number of pixels, at least 32: got size={size}")
     if clips_per_subject < 1:

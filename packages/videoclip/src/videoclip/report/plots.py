@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_common.metrics import Paired
-from clip_common.plots import GREY, PALETTE, Dots, curves, dot_plot, dress, panels, save
+from clip_common.plots import GREY, PALETTE, Dots, draw_curves, draw_dots, make_panels, save_figure, style_axes
 from clip_common.runs.table import read_rows
 
 LABELS = {
@@ -42,14 +42,14 @@ def draw_training(metrics: Path, folder: Path) -> list[Path]:
         name for row in read_rows(metrics) for name, value in row.items() if name in PARTS and float(value or 0)
     }
     plots = [
-        curves(
+        draw_curves(
             metrics,
             {"train/loss_classification": "training (each batch)", "val/loss": "validation"},
             folder / "loss.png",
             title="Cross-entropy",
             ylabel="nats",
         ),
-        curves(
+        draw_curves(
             metrics,
             {f"val/{name}": label for name, label in LABELS.items()},
             folder / "validation.png",
@@ -59,7 +59,7 @@ def draw_training(metrics: Path, folder: Path) -> list[Path]:
     ]
     if len(weighted) > 1:  # a part without weight is 0 throughout
         parts = {name: label for name, label in PARTS.items() if name in weighted} | {"train/loss": "weighted sum"}
-        plots.append(curves(metrics, parts, folder / "parts.png", title="Parts of the training loss"))
+        plots.append(draw_curves(metrics, parts, folder / "parts.png", title="Parts of the training loss"))
     return plots
 
 
@@ -115,7 +115,7 @@ def draw_confusion(
     rows_K = confusion_KK.sum(1)
     shares_KK = confusion_KK / np.maximum(rows_K, 1)[:, None]
     side = max(3.4, 1.6 + 0.62 * K)
-    figure, axes = panels(width=side + 1.2, height=side)
+    figure, axes = make_panels(width=side + 1.2, height=side)
     image = axes.imshow(shares_KK, cmap=_blues(), vmin=0, vmax=1)
     for (true, said), count in np.ndenumerate(confusion_KK):
         share = shares_KK[true, said]
@@ -123,7 +123,7 @@ def draw_confusion(
         axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333")
     exist_K = rows_K > 0
     balanced = f", balanced accuracy {100 * shares_KK.diagonal()[exist_K].mean():.0f} %" if exist_K.any() else ""
-    dress(
+    style_axes(
         axes,
         title=f"{confusion_KK.sum():,} {of if confusion_KK.sum() != 1 else of[:-1]}{balanced}",
         xlabel="predicted class",
@@ -137,12 +137,12 @@ def draw_confusion(
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=GREY, labelsize=8, length=0)
     bar.set_label("share of the true class", color=GREY, fontsize=8)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bool_], path: Path) -> Path:
     """Plot histograms of the similarity of at least one clip to its map, for correct and for incorrect clips."""
-    figure, axes = panels(width=6.4, height=3.8)
+    figure, axes = make_panels(width=6.4, height=3.8)
     margin = max(0.02, 0.05 * float(np.ptp(similarity_N)))
     bins = np.linspace(similarity_N.min() - margin, similarity_N.max() + margin, 31)
     for kept_N, name, color in ((correct_N, "correct", PALETTE[0]), (~correct_N, "incorrect", PALETTE[1])):
@@ -155,7 +155,7 @@ def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bo
         label = f"{name}: {len(own):,} clips, mean {own.mean():.2f}"
         axes.hist(own, bins=bins, weights=weights, color=color, histtype="step", linewidth=1.6, label=label)
         axes.axvline(own.mean(), ymax=1 / ROOM, color=color, linewidth=1.4, linestyle="--")
-    dress(
+    style_axes(
         axes,
         title="Similarity of a clip to its own map",
         xlabel="cosine; dashed: mean",
@@ -163,7 +163,7 @@ def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bo
     )
     axes.set_ylim(0, ROOM * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
@@ -174,7 +174,7 @@ def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
         path: Where the PNG goes.
     """
     common = [name for name in LABELS if all(name in fold for fold in folds)]
-    return dot_plot(
+    return draw_dots(
         [
             _dots(LABELS[name], [fold[name] for fold in folds], mark=mean(fold[baseline(name)] for fold in folds))
             for name in common
@@ -210,7 +210,7 @@ def draw_ablation(
     differences, label = against or {}, LABELS.get(figure, figure)
     several = max(map(len, rows.values())) > 1
     grey = "" if mark is None else f"; grey: {'chance' if figure.startswith('retrieval') else 'majority class'}"
-    return dot_plot(
+    return draw_dots(
         [_dots(name, values, against=differences.get(name), mark=mark) for name, values in rows.items()],
         path,
         titles=(label[0].upper() + label[1:], f"Difference to {next(iter(rows))}"),
