@@ -17,7 +17,7 @@ from clip_common.config import load_config
 from clip_common.runs import Run
 from clip_common.training import ResumableLoader, ShuffledBatchSampler
 from clipse import Config, TopicalBatchSampler, train
-from clipse.data import topics
+from clipse.data import find_topics
 
 PROPERTY = settings(deadline=None)  # a machine that pauses is no error
 
@@ -90,8 +90,10 @@ def test_each_batch_holds_its_share_of_one_topic_where_topics_are_wide_enough(ma
     options |= {"world": 1, "drop_last": True}
     batches = epoch_of(TopicalBatchSampler(labels, **options))
     wide = [batch for batch in batches if max(Counter(labels[batch].tolist()).values()) >= share]
-    pieces = [count // share for count in labels.bincount().tolist()] if share else [len(batches)]
-    assert len(wide) >= min(len(batches), sum(pieces) - 1)  # the rows left out may cost one
+    one, other = labels.bincount(minlength=2).tolist()
+    left_out = len(labels) - sum(map(len, batches))  # of either topic
+    pieces = [(one - lost) // share + (other - left_out + lost) // share for lost in range(left_out + 1) if share]
+    assert len(wide) >= min([len(batches), *pieces])
 
 
 def test_the_share_by_hand():
@@ -174,8 +176,11 @@ def test_a_loader_resumes_among_topical_batches():
             lambda: TopicalBatchSampler(torch.zeros(8), batch_size=4, fraction=0.5).set_topics(torch.zeros(9)),
             "topics of 9 rows for a set of 8",
         ),
-        (lambda: topics(torch.ones(3, 2), clusters=4), "clusters=4 is more than the 3 training images: set .* most 3"),
-        (lambda: topics(torch.full((3, 2), torch.nan), clusters=2), "NaN or infinity"),
+        (
+            lambda: find_topics(torch.ones(3, 2), clusters=4),
+            "clusters=4 is more than the 3 training images: set .* most 3",
+        ),
+        (lambda: find_topics(torch.full((3, 2), torch.nan), clusters=2), "NaN or infinity"),
         (
             lambda: load_config(Config, overrides=["data.topical.fraction=1.2"]),
             "fraction: expected a share from 0 to 1, got 1.2",
@@ -199,9 +204,9 @@ def test_topics_are_the_directions_that_features_were_drawn_around(seed):
     truth_N = torch.arange(60) % 3
     features_ND = torch.eye(8)[truth_N] + 0.05 * torch.randn(60, 8, generator=generator)
     features_ND *= 1 + torch.rand(60, 1, generator=generator)  # length says nothing
-    found_N = topics(features_ND, clusters=3, seed=seed)
+    found_N = find_topics(features_ND, clusters=3, seed=seed)
     assert ((found_N[:, None] == found_N) == (truth_N[:, None] == truth_N)).all()
-    assert torch.equal(found_N, topics(features_ND, clusters=3, seed=seed))
+    assert torch.equal(found_N, find_topics(features_ND, clusters=3, seed=seed))
 
 
 TOPICAL = ["data.topical.fraction=0.5", "data.topical.clusters=6", "data.topical.every=2", "data.batch_size=8"]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from clip_common.training import ResumableLoader, ShuffledBatchSampler
 from clipse.data import CLIPCollator, DataError, Flickr8kDataset, ImageCache, ImageRecord, load_captions
-from clipse.data.images import load
 
 
 def to_tensor(image: Image.Image | Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -84,7 +83,7 @@ def test_all_captions_of_an_image_share_its_row(records):
 def test_the_cache_holds_what_decoding_gives(records, tmp_path):
     cache = ImageCache(tmp_path, records, side=224)
     for record in records[:3]:
-        assert np.array_equal(cache[record].permute(1, 2, 0), np.array(load(record)))
+        assert np.array_equal(cache[record].permute(1, 2, 0), np.array(record.load_image()))
     again = ImageCache(tmp_path, records, side=224, progress=lambda *at: pytest.fail("decoded twice"))
     assert torch.equal(again[records[0]], cache[records[0]])
 
@@ -113,7 +112,7 @@ def test_a_cache_that_another_process_finishes_first_is_taken(records, tmp_path,
 
     monkeypatch.setattr(np, "save", slowly)
     cache = ImageCache(tmp_path, records, side=224)
-    assert np.array_equal(cache[records[0]].permute(1, 2, 0), np.array(load(records[0])))
+    assert np.array_equal(cache[records[0]].permute(1, 2, 0), np.array(records[0].load_image()))
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -158,4 +157,4 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(path, exif=exif)
-    assert load(ImageRecord(0, "turned.jpg", path, ("a",), "train")).size == (20, 40)
+    assert ImageRecord(0, "turned.jpg", path, ("a",), "train").load_image().size == (20, 40)

@@ -422,7 +422,7 @@ def test_a_set_of_one_image(folder):
     [
         ("captions.txt", "image,caption\nno comma here", "captions.txt, line 2"),
         ("Flickr8k.token.txt", "a.jpg#0 no tab", "line 1"),
-        ("dataset.json", "{", "Karpathy"),
+        ("dataset.json", "{", "not JSON"),
         ("dataset.json", '{"images": ["c.jpg"]}', "Karpathy"),
         ("pairs.csv", 'filepath,title\nc.jpg,"open', "comma-separated"),
         ("pairs.tsv", "filepath\ttitle\nc.jpg", "line 2"),

@@ -57,8 +57,8 @@ def test_a_run_trains_on_batches_that_hold_both_of_a_pair(parts, small, monkeypa
     ("content", "said"),
     [
         (None, "no such file; data.together is a CSV file"),
-        ("name,pair\na.jpg,1\n", "expected the columns image and group, got name, pair"),
-        ("", "expected the columns image and group, got none"),
+        ("name,pair\na.jpg,1\n", "no column image, group; needed are image,group, got name,pair"),
+        ("", "no column image, group; needed are image,group, got nothing"),
         ("image,group\nother.jpg,1\n", "names none of the"),
     ],
 )

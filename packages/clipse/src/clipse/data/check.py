@@ -1,13 +1,11 @@
-"""`clipse data check` and `clipse data stats`: what is in a folder, and whether all of it can be used."""
+"""Check a captioned image set for problems, and count its contents."""
 
 import statistics
 from collections import Counter
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
+from clip_common.images import read_size
 from clip_common.reporting import Progress
 from clipse.data.loading import load_captions
 from clipse.data.records import SPLITS, CaptionData, ImageRecord
@@ -15,14 +13,14 @@ from clipse.data.records import SPLITS, CaptionData, ImageRecord
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Everything wrong with a set, after decoding every image in full.
+    """Problems of a set, found by decoding every image in full.
 
     Attributes:
-        root, format: What was read, and as what.
-        images: Usable images of each split.
-        captions: Captions of each split.
+        root, format: The folder that was read, and its format.
+        images: Split → number of usable images.
+        captions: Split → number of captions.
         problems: One line per missing or broken image and per empty caption.
-        unlisted: Captioned images in no split, where a split is stated for others.
+        unlisted: Number of captioned images without a split, when other images have one.
     """
 
     root: Path
@@ -34,12 +32,12 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """No problem was found."""
+        """True if no problem was found."""
         return not self.problems
 
 
 def check(root: str | Path, *, format: str = "auto", progress: Progress | None = None) -> CheckReport:
-    """Decode every image and read every caption; problems are collected, not raised.
+    """Decode every image and read every caption; collect problems instead of raising them.
 
     Raises:
         DataError: The set cannot be read at all (no folder, no captions file, contradictory splits).
@@ -57,14 +55,14 @@ def check(root: str | Path, *, format: str = "auto", progress: Progress | None =
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures of a set.
+    """Statistics of a set.
 
     Attributes:
-        root, format: What was read, and as what.
+        root, format: The folder that was read, and its format.
         rows: One mapping per split: split, images, captions, captions_per_image, words_mean, words_max, width_median,
             height_median (pixels).
-        vocabulary: Distinct lower-case words of all captions.
-        repeated_captions: Captions that another image also carries: false negatives in waiting.
+        vocabulary: Number of distinct lower-case words in all captions.
+        repeated_captions: Number of captions that another image has too: possible false negatives.
     """
 
     root: Path
@@ -75,7 +73,7 @@ class Stats:
 
 
 def stats(root: str | Path, *, format: str = "auto") -> Stats:
-    """Count images, captions, words and sizes (from the image headers; nothing is decoded).
+    """Count images, captions, words and image sizes (from the headers; no pixels are decoded).
 
     Raises:
         DataError: The set cannot be used.
@@ -112,5 +110,4 @@ def _words(caption: str) -> list[str]:
 
 
 def _size(record: ImageRecord) -> tuple[int, int]:
-    with Image.open(record.path if record.span is None else BytesIO(record.read())) as image:
-        return image.size
+    return read_size(record.path) if record.span is None else read_size(record.read(), name=record.name)

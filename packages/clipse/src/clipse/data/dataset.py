@@ -1,6 +1,6 @@
-"""Records to samples to batches: decoding, augmentation, the choice of captions, collation.
+"""Dataset of image-caption samples and their collation into batches.
 
-Shapes: B images in a batch, T texts in a batch (T = B for one caption an image, more for all of them), H and W pixels.
+Shapes: B images and T texts in a batch (T = B with one caption per image, more with all captions), H and W pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipse.data.cache import ImageCache
-from clipse.data.images import load
 from clipse.data.records import ImageRecord
 
 
@@ -22,7 +21,7 @@ class Sample:
     """One image and the captions chosen for it.
 
     Attributes:
-        image: (3, H, W) float, as the preprocessing made it, or a row of a locked tower's features.
+        image: (3, H, W) float from the preprocessing, or a row of a locked tower's features.
         captions: One for `captions="one"`, all of them for `captions="all"`.
         image_id: `ImageRecord.id`.
         name: `ImageRecord.name`, for messages.
@@ -36,14 +35,14 @@ class Sample:
 
 @dataclass(slots=True)
 class Batch:
-    """What a training step sees.
+    """Batch of a training step.
 
     Attributes:
         images_B3HW: Float images, or (B, F) features.
-        tokens: Whatever the tokenizer returned for the T texts.
+        tokens: The tokenizer's output for the T texts.
         image_ids_B: (B,) long, the id of each image.
         owner_T: (T,) long, the row of `images_B3HW` that each text belongs to.
-        names: B names, for messages.
+        names: B image names, for messages.
     """
 
     images_B3HW: Tensor
@@ -54,17 +53,17 @@ class Batch:
 
 
 class Flickr8kDataset(Dataset[Sample]):
-    """One row per image, with one random caption an epoch or all of its captions.
+    """One sample per image, with one random caption per epoch or with all of its captions.
 
-    Augmentation and the choice of caption are functions of (seed, epoch, index) only, so any worker, in any order,
-    before or after a restart, makes the same sample.
+    Augmentation and the choice of caption depend on (seed, epoch, index) only, so that a sample is the same in any
+    worker, in any order, and after a restart.
 
     Args:
-        records: What `CaptionData.split` returns.
+        records: The images of a split (`CaptionData.split`).
         preprocess: Called as `preprocess(image)`, or as `preprocess(image, generator=torch.Generator)` where `augment`,
             with a PIL image or a (3, h, w) uint8 tensor; returns (3, H, W) float.
-        seed: Root of all randomness.
-        captions: `one` shows one caption an epoch, at random; `all` shows every caption.
+        seed: Root seed of augmentation and caption choice.
+        captions: `one` shows one random caption per epoch; `all` shows every caption.
         cache: Decoded images (`ImageCache`), or None to decode each time.
         augment: Whether the preprocessing is random.
     """
@@ -88,7 +87,7 @@ class Flickr8kDataset(Dataset[Sample]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch: other captions, other crops."""
+        """Set the epoch, which changes captions and crops."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -96,21 +95,21 @@ class Flickr8kDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        image = self.cache[record] if self.cache is not None else load(record)
+        image = self.cache[record] if self.cache is not None else record.load_image()
         if self.augment:
             generator = torch.Generator().manual_seed(_seed(self.seed, self.epoch, index, stream=1))
             pixels = self.preprocess(image, generator=generator)
         else:
             pixels = self.preprocess(image)
-        captions = chosen_captions(record, self.captions, seed=self.seed, epoch=self.epoch, index=index)
+        captions = choose_captions(record, self.captions, seed=self.seed, epoch=self.epoch, index=index)
         return Sample(image=pixels, captions=captions, image_id=record.id, name=record.name)
 
 
 class CLIPCollator:
-    """Samples to a `Batch`: stacks the images, tokenizes every text once.
+    """Collate samples into a `Batch`: stack the images, tokenize each text once.
 
     Args:
-        tokenizer: `tokenizer(list[str]) -> tokens`; the tokens pass through untouched.
+        tokenizer: `tokenizer(list[str]) -> tokens`; the tokens are kept as returned.
     """
 
     def __init__(self, tokenizer: Callable[[list[str]], Any]) -> None:
@@ -127,10 +126,10 @@ class CLIPCollator:
         )
 
 
-def chosen_captions(
+def choose_captions(
     record: ImageRecord, captions: Literal["one", "all"], *, seed: int, epoch: int, index: int
 ) -> tuple[str, ...]:
-    """The captions that row `index` shows in this epoch."""
+    """Return the captions that sample `index` shows in this epoch."""
     if captions == "all":
         return record.captions
     choice = np.random.default_rng(_seed(seed, epoch, index, stream=0)).integers(len(record.captions))

@@ -1,11 +1,8 @@
-"""Caption files as people have them: told apart by name and first line, parsed to rows of (image, captions, split).
+"""Formats of caption files: detection by name and first line, and parsers to rows of (image, captions, split).
 
-A parser yields one `Row` per caption or per image, in the order of the file, and knows nothing of images on disk.
+A parser yields one `Row` per caption or per image, in the order of the file, without looking at images on disk.
 """
 
-import csv
-import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_common.errors import DataError
+from clip_common.tables import read_json, read_lines, read_table
 
 _SPLITS = {
     "train": "train",
@@ -23,11 +21,12 @@ _SPLITS = {
     "validation": "val",
     "test": "test",
 }
+"""Names of splits in files → `train`, `val` or `test`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Captions of one image as a file states them; `image` is a path relative to the images, `split` None if unsaid."""
+    """Captions of one image in a file; `image` is a path relative to the images, `split` is None if not stated."""
 
     image: str
     captions: tuple[str, ...]
@@ -35,19 +34,19 @@ class Row:
 
 
 def parse_kaggle(file: Path) -> Iterator[Row]:
-    """Kaggle's `image,caption` with a header; a caption may be quoted, or hold commas and quotes as they are."""
-    for number, line in enumerate(_lines(file)):
+    """Parse Kaggle's `image,caption` with a header; a caption may be quoted, or contain commas and quotes unquoted."""
+    for order, (number, line) in enumerate(read_lines(file)):
         cells = _KAGGLE_LINE.fullmatch(line)
         if cells is None:
             raise _unreadable(file, number, "image,caption", line)
         image, caption = (_unquoted(cell) for cell in cells.groups())
-        if number > 0 or (image.strip().lower(), caption.strip().lower()) != ("image", "caption"):
+        if order > 0 or (image.strip().lower(), caption.strip().lower()) != ("image", "caption"):
             yield Row(image.strip(), (caption,))
 
 
 def parse_token(file: Path) -> Iterator[Row]:
-    """The original `name.jpg#k<TAB>caption`."""
-    for number, line in enumerate(_lines(file)):
+    """Parse the original `name.jpg#k<TAB>caption`."""
+    for number, line in read_lines(file):
         key, tab, caption = line.partition("\t")
         if not tab:
             raise _unreadable(file, number, "name.jpg#0<TAB>caption", line)
@@ -55,33 +54,35 @@ def parse_token(file: Path) -> Iterator[Row]:
 
 
 def parse_captions_tsv(file: Path) -> Iterator[Row]:
-    """A header of image_id, caption, image_path, split, in any order; split may be missing."""
-    for number, cells in _table(file, delimiter="\t", needed=("caption", "image_path")):
-        yield Row(cells["image_path"], (cells["caption"],), _split(cells.get("split"), file, number))
+    """Parse a table with the columns image_id, caption, image_path, split, in any order; split may be missing."""
+    for number, cells in read_table(file, needed=("caption", "image_path")):
+        yield Row(cells["image_path"], (cells["caption"],), _split(cells.get("split"), at=f"{file}, line {number}"))
 
 
 def parse_open_clip(file: Path) -> Iterator[Row]:
-    """open_clip's CSV or TSV of filepath and title (quoted or tab-separated, as open_clip reads them)."""
-    delimiter = "\t" if "\t" in next(_lines(file), "") else ","
-    for number, cells in _table(file, delimiter=delimiter, needed=("filepath", "title")):
-        yield Row(cells["filepath"], (cells["title"],), _split(cells.get("split"), file, number))
+    """Parse open_clip's CSV or TSV with the columns filepath and title."""
+    for number, cells in read_table(file, needed=("filepath", "title")):
+        yield Row(cells["filepath"], (cells["title"],), _split(cells.get("split"), at=f"{file}, line {number}"))
 
 
 def parse_karpathy(file: Path) -> Iterator[Row]:
-    """Karpathy's JSON: {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}; `restval` trains."""
+    """Parse Karpathy's JSON: {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}.
+
+    The split `restval` is used for training.
+    """
+    content = read_json(file)
     try:
-        images = json.loads(file.read_text(encoding="utf-8-sig"))["images"]
-        for number, image in enumerate(images):
+        for image in content["images"]:
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             sentences = image["sentences"]
             captions = tuple(caption_of(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
-            yield Row(name, captions, _split(image.get("split"), file, number))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            yield Row(name, captions, _split(image.get("split"), at=f"{file}: {name}"))
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
 
 
 def caption_of(value: Any, *, sample: str) -> str:
-    """A caption out of JSON, where null is an empty one.
+    """Return a caption from JSON, where null is an empty caption.
 
     Raises:
         DataError: Neither text nor null.
@@ -98,10 +99,10 @@ PARSERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "kaggle": parse_kaggle,
     "open_clip": parse_open_clip,
 }
-"""Parsers by format, in the order of preference where a folder holds several."""
+"""Format → parser, in the order of preference for a folder with several."""
 
 FORMATS = (*PARSERS, "webdataset")
-"""What `data.format` may say besides `auto`."""
+"""Values of `data.format` besides `auto`."""
 
 NAMES = {
     "karpathy": "dataset.json, dataset_*.json",
@@ -111,14 +112,14 @@ NAMES = {
     "open_clip": "*.csv or *.tsv with the columns filepath and title",
     "webdataset": "*.tar",
 }
-"""What each format's file is called, for people and for `detect`."""
+"""Format → names of its files, for messages."""
 
 
 def detect(root: Path) -> tuple[str, Path]:
-    """The format of a folder or captions file, and the file that holds its captions (the folder itself for shards).
+    """Return the format of a folder or captions file, and the captions file (for shards the folder itself).
 
     Raises:
-        DataError: Nothing there is known; the line lists what was looked for.
+        DataError: No known captions file; the message lists the known names.
     """
     if root.is_file():
         found = _format_of_file(root)
@@ -135,7 +136,11 @@ def detect(root: Path) -> tuple[str, Path]:
 
 
 def captions_file(root: Path, format: str) -> Path:
-    """The captions file of a stated format."""
+    """Return the captions file of a given format.
+
+    Raises:
+        DataError: An unknown format, no captions file of that format, or several.
+    """
     if format not in FORMATS:
         raise DataError(f"data.format={format}: expected auto or one of {', '.join(FORMATS)}")
     if root.is_file() or format == "webdataset":
@@ -177,7 +182,7 @@ def _format_of_file(file: Path) -> str | None:
     if name.endswith(".tar"):
         return "webdataset"
     if name.endswith((".csv", ".tsv")):
-        header = next(_lines(file), "")
+        _, header = next(read_lines(file), (1, ""))
         columns = {cell.strip().strip('"') for cell in header.replace("\t", ",").split(",")}
         if {"filepath", "title"} <= columns:
             return "open_clip"
@@ -190,57 +195,23 @@ def _looked_for() -> str:
     return "; ".join(NAMES[name] for name in FORMATS)
 
 
-def _text(file: Path) -> str:
-    """The whole file without a byte-order mark, its lines ended as on Unix."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Lines that are not blank."""
-    # not splitlines(): a caption may hold a form feed or a Unicode line separator
-    yield from (line for line in _text(file).split("\n") if line.strip())
-
-
 _QUOTED = r'"(?:[^"]|"")*"'
 _KAGGLE_LINE = re.compile(rf"({_QUOTED}|[^,]*),(.*)")
 
 
 def _unquoted(cell: str) -> str:
-    """A cell without the quotes that a CSV writer put around it; any other quote is the caption's own."""
+    """Remove the quotes that a CSV writer put around a cell; other quotes belong to the caption."""
     return cell.strip()[1:-1].replace('""', '"') if re.fullmatch(_QUOTED, cell.strip()) else cell
 
 
-def _table(file: Path, *, delimiter: str, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    reader: Iterator[list[str]]
-    if delimiter == "\t":  # a tab never stands in a caption, so a row is a line, and quotes in it may be letters
-        reader = ([_unquoted(cell) for cell in line.split("\t")] for line in _lines(file))
-    else:
-        reader = (cells for cells in csv.reader(io.StringIO(_text(file)), strict=True) if cells)
-    try:
-        header = next(reader, [])
-        missing = [name for name in needed if name not in header]
-        if missing:
-            raise DataError(f"{file}: no column {', '.join(missing)}; its header is {', '.join(header)}")
-        for number, cells in enumerate(reader, start=1):
-            row = dict(zip(header, cells, strict=False))
-            if any(name not in row for name in needed):
-                raise _unreadable(file, number, delimiter.join(header), delimiter.join(cells))
-            yield number, row
-    except csv.Error as error:
-        raise DataError(f"{file}: not a table of comma-separated values ({error})") from error
-
-
-def _split(name: str | None, file: Path, number: int) -> str | None:
+def _split(name: str | None, *, at: str) -> str | None:
     if name is None or not name.strip():
         return None
     known = _SPLITS.get(name.strip().lower())
     if known is None:
-        raise DataError(f"{file}, row {number + 1}: unknown split {name!r}; known: {', '.join(_SPLITS)}")
+        raise DataError(f"{at}: unknown split {name!r}; known: {', '.join(_SPLITS)}")
     return known
 
 
 def _unreadable(file: Path, number: int, expected: str, line: str) -> DataError:
-    return DataError(f"{file}, line {number + 1}: expected {expected!r}, got {line[:80]!r}")
+    return DataError(f"{file}, line {number}: expected {expected!r}, got {line[:80]!r}")

@@ -1,4 +1,4 @@
-"""A folder as people have it, to checked records: `load_captions` by arguments, `read_records` by configuration."""
+"""Load a captioned image set: `load_captions` by arguments, `read_records` by configuration."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,13 +9,13 @@ from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from clipse.config import DataConfig
 from clipse.data.formats import PARSERS, Row, captions_file, detect
-from clipse.data.images import problems_of
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.shards import read_shards
 from clipse.data.splits import draw_splits, hold_out, split_lists
+from clipse.data.unreadable import find_unreadable
 
 FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-"""Where images lie, relative to the captions file."""
+"""Folders of images, relative to the captions file."""
 
 
 def load_captions(
@@ -26,18 +26,19 @@ def load_captions(
     on_error: Literal["raise", "skip"] = "raise",
     progress: Progress | None = None,
 ) -> CaptionData:
-    """Read a captioned image set in whichever format it is.
+    """Read a captioned image set in any known format.
 
     Args:
         root: The folder, or the captions file itself.
         format: `auto`, or one of `formats.FORMATS`.
-        split_seed: Seed of the split where the files define none: 75 / 12.5 / 12.5 % by image (6000/1000/1000 of 8000).
-        on_error: `raise` stops at missing images and empty captions; `skip` leaves them out and counts them. Under
-            `skip` every image is decoded once here, so that what is skipped is known before the first batch.
+        split_seed: Seed of the random split if the files define none: 75 / 12.5 / 12.5 % by image (6000/1000/1000 of
+            8000).
+        on_error: `raise` stops at missing images and empty captions; `skip` leaves them out and counts them. With
+            `skip` every image is decoded once here, so that the number of skipped images is known before training.
         progress: Called while images are decoded.
 
     Raises:
-        DataError: One line: what is wrong, the first few cases and their count, what to do.
+        DataError: One line: the problem, the first few cases with their count, and what to do.
     """
     root = Path(root)
     if not root.exists():
@@ -49,16 +50,16 @@ def load_captions(
         records = _records(merged(PARSERS[name](file), file=file), file.parent)
     if not records:
         raise DataError(f"{file}: holds no captions")
-    # before anything is skipped: a broken image must not move the others to another split
+    # split before anything is skipped, so that a broken image does not move others to another split
     records, unlisted = _in_splits(records, seed=split_seed)
     records, empty = _without_empty_captions(records)
     found = len(records)
     missing = {record.id: f"{record.path}: no such image" for record in records if not record.path.is_file()}
     if on_error == "raise":
-        _refuse(empty, f"{file}: %d empty caption(s)", "fill or remove them")
-        _refuse(list(missing.values()), f"{file}: %d captioned image(s) are not there", "restore them")
+        _check_none(empty, f"{file}: %d empty caption(s)", "fill or remove them")
+        _check_none(list(missing.values()), f"{file}: %d captioned image(s) are missing", "restore them")
     else:
-        missing |= problems_of([record for record in records if record.id not in missing], progress=progress)
+        missing |= find_unreadable([record for record in records if record.id not in missing], progress=progress)
         records = [record for record in records if record.id not in missing and record.captions]
     if len(records) < 2:
         raise DataError(f"{root}: {len(records)} usable image(s); image-text retrieval needs at least 2")
@@ -75,17 +76,17 @@ def load_captions(
 
 @dataclass(frozen=True)
 class Records:
-    """The images of each split, and how many were left out as broken."""
+    """The images of each split, and the number of broken images that were left out."""
 
     splits: dict[str, list[ImageRecord]]
     skipped: int
 
 
 def read_records(config: DataConfig) -> Records:
-    """Read the configured set; `hold_out` training images become `val` where it has none.
+    """Read the configured set; `hold_out` training images become `val` if the set has none.
 
     Raises:
-        DataError: No `data.root`, or a set that cannot be used (one line that says why).
+        DataError: No `data.root`, or a set that cannot be used (one line with the reason).
     """
     if config.root is None:
         raise DataError("data.root is not set: give the folder of images and captions, e.g. data.root=flickr8k/")
@@ -99,10 +100,10 @@ def read_records(config: DataConfig) -> Records:
 
 
 def merged(rows: Iterable[Row], *, file: Path) -> list[Row]:
-    """One row an image, in the order of first appearance, with all its captions and its split.
+    """Merge rows into one per image, in the order of first appearance, with all its captions and its split.
 
     Raises:
-        DataError: An image stands in two splits.
+        DataError: An image is in two splits.
     """
     captions: dict[str, list[str]] = {}
     splits: dict[str, str | None] = {}
@@ -116,13 +117,13 @@ def merged(rows: Iterable[Row], *, file: Path) -> list[Row]:
     if twice:
         name, where = next(iter(twice.items()))
         raise DataError(
-            f"{file}: {len(twice)} image(s) stand in two splits, first {name} in {where}: leave one of each"
+            f"{file}: {len(twice)} image(s) are in two splits, first {name} in {where}: keep one split for each"
         )
     return [Row(image, tuple(texts), splits[image]) for image, texts in captions.items()]
 
 
 def _records(rows: list[Row], folder: Path) -> list[ImageRecord]:
-    """Records with their files found and their splits looked up; no split where none is stated."""
+    """Return records with the paths of their files, and with the stated splits; "" if none is stated."""
     lists = {} if any(row.split for row in rows) else split_lists(folder)
     images = _image_folder(rows, folder)
     records = []
@@ -135,7 +136,7 @@ def _records(rows: list[Row], folder: Path) -> list[ImageRecord]:
 
 
 def _in_splits(records: list[ImageRecord], *, seed: int) -> tuple[list[ImageRecord], int]:
-    """Records that are in a split, by what is stated or else by lot; and how many the statements leave out."""
+    """Return the records with a split, stated or else drawn, and the number of records without a stated one."""
     if not any(record.split for record in records):
         drawn = draw_splits(len(records), seed=seed)
         return [replace(record, split=split) for record, split in zip(records, drawn, strict=True)], 0
@@ -144,7 +145,7 @@ def _in_splits(records: list[ImageRecord], *, seed: int) -> tuple[list[ImageReco
 
 
 def _image_folder(rows: list[Row], folder: Path) -> Path:
-    """The first known folder that holds one of the images; the captions' own folder where none does."""
+    """Return the first known folder that holds one of the images, else `Images`."""
     for name in FOLDERS:
         if any((folder / name / row.image).is_file() for row in rows[:50]):
             return folder / name
@@ -162,7 +163,7 @@ def _without_empty_captions(records: list[ImageRecord]) -> tuple[list[ImageRecor
     return kept, empty
 
 
-def _refuse(problems: list[str], what: str, remedy: str) -> None:
+def _check_none(problems: list[str], what: str, remedy: str) -> None:
     if problems:
         first = "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
-        raise DataError(f"{what % len(problems)}: {first}: {remedy}, or train without them by data.on_error=skip")
+        raise DataError(f"{what % len(problems)}: {first}: {remedy}, or train without them with data.on_error=skip")

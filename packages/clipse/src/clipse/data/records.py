@@ -1,7 +1,12 @@
-"""What every format is turned into: images with their captions, and the set they make."""
+"""Records that every caption format is read into: images with their captions, and the whole set."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from PIL import Image
+
+from clip_common.errors import DataError
+from clip_common.images import read_image
 
 SPLITS = ("train", "val", "test")
 
@@ -12,11 +17,11 @@ class ImageRecord:
 
     Attributes:
         id: Position in the whole set, stable for a given set of files: equal ids are the same image.
-        name: What a person calls it: the file name, or `shard.tar/member.jpg`.
+        name: Name for messages: the file name, or `shard.tar/member.jpg`.
         path: The image file, or the tar shard that holds it.
         captions: At least one, stripped, in the order of the file.
         split: `train`, `val` or `test`.
-        span: Offset and size in bytes inside `path` where the image lies in a tar shard; `None` for a file of its own.
+        span: Offset and size in bytes of the image inside a tar shard; None if `path` is the image file itself.
     """
 
     id: int
@@ -27,10 +32,10 @@ class ImageRecord:
     span: tuple[int, int] | None = None
 
     def read(self) -> bytes:
-        """The encoded image (JPEG, PNG, …) as bytes.
+        """Return the encoded image (JPEG, PNG, …) as bytes.
 
         Raises:
-            OSError: The file is not there or cannot be read.
+            OSError: The file is missing or cannot be read.
         """
         if self.span is None:
             return self.path.read_bytes()
@@ -39,19 +44,33 @@ class ImageRecord:
             shard.seek(offset)
             return shard.read(size)
 
+    def load_image(self) -> Image.Image:
+        """Decode the image to RGB pixels.
+
+        Raises:
+            DataError: The file is missing, or is not a readable image.
+        """
+        if self.span is None:
+            return read_image(self.path)
+        try:
+            content = self.read()
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return read_image(content, name=self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class CaptionData:
     """A data set as loaded.
 
     Attributes:
-        root: Where it was read from.
-        format: The name of its format (see `formats.FORMATS`).
+        root: The folder or captions file that it was read from.
+        format: Name of its format (see `formats.FORMATS`).
         images: All images of the three splits, ordered by id.
         skipped: Images left out under `on_error="skip"`.
         skipped_captions: Empty captions left out under `on_error="skip"`.
-        problems: One line for each thing left out.
-        unlisted: Captioned images in no split, where a split is stated for others.
+        problems: One line for each image or caption left out.
+        unlisted: Number of captioned images without a split, when other images have one.
     """
 
     root: Path
@@ -63,7 +82,7 @@ class CaptionData:
     unlisted: int = 0
 
     def split(self, name: str) -> list[ImageRecord]:
-        """The images of `train`, `val` or `test`, in the order of their ids; empty where the set has no such split."""
+        """Return the images of `train`, `val` or `test`, ordered by id; empty if the set has no such split."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: expected one of {', '.join(SPLITS)}")
         return [record for record in self.images if record.split == name]

@@ -1,4 +1,4 @@
-"""webdataset shards: tar files of `key.jpg` with `key.txt` or `key.json`, indexed so that any sample reads alone."""
+"""Read webdataset shards: tar files of `key.jpg` with `key.txt` or `key.json`, each image readable on its own."""
 
 import json
 import tarfile
@@ -14,12 +14,12 @@ TEXTS = frozenset({"txt", "json"})
 
 
 def read_shards(root: Path) -> list[ImageRecord]:
-    """One record a sample, in the order of the shards; a folder or file name that begins with a split is its split.
+    """Read one record per sample, in the order of the shards; a folder or file name starting with a split sets it.
 
-    Captions are the lines of `key.txt`, or `caption` / `captions` of `key.json`, null an empty one.
+    Captions are the lines of `key.txt`, or `caption` / `captions` of `key.json`, where null is an empty caption.
 
     Raises:
-        DataError: No shard, a broken one, a sample without image or captions, or a caption that is no text.
+        DataError: No shard, a broken shard, a sample without image or captions, or a caption that is not text.
     """
     shards = [root] if root.is_file() else sorted(root.rglob("*.tar"))
     if not shards:

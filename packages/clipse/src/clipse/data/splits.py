@@ -1,4 +1,4 @@
-"""Who is in which split: lists, columns and seeds, always by image and never by caption."""
+"""Assign images to splits, from lists or at random; always by image, never by caption."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,38 +7,40 @@ from pathlib import Path
 import numpy as np
 
 from clip_common.errors import DataError
+from clip_common.tables import read_lines
 from clipse.data.records import ImageRecord
 
 LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages.txt"}
+"""Split → how the name of its list ends."""
 
 
 def split_lists(folder: Path) -> dict[str, str]:
-    """Image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty where there is none.
+    """Read image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty without such files.
 
     Raises:
-        DataError: An image stands twice in the lists.
+        DataError: A list cannot be read, or an image is listed twice.
     """
     owner: dict[str, str] = {}
     twice: dict[str, str] = {}
     for split, ending in LISTS.items():
         for file in sorted(folder.glob(f"*{ending}")):
-            for line in file.read_text(encoding="utf-8-sig").splitlines():
+            for _, line in read_lines(file):
                 name = line.strip()
-                if name and name in owner:
+                if name in owner:
                     twice[name] = f"{owner[name]} and {split}"
-                elif name:
+                else:
                     owner[name] = split
     if twice:
         name, where = next(iter(twice.items()))
         raise DataError(
-            f"{folder}: {len(twice)} image(s) stand twice in the split lists, first {name} in {where}: "
-            "leave one entry of each"
+            f"{folder}: {len(twice)} image(s) are listed twice in the split lists, first {name} in {where}: "
+            "keep one entry of each"
         )
     return owner
 
 
 def draw_splits(count: int, *, seed: int) -> list[str]:
-    """A split for each of `count` images: 75 / 12.5 / 12.5 % (6000/1000/1000 of 8000); from three on, none is empty."""
+    """Draw a split for each image: 75 / 12.5 / 12.5 % (6000/1000/1000 of 8000); with 3 images or more none is empty."""
     held = max(1, round(count / 8)) if count >= 3 else 0
     order = np.random.default_rng(seed).permutation(count)
     names = np.full(count, "train", dtype=object)
@@ -50,10 +52,10 @@ def draw_splits(count: int, *, seed: int) -> list[str]:
 def hold_out(
     records: Sequence[ImageRecord], *, count: int, seed: int = 0
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """Take `count` images out of a training split, to select on where a set has no `val` (COCO's small copies).
+    """Set `count` training images aside for validation, for a set without a `val` split.
 
     Returns:
-        (train, val): disjoint, together all of `records`; the held-out records carry `split="val"`.
+        (train, val): disjoint, together all of `records`; the held-out records have `split="val"`.
 
     Raises:
         DataError: Fewer than two images would be left to train on.

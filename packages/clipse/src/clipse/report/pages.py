@@ -5,9 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from clip_common import page
-from clip_common.page import data_uri, printable, text
-from clipse.data import DataError
-from clipse.data.images import decode
+from clip_common.images import read_image
+from clip_common.page import data_uri, text
 
 THUMBNAIL = 256
 """Pixels of a picture's longer side."""
@@ -61,11 +60,7 @@ def thumbnail(path: Path) -> str:
     Raises:
         DataError: No readable image.
     """
-    try:
-        picture = decode(path.read_bytes(), name=printable(path))
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from error
-    return data_uri(picture, longest=THUMBNAIL)
+    return data_uri(read_image(path), longest=THUMBNAIL)
 
 
 def _card(rank: int, path: Path, similarity: float, root: Path) -> str:

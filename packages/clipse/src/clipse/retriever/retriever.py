@@ -20,13 +20,11 @@ from clip_common.backbones import Tokenizer, behaviour, move
 from clip_common.backbones.tokenizers import ClipTokenizer, SentenceTokenizer, TransformersTokenizer
 from clip_common.devices import pick_device
 from clip_common.features.jobs import in_threads
-from clip_common.images import IMAGE_SUFFIXES
+from clip_common.images import IMAGE_SUFFIXES, read_image, to_rgb
 from clip_common.images import VERSION as READER_VERSION
 from clip_common.index import VectorIndex, scan_folder
-from clip_common.page import printable
 from clip_common.reporting import Progress
 from clipse.data import DataError
-from clipse.data.images import decode
 from clipse.models.retrieval import RetrievalModel
 from clipse.retriever.opening import model_folder
 
@@ -272,12 +270,4 @@ def _knows_nothing_of(text: str, tokenizer: Tokenizer) -> bool:
 
 
 def _open(image: Image.Image | str | Path) -> Image.Image:
-    """RGB pixels, turned as EXIF says, as in training."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    path = Path(image)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from error
-    return decode(content, name=printable(path))
+    return to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))

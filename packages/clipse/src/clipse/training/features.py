@@ -15,7 +15,7 @@ from clip_common.devices import pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter
 from clipse.config import ModelConfig
-from clipse.data import ImageRecord, Sample, chosen_captions
+from clipse.data import ImageRecord, Sample, choose_captions
 from clipse.models.retrieval import RetrievalModel
 
 
@@ -46,7 +46,7 @@ class ImageFeatureDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
-        captions = chosen_captions(record, self.captions, seed=self.seed, epoch=self.epoch, index=index)
+        captions = choose_captions(record, self.captions, seed=self.seed, epoch=self.epoch, index=index)
         return Sample(image=self.features_NF[index], captions=captions, image_id=record.id, name=record.name)
 
 

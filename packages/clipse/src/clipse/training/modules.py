@@ -32,8 +32,8 @@ from clipse.data import (
     ImageRecord,
     Sample,
     TopicalBatchSampler,
+    find_topics,
     read_groups,
-    topics,
 )
 from clipse.data.batches import check_clusters
 from clipse.models.retrieval import RetrievalModel
@@ -79,7 +79,9 @@ class RetrievalModule(L.LightningModule):
         if topical.fraction and (epoch == 0 or again):
             data = self.trainer.datamodule
             features_ND = data.caption_features(self.model, frozen=epoch == 0)
-            found = topics(features_ND, clusters=topical.clusters, seed=epoch_seed(self.config.trainer.seed, epoch))
+            found = find_topics(
+                features_ND, clusters=topical.clusters, seed=epoch_seed(self.config.trainer.seed, epoch)
+            )
             data.set_topics(self.trainer.strategy.broadcast(found))  # devices may round otherwise; batches are shared
 
     def configure_optimizers(self) -> dict[str, Any]:
