@@ -236,7 +236,7 @@ def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, 
     folder = Path("runs/compare/some")
     code, _, error = clipse("eval", tmp_path / folder)
     assert code == 2
-    assert f"{folder} is a comparison or a search of several runs: name one of them, e.g. " in error
+    assert f"{folder} is a series of several runs (`clipse compare`): name one of them, e.g. " in error
     assert error.rstrip().endswith(str(folder / "clipse" / "clip-s3"))
     code, _, error = clipse(*command, "optim.lr=5e-4")
     assert code == 2

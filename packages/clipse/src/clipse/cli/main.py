@@ -128,9 +128,9 @@ def search(
         clipse search ViT-B-32 "a dog in the snow" photos/ model.pretrained=laion2b_s34b_b79k
     """
     from clip_common.page import printable
-    from clipse.retriever.search import search_source
+    from clipse.retriever.search import search_folder
 
-    found = search_source(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)
+    found = search_folder(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)
     title = f"images like {query}" if isinstance(found.query, Path) else query
     table = Table(title=Text(printable(title)), box=box.SIMPLE)
     table.add_column("", justify="right")

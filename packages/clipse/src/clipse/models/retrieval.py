@@ -1,4 +1,7 @@
-"""The model that clipse trains: two towers and a temperature. B images, T texts, D the shared width."""
+"""The model that clipse trains: two towers and a temperature.
+
+B images, T texts, D the shared width.
+"""
 
 import dataclasses
 import math
@@ -9,16 +12,20 @@ from torch import Tensor, nn
 
 from clip_common.backbones import Bundle, Tokens, load_bundle, load_clip, load_dual, save_bundle
 from clip_common.losses import LogitScale
+from clip_common.runs.opening import find_model, make_marker
 from clipse.config import ModelConfig
+
+FORMAT = 1
+"""Version of what `RetrievalModel.save_pretrained` writes."""
 
 
 class RetrievalModel(nn.Module):
-    """Image tower, text tower, logit scale, and a logit bias where the loss is SigLIP.
+    """Image tower, text tower and logit scale; with the SigLIP loss also a logit bias.
 
     Args:
         bundle: The towers with their preprocessing and tokenizer (`clip_common.backbones`).
-        temperature: A fixed softmax temperature; None learns it, starting from the bundle's own.
-        bias: Whether the model has SigLIP's learned bias, starting from the bundle's own or −10.
+        temperature: A fixed softmax temperature; None learns it, starting from the bundle's.
+        bias: Add SigLIP's learned bias, starting from the bundle's or −10.
     """
 
     def __init__(self, bundle: Bundle, *, temperature: float | None = None, bias: bool = False) -> None:
@@ -34,31 +41,40 @@ class RetrievalModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return self.logit_scale.logit_scale.device
 
     def encode_image(self, images_B3HW: Tensor) -> Tensor:
-        """(B, 3, H, W) preprocessed pixels -> (B, D) unit vectors."""
+        """Encode (B, 3, H, W) preprocessed pixels to (B, D) unit vectors."""
         return nn.functional.normalize(self.image_tower(images_B3HW).pooled.float(), dim=-1)
 
     def encode_text(self, tokens: Tokens) -> Tensor:
-        """What the bundle's tokenizer returns for T texts -> (T, D) unit vectors."""
+        """Encode the tokenizer's output for T texts to (T, D) unit vectors."""
         return nn.functional.normalize(self.text_tower(tokens).float(), dim=-1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors weights and a config.json that rebuild the model without a network."""
         bias = None if self.logit_bias is None else self.logit_bias.item()
         state = dataclasses.replace(self.bundle, logit_scale=self.logit_scale.logit_scale.item(), logit_bias=bias)
-        save_bundle(state, Path(folder))
+        save_bundle(state, Path(folder), marker=make_marker({}, package="clipse", format=FORMAT))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "RetrievalModel":
-        """Read what `save_pretrained` wrote."""
-        bundle = load_bundle(Path(folder))
+    def from_pretrained(cls, source: str | Path) -> "RetrievalModel":
+        """Load a run folder (its best weights) or a folder that `save_pretrained` wrote, in eval mode.
+
+        Raises:
+            ValueError: One line: neither of these, a run without a model yet, or a damaged or older model.
+        """
+        bundle = load_bundle(find_model(source, package="clipse", format=FORMAT))
         return cls(bundle, bias=bundle.logit_bias is not None).eval()
 
 
 def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
-    """The two towers that the configuration names; `seed` draws what starts from scratch."""
+    """Load the two towers that the configuration names; `seed` initialises weights that start from scratch.
+
+    Raises:
+        ValueError: One line: a model that is unknown, not downloaded, damaged or not fully named.
+    """
     if config.kind == "dual":
         if config.vision is None or config.text is None:
             raise ValueError("model.kind=dual needs model.vision=… and model.text=… (a folder or a hub name each)")

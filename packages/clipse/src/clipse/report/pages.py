@@ -1,4 +1,4 @@
-"""What a search found as one HTML file; see `clip_common.page` for what it shares with other pages."""
+"""The search page: the images that a search found, in one HTML file that works offline."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,32 +11,29 @@ from clip_common.page import data_uri, text
 THUMBNAIL = 256
 """Pixels of a picture's longer side."""
 MAKER = "clipse search"
+"""The command that pages are marked with."""
 
 
 def check_replaceable(file: Path) -> None:
-    """Refuse to overwrite what is no search page.
-
-    Raises:
-        ValueError: Something else has that name.
-    """
+    """Raise ValueError if `file` exists and is not a search page."""
     page.check_replaceable(file, maker=MAKER)
 
 
 def write_page(
     file: Path, *, query: str | Path, hits: Sequence[tuple[Path, float]], root: Path, images: int, model: str
 ) -> Path:
-    """Write what was found; whole or not at all. An earlier search page of that name is replaced.
+    """Write the results of a search, atomically; an earlier search page of that name is replaced.
 
     Args:
         file: The page.
-        query: Words, or the image that was searched by.
-        hits: Image files and their similarities, best first; embedded as JPEG, 256 pixels at most.
+        query: Words, or the path of the query image.
+        hits: Image files and their similarities, best first; embedded as JPEG of 256 pixels at most.
         root: The folder that was searched.
-        images: How many images it holds.
+        images: Number of images in it.
         model: Name of the model.
 
     Raises:
-        ValueError: The name is taken by something else, or an image is gone.
+        ValueError: `file` exists and is not a search page, or an image was deleted.
     """
     check_replaceable(file)
     asked = f"<h1>“{text(query)}”</h1>"
@@ -55,10 +52,10 @@ def write_page(
 
 
 def thumbnail(path: Path) -> str:
-    """An image as a data URI: JPEG, its longer side 256 pixels at most, turned as EXIF says.
+    """Return an image as a data URI: JPEG, its longer side 256 pixels at most, turned as EXIF says.
 
     Raises:
-        DataError: No readable image.
+        DataError: Not a readable image.
     """
     return data_uri(read_image(path), longest=THUMBNAIL)
 

@@ -6,27 +6,10 @@ from pathlib import Path
 
 from clip_common.config import load_config
 from clip_common.runs import Run
+from clip_common.runs.folder import is_run
+from clip_common.runs.opening import MARKER
 from clipse.config import Config
 from clipse.models.retrieval import RetrievalModel, load_towers
-
-
-def model_folder(source: str | Path) -> Path:
-    """Return the folder of a run's best weights, or `source` itself if it holds a model.
-
-    Raises:
-        ValueError: A run without a model yet, or a folder of several runs.
-    """
-    folder = Path(source)
-    if (folder / "phases.json").exists():
-        run = Run.open(folder)
-        if not (run.path / "model" / "config.json").exists():
-            if runs := sorted(folder.glob("clipse/[!.]*")):
-                raise ValueError(
-                    f"{folder} is a comparison or a search of several runs: name one of them, e.g. {runs[0]}"
-                )
-            raise ValueError(f"{folder} is a run without a model yet: finish it with `clipse train --resume {folder}`")
-        return run.path / "model"
-    return folder
 
 
 @dataclass(frozen=True)
@@ -53,13 +36,13 @@ def open_source(source: str, *, overrides: Sequence[str] = ()) -> Opened:
         ValueError: One line: none of these, a damaged one, a run without a model yet, or overrides of settings that a
             trained run keeps.
     """
-    if (Path(source) / "config.yaml").exists():
+    if is_run(Path(source)):
         run = Run.open(source)
         config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
         _check_settled(overrides, run)
-        return Opened(RetrievalModel.from_pretrained(model_folder(run.path)), config, run=run, name=run.name)
+        return Opened(RetrievalModel.from_pretrained(run.path), config, run=run, name=run.name)
     config = load_config(Config, overrides=[f"model.name={source}", *overrides])
-    if (Path(source) / "config.json").exists():
+    if (Path(source) / MARKER).is_file():
         return Opened(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
     model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
     return Opened(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))

@@ -1,4 +1,4 @@
-"""A trained model, for a person: encode, index a folder of images, search it by words or by an image.
+"""A trained model in use: encode images and texts, index a folder of images, search it by words or by an image.
 
 N images, D the shared width.
 """
@@ -26,26 +26,25 @@ from clip_common.index import VectorIndex, scan_folder
 from clip_common.reporting import Progress
 from clipse.data import DataError
 from clipse.models.retrieval import RetrievalModel
-from clipse.retriever.opening import model_folder
 
 SECONDS_BETWEEN_SAVES = 120.0
-"""A stored index is written this often while it grows: the most that a kill can cost."""
+"""Interval at which a growing index is saved: the most work that a kill can lose."""
 
 
 class Hit(NamedTuple):
-    """One answer: an image file and its cosine similarity to the query, -1 to 1."""
+    """One search result: an image file and its cosine similarity to the query, −1 to 1."""
 
     path: Path
     similarity: float
 
 
 class Retriever:
-    """Searches images with a trained model.
+    """Image search with a trained model.
 
     Attributes:
         gallery: The index that `search` searches; None before `index` or `open_index`.
-        root: The folder of its images.
-        skipped: Path → what is wrong with it, of the images that the last `index(on_error="skip")` left out.
+        root: The folder of the indexed images.
+        skipped: Path → problem, of the images that the last `index(on_error="skip")` left out.
 
     Example:
         retriever = Retriever.from_pretrained("runs/clipse/first")
@@ -65,9 +64,9 @@ class Retriever:
         """Load a run folder (its best weights) or a folder that `save_pretrained` wrote.
 
         Raises:
-            ValueError: Neither, or a damaged one.
+            ValueError: One line: neither of these, a run without a model yet, or a damaged or older model.
         """
-        return cls(RetrievalModel.from_pretrained(model_folder(source)), device=device)
+        return cls(RetrievalModel.from_pretrained(source), device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model (not the index)."""
@@ -80,19 +79,19 @@ class Retriever:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of all that decides the vector of an image: the reader, the preprocessing, the image tower's weights.
+        """Hash of what determines an image's vector: the image reader, the preprocessing, the image tower's weights.
 
-        Models with the same image tower share it, and so their indexes.
+        Models with the same image tower have the same fingerprint and share indexes.
         """
         content = f"3 {READER_VERSION} {behaviour(self.model.image_tower)} {self.model.bundle.preprocess.key}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @torch.inference_mode()
     def encode_image(self, images: Sequence[Image.Image | str | Path], *, batch_size: int = 64) -> Tensor:
-        """PIL images or files -> (N, D) unit vectors, float32 on the CPU.
+        """Encode PIL images or files to (N, D) unit vectors, float32 on the CPU.
 
         Raises:
-            DataError: A file that is no readable image.
+            DataError: A file that is not a readable image.
         """
         parts = []
         for start in range(0, len(images), batch_size):
@@ -102,7 +101,7 @@ class Retriever:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Texts -> (N, D) unit vectors, float32 on the CPU."""
+        """Encode texts to (N, D) unit vectors, float32 on the CPU."""
         parts = []
         for start in range(0, len(texts), batch_size):
             tokens = self.model.bundle.tokenizer(list(texts[start : start + batch_size]))
@@ -110,20 +109,20 @@ class Retriever:
         return torch.cat(parts)
 
     def encode_query(self, query: str | Path | Image.Image) -> Tensor:
-        """Words (a str), or an image (a Path or a PIL image) -> (D,) unit vector.
+        """Encode words (a str) or an image (a Path or a PIL image) to a (D,) unit vector.
 
-        Warns when the model's tokenizer knows none of the words: the vector then says nothing about them.
+        Warns if the model's tokenizer knows none of the words, because the results are then meaningless.
 
         Raises:
-            ValueError: No words.
-            DataError: A file that is no readable image.
+            ValueError: An empty query.
+            DataError: A file that is not a readable image.
         """
         if not isinstance(query, str):
             return self.encode_image([query])[0]
         if not query.strip():
-            raise ValueError("the query is empty: say in words what to look for, or name an image file")
-        if _knows_nothing_of(query, self.model.bundle.tokenizer):
-            warnings.warn(f"the model knows no word of {query!r}: what it finds says nothing about them", stacklevel=3)
+            raise ValueError("the query is empty: describe what to look for, or name an image file")
+        if _is_unknown(query, self.model.bundle.tokenizer):
+            warnings.warn(f"the model knows no word of {query!r}: the results are meaningless", stacklevel=3)
         return self.encode_text([query])[0]
 
     def index(
@@ -135,19 +134,19 @@ class Retriever:
         batch_size: int = 64,
         progress: Progress | None = None,
     ) -> "Retriever":
-        """Encode every image below a folder for `search`, or only what a stored index lacks.
+        """Encode the images below a folder for `search`; with a stored index, only those it lacks.
 
         Args:
-            folder: Searched to its full depth.
-            store: Folder to keep the index in. If it holds one, images of the same size and time of change are taken
-                from it, those that are gone are dropped, and what changed is written. None keeps the vectors in memory.
-            on_error: What to do about an unreadable image: `raise`, or `skip`: leave it out and name it in `skipped`.
-            batch_size: Images at a time.
-            progress: Called with the number of images that were encoded, and that were to be.
+            folder: Folder of images, at any depth.
+            store: Folder that keeps the index. If it has one, files of unchanged size and time are not encoded again,
+                deleted files are removed, and the changes are written. None keeps the vectors in memory.
+            on_error: `raise` stops at an unreadable image; `skip` leaves it out and names it in `skipped`.
+            batch_size: Images encoded at a time.
+            progress: Called with the number of images encoded so far, and to encode.
 
         Raises:
-            DataError: No such folder, no image in it, an unreadable image, or with `skip` nothing but those.
-            VectorIndexError: `store` is damaged, or the index of another model or folder, or a folder of other files.
+            DataError: No such folder, no image in it, an unreadable image, or with `skip` only unreadable images.
+            VectorIndexError: `store` is damaged, belongs to another model or folder, or holds other files.
         """
         root = Path(folder)
         stamps = scan_folder(root, suffixes=IMAGE_SUFFIXES, what="image")
@@ -180,18 +179,18 @@ class Retriever:
     def search(self, query: str | Path | Image.Image, k: int = 10) -> list[Hit]:
         """Return the k images most similar to words (a str) or to an image (a Path or a PIL image), best first.
 
-        Every image is compared: the order is exact.
+        The search is exact: the query is compared with every image.
 
         Raises:
             ValueError: Nothing has been indexed, an empty query, or k below 1.
-            DataError: A query that is no readable image.
+            DataError: A query that is not a readable image.
         """
         if self.gallery is None:
             raise ValueError("nothing to search: call index(folder) first")
         return self.nearest(self.encode_query(query), k)
 
     def nearest(self, vector_D: Tensor, k: int = 10) -> list[Hit]:
-        """Return the k images most similar to a unit vector, best first; of equal ones the one indexed first.
+        """Return the k images most similar to a unit vector, best first; ties in the order of indexing.
 
         Raises:
             ValueError: Nothing has been indexed, or k below 1.
@@ -216,14 +215,14 @@ class Retriever:
         batch_size: int,
         progress: Progress | None,
     ) -> None:
-        """Add what is missing; if anything stops the work, what was added is saved."""
+        """Encode and add the missing images; save the finished part if an error or Ctrl-C interrupts."""
         self.skipped = {}
         names, encoded, saved = list(missing), 0, time.monotonic()
         try:
             for start in range(0, len(names), batch_size):
                 batch = names[start : start + batch_size]
                 pixels = {}
-                for name, loaded in zip(batch, in_threads(self._loaded, [root / n for n in batch]), strict=True):
+                for name, loaded in zip(batch, in_threads(self._preprocess, [root / n for n in batch]), strict=True):
                     if isinstance(loaded, Tensor):
                         pixels[name] = loaded
                     elif on_error == "raise":
@@ -246,15 +245,15 @@ class Retriever:
                 gallery.save()
             raise
 
-    def _loaded(self, path: Path) -> Tensor | DataError:
+    def _preprocess(self, path: Path) -> Tensor | DataError:
         try:
             return self.model.bundle.preprocess(_open(path))
         except DataError as error:
             return error
 
 
-def _knows_nothing_of(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether every token of a text is the one for unknown words. Byte-level tokenizers have none: they spell."""
+def _is_unknown(text: str, tokenizer: Tokenizer) -> bool:
+    """Return True if every token is the unknown token; byte-level tokenizers have none."""
     if isinstance(tokenizer, SentenceTokenizer):
         words = tokenizer.model.tokenizer
     elif isinstance(tokenizer, TransformersTokenizer):
@@ -270,4 +269,5 @@ def _knows_nothing_of(text: str, tokenizer: Tokenizer) -> bool:
 
 
 def _open(image: Image.Image | str | Path) -> Image.Image:
+    """Return RGB pixels, turned as EXIF says."""
     return to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))

@@ -1,4 +1,4 @@
-"""`clipse search`: words or an image, a model by whatever name, a folder; to the images that are most alike."""
+"""Search a folder with any model, by words or by an image, and write the result as a page."""
 
 import hashlib
 import os
@@ -17,15 +17,15 @@ from clipse.retriever.retriever import Hit, Retriever
 
 @dataclass(frozen=True)
 class Found:
-    """What `clipse search` prints.
+    """Result of `search_folder`.
 
     Attributes:
-        query: Words, or the image that was searched by.
-        hits: Best first.
+        query: Words, or the path of the query image.
+        hits: The most similar images, best first.
         gallery: The index that was searched.
-        skipped: Path below the folder → what is wrong with it, of the images that could not be read.
+        skipped: Path below the folder → problem, of the images that could not be read.
         store: Folder of the index.
-        page: The HTML page; None if none was asked for.
+        page: The HTML page, if one was requested.
     """
 
     query: str | Path
@@ -36,7 +36,7 @@ class Found:
     page: Path | None
 
 
-def search_source(
+def search_folder(
     source: str,
     query: str,
     folder: Path,
@@ -46,23 +46,23 @@ def search_source(
     overrides: Sequence[str] = (),
     reporter: Reporter = silent,
 ) -> Found:
-    """Search a folder with a run, a saved model, or a model by name; its index is kept in the cache of the runs.
+    """Search a folder with a run, a saved model, or a model by name; the index is kept in the cache folder.
 
     Args:
-        source: A run folder, a folder that `save_pretrained` wrote, or what `model.name` takes.
+        source: A run folder, a folder that `save_pretrained` wrote, or a value of `model.name`.
         query: An image file, or words.
-        folder: The images. Unreadable ones are left out.
-        k: Images to return.
+        folder: The images, at any depth. Unreadable ones are left out.
+        k: Number of images to return.
         page: HTML file to write.
         overrides: `model.pretrained=…`, `data.cache_dir=…` and the like.
         reporter: Shows progress.
 
     Raises:
-        ValueError: One line for anything in the query, the model, the folder or the index that cannot be used.
+        ValueError: One line: a query, model, folder or index that cannot be used.
     """
-    asked = image_or_words(query)
+    asked = parse_query(query)
     if page is not None:
-        check_replaceable(page)  # told now, not once a thousand images are encoded
+        check_replaceable(page)  # before the images are encoded
     opened = open_source(source, overrides=overrides)
     retriever = Retriever(opened.model)
     vector_D = retriever.encode_query(asked)
@@ -82,11 +82,11 @@ def index_folder(cache: Path, root: Path, model: str) -> Path:
     return cache / hashlib.sha256(os.fsencode(root.resolve()) + model.encode()).hexdigest()[:32]
 
 
-def image_or_words(query: str) -> str | Path:
-    """What a query is: the name of an existing file is an image, anything else is words.
+def parse_query(query: str) -> str | Path:
+    """Return a query as a Path if it names an existing file, else as words.
 
     Raises:
-        DataError: It ends like the name of an image, and there is none.
+        DataError: It has the suffix of an image file, but there is no such file.
     """
     path = Path(query)
     try:
@@ -94,5 +94,5 @@ def image_or_words(query: str) -> str | Path:
     except OSError:  # words too long for a name
         return query
     if not is_file and path.suffix.lower() in IMAGE_SUFFIXES:
-        raise DataError(f"{query}: there is no such image; give an existing file, or words")
+        raise DataError(f"{query}: no such image: give an existing file, or words")
     return path if is_file else query

@@ -22,7 +22,6 @@ from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
-from clipse.retriever.opening import model_folder
 from clipse.scoring.embedding import EmbeddedPairs, owners
 from clipse.scoring.evaluation import chance_rsum, evaluate_pairs
 from clipse.scoring.score import evaluate, read_ceiling
@@ -210,7 +209,7 @@ def scores(
     """What a run's best weights reach on a split, kept beside them as scores-SPLIT.npz."""
     file = run.path / f"scores-{split}.npz"
     if not file.exists():
-        model = RetrievalModel.from_pretrained(model_folder(run.path))
+        model = RetrievalModel.from_pretrained(run.path)
         result = scored(model, config, split, records, reporter=reporter)
         columns: dict[str, Any] = {
             f"{way}/{name}": values
