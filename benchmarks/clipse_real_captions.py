@@ -38,8 +38,8 @@ def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dic
     bundle = load_dual(vision=towers["vision"], text=towers["text"])
 
     def features(records: list[ImageRecord]) -> tuple[np.ndarray, np.ndarray]:
-        image = cache.image_features(bundle, [record.path for record in records])
-        text = cache.text_features(bundle, [caption for record in records for caption in record.captions])
+        image = cache.features(bundle.image, [record.path for record in records])
+        text = cache.features(bundle.text, [caption for record in records for caption in record.captions])
         unit = torch.nn.functional.normalize
         return unit(image.float(), dim=-1).numpy(), unit(text.float(), dim=-1).numpy()
 

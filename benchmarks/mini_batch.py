@@ -27,7 +27,7 @@ def measure(batch: int, mini_batch: int) -> dict[str, float]:
     """One step; the whole batch is one mini-batch where they are equal."""
     bundle = load_clip(MODEL, pretrained="random", seed=0)
     torch.manual_seed(0)
-    images = torch.randn(batch, 3, bundle.spec.image_size, bundle.spec.image_size)
+    images = torch.randn(batch, 3, bundle.image.spec.image_size, bundle.image.spec.image_size)
     tokens = bundle.tokenizer([f"photo number {index}" for index in range(batch)])
     assert isinstance(tokens, Tensor)
     towers: tuple[Callable[[Tensor], Tensor], ...] = (bundle.image_tower.pooled, bundle.text_tower)

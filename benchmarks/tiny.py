@@ -76,7 +76,7 @@ def retrieval(bundle: Bundle, seed: int, scenes: int) -> dict[str, float]:
     """R@1 both ways of `scenes` scenes with one caption each, and the oracle's on the same."""
     drawn = [sample_scene(seed, index) for index in range(scenes)]
     texts = [captions(scene) for scene in drawn]
-    images = embed_images(bundle, [render(scene, size=bundle.spec.image_size) for scene in drawn])
+    images = embed_images(bundle, [render(scene, size=bundle.image.spec.image_size) for scene in drawn])
     found = image_text_retrieval(
         images,
         embed_texts(bundle, [text for own in texts for text in own]),
@@ -126,7 +126,7 @@ def damage(bundle: Bundle, seed: int, count: int) -> dict[str, float]:
     """Image AUROC by how new the damage is, each against the flawless pictures of the same parts."""
     parts = [sample_part(seed, index) for index in range(count)]
     both = [one for part in parts for one in (part, part.flawless())]
-    images = [render_part(one, size=bundle.spec.image_size)[0] for one in both]
+    images = [render_part(one, size=bundle.image.spec.image_size)[0] for one in both]
     scores = damage_scores(bundle, both, images)
     damaged = torch.tensor([one.defect is not None for one in both])
     group = [novelty(part.kind, str(part.defect)) for part in parts for _ in range(2)]
@@ -142,7 +142,7 @@ def damage(bundle: Bundle, seed: int, count: int) -> dict[str, float]:
 
 def scores_of(bundle: Bundle, seed: int, *, scenes: int, parts: int) -> dict[str, float]:
     """Everything, on the world of one seed."""
-    size = bundle.spec.image_size
+    size = bundle.image.spec.image_size
 
     def scene(index: int) -> tuple[Image.Image, str]:
         number, found = index, sample_scene(seed + 500, index)
@@ -180,7 +180,9 @@ def main() -> None:
         | {f"seed {seed}": one[name] for seed, one in zip(seeds, found, strict=True)}
         for name in found[0]
     ]
-    report("tiny", rows, note=f"{options.scenes} scenes, {options.parts} parts a seed, {bundle.spec.image_size} px")
+    report(
+        "tiny", rows, note=f"{options.scenes} scenes, {options.parts} parts a seed, {bundle.image.spec.image_size} px"
+    )
 
 
 if __name__ == "__main__":

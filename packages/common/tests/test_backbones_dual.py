@@ -85,7 +85,7 @@ def test_a_vision_model_gives_its_own_outputs(folders, name, loader, prefix):
     assert output.patches.shape == (2, 16, 32)
     torch.testing.assert_close(output.layers, {number: expected.hidden_states[number] for number in (1, 3)})
     torch.testing.assert_close(output.pooled, bundle.image_tower.head(expected.pooler_output))
-    assert (bundle.spec.vision_depth, bundle.spec.grid, bundle.spec.patch_size) == (3, (4, 4), 7)
+    assert (bundle.image.spec.depth, bundle.image.spec.grid, bundle.image.spec.patch_size) == (3, (4, 4), 7)
 
 
 def test_attention_runs_through_sdpa(dual):
@@ -165,7 +165,7 @@ def test_another_pooling_of_the_same_weights_is_another_behaviour(folders, tmp_p
     assert fingerprint(trunks["mean"]) == fingerprint(trunks["cls"])
     assert behaviour(trunks["mean"]) != behaviour(trunks["cls"])
     store, texts = FeatureCache(tmp_path / "cache"), ["a dog in the snow", "the cat sits"]
-    mean, cls = (store.text_features(bundles[mode], texts) for mode in ("mean", "cls"))
+    mean, cls = (store.features(bundles[mode].text, texts) for mode in ("mean", "cls"))
     torch.testing.assert_close(cls, trunks["cls"](bundles["cls"].tokenizer(texts)), rtol=0, atol=1e-5)
     assert (mean - cls).abs().max() > 0.1
 
@@ -357,7 +357,7 @@ def test_minilm_knows_which_captions_mean_the_same(real_asset_folder):
 @pytest.mark.real
 def test_dinov2_sees_that_two_crops_are_of_one_picture(real_asset_folder):
     bundle = load_dual(vision=real_asset_folder("dinov2"), text=real_asset_folder("minilm"))
-    assert (bundle.spec.vision_width, bundle.spec.vision_depth, bundle.spec.grid) == (384, 12, (16, 16))
+    assert (bundle.image.spec.width, bundle.image.spec.depth, bundle.image.spec.grid) == (384, 12, (16, 16))
     rng = np.random.default_rng(0)
     pictures = [
         Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((320, 240), Image.Resampling.BICUBIC)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clip_common.backbones import BackboneError, load_clip, load_dual, prefetch, save_bundle
-from clip_common.backbones.huggingface import lacks_of_model
-from clip_common.backbones.open_clip import find_source
+from clip_common.backbones.huggingface import find_missing_of_model
+from clip_common.backbones.open_clip import find_origin
 
 CONFIG = {
     "embed_dim": 16,
@@ -94,9 +94,9 @@ def test_a_whole_folder_has_every_shard_and_every_module(tmp_path):
     def lacks(name, content="{}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-        return lacks_of_model(tmp_path)
+        return find_missing_of_model(tmp_path)
 
-    assert lacks_of_model(tmp_path) == "config.json"
+    assert find_missing_of_model(tmp_path) == "config.json"
     assert lacks("config.json") == "model.safetensors"
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
     assert lacks("model.safetensors.index.json", json.dumps({"weight_map": shards})) == "model-1.safetensors"
@@ -120,7 +120,7 @@ def test_a_tokenizer_that_is_not_cached_names_what_to_prefetch(cached):
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B/16-SigLIP"])
 def test_prefetch_of_random_weights_fetches_the_tokenizer_that_they_need(cached, monkeypatch, name):
     with pytest.raises(BackboneError, match="prefetch ViT-B-16-SigLIP random on"):
-        find_source(name, pretrained="random").tokenizer()
+        find_origin(name, pretrained="random").tokenizer()
     root, fetched = cached[1].parents[2], []
     snapshot = root / "models--timm--ViT-B-16-SigLIP" / "snapshots" / "0"
 

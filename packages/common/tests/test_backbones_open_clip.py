@@ -10,7 +10,7 @@ from open_clip.model import CustomTextCLIP
 from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import BackboneError, load_clip, save_bundle
-from clip_common.backbones.open_clip import require_whole
+from clip_common.backbones.open_clip import check_sums
 
 CONFIG = {
     "embed_dim": 24,
@@ -68,7 +68,7 @@ def test_tokens_after_the_named_blocks_equal_open_clips_intermediates(small):
         torch.testing.assert_close(output.layers[number], torch.cat([prefix, patches], dim=1))
     torch.testing.assert_close(output.patches, visual.ln_post(output.layers[4])[:, 1:])
     torch.testing.assert_close(output.pooled, visual.ln_post(output.layers[4])[:, 0] @ visual.proj)
-    assert not any(block._forward_hooks for block in small.image_tower.trunk.blocks)
+    assert not any(block.module._forward_hooks for block in small.image_tower.trunk.blocks)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_embedding_alone_equals_that_of_the_whole_forward(vision):
 
 def test_the_embedding_alone_sends_only_the_class_token_through_the_last_block(small):
     seen, images = [], torch.randn(2, 3, 32, 32)
-    mlp = small.image_tower.trunk.blocks[-1].mlp
+    mlp = small.image_tower.trunk.blocks[-1].module.mlp
     handle = mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     small.image_tower.pooled(images)
     small.image_tower(images)
@@ -121,11 +121,12 @@ def test_a_layer_that_is_not_there_is_refused(small, layer):
 
 
 def test_the_spec_says_what_the_towers_are(small):
-    spec = small.spec
-    assert (spec.kind, spec.name, spec.pretrained) == ("open_clip", "small", "random")
-    assert (spec.image_size, spec.patch_size, spec.grid, spec.embed_dim) == (32, 8, (4, 4), 24)
-    assert (spec.vision_width, spec.vision_depth, spec.text_width, spec.text_depth) == (32, 4, 32, 2)
-    assert (spec.context_length, spec.activation) == (77, "gelu")
+    spec, image, text = small.spec, small.image.spec, small.text.spec
+    assert (spec.kind, spec.name, spec.pretrained, spec.activation) == ("open_clip", "small", "random", "gelu")
+    assert (image.kind, image.name, text.kind, text.name) == ("image", "small", "text", "small")
+    assert (image.image_size, image.patch_size, image.grid, image.embed_dim) == (32, 8, (4, 4), 24)
+    assert (image.width, image.depth, text.width, text.depth, text.embed_dim) == (32, 4, 32, 2, 24)
+    assert text.context_length == 77
     assert small.logit_scale == pytest.approx(2.659, abs=1e-3)
     assert small.logit_bias is None
 
@@ -159,13 +160,13 @@ def test_activation_is_a_field_with_an_effect(small):
 
 
 def test_openai_weights_default_to_quick_gelu_without_the_suffix(monkeypatch, tmp_path):
-    from clip_common.backbones.open_clip import find_source
+    from clip_common.backbones.open_clip import find_origin
 
     monkeypatch.setattr(
         "clip_common.backbones.open_clip.fetch_tag", lambda name, tag, settings: tmp_path / "weights.pt"
     )
-    assert find_source("ViT-L-14-336", pretrained="openai").config["quick_gelu"] is True
-    assert not find_source("ViT-B-32", pretrained="laion2b_s34b_b79k").config.get("quick_gelu")
+    assert find_origin("ViT-L-14-336", pretrained="openai").config["quick_gelu"] is True
+    assert not find_origin("ViT-B-32", pretrained="laion2b_s34b_b79k").config.get("quick_gelu")
 
 
 def test_another_image_size_interpolates_positions_as_open_clip_does(small, tmp_path):
@@ -175,7 +176,7 @@ def test_another_image_size_interpolates_positions_as_open_clip_does(small, tmp_
     ours = load_clip(f"local-dir:{tmp_path}", image_size=56)
     model = create_model(f"local-dir:{tmp_path}", force_image_size=56)
     images = torch.randn(2, 3, 56, 56)
-    assert (ours.spec.image_size, ours.spec.grid, ours.preprocess.size) == (56, (7, 7), 56)
+    assert (ours.image.spec.image_size, ours.image.spec.grid, ours.preprocess.size) == (56, (7, 7), 56)
     torch.testing.assert_close(ours.image_tower(images).pooled, model.encode_image(images))
     positions = ours.image_tower.trunk.visual.positional_embedding
     assert torch.equal(positions[0], small.image_tower.trunk.visual.positional_embedding[0])
@@ -240,8 +241,8 @@ def test_a_timm_transformer_has_layers_and_patches():
     output = bundle.image_tower(torch.randn(2, 3, 160, 160), layers=(2,))
     prefix = bundle.image_tower.trunk.visual.trunk.num_prefix_tokens
     assert output.pooled.shape == (2, 24)
-    assert output.patches.shape == (2, 100, bundle.spec.vision_width)
-    assert output.layers[2].shape == (2, 100 + prefix, bundle.spec.vision_width)
+    assert output.patches.shape == (2, 100, bundle.image.spec.width)
+    assert output.layers[2].shape == (2, 100 + prefix, bundle.image.spec.width)
     larger = load_clip(
         "timm",
         model_config=config(vision={"timm_model_name": "test_vit", "timm_pool": "avg", "image_size": 160}),
@@ -260,11 +261,11 @@ def test_a_timm_transformer_has_layers_and_patches():
 )
 def test_a_convolutional_tower_has_patches_but_no_layers(vision):
     bundle = load_clip("conv", model_config=config(vision=vision))
-    size = bundle.spec.image_size
+    size = bundle.image.spec.image_size
     output = bundle.image_tower.eval()(torch.randn(2, 3, size, size))
     assert output.pooled.shape == (2, 24)
-    assert output.patches.shape == (2, bundle.spec.grid[0] ** 2, bundle.spec.vision_width)
-    assert bundle.spec.vision_depth == 0
+    assert output.patches.shape == (2, bundle.image.spec.grid[0] ** 2, bundle.image.spec.width)
+    assert bundle.image.spec.depth == 0
     with pytest.raises(BackboneError, match="not a transformer"):
         bundle.image_tower(torch.randn(1, 3, size, size), layers=(1,))
 
@@ -314,15 +315,15 @@ def test_package_data_must_be_whole(tmp_path):
     (tmp_path / "weights").write_bytes(b"weights")
     sums = f"{hashlib.sha256(b'weights').hexdigest()}  weights\n"
     with pytest.raises(BackboneError, match="SHA256SUMS is absent or damaged"):
-        require_whole(tmp_path)
+        check_sums(tmp_path)
     (tmp_path / "SHA256SUMS").write_text(sums)
-    require_whole(tmp_path)
+    check_sums(tmp_path)
     (tmp_path / "weights").write_bytes(b"Weights")
     with pytest.raises(BackboneError, match="weights is absent or damaged: install clip-common again"):
-        require_whole(tmp_path)
+        check_sums(tmp_path)
     (tmp_path / "weights").unlink()
     with pytest.raises(BackboneError, match="weights is absent or damaged"):
-        require_whole(tmp_path)
+        check_sums(tmp_path)
 
 
 def test_no_network_and_no_cache_names_the_prefetch_command():

@@ -65,7 +65,7 @@ def test_a_resized_model_comes_back_at_its_size(small, tmp_path):
     larger = load_clip(f"local-dir:{tmp_path / 'first'}", image_size=48)
     save_bundle(larger, tmp_path / "second")
     again = load_bundle(tmp_path / "second")
-    assert (again.spec.image_size, again.spec.grid) == (48, (6, 6))
+    assert (again.image.spec.image_size, again.image.spec.grid) == (48, (6, 6))
     assert again.spec.fingerprint == larger.spec.fingerprint
 
 
@@ -97,7 +97,7 @@ def test_a_text_tower_of_transformers_comes_back_without_its_source(tmp_path):
         "context_length": 8,
     }
     bundle = load_clip("words", model_config=CONFIG | {"text_cfg": text})
-    assert (bundle.spec.text_width, bundle.spec.text_depth) == (32, 2)
+    assert (bundle.text.spec.width, bundle.text.spec.depth) == (32, 2)
     save_bundle(bundle, tmp_path / "saved")
     shutil.rmtree(source)
     again = load_bundle(tmp_path / "saved")

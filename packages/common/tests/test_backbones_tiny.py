@@ -37,8 +37,8 @@ def embed(tiny, images=None, texts=None):
 
 def test_it_is_small_and_what_the_page_says(tiny):
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 6 * 2**20
-    spec = tiny.spec
-    assert (spec.patch_size, spec.vision_depth, spec.context_length) == (8, 8, 77)
+    spec = tiny.image.spec
+    assert (spec.patch_size, spec.depth, tiny.text.spec.context_length) == (8, 8, 77)
     images = torch.zeros(1, 3, spec.image_size, spec.image_size)
     layers = tiny.image_tower(images, layers=(2, 4, 6, 8)).layers
     assert {tokens.shape for tokens in layers.values()} == {(1, 1 + (spec.image_size // 8) ** 2, 128)}
@@ -46,7 +46,7 @@ def test_it_is_small_and_what_the_page_says(tiny):
 
 def test_it_finds_scenes_that_it_has_not_seen(tiny):
     scenes = [sample_scene(SEED, index) for index in range(200)]
-    image_ND = embed(tiny, images=[render(scene, size=tiny.spec.image_size) for scene in scenes])
+    image_ND = embed(tiny, images=[render(scene, size=tiny.image.spec.image_size) for scene in scenes])
     texts = [text for scene in scenes for text in captions(scene)]
     owner = torch.arange(200).repeat_interleave(5)
     metrics = image_text_retrieval(image_ND, embed(tiny, texts=texts), owner).metrics
@@ -56,7 +56,7 @@ def test_it_finds_scenes_that_it_has_not_seen(tiny):
 
 def test_it_names_kinds_that_it_has_not_seen_in_these_pictures(tiny):
     parts = [sample_part(SEED, index).flawless() for index in range(160)]
-    image_ND = embed(tiny, images=[render_part(part, size=tiny.spec.image_size)[0] for part in parts])
+    image_ND = embed(tiny, images=[render_part(part, size=tiny.image.spec.image_size)[0] for part in parts])
     said = [f"{opening} a {kind}".strip() for kind in KINDS for opening in OPENINGS]
     class_KD = embed(tiny, texts=said).unflatten(0, (len(KINDS), -1)).mean(dim=1)
     guess = (image_ND @ normalize(class_KD, dim=1).T).argmax(dim=1)
@@ -67,7 +67,7 @@ def test_it_names_kinds_that_it_has_not_seen_in_these_pictures(tiny):
 def test_it_tells_a_part_from_its_damaged_twin(tiny):
     parts = [sample_part(SEED, index) for index in range(150)]
     both = [part for one in parts for part in (one, one.flawless())]
-    image_ND = embed(tiny, images=[render_part(part, size=tiny.spec.image_size)[0] for part in both])
+    image_ND = embed(tiny, images=[render_part(part, size=tiny.image.spec.image_size)[0] for part in both])
     text_ND = embed(tiny, texts=[part_captions(part)[0] for part in both])
     own = (image_ND * text_ND).sum(dim=1)
     twins = (image_ND * text_ND.reshape(-1, 2, 128).flip(1).reshape(-1, 128)).sum(dim=1)
@@ -82,7 +82,7 @@ def test_it_tells_damaged_from_flawless_by_words_alone(tiny):
         if novelty(part.kind, part.defect) == "known"
     ]
     both = [part for one in known for part in (one, one.flawless())]
-    image_ND = embed(tiny, images=[render_part(part, size=tiny.spec.image_size)[0] for part in both])
+    image_ND = embed(tiny, images=[render_part(part, size=tiny.image.spec.image_size)[0] for part in both])
     axes = {
         kind: [
             embed(tiny, texts=[f"{opening} a {word} {kind}".strip() for word in words for opening in OPENINGS]).mean(0)

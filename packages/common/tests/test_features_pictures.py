@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from clip_common import images, pixels
+from clip_common.backbones import ImageFeed
 from clip_common.features import FeatureCache
 
 
@@ -41,20 +42,20 @@ class Spy:
 @pytest.fixture
 def spied():
     bundle = toy_features.toy_bundle()
-    return replace(bundle, preprocess=Spy(bundle.preprocess))
+    return replace(bundle.image, feed=ImageFeed(Spy(bundle.preprocess)))
 
 
 @pytest.mark.parametrize("case", [case for case in toy_images.CASES if case.suffix], ids=lambda case: case.name)
 def test_the_cache_and_the_preprocessing_see_what_read_image_reads(spied, tmp_path, case):
-    preprocess = spied.preprocess.inner
+    preprocess = spied.feed.preprocess.inner
     for orientation in range(1, 9):
         content = case.encode(orientation=orientation, profile=toy_images.swapping_profile())
         file = tmp_path / f"{orientation}{case.suffix}"
         file.write_bytes(content)
         member = SimpleNamespace(name="a.tar: x", read=lambda content=content: content)
         for number, source in enumerate((file, member)):
-            FeatureCache(tmp_path / f"{orientation} {number}").image_features(spied, [source])
-            assert case.agrees(spied.preprocess.given.pop(), orientation)
+            FeatureCache(tmp_path / f"{orientation} {number}").features(spied, [source])
+            assert case.agrees(spied.feed.preprocess.given.pop(), orientation)
         with Image.open(BytesIO(content)) as opened:
             assert torch.equal(preprocess(opened), preprocess(images.read_image(file)))
 
@@ -64,9 +65,9 @@ def test_rows_and_pixels_of_another_reader_are_made_anew(spied, tmp_path, monkey
     Image.new("RGB", (20, 20)).save(file)
     cache, key = FeatureCache(tmp_path / "cache"), pixels.key_of(["a"])
     for _ in range(2):
-        cache.image_features(spied, [file])
-    assert len(spied.preprocess.given) == 1
+        cache.features(spied, [file])
+    assert len(spied.feed.preprocess.given) == 1
     monkeypatch.setattr(images, "VERSION", images.VERSION + 1)
-    cache.image_features(spied, [file])
-    assert len(spied.preprocess.given) == 2
+    cache.features(spied, [file])
+    assert len(spied.feed.preprocess.given) == 2
     assert pixels.key_of(["a"]) != key

@@ -11,8 +11,24 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clip_common.backbones import Bundle, Preprocess, Spec, TextTower, VisionOutput, VisionTower
-from clip_common.backbones.trunk import TextTrunk, VisionTrunk
+from clip_common.backbones import (
+    Bundle,
+    BundleSpec,
+    Encoder,
+    ImageEncoder,
+    ImageFeed,
+    ImageSpec,
+    Preprocess,
+    Spec,
+    TextEncoder,
+    TextFeed,
+    TextSpec,
+    TextTower,
+    Tower,
+    VisionOutput,
+    VisionTower,
+)
+from clip_common.backbones.trunk import TextTrunk, Trunk, VisionTrunk
 from clip_common.features import FeatureCache, cache
 
 
@@ -61,9 +77,66 @@ def toy_bundle(seed=0):
     image_tower, text_tower = VisionTower(ToyVision()), TextTower(ToyText())
     image_tower.freeze_trunk()
     text_tower.freeze_trunk()
-    spec = Spec("dual", "toy", None, 16, 4, (4, 4), 8, 8, 2, 6, 0, None, None, "0" * 64, {})
+    sizes = {"name": "toy", "fingerprint": "0" * 64}
     preprocess = Preprocess(size=16)
-    return Bundle(image_tower, text_tower, preprocess, preprocess, ToyTokenizer(), spec, 0.0)
+    image_spec = ImageSpec(width=8, depth=2, embed_dim=8, image_size=16, patch_size=4, grid=(4, 4), **sizes)
+    text_spec = TextSpec(width=6, depth=0, embed_dim=6, context_length=99, **sizes)
+    return Bundle(
+        image=ImageEncoder(image_tower, ImageFeed(preprocess), image_spec),
+        text=TextEncoder(text_tower, TextFeed(ToyTokenizer()), text_spec),
+        train_preprocess=preprocess,
+        spec=BundleSpec(kind="dual", pretrained=None, activation=None, config={}, **sizes),
+        logit_scale=0.0,
+    )
+
+
+class ToyAudio(Trunk):
+    """The mean over 4 numbers a sound, through a matrix; sounds of a batch are padded, and a mask says where."""
+
+    width = 5
+
+    def __init__(self):
+        super().__init__()
+        self.samples = nn.Linear(4, 5)
+        self.runs = []
+
+    def features(self, sounds):
+        self.runs.append(len(sounds["samples"]))
+        weights = sounds["mask"][..., None].float()
+        return (self.samples(sounds["samples"]) * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class ToySounds:
+    """A feature extractor: the bytes of a file, in frames of 4."""
+
+    def __init__(self, gain=1.0):
+        self.gain = gain
+
+    @property
+    def key(self):
+        return f"frames of 4, gain {self.gain}"
+
+    @property
+    def example(self):
+        return torch.zeros(1, 4)
+
+    def load(self, source, *, name):
+        if len(source) % 4:
+            raise ValueError(f"{name}: {len(source)} bytes are no frames of 4")
+        return self.gain * torch.tensor(list(source)).float().reshape(-1, 4) / 255
+
+    def batch(self, items):
+        masks = [torch.ones(len(item), dtype=torch.bool) for item in items]
+        pad = nn.utils.rnn.pad_sequence
+        return {"samples": pad(items, batch_first=True), "mask": pad(masks, batch_first=True)}
+
+
+def toy_audio(seed=0, gain=1.0):
+    torch.manual_seed(seed)
+    tower = Tower(ToyAudio(), nn.Linear(5, 8))
+    tower.freeze_trunk()
+    spec = Spec(kind="audio", name="toy", width=5, depth=0, embed_dim=8, fingerprint="0" * 64)
+    return Encoder(tower, ToySounds(gain), spec)
 
 
 if __name__ == "__main__":
@@ -80,4 +153,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     cache.SHARD_ROWS = 8
     images = sorted(options.images.glob("*.png"))
-    FeatureCache(options.cache).image_features(toy_bundle(), images, batch_size=4, progress=progress)
+    FeatureCache(options.cache).features(toy_bundle().image, images, batch_size=4, progress=progress)

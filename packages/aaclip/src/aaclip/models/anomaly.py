@@ -58,7 +58,7 @@ class FrozenCLIP(nn.Module):
     def take_text(self, bundle: Bundle) -> None:
         """Put in place the text tower that was left out; of the image tower one copy stays."""
         self.text_tower = freeze(bundle.text_tower)
-        self.bundle = replace(bundle, image_tower=self.image_tower)
+        self.bundle = replace(bundle, image=replace(bundle.image, tower=self.image_tower))
 
 
 class AnomalyModel(FrozenCLIP):

@@ -22,7 +22,9 @@ def preprocess_of(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
     """The backbone's statistics or ImageNet's, on a square that keeps no aspect."""
     own = bundle.preprocess
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.statistics == "imagenet" else (own.mean, own.std)
-    return Preprocess(size=bundle.spec.image_size, mean=mean, std=std, interpolation="bicubic", resize_mode="squash")
+    return Preprocess(
+        size=bundle.image.spec.image_size, mean=mean, std=std, interpolation="bicubic", resize_mode="squash"
+    )
 
 
 def require_same(expected: str, tower: nn.Module, backbone: BackboneConfig, *, source: object) -> None:

@@ -220,7 +220,7 @@ def records_of(config: Config) -> list[Record]:
 
 def dataset_of(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
     """Augmented samples."""
-    size = model.bundle.spec.image_size
+    size = model.bundle.image.spec.image_size
     return AnomalyDataset(
         records,
         preprocess=preprocess_of(model.bundle, config.preprocess),

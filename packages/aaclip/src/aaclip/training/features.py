@@ -50,7 +50,7 @@ class FrozenViews(Dataset[Sample]):
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.dataset, self.views, self.epoch = dataset, config.stages.text.cache_features, 0
-        spec, rows = model.bundle.spec, len(dataset) * self.views
+        spec, rows = model.bundle.image.spec, len(dataset) * self.views
         side = spec.image_size // spec.patch_size
         shape = (rows, len(model.levels), side * side, spec.embed_dim)
         key = self._key(model, config)

@@ -93,11 +93,11 @@ def frozen_features(
     if dual or config.lock_image:
         for split, rows in records.items():
             with reporter(f"image features of the {split} split") as progress:
-                images[split] = cache.image_features(model.bundle, rows, progress=progress)
+                images[split] = cache.features(model.bundle.image, rows, progress=progress)
     texts = None
     if dual or config.lock_text:
         captions = sorted({text for rows in records.values() for record in rows for text in record.captions})
         with reporter("caption features") as progress:
-            texts = TextFeatures(captions, cache.text_features(model.bundle, captions, progress=progress))
+            texts = TextFeatures(captions, cache.features(model.bundle.text, captions, progress=progress))
     model.to(home)
     return FrozenFeatures(images=images, texts=texts)

@@ -3,29 +3,43 @@
     bundle = load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k")
     bundle = load_dual(vision="facebook/dinov2-small", text="sentence-transformers/all-MiniLM-L6-v2")
     bundle.image_tower, bundle.text_tower, bundle.preprocess, bundle.tokenizer, bundle.spec
+    encoder = load_vision("facebook/dinov2-small")      # one of the two: as bundle.image
 
 open_clip and transformers are imported by the first load, not by this import.
 """
 
 from clip_common.backbones.dual import load_dual
+from clip_common.backbones.encoder import Bundle, Encoder, Feed, ImageEncoder, ImageFeed, TextEncoder, TextFeed
 from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
 from clip_common.backbones.huggingface import prefetch
 from clip_common.backbones.open_clip import load_clip
 from clip_common.backbones.preprocess import Preprocess
-from clip_common.backbones.spec import BackboneError, Bundle, Spec, Tokens, move
+from clip_common.backbones.spec import BackboneError, BundleSpec, ImageSpec, Spec, TextSpec, Tokens, move
 from clip_common.backbones.store import load_bundle, save_bundle
+from clip_common.backbones.text_models import load_text
 from clip_common.backbones.tokenizers import Tokenizer
-from clip_common.backbones.towers import TextTower, VisionTower
+from clip_common.backbones.towers import TextTower, Tower, VisionTower
 from clip_common.backbones.trunk import VisionOutput
+from clip_common.backbones.vision_models import load_vision
 
 __all__ = [
     "BackboneError",
     "Bundle",
+    "BundleSpec",
+    "Encoder",
+    "Feed",
+    "ImageEncoder",
+    "ImageFeed",
+    "ImageSpec",
     "Preprocess",
     "Spec",
+    "TextEncoder",
+    "TextFeed",
+    "TextSpec",
     "TextTower",
     "Tokenizer",
     "Tokens",
+    "Tower",
     "VisionOutput",
     "VisionTower",
     "behaviour",
@@ -35,6 +49,8 @@ __all__ = [
     "load_bundle",
     "load_clip",
     "load_dual",
+    "load_text",
+    "load_vision",
     "move",
     "prefetch",
     "save_bundle",

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from clip_common.backbones.encoder import Bundle
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import fetch_folder
 from clip_common.backbones.open_clip import TRAIN_CROP
-from clip_common.backbones.spec import BackboneError, Bundle, Spec
+from clip_common.backbones.spec import BackboneError, BundleSpec
+from clip_common.backbones.text_models import load_text
 from clip_common.backbones.towers import TextTower, VisionTower
+from clip_common.backbones.vision_models import load_vision
 
 LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -51,55 +52,39 @@ def load_dual(
         bundle = load_dual(vision="facebook/dinov2-small", text="sentence-transformers/all-MiniLM-L6-v2")
         bundle.image_tower.head(bundle.image_tower.trunk_features(images))     # the trunk is frozen, the head trains
     """
-    from clip_common.backbones.text_models import load_text
-    from clip_common.backbones.vision_models import load_vision
-
-    vision_folder, text_folder = place(vision), place(text)
-    seen = load_vision(vision_folder, image_size=image_size)
-    read = load_text(text_folder)
+    image, texts = load_vision(vision, image_size=image_size), load_text(text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        image_tower = VisionTower(seen.trunk, make_head(head, width=seen.features, embed_dim=embed_dim))
-        text_tower = TextTower(read.trunk, make_head(head, width=read.trunk.width, embed_dim=embed_dim))
-    for tower in (image_tower.eval(), text_tower.eval()):
-        tower.freeze_trunk()
-    cells = seen.preprocess.size // seen.trunk.patch_size
+        image.tower.head = make_head(head, width=image.spec.embed_dim, embed_dim=embed_dim)
+        texts.tower.head = make_head(head, width=texts.spec.embed_dim, embed_dim=embed_dim)
+    for encoder in (image, texts):
+        encoder.tower.eval().freeze_trunk()
+    preprocess = image.feed.preprocess
     config: dict[str, Any] = {
-        "vision": reference(vision),
-        "text": reference(text),
+        "vision": _place(vision),
+        "text": _place(text),
         "embed_dim": embed_dim,
         "head": head,
-        "image_size": seen.preprocess.size,
-        "vision_fingerprint": seen.fingerprint,
-        "text_fingerprint": read.fingerprint,
+        "image_size": preprocess.size,
+        "vision_fingerprint": image.spec.fingerprint,
+        "text_fingerprint": texts.spec.fingerprint,
     }
-    spec = Spec(
+    spec = BundleSpec(
         kind="dual",
         name=f"{Path(vision).name}+{Path(text).name}",
         pretrained=None,
-        image_size=seen.preprocess.size,
-        patch_size=seen.trunk.patch_size,
-        grid=(cells, cells),
-        embed_dim=embed_dim,
-        vision_width=seen.trunk.width,
-        vision_depth=len(seen.trunk.blocks),
-        text_width=read.trunk.width,
-        text_depth=read.trunk.depth,
-        context_length=read.context_length,
         activation=None,
-        fingerprint=hashlib.sha256(f"{seen.fingerprint} {read.fingerprint}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"{image.spec.fingerprint} {texts.spec.fingerprint}".encode()).hexdigest(),
         config=config,
     )
     return Bundle(
-        image_tower=image_tower,
-        text_tower=text_tower,
-        preprocess=seen.preprocess,
-        train_preprocess=replace(seen.preprocess, crop_scale=TRAIN_CROP),
-        tokenizer=read.tokenizer,
+        image=replace(image, spec=replace(image.spec, embed_dim=embed_dim)),
+        text=replace(texts, spec=replace(texts.spec, embed_dim=embed_dim)),
+        train_preprocess=replace(preprocess, crop_scale=TRAIN_CROP),
         spec=spec,
         logit_scale=LOGIT_SCALE,
-        # not those of the configuration: position embeddings may have been interpolated since
-        trunks=(fingerprint(image_tower.trunk), fingerprint(text_tower.trunk)),
+        # not the fingerprints in the configuration: position embeddings may have been interpolated since
+        trunks=(fingerprint(image.tower.trunk), fingerprint(texts.tower.trunk)),
     )
 
 
@@ -114,8 +99,8 @@ def make_head(kind: str, *, width: int, embed_dim: int) -> nn.Module:
     raise BackboneError(f"head {kind!r}: expected linear or mlp")
 
 
-def heads_state(image_tower: VisionTower, text_tower: TextTower) -> dict[str, torch.Tensor]:
-    """All that a dual trains, by name."""
+def collect_heads(image_tower: VisionTower, text_tower: TextTower) -> dict[str, torch.Tensor]:
+    """Return the weights that a dual trains, by name."""
     return {
         f"{side}_head.{name}": tensor
         for side, tower in (("image", image_tower), ("text", text_tower))
@@ -123,19 +108,6 @@ def heads_state(image_tower: VisionTower, text_tower: TextTower) -> dict[str, to
     }
 
 
-def place(name: str | Path) -> Path:
-    """The folder of a model: itself, or that of a hub name in the cache.
-
-    Raises:
-        BackboneError: Neither; or not cached, and no network.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if isinstance(name, str) and re.fullmatch(r"(hf-hub:)?[\w.-]+(/[\w.-]+)?", name):
-        return fetch_folder(name.removeprefix("hf-hub:"))
-    raise BackboneError(f"{name}: no such folder, and no name of a model on the hub (org/name)")
-
-
-def reference(name: str | Path) -> str:
-    """How a saved bundle names a trunk: the full path of a folder, or the hub name."""
+def _place(name: str | Path) -> str:
+    """Return how a saved bundle names a trunk: the full path of a folder, or the hub name."""
     return str(Path(name).absolute()) if Path(name).is_dir() else str(name)

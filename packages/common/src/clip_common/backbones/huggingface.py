@@ -36,22 +36,22 @@ def prefetch(name: str, pretrained: str | None = None) -> Path:
     Raises:
         BackboneError: An unknown name or tag, no network, or a file that does not have its checksum.
     """
-    from clip_common.backbones.open_clip import find_source, is_architecture, refuse
+    from clip_common.backbones.open_clip import check_unused, find_origin, is_architecture
 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_architecture(name):
-        refuse(name, pretrained=pretrained)
-        files = _files(name, wanted=name)
+        check_unused(name, pretrained=pretrained)
+        files = _list_known_files(name, wanted=name)
         if CONFIG not in files or files & {"config.json", "modules.json"}:
             folder = fetch_folder(name, ask=True)
             for file in folder.rglob("*.safetensors"):
                 verify(file)
             return folder
         name = f"hf-hub:{name}"
-    source = find_source(name, pretrained=pretrained)
-    tokenizer = source.tokenizer()
-    if source.weights is not None:
-        verify(source.weights)
-        return source.weights
+    origin = find_origin(name, pretrained=pretrained)
+    tokenizer = origin.tokenizer()
+    if origin.weights is not None:
+        verify(origin.weights)
+        return origin.weights
     if tokenizer.folder is None:
         raise BackboneError(f"{name} {pretrained} has no weights to fetch")
     return tokenizer.folder
@@ -66,19 +66,19 @@ def fetch(repository: str, candidates: Sequence[str], *, wanted: str) -> Path:
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    with _asking(wanted):
+    with _ask_hub(wanted):
         for candidate in candidates:
             cached = try_to_load_from_cache(repository, candidate)
             if isinstance(cached, str):
                 return Path(cached)
-        files = _listed(repository)
+        files = _list_files(repository)
         for candidate in candidates:
             if candidate in files:
                 return Path(hf_hub_download(repository, candidate))
     raise FileNotFoundError(f"{repository} has no {' or '.join(candidates)}")
 
 
-def lacks_of_model(folder: Path) -> str | None:
+def find_missing_of_model(folder: Path) -> str | None:
     """What a transformers or SentenceTransformer model needs and `folder` does not hold; None for a whole one."""
     listing = folder / "modules.json"
     modules = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else [{"path": "", "type": ""}]
@@ -94,8 +94,8 @@ def lacks_of_model(folder: Path) -> str | None:
     return next((str(part.relative_to(folder)) for part in needed if not part.exists()), None)
 
 
-def lacks_of_tokenizer(folder: Path) -> str | None:
-    """As `lacks_of_model`, of a tokenizer."""
+def find_missing_of_tokenizer(folder: Path) -> str | None:
+    """As `find_missing_of_model`, of a tokenizer."""
     return None if any(folder.glob("tokenizer*")) else "tokenizer.json"
 
 
@@ -103,7 +103,7 @@ def fetch_folder(
     repository: str,
     *,
     files: Sequence[str] = MODEL_FILES,
-    lacks: Callable[[Path], str | None] = lacks_of_model,
+    find_missing: Callable[[Path], str | None] = find_missing_of_model,
     wanted: str | None = None,
     ask: bool = False,
 ) -> Path:
@@ -112,7 +112,7 @@ def fetch_folder(
     Args:
         repository: `org/name` on the hub.
         files: Patterns of what is downloaded.
-        lacks: Names what a folder misses to be complete.
+        find_missing: Names what a folder misses to be complete.
         wanted: What to prefetch, where that is not the repository itself.
         ask: Ask the hub even where the cached folder looks complete.
 
@@ -122,15 +122,28 @@ def fetch_folder(
     from huggingface_hub import snapshot_download
 
     wanted = wanted or repository
-    with _asking(wanted):
-        cached = None if ask else _cached_folder(repository, files=files)
-        if cached is not None and lacks(cached) is None:
+    with _ask_hub(wanted):
+        cached = None if ask else _find_cached_folder(repository, files=files)
+        if cached is not None and find_missing(cached) is None:
             return cached
         folder = Path(snapshot_download(repository, allow_patterns=list(files)))
-        missing = lacks(folder)
+        missing = find_missing(folder)
     if missing is not None:  # without a network the snapshot is what other loads left in the cache
         raise unavailable(wanted, FileNotFoundError(f"{repository} without {missing}"))
     return folder
+
+
+def find_folder(name: str | Path) -> Path:
+    """Return the folder of a model: the folder itself, or that of a hub name, from the cache or the network.
+
+    Raises:
+        BackboneError: Neither; or not cached, and no network.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, str) and re.fullmatch(r"(hf-hub:)?[\w.-]+(/[\w.-]+)?", name):
+        return fetch_folder(name.removeprefix("hf-hub:"))
+    raise BackboneError(f"{name}: no such folder, and no name of a model on the hub (org/name)")
 
 
 def fetch_tag(name: str, tag: str, config: dict[str, Any]) -> Path:
@@ -168,26 +181,26 @@ def verify(file: Path) -> None:
         raise BackboneError(f"{blob} does not have its checksum (sha256 {actual[:12]}…): delete it and prefetch again")
 
 
-def _files(repository: str, *, wanted: str) -> set[str]:
+def _list_known_files(repository: str, *, wanted: str) -> set[str]:
     """Names of the files of a hub repository; of those in the cache where the hub cannot be asked."""
-    with _asking(wanted):
-        cached = _cached_folder(repository, files=MODEL_FILES)
+    with _ask_hub(wanted):
+        cached = _find_cached_folder(repository, files=MODEL_FILES)
         try:
-            return _listed(repository)
+            return _list_files(repository)
         except Exception:
             if cached is None:
                 raise
     return {file.relative_to(cached).as_posix() for file in cached.rglob("*")}
 
 
-def _listed(repository: str) -> set[str]:
+def _list_files(repository: str) -> set[str]:
     from huggingface_hub import HfApi
 
     # one request that is not repeated: without a network, `list_repo_files` goes on trying for half a minute
     return {file.rfilename for file in HfApi().model_info(repository).siblings or ()}
 
 
-def _cached_folder(repository: str, *, files: Sequence[str]) -> Path | None:
+def _find_cached_folder(repository: str, *, files: Sequence[str]) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
@@ -197,7 +210,7 @@ def _cached_folder(repository: str, *, files: Sequence[str]) -> Path | None:
 
 
 @contextmanager
-def _asking(wanted: str) -> Iterator[None]:
+def _ask_hub(wanted: str) -> Iterator[None]:
     from huggingface_hub.errors import HFValidationError
 
     try:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clip_common.backbones.encoder import Bundle, ImageEncoder, ImageFeed, TextEncoder, TextFeed
 from clip_common.backbones.frozen import fingerprint
 from clip_common.backbones.huggingface import CONFIG, WEIGHTS, fetch, fetch_tag, one_line, without_code
 from clip_common.backbones.preprocess import Preprocess
-from clip_common.backbones.spec import BackboneError, Bundle, Spec
+from clip_common.backbones.spec import BackboneError, BundleSpec, ImageSpec, TextSpec
 from clip_common.backbones.tokenizers import ClipTokenizer
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ SECTIONS = (
 
 
 @dataclass
-class Source:
+class Origin:
     """Where a CLIP comes from, before any of it is built.
 
     Attributes:
@@ -105,44 +106,44 @@ def load_clip(
     """
     if activation not in (None, *ACTIVATIONS):
         raise BackboneError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
-    source = find_source(name, pretrained=pretrained, model=model, model_config=model_config)
+    origin = find_origin(name, pretrained=pretrained, model=model, model_config=model_config)
     if activation is not None:
-        source.config["quick_gelu"] = activation == "quick_gelu"
-    network, config = build(source, image_size=image_size, seed=seed, text=text)
-    return bundle_of(network, replace(source, config=config))
+        origin.config["quick_gelu"] = activation == "quick_gelu"
+    network, config = build_network(origin, image_size=image_size, seed=seed, text=text)
+    return make_bundle(network, replace(origin, config=config))
 
 
-def find_source(
+def find_origin(
     name: str,
     *,
     pretrained: str | None = None,
     model: str | None = None,
     model_config: Mapping[str, Any] | None = None,
-) -> Source:
+) -> Origin:
     """Resolve the arguments of `load_clip`; downloads weights, builds nothing."""
     if name == "tiny":
-        refuse(name, pretrained=pretrained, model=model, model_config=model_config)
-        require_whole(TINY)
-        return _from_folder(TINY, name=name)
+        check_unused(name, pretrained=pretrained, model=model, model_config=model_config)
+        check_sums(TINY)
+        return _find_in_folder(TINY, name=name)
     if model_config is not None:
-        refuse("model_config", model=model)
-        weights = None if pretrained in (None, "random") else _file(pretrained)
-        config = _checked(model_config)
-        return Source(name, "random" if weights is None else pretrained, config, weights=weights)
+        check_unused("model_config", model=model)
+        weights = None if pretrained in (None, "random") else _check_file(pretrained)
+        config = _check_config(model_config)
+        return Origin(name, "random" if weights is None else pretrained, config, weights=weights)
     if name.startswith(("local-dir:", "hf-hub:")):
-        refuse(name, pretrained=pretrained, model=model)
+        check_unused(name, pretrained=pretrained, model=model)
     if name.startswith("local-dir:"):
-        return _from_folder(Path(name.removeprefix("local-dir:")), name=name)
+        return _find_in_folder(Path(name.removeprefix("local-dir:")), name=name)
     if name.startswith("hf-hub:"):
-        return _from_hub(name.removeprefix("hf-hub:"), name=name)
+        return _find_on_hub(name.removeprefix("hf-hub:"), name=name)
     if model is not None:
-        refuse(f"model={model!r}", pretrained=pretrained)
-        return Source(model, name, architecture(model), weights=_file(name), wanted=f"{model} random")
+        check_unused(f"model={model!r}", pretrained=pretrained)
+        return Origin(model, name, read_architecture(model), weights=_check_file(name), wanted=f"{model} random")
     if Path(name).is_dir():
         raise BackboneError(f"{name} is a folder: write local-dir:{name}")
     if Path(name).is_file():
         raise BackboneError(f"{name} is a file of weights: say of which architecture, model='ViT-B-32'")
-    return _from_tag(name, pretrained)
+    return _find_tag(name, pretrained)
 
 
 def is_architecture(name: str) -> bool:
@@ -152,7 +153,7 @@ def is_architecture(name: str) -> bool:
     return open_clip.get_model_config(name.replace("/", "-")) is not None
 
 
-def architecture(name: str) -> dict[str, Any]:
+def read_architecture(name: str) -> dict[str, Any]:
     """open_clip's model configuration of this name; BackboneError with the nearest names if there is none."""
     import open_clip
 
@@ -162,38 +163,38 @@ def architecture(name: str) -> dict[str, Any]:
     return config
 
 
-def _from_tag(name: str, pretrained: str | None) -> Source:
+def _find_tag(name: str, pretrained: str | None) -> Origin:
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     name = name.replace("/", "-")
-    config = architecture(name)
+    config = read_architecture(name)
     tags = list_pretrained_tags_by_model(name)
     if pretrained is None:
         known = ", ".join(tags) or "none"
         raise BackboneError(f"{name} needs pretrained=: one of its tags ({known}), a file of weights, or 'random'")
     if pretrained == "random":
-        return Source(name, pretrained, config, wanted=f"{name} random")
+        return Origin(name, pretrained, config, wanted=f"{name} random")
     tag: dict[str, Any] = get_pretrained_cfg(name, pretrained)
     if not tag:
         if Path(pretrained).is_file():
-            return Source(name, pretrained, config, weights=Path(pretrained), wanted=f"{name} random")
+            return Origin(name, pretrained, config, weights=Path(pretrained), wanted=f"{name} random")
         raise BackboneError(f"{name} has no weights {pretrained!r}; {_nearest(pretrained, [*tags, 'random'])}")
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
     weights = fetch_tag(name, pretrained, tag)
-    return Source(name, pretrained, config, preprocess=tag, weights=weights, wanted=f"{name} {pretrained}")
+    return Origin(name, pretrained, config, preprocess=tag, weights=weights, wanted=f"{name} {pretrained}")
 
 
-def _from_hub(repository: str, *, name: str) -> Source:
+def _find_on_hub(repository: str, *, name: str) -> Origin:
     try:
         config, preprocess = _read_config(fetch(repository, (CONFIG,), wanted=name))
         weights = fetch(repository, WEIGHTS, wanted=name)
     except FileNotFoundError as error:
         raise BackboneError(f"{name} is no open_clip model: {error}") from error
-    return Source(name, None, config, preprocess=preprocess, weights=weights, wanted=name)
+    return Origin(name, None, config, preprocess=preprocess, weights=weights, wanted=name)
 
 
-def require_whole(folder: Path) -> None:
+def check_sums(folder: Path) -> None:
     """Raise BackboneError where a file of package data is not the one that was shipped (as `sha256sum -c` does)."""
     sums = folder / SUMS
     if not sums.is_file():
@@ -205,7 +206,7 @@ def require_whole(folder: Path) -> None:
             raise BackboneError(f"{file} is absent or damaged: install clip-common again")
 
 
-def _from_folder(folder: Path, *, name: str) -> Source:
+def _find_in_folder(folder: Path, *, name: str) -> Origin:
     file = folder / CONFIG
     if not file.is_file():
         raise BackboneError(f"{name}: expected a folder with {CONFIG} and weights in it; there is no {file}")
@@ -214,27 +215,27 @@ def _from_folder(folder: Path, *, name: str) -> Source:
     found = [*filter(Path.is_file, candidates), *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.pt"))]
     if not found:
         raise BackboneError(f"{folder} has no weights: expected one of {', '.join(file.name for file in candidates)}")
-    return Source(name, None, config, preprocess=preprocess, weights=found[0], folder=folder.absolute())
+    return Origin(name, None, config, preprocess=preprocess, weights=found[0], folder=folder.absolute())
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The model configuration and the preprocessing in an open_clip_config.json."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return _checked(content["model_cfg"]), content.get("preprocess_cfg", {})
+        return _check_config(content["model_cfg"]), content.get("preprocess_cfg", {})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
 
 
-def build(
-    source: Source, *, image_size: int | None, seed: int, text: bool = True
+def build_network(
+    origin: Origin, *, image_size: int | None, seed: int, text: bool = True
 ) -> "tuple[CustomTextCLIP, dict[str, Any]]":
     """The network with its weights, those of the text tower if wanted, and the configuration that rebuilds it as is."""
     from open_clip.model import CustomTextCLIP
 
     from clip_common.backbones.weights import put_weights
 
-    config = copy.deepcopy(source.config)
+    config = copy.deepcopy(origin.config)
     vision = config["vision_cfg"]
     timm = "timm_model_name" in vision
     if image_size is not None and not timm:
@@ -251,61 +252,70 @@ def build(
             torch.manual_seed(seed)
             network = CustomTextCLIP(**config)
     except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError, OSError) as error:
-        raise BackboneError(f"{source.name}: this model configuration cannot be built: {one_line(error)}") from error
+        raise BackboneError(f"{origin.name}: this model configuration cannot be built: {one_line(error)}") from error
     config["custom_text"] = True
     if not text:
         network.text.to("meta")
     if timm:
         _resize_timm(network, vision["image_size"])
-    if source.weights is not None:
-        put_weights(network, source.weights, name=source.name, text=text)
+    if origin.weights is not None:
+        put_weights(network, origin.weights, name=origin.name, text=text)
     if timm and image_size is not None:
         _resize_timm(network, image_size)
         vision["image_size"] = image_size
     return network, config
 
 
-def bundle_of(network: "CustomTextCLIP", source: Source) -> Bundle:
+def make_bundle(network: "CustomTextCLIP", origin: Origin) -> Bundle:
     """Towers, preprocessing, tokenizer and specification of a built network."""
-    from clip_common.backbones.open_clip_trunks import towers_of
+    from clip_common.backbones.open_clip_trunks import make_towers
 
-    image_tower, text_tower = towers_of(network.eval())
-    size = _square(network.visual.image_size, name=source.name)
-    cells = size // image_tower.trunk.patch_size
+    image_tower, text_tower = make_towers(network.eval())
+    image_trunk = image_tower.trunk
+    size = _check_square(network.visual.image_size, name=origin.name)
+    cells = size // image_trunk.patch_size
     if cells == 0:
-        raise BackboneError(f"image_size={size} is smaller than one patch of {image_tower.trunk.patch_size} pixels")
-    text_config = source.config["text_cfg"]
-    spec = Spec(
-        kind="open_clip",
-        name=source.name,
-        pretrained=source.pretrained,
+        raise BackboneError(f"image_size={size} is smaller than one patch of {image_trunk.patch_size} pixels")
+    weights = "" if any(weight.is_meta for weight in network.parameters()) else fingerprint(network)
+    embed_dim = origin.config["embed_dim"]
+    image_spec = ImageSpec(
+        name=origin.name,
+        width=image_trunk.width,
+        depth=len(image_trunk.blocks),
+        embed_dim=embed_dim,
+        fingerprint=weights,
         image_size=size,
-        patch_size=image_tower.trunk.patch_size,
+        patch_size=image_trunk.patch_size,
         grid=(cells, cells),
-        embed_dim=source.config["embed_dim"],
-        vision_width=image_tower.trunk.width,
-        vision_depth=len(image_tower.trunk.blocks),
-        text_width=text_tower.trunk.width,
-        text_depth=text_tower.trunk.depth,
-        context_length=text_config.get("context_length", 77),
-        activation=ACTIVATIONS[bool(source.config.get("quick_gelu"))],
-        fingerprint="" if any(weight.is_meta for weight in network.parameters()) else fingerprint(network),
-        config=source.config,
     )
-    preprocess = preprocess_of(source.preprocess, size=size)
+    text_spec = TextSpec(
+        name=origin.name,
+        width=text_tower.trunk.width,
+        depth=text_tower.trunk.depth,
+        embed_dim=embed_dim,
+        fingerprint=weights,
+        context_length=origin.config["text_cfg"].get("context_length", 77),
+    )
+    spec = BundleSpec(
+        kind="open_clip",
+        name=origin.name,
+        pretrained=origin.pretrained,
+        activation=ACTIVATIONS[bool(origin.config.get("quick_gelu"))],
+        fingerprint=weights,
+        config=origin.config,
+    )
+    preprocess = read_preprocess(origin.preprocess, size=size)
     return Bundle(
-        image_tower=image_tower,
-        text_tower=text_tower,
-        preprocess=preprocess,
+        image=ImageEncoder(image_tower, ImageFeed(preprocess), image_spec),
+        text=TextEncoder(text_tower, TextFeed(origin.tokenizer()), text_spec),
         train_preprocess=replace(preprocess, crop_scale=TRAIN_CROP),
-        tokenizer=source.tokenizer(),
         spec=spec,
         logit_scale=network.logit_scale.item(),
         logit_bias=None if network.logit_bias is None else network.logit_bias.item(),
     )
 
 
-def preprocess_of(settings: Mapping[str, Any], *, size: int) -> Preprocess:
+def read_preprocess(settings: Mapping[str, Any], *, size: int) -> Preprocess:
     """open_clip's preprocess configuration, whatever it leaves out at open_clip's defaults."""
     names = {
         "mean": "mean",
@@ -323,7 +333,7 @@ def preprocess_of(settings: Mapping[str, Any], *, size: int) -> Preprocess:
     return Preprocess(size=size, **given)
 
 
-def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
+def _check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a model configuration, every key of which open_clip knows."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
@@ -348,20 +358,20 @@ def _resize_timm(network: "CustomTextCLIP", image_size: int) -> None:
         network.visual.set_input_size(image_size)
 
 
-def refuse(name: str, **arguments: object) -> None:
+def check_unused(name: str, **arguments: object) -> None:
     """Raise BackboneError for an argument that was given beside a `name` that has no use for it."""
     for argument, value in arguments.items():
         if value is not None:
             raise BackboneError(f"{name} with {argument}={value!r}: it has no use for that, leave {argument} out")
 
 
-def _file(name: str) -> Path:
+def _check_file(name: str) -> Path:
     if not Path(name).is_file():
         raise BackboneError(f"{name}: no such file of weights")
     return Path(name)
 
 
-def _square(size: int | Sequence[int], *, name: str) -> int:
+def _check_square(size: int | Sequence[int], *, name: str) -> int:
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
         raise BackboneError(f"{name} takes images of {height}x{width}: only square ones are supported")

@@ -329,7 +329,7 @@ class WholeText(TextTrunk):
         return output[0] if isinstance(output, tuple) else output
 
 
-def towers_of(model: CustomTextCLIP) -> tuple[VisionTower, TextTower]:
+def make_towers(model: CustomTextCLIP) -> tuple[VisionTower, TextTower]:
     """The two towers of an open_clip model, sharing its weights."""
     visual, text = model.visual, model.text
     if isinstance(visual, VisionTransformer):

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from clip_common.backbones.dual import heads_state, load_dual
+from clip_common.backbones.dual import collect_heads, load_dual
+from clip_common.backbones.encoder import Bundle, ImageFeed
 from clip_common.backbones.frozen import fingerprint, is_frozen
 from clip_common.backbones.huggingface import CONFIG
-from clip_common.backbones.open_clip import Source, build, bundle_of
+from clip_common.backbones.open_clip import Origin, build_network, make_bundle
 from clip_common.backbones.preprocess import Preprocess
-from clip_common.backbones.spec import BackboneError, Bundle
+from clip_common.backbones.spec import BackboneError
 from clip_common.tensors import check_fit, read_tensors, write_tensors
 
 TEXT_CONFIG = "text_config"
@@ -49,7 +50,7 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
             raise BackboneError(
                 f"{spec.name}: a trunk was trained since it was loaded, but a dual is saved by its heads"
             )
-        state = heads_state(bundle.image_tower, bundle.text_tower)
+        state = collect_heads(bundle.image_tower, bundle.text_tower)
     else:
         config.pop("init_logit_bias", None)
         if bundle.logit_bias is not None:
@@ -92,20 +93,20 @@ def load_bundle(folder: Path) -> Bundle:
     """
     content = _read_config(folder / "config.json")
     bundle = _load_dual(content, folder) if content["kind"] == "dual" else _load_clip(content, folder)
-    return replace(
-        bundle, preprocess=_preprocess(content["preprocess"]), train_preprocess=_preprocess(content["train_preprocess"])
-    )
+    feed = ImageFeed(_read_preprocess(content["preprocess"]))
+    train_preprocess = _read_preprocess(content["train_preprocess"])
+    return replace(bundle, image=replace(bundle.image, feed=feed), train_preprocess=train_preprocess)
 
 
 def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
     config = content["model"]
     if (folder / TEXT_CONFIG).is_dir():
         config["text_cfg"]["hf_model_name"] = str(folder / TEXT_CONFIG)
-    source = Source(
+    origin = Origin(
         content["name"], content["pretrained"], config, weights=folder / "model.safetensors", folder=folder.absolute()
     )
-    network, config = build(source, image_size=None, seed=0)
-    bundle = bundle_of(network, replace(source, config=config))
+    network, config = build_network(origin, image_size=None, seed=0)
+    bundle = make_bundle(network, replace(origin, config=config))
     _check_written_together(bundle.spec.fingerprint, content, folder)
     return bundle
 
@@ -130,7 +131,7 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
         state = read_tensors(file)
         _check_written_together(fingerprint(state), content, folder)
         scale, bias = state.pop("logit_scale").item(), state.pop("logit_bias", None)
-        check_fit(heads_state(bundle.image_tower, bundle.text_tower), state, source=file, called=content["name"])
+        check_fit(collect_heads(bundle.image_tower, bundle.text_tower), state, source=file, called=content["name"])
     for side, tower in (("image", bundle.image_tower), ("text", bundle.text_tower)):
         own = {name.removeprefix(f"{side}_head."): t for name, t in state.items() if name.startswith(f"{side}_head.")}
         tower.head.load_state_dict(own)
@@ -155,7 +156,7 @@ def _write_open_clip_config(bundle: Bundle, config: dict[str, Any], folder: Path
         text.transformer.config.save_pretrained(folder / TEXT_CONFIG)
 
 
-def _preprocess(settings: Mapping[str, Any]) -> Preprocess:
+def _read_preprocess(settings: Mapping[str, Any]) -> Preprocess:
     told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return Preprocess(**told)
 

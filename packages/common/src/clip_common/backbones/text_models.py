@@ -1,18 +1,19 @@
-"""SentenceTransformers and text models of transformers behind the one idea of a tower.
+"""Text trunks: SentenceTransformers and text models of transformers; `load_text`.
 
 Shapes: B batch, F width, L tokens of a text.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from clip_common.backbones.encoder import TextEncoder, TextFeed
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import load_model, load_sentence_transformer, load_tokenizer
-from clip_common.backbones.spec import BackboneError
+from clip_common.backbones.huggingface import find_folder, load_model, load_sentence_transformer, load_tokenizer
+from clip_common.backbones.spec import BackboneError, TextSpec
 from clip_common.backbones.tokenizers import SentenceTokenizer, Tokenizer, TransformersTokenizer
+from clip_common.backbones.towers import TextTower
 from clip_common.backbones.trunk import TextTrunk
 
 PARTS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
@@ -53,31 +54,37 @@ class TransformersText(TextTrunk):
         return (states_BLF * weights_BL1).sum(dim=1) / weights_BL1.sum(dim=1)
 
 
-@dataclass(frozen=True)
-class LoadedText:
-    """A trunk with what feeds it."""
+def load_text(name: str | Path) -> TextEncoder:
+    """Load a text model, in eval mode, without a head: its features are its embeddings.
 
-    trunk: SentenceText | TransformersText
-    tokenizer: Tokenizer
-    context_length: int
-    fingerprint: str
-
-
-def load_text(folder: Path) -> LoadedText:
-    """Load the text model in `folder`.
+    Args:
+        name: Folder or hub name of a SentenceTransformer, or of a transformers text model: CLIP's and SigLIP's give
+            their pooled token, any other the mean over its tokens.
 
     Raises:
-        BackboneError: Not a text model, damaged or incomplete weights.
+        BackboneError: No such model, not a text model, damaged or incomplete weights.
     """
-    return _sentence_transformer(folder) if (folder / "modules.json").is_file() else _transformers_model(folder)
+    folder = find_folder(name)
+    is_sentence_transformer = (folder / "modules.json").is_file()
+    load = _load_sentence_transformer if is_sentence_transformer else _load_text_model
+    trunk, tokenizer, context_length = load(folder)
+    spec = TextSpec(
+        name=str(name),
+        width=trunk.width,
+        depth=trunk.depth,
+        embed_dim=trunk.width,
+        fingerprint=fingerprint(trunk.model),
+        context_length=context_length,
+    )
+    return TextEncoder(TextTower(trunk).eval(), TextFeed(tokenizer), spec)
 
 
-def _sentence_transformer(folder: Path) -> LoadedText:
+def _load_sentence_transformer(folder: Path) -> tuple[SentenceText, Tokenizer, int]:
     model = load_sentence_transformer(folder)
-    return LoadedText(SentenceText(model), SentenceTokenizer(model), model.max_seq_length, fingerprint(model))
+    return SentenceText(model), SentenceTokenizer(model), model.max_seq_length
 
 
-def _transformers_model(folder: Path) -> LoadedText:
+def _load_text_model(folder: Path) -> tuple[TransformersText, Tokenizer, int]:
     model = load_model(folder, parts=PARTS, optional=("pooler.",))
     if model.main_input_name != "input_ids":
         raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a text model")
@@ -86,4 +93,4 @@ def _transformers_model(folder: Path) -> LoadedText:
     context = int(min(tokenizer.model_max_length, positions))
     siglip = model.config.model_type == "siglip_text_model"
     wrapped = TransformersTokenizer(tokenizer, context_length=context, pad_to_context=siglip)
-    return LoadedText(TransformersText(model), wrapped, context, fingerprint(model))
+    return TransformersText(model), wrapped, context

@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_common.backbones.huggingface import (
     TOKENIZER_FILES,
     fetch_folder,
-    lacks_of_tokenizer,
+    find_missing_of_tokenizer,
     one_line,
     without_code,
 )
@@ -134,4 +134,4 @@ def digest(tokenizer: Any) -> str:
 def _tokenizer_folder(name: str, *, wanted: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
-    return fetch_folder(name, files=TOKENIZER_FILES, lacks=lacks_of_tokenizer, wanted=wanted)
+    return fetch_folder(name, files=TOKENIZER_FILES, find_missing=find_missing_of_tokenizer, wanted=wanted)

@@ -11,33 +11,55 @@ Shapes: B batch, D shared width, F width of a trunk, T tokens of an image, L pat
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from clip_common.backbones.frozen import freeze
 from clip_common.backbones.spec import Tokens
-from clip_common.backbones.trunk import TextTrunk, VisionOutput, VisionTrunk
+from clip_common.backbones.trunk import TextTrunk, Trunk, VisionOutput, VisionTrunk
 
 
-class VisionTower(nn.Module):
-    """Images to embeddings.
+class Tower(nn.Module):
+    """Inputs of one kind to embeddings.
 
     Args:
-        trunk: The image model.
-        head: Features (B, F) to (B, D); None where the trunk ends in the shared space.
+        trunk: The model that computes features.
+        head: Features (B, F) to (B, D); None for a trunk that ends in the shared space.
     """
 
-    def __init__(self, trunk: VisionTrunk, head: nn.Module | None = None) -> None:
+    def __init__(self, trunk: Trunk, head: nn.Module | None = None) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = head or nn.Identity()
+
+    def forward(self, inputs: Any) -> Any:
+        """Return embeddings (B, D) of what the encoder's feed made."""
+        return self.head(self.trunk_features(inputs))
+
+    def trunk_features(self, inputs: Any) -> Tensor:
+        """Return (B, F): the head's input."""
+        return self.trunk.features(inputs)
+
+    def freeze_trunk(self) -> None:
+        """Take gradients off the trunk and keep it in eval mode for good; the head still trains."""
+        freeze(self.trunk)
+
+
+class VisionTower(Tower):
+    """Images to embeddings."""
+
+    trunk: VisionTrunk
+
+    def __init__(self, trunk: VisionTrunk, head: nn.Module | None = None) -> None:
+        super().__init__(trunk, head)
 
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
         """Embed preprocessed images.
 
         Args:
-            images_B3HW: Pixels as `Bundle.preprocess` makes them.
-            layers: Numbers of the blocks, from 1, whose output is wanted besides.
+            images_B3HW: Pixels from the bundle's `preprocess`.
+            layers: Numbers of the blocks, from 1, whose output is also returned.
 
         Raises:
             BackboneError: A layer that the trunk does not have.
@@ -46,39 +68,18 @@ class VisionTower(nn.Module):
         return output._replace(pooled=self.head(output.pooled))
 
     def pooled(self, images_B3HW: Tensor) -> Tensor:
-        """(B, D): the embeddings alone; cheaper than `forward`, which makes the patch tokens besides."""
+        """Return the embeddings (B, D) alone; cheaper than `forward`, which also makes the patch tokens."""
         return self.head(self.trunk_features(images_B3HW))
 
-    def trunk_features(self, images_B3HW: Tensor) -> Tensor:
-        """(B, F): what `head` takes."""
-        return self.trunk.features(images_B3HW)
 
-    def freeze_trunk(self) -> None:
-        """No gradients in the trunk, eval mode for good; the head still trains."""
-        freeze(self.trunk)
+class TextTower(Tower):
+    """Tokens to embeddings."""
 
-
-class TextTower(nn.Module):
-    """Tokens to embeddings.
-
-    Args:
-        trunk: The text model.
-        head: Features (B, F) to (B, D); None where the trunk ends in the shared space.
-    """
+    trunk: TextTrunk
 
     def __init__(self, trunk: TextTrunk, head: nn.Module | None = None) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = head or nn.Identity()
+        super().__init__(trunk, head)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """(B, D) embeddings of what the bundle's tokenizer returned."""
-        return self.head(self.trunk(tokens))
-
-    def trunk_features(self, tokens: Tokens) -> Tensor:
-        """(B, F): what `head` takes."""
-        return self.trunk(tokens)
-
-    def freeze_trunk(self) -> None:
-        """No gradients in the trunk, eval mode for good; the head still trains."""
-        freeze(self.trunk)
+        """Return embeddings (B, D) of the tokens that the bundle's tokenizer made."""
+        return self.head(self.trunk_features(tokens))

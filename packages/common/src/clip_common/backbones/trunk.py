@@ -14,7 +14,7 @@ Shapes: B batch, F width of a trunk, T tokens of an image, L patch tokens among 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,31 +50,40 @@ class Block:
         return self.module(x_BTF)
 
 
-class Walk:
-    """Embedding, blocks and readout of a trunk; this base is of those that offer no walk."""
+class Trunk(nn.Module):
+    """A model of any library that computes features of its inputs.
+
+    Attributes:
+        width: Of its tokens.
+    """
+
+    width: int
 
     @property
     def blocks(self) -> Sequence[Block]:
         """Transformer blocks, first to last; empty for a model that is not a transformer."""
         return ()
 
+    def features(self, inputs: Any) -> Tensor:
+        """Return the pooled features (B, F)."""
+        return self(inputs)
+
     def no_walk(self) -> BackboneError:
-        """The error of a trunk whose library has no public way to run it block by block."""
+        """Return the error of a trunk whose library has no public way to run it block by block."""
         return BackboneError(
             f"{type(self).__name__} cannot be run block by block: use a vision or causal text transformer of "
             "open_clip, or a CLIP, SigLIP or DINOv2 vision model of transformers"
         )
 
 
-class VisionTrunk(Walk, nn.Module):
-    """An image model of any library: `trunk(images, layers) -> VisionOutput`.
+class VisionTrunk(Trunk):
+    """An image model: `trunk(images, layers) -> VisionOutput`.
 
     Attributes:
         width: F of the patch tokens.
         patch_size: Pixels a side that one patch token sees at the first layer.
     """
 
-    width: int
     patch_size: int
 
     def features(self, images_B3HW: Tensor) -> Tensor:
@@ -98,15 +107,14 @@ class VisionTrunk(Walk, nn.Module):
         raise self.no_walk()
 
 
-class TextTrunk(Walk, nn.Module):
-    """A text model of any library: `trunk(tokens) -> (B, F)`.
+class TextTrunk(Trunk):
+    """A text model: `trunk(tokens) -> (B, F)`.
 
     Attributes:
-        width: Width of the text tokens.
+        width: F of the text tokens.
         depth: Number of transformer blocks.
     """
 
-    width: int
     depth: int
 
     def embed(self, tokens: Tokens) -> Tensor:

@@ -1,21 +1,22 @@
-"""Vision models of transformers behind the one idea of a tower.
+"""Image trunks: vision models of transformers; `load_vision`.
 
 Shapes: B batch, F width, T tokens, L patch tokens among them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clip_common.backbones.encoder import ImageEncoder, ImageFeed
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import load_model
+from clip_common.backbones.huggingface import find_folder, load_model
 from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from clip_common.backbones.spec import BackboneError
+from clip_common.backbones.spec import BackboneError, ImageSpec
+from clip_common.backbones.towers import VisionTower
 from clip_common.backbones.trunk import Block, VisionOutput, VisionTrunk, recorded, resized_positions
 
 PARTS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
@@ -79,35 +80,45 @@ class TransformersVision(VisionTrunk):
         return VisionOutput(pooled_BF, tokens_BTF[:, -height * width :], outputs)
 
 
-@dataclass(frozen=True)
-class LoadedVision:
-    """A trunk with what feeds it; `features` is the width of its pooled output."""
+def load_vision(name: str | Path, *, image_size: int | None = None) -> ImageEncoder:
+    """Load a vision model of transformers, in eval mode, without a head: its features are its embeddings.
 
-    trunk: TransformersVision
-    preprocess: Preprocess
-    features: int
-    fingerprint: str
-
-
-def load_vision(folder: Path, *, image_size: int | None) -> LoadedVision:
-    """Load the vision model in `folder`; the fingerprint is of the weights before any interpolation.
+    Args:
+        name: Folder or hub name of a model with patch tokens (CLIPVisionModel, SiglipVisionModel, Dinov2Model and their
+            like). Its features are its own pooled output.
+        image_size: Pixels a side; a size other than the model's own interpolates the position embeddings. None: the
+            size in the folder's preprocessor_config.json, else 224 for DINOv2 (its 518 px cost six times as much), else
+            the model's own.
 
     Raises:
-        BackboneError: Not a vision model with patch tokens, damaged or incomplete weights.
+        BackboneError: No such model, one without patch tokens, damaged or incomplete weights.
     """
+    folder = find_folder(name)
     model = load_model(folder, parts=PARTS, optional=("mask_token",))
     config = model.config
     if not (hasattr(model, "embeddings") and hasattr(config, "patch_size") and model.main_input_name == "pixel_values"):
         raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a vision model with patch tokens")
     stored = fingerprint(model)
-    preprocess = preprocess_of(folder, config, image_size=image_size)
+    preprocess = read_preprocess(folder, config, image_size=image_size)
     if preprocess.size != config.image_size:
         resize(model, preprocess.size)
-    return LoadedVision(TransformersVision(model), preprocess, config.hidden_size, stored)
+    trunk = TransformersVision(model)
+    cells = preprocess.size // trunk.patch_size
+    spec = ImageSpec(
+        name=str(name),
+        width=trunk.width,
+        depth=len(trunk.blocks),
+        embed_dim=trunk.width,
+        fingerprint=stored,
+        image_size=preprocess.size,
+        patch_size=trunk.patch_size,
+        grid=(cells, cells),
+    )
+    return ImageEncoder(VisionTower(trunk).eval(), ImageFeed(preprocess), spec)
 
 
-def preprocess_of(folder: Path, config: Any, *, image_size: int | None) -> Preprocess:
-    """What preprocessor_config.json says, or what such models are usually fed."""
+def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Preprocess:
+    """Return the preprocessing of preprocessor_config.json, or the usual one of such models."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         usual = 224 if config.model_type.startswith("dinov2") else config.image_size

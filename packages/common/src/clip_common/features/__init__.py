@@ -1,4 +1,4 @@
-"""What a frozen tower yields, computed once: `FeatureCache(folder).image_features(bundle, paths)`."""
+"""Features of frozen encoders, computed once: `FeatureCache(folder).features(bundle.image, paths)`."""
 
 from clip_common.features.cache import FeatureCache
 from clip_common.features.shards import FeatureCacheError

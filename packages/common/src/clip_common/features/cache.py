@@ -1,10 +1,10 @@
-"""Features of frozen trunks, computed once per image or text and kept on disk.
+"""Features of frozen trunks, computed once per image, text or sound and kept on disk.
 
-A row is named by sha256 of the image's bytes (or of the text), and lies on a shelf named by everything else that it
-depends on: the preprocessing or the tokenizer, the behaviour of the trunk as it is now, and the layers.
-Whatever changes leads to another name, so a stale row is never served.
+A row is named by the sha256 of its source (the bytes of a file, or a text). It is kept on a shelf named by everything
+else that it depends on: the preprocessing or the tokenizer, the behaviour of the trunk at the moment, and the layers.
+Any change leads to another name, so a stale row is never served.
 
-Shapes: N images or texts, F width of a trunk, K layers, T tokens.
+Shapes: N sources, F width of a trunk, K layers, T tokens.
 """
 
 import logging
@@ -17,155 +17,136 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clip_common.backbones.encoder import Encoder
 from clip_common.backbones.frozen import is_frozen
-from clip_common.backbones.spec import Bundle
 from clip_common.errors import DataError
 from clip_common.features.jobs import (
-    Image,
+    FeatureSource,
     Job,
     Unreadable,
-    digest_of_image,
-    digest_of_text,
-    image_job,
+    check_sources,
+    hash_source,
     in_threads,
-    name_of,
-    text_job,
+    make_job,
+    name_source,
 )
 from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, format_bytes
 from clip_common.reporting import Progress
 
 logger = logging.getLogger(__name__)
 
-
+FILE_BATCH = 64
+TEXT_BATCH = 256
 SHARD_ROWS = 512
 SHARD_BYTES = 64 * 2**20
 """A shard is written after this many rows or bytes, whichever comes first: the most that a kill can cost."""
 TOLERANCE = 1e-3
-"""Largest deviation that `verify` takes for rounding (batches of another size), in units of the features' RMS."""
+"""Largest deviation that `verify` accepts as rounding (batches of another size), in units of the features' RMS."""
 
 
 class FeatureCache:
     """Features of frozen trunks in a folder.
 
-    Safe under several processes. Killed and called again it goes on where it was, with the same batches and so the same
-    bits as if it had not been killed. Before it computes, it logs (INFO) what it will take on disk.
+    Safe under several processes. Killed and called again, it continues where it was, with the same batches and so the
+    same bits as without the kill. Before it computes, it logs (INFO) how much disk space it will take.
 
     Args:
         root: Folder, made when first needed.
 
     Attributes:
-        skipped: Images that the last `image_features(on_error="skip")` left out.
+        skipped: Sources that the last `features(on_error="skip")` left out.
 
     Example:
         cache = FeatureCache(Path("runs/cache"))
-        image_NF = cache.image_features(bundle, sorted(Path("photos").glob("*.jpg")))
+        image_NF = cache.features(bundle.image, sorted(Path("photos").glob("*.jpg")))
         image_ND = bundle.image_tower.head(image_NF)
+        text_MF = cache.features(bundle.text, ["a dog in the snow", "two cats"])
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.skipped: list[Image] = []
+        self.skipped: list[FeatureSource] = []
 
-    def image_features(
+    def features(
         self,
-        bundle: Bundle,
-        images: Sequence[Image],
+        encoder: Encoder,
+        sources: Sequence[FeatureSource],
         *,
         layers: Sequence[int] = (),
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Progress | None = None,
         on_error: Literal["raise", "skip"] = "raise",
     ) -> Tensor:
-        """What the image trunk yields for these images, computed where it is not kept yet.
+        """Return the features of these sources by an encoder's trunk; compute those that are not cached.
 
         Args:
-            bundle: Its `preprocess` and the trunk of its image tower. A trunk that trains is run afresh, with a
-                warning, and nothing is kept.
-            images: Files, or objects with a `name` and `read() -> bytes`. Equal ones are computed once.
-            layers: Blocks, from 1, whose tokens are wanted in place of the pooled features.
-            batch_size: Images at a time.
-            progress: Called with the number of different images that are done, and of all.
-            on_error: What to do about an unreadable image: `raise` (the rows before it are kept), or `skip`: leave its
+            encoder: Its feed and the trunk of its tower. A trunk that trains is run anew, with a warning, and nothing
+                is kept.
+            sources: Texts for an encoder of texts; for others files, or objects with a `name` and `read() -> bytes`.
+                Equal ones are computed once.
+            layers: Blocks of an image trunk, from 1, whose tokens to return in place of the pooled features.
+            batch_size: Sources at a time; None: 256 texts (of like length, so that little is padded), 64 files.
+            progress: Called with the number of different sources that are done, and of all.
+            on_error: What to do about an unreadable source: `raise` (the rows before it are kept), or `skip`: leave its
                 row out and name it in `skipped`.
 
         Returns:
             (N, F) float32 on the CPU, or (N, K, T, F) with `layers`.
 
         Raises:
-            FeatureCacheError: An unreadable image, too little space on the disk, a damaged shard.
+            FeatureCacheError: An unreadable source, too little space on the disk, a damaged shard.
+            ValueError: Files for an encoder of texts or the reverse, or `layers` of an encoder of anything but images.
         """
+        check_sources(encoder, sources)
         broken: set[bytes] = set()
 
-        def unreadable(image: Image, digest: bytes, error: Exception) -> None:
+        def unreadable(source: FeatureSource, digest: bytes, error: Exception) -> None:
             if on_error == "raise":
-                named = isinstance(error, DataError)  # its line names the image already
-                raise FeatureCacheError(
-                    str(error) if named else f"{name_of(image)} is not an image that can be read: {error}"
-                ) from error
+                _raise_unreadable(source, digest, error)
             broken.add(digest)
 
         digests: list[bytes] = []
-        for image, digest in zip(images, in_threads(digest_of_image, images), strict=True):
+        for source, digest in zip(sources, in_threads(hash_source, sources), strict=True):
             if isinstance(digest, OSError):
-                unreadable(image, b"", digest)
+                unreadable(source, b"", digest)
             digests.append(b"" if isinstance(digest, OSError) else digest)
-        sources = {digest: image for digest, image in zip(digests, images, strict=True) if digest}
-        read = self._fill(image_job(bundle, layers), sources, batch_size, progress, unreadable)
-        self.skipped = [image for digest, image in zip(digests, images, strict=True) if digest in broken]
+        pairs = [(digest, source) for digest, source in zip(digests, sources, strict=True) if digest]
+        is_text = encoder.spec.kind == "text"
+        if is_text:
+            pairs.sort(key=lambda pair: (len(str(pair[1])), str(pair[1])))
+        size = batch_size or (TEXT_BATCH if is_text else FILE_BATCH)
+        read = self._fill(make_job(encoder, layers), dict(pairs), size, progress, unreadable)
+        self.skipped = [source for digest, source in zip(digests, sources, strict=True) if digest in broken]
         return read([digest for digest in digests if digest not in broken])
-
-    def text_features(
-        self, bundle: Bundle, texts: Sequence[str], *, batch_size: int = 256, progress: Progress | None = None
-    ) -> Tensor:
-        """What the text trunk yields for these texts, computed where it is not kept yet.
-
-        Args:
-            bundle: Its `tokenizer` and the trunk of its text tower; as for `image_features`.
-            texts: N texts. Equal ones are computed once.
-            batch_size: Texts at a time; they are of like length, so that little is padded.
-            progress: Called with the number of different texts that are done, and of all.
-
-        Returns:
-            (N, F) float32 on the CPU.
-
-        Raises:
-            FeatureCacheError: Too little space on the disk, a damaged shard.
-        """
-        digests = [digest_of_text(text) for text in texts]
-        by_length = sorted(zip(digests, texts, strict=True), key=lambda pair: (len(pair[1]), pair[1]))
-        return self._fill(text_job(bundle), dict(by_length), batch_size, progress, _never)(digests)
 
     def verify(
         self,
-        bundle: Bundle,
+        encoder: Encoder,
+        sources: Sequence[FeatureSource],
         *,
-        images: Sequence[Image] = (),
-        texts: Sequence[str] = (),
         layers: Sequence[int] = (),
         sample: int = 16,
         seed: int = 0,
     ) -> float:
-        """Compute a random sample of what is kept again.
+        """Compute a random sample of the cached rows again and return the largest deviation.
 
         Args:
-            bundle: As for `image_features` and `text_features`.
-            images, texts: What to draw the sample from.
-            layers: As for `image_features`.
-            sample: Rows of images, and of texts, at most.
+            encoder: As for `features`.
+            sources: What to draw the sample from.
+            layers: As for `features`.
+            sample: Rows at most.
             seed: Draws the sample.
 
         Returns:
-            The largest deviation, in units of the features' RMS: about 1e-6, since batches differ.
+            The deviation in units of the features' RMS: about 1e-6, since batches differ; 0 if nothing is cached.
 
         Raises:
             FeatureCacheError: A deviation that is not rounding.
         """
-        images_of = dict(zip(in_threads(digest_of_image, images), images, strict=True))
-        texts_of = {digest_of_text(text): text for text in texts}
-        return max(
-            self._deviation(image_job(bundle, layers), images_of, sample=sample, seed=seed),
-            self._deviation(text_job(bundle), texts_of, sample=sample, seed=seed),
-        )
+        check_sources(encoder, sources)
+        digests = in_threads(hash_source, sources)
+        known = {digest: one for digest, one in zip(digests, sources, strict=True) if isinstance(digest, bytes)}
+        return self._deviation(make_job(encoder, layers), known, sample=sample, seed=seed)
 
     def _deviation(self, job: Job, sources: Mapping[Any, Any], *, sample: int, seed: int) -> float:
         shelf, worst = Shelf(self.root, job.description), 0.0
@@ -182,7 +163,9 @@ class FeatureCache:
                     "delete the folder, and they are computed again"
                 )
 
-        job.compute({name: sources[name] for name in chosen}, batch_size=sample, keep=compare, unreadable=_never)
+        job.compute(
+            {name: sources[name] for name in chosen}, batch_size=sample, keep=compare, unreadable=_raise_unreadable
+        )
         return worst
 
     def _fill(
@@ -193,10 +176,10 @@ class FeatureCache:
         progress: Progress | None,
         unreadable: Unreadable,
     ) -> Callable[[Sequence[bytes]], Tensor]:
-        """Compute what is missing; returns how to read rows by their digests."""
+        """Compute the missing rows; return a function that reads rows by their digests."""
         report = progress or (lambda done, total: None)
         if not is_frozen(job.trunk):
-            warnings.warn(f"the trunk trains: its {job.what} are computed afresh and not kept", stacklevel=3)
+            warnings.warn(f"the trunk trains: its {job.what} are computed anew and not kept", stacklevel=3)
             rows: dict[bytes, Tensor] = {}
 
             def remember(digests: list[bytes], features: Tensor) -> None:
@@ -252,5 +235,6 @@ class _Shard:
             self.shelf.write(digests, torch.cat(features))
 
 
-def _never(source: Any, _digest: bytes, error: Exception) -> None:
-    raise FeatureCacheError(f"{source} cannot be read: {error}") from error
+def _raise_unreadable(source: FeatureSource, _digest: bytes, error: Exception) -> None:
+    named = isinstance(error, DataError)  # its line names the source already
+    raise FeatureCacheError(str(error) if named else f"{name_source(source)} cannot be read: {error}") from error

@@ -16,27 +16,27 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clip_common import images
+from clip_common.backbones.encoder import Encoder
 from clip_common.backbones.frozen import behaviour
-from clip_common.backbones.spec import Bundle, move
-from clip_common.page import printable
+from clip_common.backbones.spec import move
+from clip_common.backbones.trunk import Trunk
 
 THREADS = min(8, os.cpu_count() or 1)
 UNREADABLE = (OSError, ValueError)
-"""What `Job.load` raises for an image that cannot be used."""
+"""What `Job.load` raises for a source that cannot be used."""
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
-"""What the archive behind an `Encoded` raises where it is damaged."""
+"""What a damaged archive behind an `Encoded` raises."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
 class Encoded(Protocol):
-    """An image that is not a file of its own, such as a member of a tar shard.
+    """An image or a sound that is not a file of its own, such as a member of a tar shard.
 
-    `read` is called from several threads at once, and twice for an image that is not kept yet.
+    `read` is called from several threads at once, and twice for a source that is not cached yet.
     """
 
     @property
@@ -45,44 +45,68 @@ class Encoded(Protocol):
     def read(self) -> bytes: ...
 
 
-Image = Path | Encoded
+FeatureSource = Path | Encoded | str
+"""A file, a member of an archive, or a text."""
 
 Unreadable = Callable[[Any, bytes, Exception], None]
-"""Told of a source that cannot be loaded, of its digest and of the error."""
+"""Called with a source that cannot be loaded, its digest and the error."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One way of using one trunk.
+    """One way of using the trunk of one encoder.
 
     Attributes:
-        what: For messages.
-        trunk: Run in eval mode without gradients.
-        description: Everything that the rows depend on, apart from what they are computed from.
-        load: A source, and the digest that it should have, to an item; called in threads.
-        run: B items to (B, …) rows.
-        example: An item to learn the shape of a row from.
+        encoder: Its trunk is run in eval mode without gradients.
+        layers: Blocks whose tokens are rows; none: pooled features are.
+        description: Everything that rows depend on besides their sources.
     """
 
-    what: str
-    trunk: nn.Module
+    encoder: Encoder
+    layers: tuple[int, ...]
     description: Mapping[str, Any]
-    load: Callable[[Any, bytes], Any]
-    run: Callable[[list[Any]], Tensor]
-    example: Any
+
+    @property
+    def what(self) -> str:
+        """Name of the rows, for messages."""
+        return f"{self.encoder.spec.kind} features"
+
+    @property
+    def trunk(self) -> Trunk:
+        """The encoder's trunk."""
+        return self.encoder.tower.trunk
+
+    def load(self, source: FeatureSource, digest: bytes) -> Any:
+        """Return the item of a source; called in threads.
+
+        Raises:
+            OSError, ValueError: A source that cannot be used, or no longer has this digest.
+        """
+        content = read_content(source)
+        if hash_content(content) != digest:
+            raise OSError("it changed while it was being read")
+        return self.encoder.feed.load(content, name=name_source(source))
+
+    def run(self, items: list[Any]) -> Tensor:
+        """Return the rows (B, F), or (B, K, T, F) with layers, of B items."""
+        inputs = move(self.encoder.feed.batch(items), _find_device(self.trunk))
+        if not self.layers:
+            return self.trunk.features(inputs)
+        tokens = self.trunk(inputs, self.layers).layers
+        return torch.stack([tokens[layer] for layer in self.layers], dim=1)
 
     def row_shape(self) -> torch.Size:
-        """Shape of one row."""
+        """Return the shape of one row."""
         with inference(self.trunk):
-            return self.run([self.example]).shape[1:]
+            return self.run([self.encoder.feed.example]).shape[1:]
 
     def no_rows(self) -> Tensor:
-        """(0, …): what no sources yield."""
+        """Return (0, …), the rows of no sources."""
         return torch.empty(0, *self.row_shape())
 
     def compute(
         self,
-        sources: Mapping[bytes, Any],
+        sources: Mapping[bytes, FeatureSource],
         *,
         batch_size: int,
         keep: Callable[[list[bytes], Tensor], None],
@@ -93,8 +117,8 @@ class Job:
         Args:
             sources: What to compute, by digest.
             batch_size: Sources at a time.
-            keep: Given the digests of a batch, and its rows in float32 on the CPU.
-            unreadable: Told of a source that cannot be loaded, which is then left out unless this raises.
+            keep: Called with the digests of a batch, and its rows in float32 on the CPU.
+            unreadable: Called with a source that cannot be loaded, which is then left out unless this raises.
         """
         todo = list(sources.items())
         chunks = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
@@ -120,100 +144,86 @@ class Job:
                     keep(digests, rows)
 
 
-def image_job(bundle: Bundle, layers: Sequence[int]) -> Job:
-    """Pooled features (F,) of the image trunk, or the tokens (K, T, F) after the named blocks."""
-    preprocess, trunk = bundle.preprocess, bundle.image_tower.trunk
+def make_job(encoder: Encoder, layers: Sequence[int] = ()) -> Job:
+    """Return the job of computing pooled features (F,), or the tokens (K, T, F) after the named blocks.
 
-    def load(image: Image, digest: bytes) -> Tensor:
-        content = content_of(image)
-        if hashlib.sha256(content).digest() != digest:
-            raise OSError("it changed while it was being read")
-        return preprocess(images.read_image(content, name=name_of(image)))
-
-    def run(pixels: list[Tensor]) -> Tensor:
-        images_B3HW = torch.stack(pixels).to(_device(trunk))
-        if not layers:
-            return trunk.features(images_B3HW)
-        tokens = trunk(images_B3HW, tuple(layers)).layers
-        return torch.stack([tokens[layer] for layer in layers], dim=1)
-
-    return Job(
-        what="image features",
-        trunk=trunk,
-        description={
-            "version": 2,
-            "of": "images",
-            "reader": images.VERSION,
-            "preprocess": preprocess.key,
-            "layers": list(layers),
-            "trunk": behaviour(trunk),
-        },
-        load=load,
-        run=run,
-        example=torch.zeros(3, preprocess.size, preprocess.size),
-    )
+    Raises:
+        ValueError: Layers of an encoder of something other than images.
+    """
+    if layers and encoder.spec.kind != "image":
+        raise ValueError(f"layers={list(layers)}: {encoder.spec.name} encodes no images, leave layers out")
+    description = {
+        "version": 3,
+        "kind": encoder.spec.kind,
+        "feed": encoder.feed.key,
+        "layers": list(layers),
+        "trunk": behaviour(encoder.tower.trunk),
+    }
+    return Job(encoder, tuple(layers), description)
 
 
-def text_job(bundle: Bundle) -> Job:
-    """Pooled features (F,) of the text trunk."""
-    tokenizer, trunk = bundle.tokenizer, bundle.text_tower.trunk
-    return Job(
-        what="text features",
-        trunk=trunk,
-        description={"version": 2, "of": "texts", "tokenizer": tokenizer.key, "trunk": behaviour(trunk)},
-        load=lambda text, _digest: text,
-        run=lambda texts: trunk(move(tokenizer(texts), _device(trunk))),
-        example="a",
-    )
+def check_sources(encoder: Encoder, sources: Sequence[FeatureSource]) -> None:
+    """Raise ValueError unless sources are texts for an encoder of texts, and files for any other."""
+    kind = encoder.spec.kind
+    wanted = "texts (str)" if kind == "text" else "files (Path, or objects with a name and read())"
+    for source in sources:
+        if isinstance(source, str) != (kind == "text"):
+            raise ValueError(f"{source!r}: an encoder of kind {kind} takes {wanted}, not {type(source).__name__}")
 
 
-def name_of(image: Image) -> str:
-    """Return the name of an image for messages."""
-    return printable(image) if isinstance(image, Path) else image.name
+def name_source(source: FeatureSource) -> str:
+    """Return the name of a source for messages."""
+    from clip_common.page import printable
+
+    if isinstance(source, str):
+        return repr(source[:60])
+    return printable(source) if isinstance(source, Path) else source.name
 
 
-def content_of(image: Image) -> bytes:
-    """The encoded image.
+def read_content(source: FeatureSource) -> bytes | str:
+    """Return the bytes of a file, or the text.
 
     Raises:
         OSError: It cannot be read.
     """
+    if isinstance(source, str):
+        return source
     try:
-        return image.read_bytes() if isinstance(image, Path) else image.read()
+        return source.read_bytes() if isinstance(source, Path) else source.read()
     except DAMAGED as error:
         raise OSError(f"its archive is damaged: {error}") from error
 
 
-def digest_of_image(image: Image) -> bytes | OSError:
-    """sha256 of the encoded image, or why it cannot be read."""
+def hash_content(content: bytes | str) -> bytes:
+    """Return the sha256 of bytes or of a text."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()
+
+
+def hash_source(source: FeatureSource) -> bytes | OSError:
+    """Return the sha256 of a source's content, or the error that keeps it from being read."""
     try:
-        return hashlib.sha256(content_of(image)).digest()
+        return hash_content(read_content(source))
     except OSError as error:
         return error
 
 
-def digest_of_text(text: str) -> bytes:
-    """sha256 of the text."""
-    return hashlib.sha256(text.encode()).digest()
-
-
 def in_threads(function: Callable[[Given], Made], given: Sequence[Given]) -> list[Made]:
-    """`[function(one) for one in given]`, for functions that wait for a disk."""
+    """Return `[function(one) for one in given]`, for functions that wait for a disk."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, given))
 
 
 @contextmanager
-def inference(trunk: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast: what is kept must not depend on where it was asked for."""
+def inference(trunk: Trunk) -> Iterator[None]:
+    """Run in eval mode without gradients or autocast, so that cached rows do not depend on the caller's context."""
     training = trunk.training
     trunk.eval()
     try:
-        with torch.no_grad(), torch.autocast(_device(trunk).type, enabled=False):
+        with torch.no_grad(), torch.autocast(_find_device(trunk).type, enabled=False):
             yield
     finally:
         trunk.train(training)
 
 
-def _device(trunk: nn.Module) -> torch.device:
+def _find_device(trunk: Trunk) -> torch.device:
     return next(trunk.parameters()).device
