@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_common.video import write_video
-from videoclip.classifier.predict import overlay_clips, predict_videos, unique_names
+from videoclip.classifier.predict import name_outputs, overlay_clips, predict_videos
 from videoclip.data.manifest import read_manifest
 
 PREDICT = "videoclip.classifier.predict"
@@ -87,7 +87,7 @@ def test_a_dot_in_a_name_is_no_suffix(trained, videos, tmp_path):
 
 def test_names_of_pictures():
     paths = [Path("a/x.mp4"), Path("b/x.avi"), Path("c/x-2.mp4"), Path("d/Gänge.mp4")]
-    assert list(unique_names(paths).values()) == ["x", "x-2", "x-2-2", "Gänge"]
+    assert list(name_outputs(paths).values()) == ["x", "x-2", "x-2-2", "Gänge"]
 
 
 def test_the_clips_of_a_set_are_drawn_each_of_another_subject(walks, tmp_path):

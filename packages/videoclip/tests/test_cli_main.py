@@ -171,7 +171,7 @@ def test_predict_answers_what_it_can_and_ends_with_two_where_it_cannot(videoclip
     refused(videoclip("predict", run, video, "--regions", "foot"), "give both, or neither")
     refused(videoclip("predict", run, video, "--keypoints", joints, "--regions", "feet"), "feet", "lumbar_pelvis")
     refused(videoclip("predict", run), "videos", "predict --help")
-    refused(videoclip("predict", tmp_path / "no", video), "no such file")
+    refused(videoclip("predict", tmp_path / "no", video), "no such folder")
 
 
 def test_overlay_of_a_set_and_of_a_run(videoclip, run, walks, tmp_path):
@@ -235,7 +235,7 @@ def test_config_prints_what_it_would_run(videoclip, tmp_path):
         ("train --resume nowhere data.size=32", ("leave out --config and overrides",)),
         ("test", ("RUN", "test --help")),
         ("test nowhere", ("nowhere", "not a run folder")),
-        ("predict nowhere x.mp4", ("nowhere", "no such file")),
+        ("predict nowhere x.mp4", ("nowhere", "no such folder")),
         ("config data.size=big", ("data.size", "big")),
         ("ablate seeds=[]", ("seeds=[]",)),
     ],

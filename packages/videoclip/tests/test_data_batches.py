@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clip_common.errors import DataError
 from clip_common.loader import ResumableLoader
-from videoclip.data.batches import SubjectUniqueBatchSampler, subject_numbers
+from videoclip.data.batches import SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.records import ClipRecord
 
 
@@ -65,7 +65,7 @@ def test_batches_are_unique_full_and_as_many_as_can_be(counts, batch_size, world
 
 def test_subjects_are_numbered():
     records = [ClipRecord(str(row), subject, Path("a")) for row, subject in enumerate(["b", "a", "b", "ß", "a"])]
-    assert subject_numbers(records).tolist() == [0, 1, 0, 2, 1]
+    assert number_subjects(records).tolist() == [0, 1, 0, 2, 1]
 
 
 def test_numbers_of_subjects_may_have_gaps():

@@ -15,7 +15,7 @@ import torch
 
 from clip_common.synthetic import write_walking
 from videoclip.config import DataConfig
-from videoclip.data import ClipCache, ClipRecord, DataError, problems_of, read_clips, read_pair
+from videoclip.data import ClipCache, ClipRecord, DataError, find_problems, read_clips, read_pair
 from videoclip.data import cache as cache_module
 
 CONFIG = DataConfig(frames=4, size=32)
@@ -141,11 +141,11 @@ def test_what_it_gives_can_be_written_to(records, tmp_path):
 
 
 def test_two_writers_at_once_end_with_one_cache(records, tmp_path, monkeypatch):
-    together = threading.Barrier(2, timeout=60)
+    describe_pooled = threading.Barrier(2, timeout=60)
     write = cache_module.write_json
 
     def both_ready(*arguments):
-        together.wait()  # both have decoded everything before either takes the name
+        describe_pooled.wait()  # both have decoded everything before either takes the name
         return write(*arguments)
 
     monkeypatch.setattr(cache_module, "write_json", both_ready)
@@ -191,7 +191,7 @@ def test_a_broken_clip_stops_or_is_left_out(records, tmp_path):
     assert cache.records == tuple(record for record in records if record not in (records[2], records[5]))
     for record in cache.records:
         assert torch.equal(cache[record].frames_T3SS, read_pair(record, CONFIG, channels=1, side=32).frames_T3SS)
-    assert problems_of(records, CONFIG, channels=1, side=32) == cache.problems
+    assert find_problems(records, CONFIG, channels=1, side=32) == cache.problems
     with pytest.raises(DataError, match=r"2 clip\(s\) cannot be read, the first: .*data\.on_error=skip"):
         opened(tmp_path, records)
 

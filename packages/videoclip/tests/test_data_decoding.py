@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from videoclip.data import DataError, plan, probe, read_frames
-from videoclip.data.decoding import frames_at, list_frames
+from videoclip.data.decoding import list_frames, read_frames_at
 
 HEIGHT, WIDTH = 48, 64
 
@@ -122,7 +122,7 @@ def test_any_frames_of_any_format_are_those_of_the_whole_file(tmp_path, name, ho
     assert info.seconds == pytest.approx(2.4)
     assert info.fps == pytest.approx(25)
     for rows in ([0], [59], [5], [11, 12, 13], [3, 4, 20, 41], [7, 7, 58], list(range(60))):
-        assert np.array_equal(frames_at(path, rows), whole[rows]), rows
+        assert np.array_equal(read_frames_at(path, rows), whole[rows]), rows
     clip = read_frames(path, start_s=1, end_s=2, frames=5)
     assert np.array_equal(clip, whole[[27, 32, 37, 42, 47]])
 
@@ -135,7 +135,7 @@ def test_any_choice_of_frames_is_decoded_from_its_keyframes(tmp_path_factory, ro
     if not path.exists():
         film(path, b_frames=3)
         np.save(folder / "whole.npy", everything(path))
-    assert np.array_equal(frames_at(path, rows), np.load(folder / "whole.npy")[rows])
+    assert np.array_equal(read_frames_at(path, rows), np.load(folder / "whole.npy")[rows])
 
 
 def test_a_varying_rate_is_followed(tmp_path):
@@ -156,9 +156,9 @@ def test_a_turned_video_comes_upright(tmp_path, rotation):
     turned = np.rot90(everything(path), k=rotation // 90, axes=(1, 2))  # counterclockwise, both in the file and here
     info = probe(path)
     assert (info.height, info.width) == turned.shape[1:3]
-    assert np.array_equal(frames_at(path, [0, 13]), turned[[0, 13]])
+    assert np.array_equal(read_frames_at(path, [0, 13]), turned[[0, 13]])
     corner = {90: (-1, 0), 180: (-1, -1), -90: (0, -1)}[rotation]
-    assert frames_at(path, [0])[0][corner].min() > 230
+    assert read_frames_at(path, [0])[0][corner].min() > 230
 
 
 def test_a_video_of_one_frame_is_shown_throughout(tmp_path):
@@ -224,7 +224,7 @@ def test_a_cut_file_has_the_frames_that_are_left(tmp_path):
     path.write_bytes(content[: len(content) // 2])
     info = probe(path)
     assert 10 < info.frames < 50
-    assert np.array_equal(frames_at(path, [0, 5]), whole[[0, 5]])
+    assert np.array_equal(read_frames_at(path, [0, 5]), whole[[0, 5]])
     with pytest.raises(DataError, match="does not lie in a video of"):
         read_frames(path, start_s=1.8, end_s=2.4, frames=2)
 
@@ -239,7 +239,7 @@ def test_damage_is_an_error_only_for_clips_that_it_hits(tmp_path):
     path.write_bytes(bytes(content))
     assert np.array_equal(read_frames(path, start_s=0, end_s=1, frames=2), whole[[6, 18]])
     with pytest.raises(DataError, match=r"not a video that can be read|frame at 1\.60 s cannot be decoded"):
-        frames_at(path, [40])
+        read_frames_at(path, [40])
 
 
 # -- arrays and folders --------------------------------------------------------------------------------------------
@@ -296,12 +296,12 @@ def test_pictures_that_differ_in_size_or_are_none_are_refused(tmp_path):
 
 def test_pictures_of_sixteen_bits_keep_their_range(tmp_path):
     Image.fromarray(np.array([[0, 257 * 7, 65535]], dtype=np.uint16)).save(tmp_path / "0.png")
-    assert frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 7, 255]
+    assert read_frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 7, 255]
 
 
 def test_pictures_of_floats_keep_their_range(tmp_path):
     Image.fromarray(np.array([[0, 0.2, 1]], dtype=np.float32)).save(tmp_path / "0.tif")
-    assert frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 51, 255]
+    assert read_frames_at(tmp_path, [0])[0, 0, :, 0].tolist() == [0, 51, 255]
 
 
 # -- real footage --------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from clip_common.regions import REGIONS
 from clip_common.video import write_video
 from videoclip.config import DataConfig
 from videoclip.data.formats import check_labels, read_clips
-from videoclip.data.layout import cuts, read_layout
+from videoclip.data.layout import cut_spans, read_layout
 from videoclip.data.manifest import COLUMNS, read_manifest, write_manifest
-from videoclip.data.records import ClipRecord, by_subject
+from videoclip.data.records import ClipRecord, group_by_subject
 
 HEAD = "clip_id,subject_id,video"
 
@@ -83,7 +83,7 @@ def test_the_same_as_json_lines(folder):
 
 def test_a_name_composed_in_two_ways_is_one_subject(folder):
     rows = f"{HEAD}\nc1,Jose\u0301,a.mp4\nc2,Jos\u00e9,a.mp4\n"
-    assert list(by_subject(read_manifest(write(folder / "m.csv", rows)))) == ["Jos\u00e9"]
+    assert list(group_by_subject(read_manifest(write(folder / "m.csv", rows)))) == ["Jos\u00e9"]
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ def test_a_manifest_beside_its_files_names_them_from_where_it_lies(folder):
     ],
 )
 def test_where_a_video_is_cut(seconds, expected):
-    assert cuts(seconds, clip_seconds=1) == expected
+    assert cut_spans(seconds, clip_seconds=1) == expected
 
 
 @given(st.floats(0.01, 1000), st.floats(0.05, 10))
 def test_clips_follow_each_other_and_none_is_short(seconds, length):
-    spans = cuts(seconds, clip_seconds=length)
+    spans = cut_spans(seconds, clip_seconds=length)
     assert spans[0][0] == 0
     assert spans[-1][1] <= seconds
     assert seconds - spans[-1][1] <= length / 2 * (1 + 1e-9)

@@ -14,8 +14,8 @@ from PIL import Image
 from clip_common.regions import JOINTS, attention_maps
 from clip_common.video import write_video
 from videoclip.config import DataConfig
-from videoclip.data import ClipRecord, DataError, map_source, read_map, read_pair
-from videoclip.data.maps import map_identity
+from videoclip.data import ClipRecord, DataError, find_map_source, read_map, read_pair
+from videoclip.data.maps import identify_map
 
 SIDE = 16
 
@@ -230,7 +230,7 @@ def test_auto_takes_the_file_and_draws_where_there_is_none(walked, tmp_path):
     with_file = replace(walked, map=tmp_path / "map.npy")
     assert (read(with_file) == 255).all()
     assert torch.equal(read(with_file, maps="both"), read(walked, maps="auto"))
-    assert map_source(walked, config(maps="file"), channels=1) is None
+    assert find_map_source(walked, config(maps="file"), channels=1) is None
 
 
 def test_a_clip_without_a_map_has_zeros(record, walked):
@@ -275,7 +275,7 @@ def test_what_are_no_joints_is_refused(walked, tmp_path, change, message):
 
 def test_maps_have_one_origin_where_file_or_joints_and_regions_are_the_same(walked, tmp_path):
     def origin(record: ClipRecord, maps: str = "auto") -> object:
-        return map_identity(record, config(maps=maps), channels=1)
+        return identify_map(record, config(maps=maps), channels=1)
 
     filed = replace(walked, map=tmp_path / "map.npy")
     later = {"start_s": 0.0, "end_s": 1.0}

@@ -15,7 +15,7 @@ from clip_common.errors import DataError
 from videoclip.config import DataConfig
 from videoclip.data.lowdata import keep_clips, keep_subjects
 from videoclip.data.records import ClipRecord
-from videoclip.data.splits import Split, assert_disjoint, missing_classes, split_of, splits_of, subject_folds
+from videoclip.data.splits import Split, check_disjoint, make_split, make_splits, missing_classes, subject_folds
 
 
 def clips(*people: str, per: int = 3, fold: int | None = None) -> list[ClipRecord]:
@@ -138,9 +138,9 @@ def test_the_fold_column_decides():
     splits = subject_folds(random.Random(0).sample(records, len(records)), folds=5, seed=0)
     assert [people(split.test) for split in splits] == ["ab", "cd", "ef"]
     assert all(len(people(split.val)) == 2 and missing_classes(split) == {} for split in splits)
-    assert people(split_of(records, DataConfig(fold=2)).test) == "ef"
+    assert people(make_split(records, DataConfig(fold=2)).test) == "ef"
     with pytest.raises(DataError, match=r"^data\.fold=3: the fold column has parts 0 to 2$"):
-        split_of(records, DataConfig(fold=3))
+        make_split(records, DataConfig(fold=3))
 
 
 def test_mistakes_in_the_fold_column():
@@ -183,7 +183,7 @@ def split(tmp_path) -> Split:
 
 
 def test_clips_of_one_video_within_a_part_are_no_leak(split):
-    assert_disjoint(split)
+    check_disjoint(split)
 
 
 def test_a_subject_in_two_parts(split):
@@ -191,7 +191,7 @@ def test_a_subject_in_two_parts(split):
     with pytest.raises(
         DataError, match=rf"^subject {moved.subject_id} is in train and in test: a subject belongs to one"
     ):
-        assert_disjoint(replace(split, test=(*split.test, moved)))
+        check_disjoint(replace(split, test=(*split.test, moved)))
 
 
 @pytest.mark.parametrize("how", ["copy", "link", "same"])
@@ -206,7 +206,7 @@ def test_a_video_in_two_parts_under_another_name(split, tmp_path, how, part):
         again.symlink_to(mine.video)
     leaky = replace(split, **{part: (replace(theirs, video=again), *split.parts()[part][1:])})
     with pytest.raises(DataError) as raised:
-        assert_disjoint(leaky)
+        check_disjoint(leaky)
     assert str(raised.value) == (
         f"{mine.video} of subject {mine.subject_id} in train and {again} of subject {theirs.subject_id} in {part} have "
         "the same content: give both one subject_id, or leave one out"
@@ -223,9 +223,9 @@ def test_a_folder_of_frames_under_other_names(split, tmp_path):
     mine, theirs = (replace(r, video=f) for r, f in zip((split.train[0], split.test[0]), folders, strict=True))
     leaky = replace(split, train=(mine, *split.train[1:]), test=(theirs, *split.test[1:]))
     with pytest.raises(DataError, match="have the same content"):
-        assert_disjoint(leaky)
+        check_disjoint(leaky)
     (folders[1] / "b1.png").write_bytes(bytes([7]) * 9)
-    assert_disjoint(leaky)
+    check_disjoint(leaky)
 
 
 def test_a_file_that_changes_is_read_again(split):
@@ -234,28 +234,28 @@ def test_a_file_that_changes_is_read_again(split):
     theirs.write_bytes(mine.read_bytes())
     os.utime(theirs, ns=(1, 1))
     with pytest.raises(DataError, match="have the same content"):
-        assert_disjoint(split)
+        check_disjoint(split)
     theirs.write_bytes(before)
     os.utime(theirs, ns=(2, 2))
-    assert_disjoint(split)
+    check_disjoint(split)
 
 
 def test_missing_and_empty_videos_leak_nothing(split):
     for video in {record.video for part in split.parts().values() for record in part}:
         video.write_bytes(b"")
-    assert_disjoint(split)
+    check_disjoint(split)
     split.train[0].video.unlink()
     split.test[0].video.unlink()
-    assert_disjoint(split)
+    check_disjoint(split)
 
 
 def test_every_split_is_checked_for_leaks(split, tmp_path):
     records = [record for part in split.parts().values() for record in part]
-    split_of(records, DataConfig(folds=3))
+    make_split(records, DataConfig(folds=3))
     for video in {record.video for record in records}:
         video.write_bytes(b"all alike")
     with pytest.raises(DataError, match="have the same content"):
-        split_of(records, DataConfig(folds=3, subjects=2))
+        make_split(records, DataConfig(folds=3, subjects=2))
 
 
 # low data
@@ -316,14 +316,14 @@ def test_a_share_of_the_clips_by_hand():
 
 def test_only_the_training_part_is_reduced():
     records = clips(*(f"{name}{index % 2}" for index, name in enumerate("abcdefghijkl")), per=4)
-    whole = split_of(records, DataConfig(folds=3))
-    less = split_of(records, DataConfig(folds=3, subjects=3, train_fraction=0.5))
+    whole = make_split(records, DataConfig(folds=3))
+    less = make_split(records, DataConfig(folds=3, subjects=3, train_fraction=0.5))
     assert (less.val, less.test) == (whole.val, whole.test)
     assert len(less.train) == 6
     assert set(less.train) < set(whole.train)
     assert len(people(less.train)) == 3
-    each = [split_of(records, DataConfig(folds=3, fold=fold, subjects=3, train_fraction=0.5)) for fold in range(3)]
-    assert splits_of(records, DataConfig(folds=3, subjects=3, train_fraction=0.5)) == each
+    each = [make_split(records, DataConfig(folds=3, fold=fold, subjects=3, train_fraction=0.5)) for fold in range(3)]
+    assert make_splits(records, DataConfig(folds=3, subjects=3, train_fraction=0.5)) == each
     assert each[0] == less
 
 
@@ -336,7 +336,7 @@ def test_a_class_that_low_data_would_lose():
     for seed in range(20):
         config = DataConfig(folds=3, split_seed=seed, subjects=2, train_fraction=0.3)
         try:
-            split_of(records, config)
+            make_split(records, config)
         except DataError as error:
             lost += str(error).startswith("data.subjects=2 and data.train_fraction=0.3 leave no training clip of class")
     assert lost > 0

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from videoclip.config import ModelConfig
-from videoclip.models.pooling import MapGuidedVideoEncoder, on_grid, varies
+from videoclip.models.pooling import MapGuidedVideoEncoder, resize_to_grid, varies
 
 ALL = torch.tensor([True, True, True])
 
@@ -108,7 +108,7 @@ def test_a_constant_or_hidden_map_pools_evenly_without_a_gate(kind, empty):
 
 def test_rounding_of_a_constant_map_is_not_stretched():
     noisy = torch.full((1, 1, 4, 8, 8), 0.3) + 1e-7 * torch.rand(1, 1, 4, 8, 8)
-    a, vary = on_grid(noisy, torch.Size([2, 4, 4]))
+    a, vary = resize_to_grid(noisy, torch.Size([2, 4, 4]))
     assert not vary.any()
     assert a.max() < 1e-5
     assert not varies(noisy).any()

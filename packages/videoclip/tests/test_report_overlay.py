@@ -13,7 +13,7 @@ from clip_common.heatmap import COLOURS, OPAQUE
 from clip_common.synthetic import write_walking
 from videoclip.config import ModelConfig
 from videoclip.models import VideoAttentionCLIP, normalise
-from videoclip.report.overlay import GAP, energy, overlay, resized, write_overlay, write_sheet
+from videoclip.report.overlay import GAP, compute_energy, overlay, resize_map, write_overlay, write_sheet
 from videoclip.training.losses import token_loss
 
 
@@ -47,7 +47,7 @@ def test_the_scale_is_fixed():
 
 def test_a_map_is_resized_in_time_and_space_by_hand():
     map_THW = np.array([[[0.0, 1.0]], [[0.5, 0.5]]])  # two frames of one row of two
-    found = resized(map_THW, frames=4, height=2, width=4)
+    found = resize_map(map_THW, frames=4, height=2, width=4)
     # middles of four parts lie at −¼, ¼, ¾ and 1¼ of two places: the ends hold, ¼ and ¾ are mixed
     columns = np.array([[0, 0.25, 0.75, 1], [0.5, 0.5, 0.5, 0.5]])
     expected = np.stack(
@@ -66,7 +66,7 @@ def test_maps_of_all_sizes_and_kinds(shape, size, kind):
     map_THW = np.random.default_rng(0).random(shape)
     map_THW.flags.writeable = False
     given = torch.from_numpy(map_THW.copy()).requires_grad_() if kind == "tensor" else map_THW.astype(kind)
-    found = resized(given, frames=size[0], height=size[1], width=size[2])
+    found = resize_map(given, frames=size[0], height=size[1], width=size[2])
     assert found.shape == size
     assert found.min() >= map_THW.min() - 1e-3
     assert found.max() <= map_THW.max() + 1e-3
@@ -84,14 +84,14 @@ def test_energy_by_hand():
     tokens = torch.zeros(2, 1, 1, 3)
     tokens[:, 0, 0, 1] = torch.tensor([1.0, -1.0])  # mean square 1
     tokens[:, 0, 0, 2] = torch.tensor([2.0, 0.0])  # mean square 2
-    assert energy(tokens).tolist() == [[[0, 0.5, 1]]]
-    assert energy(torch.full((2, 1, 2, 2), 3.0)).tolist() == [[[0, 0], [0, 0]]]
-    assert energy(tokens.bfloat16().requires_grad_()).tolist() == [[[0, 0.5, 1]]]
+    assert compute_energy(tokens).tolist() == [[[0, 0.5, 1]]]
+    assert compute_energy(torch.full((2, 1, 2, 2), 3.0)).tolist() == [[[0, 0], [0, 0]]]
+    assert compute_energy(tokens.bfloat16().requires_grad_()).tolist() == [[[0, 0.5, 1]]]
 
 
 def test_energy_is_where_the_token_loss_finds_it():
     tokens = torch.randn(1, 64, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-    found = torch.from_numpy(energy(tokens[0]))
+    found = torch.from_numpy(compute_energy(tokens[0]))
     loss = token_loss(tokens, found[None, None], valid_B=torch.tensor([True]), kind="mse")
     assert loss.item() == pytest.approx(0, abs=1e-10)
 
@@ -178,7 +178,7 @@ def test_walking_figures_glow_where_the_doctor_looked_and_the_model_did(tmp_path
     video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None]
     with torch.inference_mode():
         output = model(normalise(video), torch.from_numpy(map_THW.astype(np.float32))[None, None])
-    maps = {"doctor": map_THW, "gate": output.video_gate[0, 0], "energy": energy(output.video_tokens[0])}
-    assert np.corrcoef(resized(maps["gate"], frames=8, height=64, width=64).ravel(), map_THW.ravel())[0, 1] > 0.95
+    maps = {"doctor": map_THW, "gate": output.video_gate[0, 0], "energy": compute_energy(output.video_tokens[0])}
+    assert np.corrcoef(resize_map(maps["gate"], frames=8, height=64, width=64).ravel(), map_THW.ravel())[0, 1] > 0.95
     with Image.open(write_sheet(frames, maps, tmp_path / "sheet.png", title="subject_00")) as image:
         assert image.height > 4 * 128

@@ -8,12 +8,12 @@ from clip_common.metrics import Paired
 from clip_common.runs import Run
 from videoclip.report.plots import (
     LABELS,
-    baseline,
     draw_ablation,
     draw_confusion,
     draw_folds,
     draw_similarity,
     draw_training,
+    find_baseline,
 )
 from videoclip.scoring.evaluation import evaluate
 from videoclip.scoring.predictions import Predictions
@@ -173,14 +173,14 @@ def test_scores_are_drawn_into_the_run(tmp_path):
 
 def test_every_figure_of_folds_has_its_own_baseline(tmp_path, drawn):
     folds = [evaluate(some(seed=seed), train_labels=[0], classes=3, samples=2).metrics for seed in range(3)]
-    assert {*LABELS, *map(baseline, LABELS)} <= {*folds[0]}
+    assert {*LABELS, *map(find_baseline, LABELS)} <= {*folds[0]}
     draw_folds(folds, tmp_path / "folds.png")
     axes = drawn["folds.png"].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(LABELS.values())
     means = [float(line.get_xdata()[0]) for line in axes.lines if line.get_marker() == "D"]
     assert means == pytest.approx([np.mean([fold[name] for fold in folds]) for name in LABELS])
     grey = [float(line.get_xdata()[0]) for line in axes.lines if line.get_color() == "#6b6b6b"]
-    assert grey == pytest.approx([np.mean([fold[baseline(name)] for fold in folds]) for name in LABELS])
+    assert grey == pytest.approx([np.mean([fold[find_baseline(name)] for fold in folds]) for name in LABELS])
     assert len(drawn["folds.png"].axes) == 1
 
 

@@ -48,7 +48,7 @@ def test_each_part_that_is_trained_has_a_gradient_and_the_others_are_frozen(over
     """For the gradient of a parameter that is trained and gets none, DDP would wait."""
     config = load_config(Config, overrides=[*SMALL, *overrides.split()])
     module, batch = AlignmentModule(VideoAttentionCLIP(config.model), config), batch_of()
-    output = module.output_of(batch, align=module.aligns)
+    output = module.forward_batch(batch, align=module.aligns)
     ids = {"label_B": batch.label_B, "subject_B": batch.subject_B, "regions_B": batch.regions_B}
     found = module.loss(output, map_BCTHW=batch.map_BCTHW, scale=module.model.logit_scale(), **ids)
     found.total.backward()

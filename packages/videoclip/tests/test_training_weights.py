@@ -5,7 +5,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from videoclip.models import video_encoder
+from videoclip.models import build_video_encoder
 from videoclip.training.weights import load_torchvision_weights
 
 
@@ -17,14 +17,14 @@ def test_torchvision_weights_load_from_a_file_without_their_classifier(tmp_path,
         torch.save(source.state_dict(), file)
     else:
         save_file(source.state_dict(), file)
-    encoder = video_encoder("mc3_18", feature_dim=16)
+    encoder = build_video_encoder("mc3_18", feature_dim=16)
     load_torchvision_weights(encoder, file)
     for name, tensor in encoder.network.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(tensor, source.state_dict()[name]), name
     assert encoder(torch.rand(1, 3, 4, 32, 32)).shape == (1, 16)
     with pytest.raises(ValueError, match=r"does not fit r3d_18: .* such as .*: give the weights") as error:
-        load_torchvision_weights(video_encoder("r3d_18", feature_dim=16), file)
+        load_torchvision_weights(build_video_encoder("r3d_18", feature_dim=16), file)
     assert "\n" not in str(error.value)
 
 
@@ -43,6 +43,6 @@ def test_weights_that_cannot_be_read_are_one_line(tmp_path, content, capsys):
     elif content == "no tensors":
         torch.save({"epoch": 3}, file)
     with pytest.raises(ValueError, match=r"w\.(pth|safetensors)") as error:
-        load_torchvision_weights(video_encoder("mc3_18", feature_dim=16), file)
+        load_torchvision_weights(build_video_encoder("mc3_18", feature_dim=16), file)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out

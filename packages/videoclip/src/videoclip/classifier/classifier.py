@@ -17,10 +17,10 @@ from clip_common.runs.opening import MARKER, find_model, read_marker, write_mark
 from clip_common.tensors import load_state, read_tensors, write_tensors
 from videoclip.config import DataConfig, ModelConfig
 from videoclip.data import ClipRecord, read_pair
-from videoclip.data.decoding import clip_span
+from videoclip.data.decoding import resolve_span
 from videoclip.models import VideoAttentionCLIP, normalise
 from videoclip.models.clip_align import Output
-from videoclip.report.overlay import energy
+from videoclip.report.overlay import compute_energy
 
 WEIGHTS = "model.safetensors"
 FORMAT = 2
@@ -42,9 +42,9 @@ class Sampling:
     clip_seconds: float
 
     @classmethod
-    def of_clips(cls, records: Sequence[ClipRecord], config: DataConfig) -> Self:
+    def from_clips(cls, records: Sequence[ClipRecord], config: DataConfig) -> Self:
         """Return the sampling of a training set: its frames, its size, and the median length of its clips."""
-        spans = [clip_span(record.video, start_s=record.start_s, end_s=record.end_s) for record in records]
+        spans = [resolve_span(record.video, start_s=record.start_s, end_s=record.end_s) for record in records]
         seconds = median(end_s - start_s for start_s, end_s in spans)
         return cls(frames=config.frames, size=config.size, clip_seconds=round(seconds, 3))
 
@@ -177,7 +177,7 @@ class Classifier:
             regions_doctor1=tuple(regions),
             spans="video",
         )
-        start_s, end_s = clip_span(whole.video, start_s=start_s, end_s=end_s)
+        start_s, end_s = resolve_span(whole.video, start_s=start_s, end_s=end_s)
         count = max(1, round((end_s - start_s) / self.sampling.clip_seconds))
         edges = np.linspace(start_s, end_s, count + 1).tolist()
         clips = [replace(whole, start_s=a, end_s=b) for a, b in pairwise(edges)]
@@ -213,18 +213,18 @@ class Classifier:
         self.model.to(self.device)
         shown = normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device)
         output = self.model(*shown, align=False)
-        start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+        start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
         return ClipPrediction(
             start_s=start_s,
             end_s=end_s,
             probability_K=output.logits[0].double().softmax(dim=0).cpu().numpy(),
             frames_THW3=video_3THW.permute(1, 2, 3, 0).numpy(),
-            looked_THW=looked(output),
+            looked_THW=locate_focus(output),
             guided=output.video_gate is not None and bool(output.map_valid[0]),
         )
 
 
-def looked(output: Output) -> NDArray[np.float32] | None:
+def locate_focus(output: Output) -> NDArray[np.float32] | None:
     """Energy (T, H, W) of the first clip's tokens as they were pooled: gated, and weighed where a map said where."""
     tokens_B64THW = output.gated_tokens
     if tokens_B64THW is None:
@@ -232,4 +232,4 @@ def looked(output: Output) -> NDArray[np.float32] | None:
     gate = output.video_gate
     if gate is not None and gate.ndim == 5:
         tokens_B64THW = tokens_B64THW * gate.mean(dim=1, keepdim=True)
-    return energy(tokens_B64THW[0])
+    return compute_energy(tokens_B64THW[0])

@@ -18,7 +18,7 @@ from clip_common.tables import json_lines_text
 from videoclip.classifier.classifier import Classifier, VideoPrediction
 from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
-from videoclip.data import ClipRecord, Sample, VideoMapDataset, clip_span, read_clips, split_of
+from videoclip.data import ClipRecord, Sample, VideoMapDataset, make_split, read_clips, resolve_span
 from videoclip.report.overlay import write_overlay, write_sheet
 
 
@@ -70,7 +70,7 @@ def predict_videos(
     """
     if len(videos) > 1 and (map or keypoints or regions):
         raise ValueError(f"a map, keypoints and regions are those of one video; got {len(videos)} videos")
-    names = unique_names(videos)
+    names = name_outputs(videos)
     classifier = Classifier.from_pretrained(source)
     answers, problems = [], {}
     with reporter("classifying videos") as progress:
@@ -101,14 +101,14 @@ def draw(said: VideoPrediction, place: Path) -> list[Path]:
     if len(said.clips) > 1:
         title += f"; the first of {len(said.clips)} clips"
     picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
-    fps = real_time(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
+    fps = playback_fps(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
     return [
         write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, picture, title=title),
         write_overlay(clip.frames_THW3, clip.looked_THW, film, fps=fps),
     ]
 
 
-def real_time(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
+def playback_fps(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
     """Frames a second at which a clip lasts as long as it did."""
     return max(1, round(len(frames_THW3) / (end_s - start_s)))
 
@@ -132,7 +132,7 @@ def as_dict(answer: Answer) -> dict[str, object]:
     }
 
 
-def unique_names(videos: Sequence[Path]) -> dict[Path, str]:
+def name_outputs(videos: Sequence[Path]) -> dict[Path, str]:
     """What each video's pictures are called: its own name, numbered where two have the same."""
     names: dict[Path, str] = {}
     for video in videos:
@@ -177,13 +177,13 @@ def overlay_clips(
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips and config.split != "all":
             labelled = [record for record in records if record.label is not None]
-            records = split_of(labelled, config.data).parts()[config.split]
+            records = make_split(labelled, config.data).parts()[config.split]
         out = out or source / "plots" / "overlays"
     else:
         config = load_config(Config, overrides=[*overrides, f"data.root={json.dumps(str(source))}"])
         records = read_clips(config.data)
         out = out or Path("overlays")
-    chosen = choose(records, clips, count=count)
+    chosen = choose_clips(records, clips, count=count)
     channels, seed = config.model.attn_in_channels, config.trainer.seed
     dataset = VideoMapDataset(records, config.data, channels=channels, seed=seed, training=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -213,16 +213,16 @@ def overlay_clip(
             maps["model"] = said.looked_THW
     name = record.clip_id.replace("/", "_")
     shown_THW = maps.get("model", seen_THW)
-    start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+    start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
     return [
         write_sheet(frames_THW3, maps, out / f"{name}.png", title=title),
         write_overlay(
-            frames_THW3, shown_THW, out / f"{name}.mp4", fps=real_time(frames_THW3, start_s=start_s, end_s=end_s)
+            frames_THW3, shown_THW, out / f"{name}.mp4", fps=playback_fps(frames_THW3, start_s=start_s, end_s=end_s)
         ),
     ]
 
 
-def choose(records: Sequence[ClipRecord], names: Sequence[str], *, count: int) -> list[ClipRecord]:
+def choose_clips(records: Sequence[ClipRecord], names: Sequence[str], *, count: int) -> list[ClipRecord]:
     """The named clips, or the first of `count` subjects.
 
     Raises:

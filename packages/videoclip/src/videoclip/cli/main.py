@@ -61,7 +61,7 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return
-    show(trained.validation, title=f"{trained.run.name}: validation subjects")
+    print_evaluation(trained.validation, title=f"{trained.run.name}: validation subjects")
     cli.print_files("run", [trained.run.path])
     cli.print_files("plot", trained.plots)
     console.print(f"\nScore it:  videoclip test {trained.run.path}", soft_wrap=True)
@@ -86,7 +86,7 @@ def score(run: RunFolder, overrides: Overrides = None) -> None:
     from videoclip.scoring.score import score as score_run
 
     tested = score_run(run, overrides=overrides or [], reporter=cli.progress)
-    show(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
+    print_evaluation(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
     cli.print_files("written to", tested.files)
 
 
@@ -102,11 +102,17 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
 
         videoclip cv --resume runs/videoclip/cv-first
     """
-    from videoclip.series.crossval import caption, cross_validate, resolve_cross_validation, summary, together
+    from videoclip.series.crossval import (
+        compose_caption,
+        cross_validate,
+        describe_pooled,
+        resolve_cross_validation,
+        summarise_folds,
+    )
 
     settings, options = resolve_cross_validation(config=config, overrides=overrides or [], resume=resume)
     found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=cli.announce)
-    across = summary(found.folds)
+    across = summarise_folds(found.folds)
     rows = []
     for name, label, baseline in FIGURES:
         if name in across:
@@ -114,8 +120,8 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
             cells = ["{:.3f} ± {:.3f}".format(*across[name]), f"{min(values):.3f} to {max(values):.3f}"]
             rows.append((label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else ""))
     cli.print_table(["", "mean ± sd", "least to most", "baseline"], rows)
-    console.print(caption(settings, len(found.folds)))
-    console.print(f"{together(found.pooled)}\n")
+    console.print(compose_caption(settings, len(found.folds)))
+    console.print(f"{describe_pooled(found.pooled)}\n")
     cli.print_files("run", [found.run.path])
     cli.print_files("table", [found.table])
     cli.print_files("plot", found.plots)
@@ -139,7 +145,7 @@ def ablate(
 
         videoclip ablate --table controls seeds=[0,1,2,3,4] --config walking data.root=walks/ data.subjects=12
     """
-    from videoclip.series.ablation import COLUMNS, FIGURE, caption, difference, resolve_ablation
+    from videoclip.series.ablation import COLUMNS, FIGURE, compose_caption, format_difference, resolve_ablation
     from videoclip.series.ablation import ablate as run_ablation
 
     settings, options = resolve_ablation(config=config, overrides=overrides or [])
@@ -149,12 +155,12 @@ def ablate(
     others = [name for name in COLUMNS if name != FIGURE]
     figures = Table("means", *(COLUMNS[name] for name in others), box=box.SIMPLE, padding=(0, 1, 0, 0))
     for result in found.results:
-        compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), difference(result.against))
+        compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), format_difference(result.against))
         figures.add_row(result.row.id, *(result.cell(name, spread=False) for name in others))
     compared.add_row("", "always the most frequent class", f"{found.majority[FIGURE]:.3f}", "")
     console.print(compared)
     console.print(figures)
-    console.print(f"{caption(found, settings)}\n")
+    console.print(f"{compose_caption(found, settings)}\n")
     cli.print_files("table", [found.table])
     cli.print_files("plot", [found.plot])
 
@@ -237,7 +243,7 @@ def overlay(
 cli.add_config_verb(app, package="videoclip", example="--config walking model.map_guided_type=channel > my.yaml")
 
 
-def show(evaluation: "Evaluation", *, title: str) -> None:
+def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
     """What was found, with its interval and beside the majority baseline or chance."""
     table = Table("", "", "95 % interval", "baseline", title=Text(title), box=box.SIMPLE)
     for name, label, baseline in FIGURES:

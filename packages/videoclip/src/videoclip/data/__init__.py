@@ -9,19 +9,19 @@ dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True
 """
 
 from clip_common.errors import DataError
-from videoclip.data.batches import SubjectUniqueBatchSampler, subject_numbers
+from videoclip.data.batches import SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.cache import ClipCache
 from videoclip.data.check import Report, check
 from videoclip.data.dataset import Batch, Sample, VideoMapDataset, collate
-from videoclip.data.decoding import VideoInfo, clip_span, probe, read_frames
+from videoclip.data.decoding import VideoInfo, probe, read_frames, resolve_span
 from videoclip.data.formats import check_labels, read_clips
 from videoclip.data.layout import read_layout
 from videoclip.data.manifest import read_manifest, write_manifest
-from videoclip.data.maps import map_source, read_map
-from videoclip.data.pairs import Pair, problems_of, read_pair
+from videoclip.data.maps import find_map_source, read_map
+from videoclip.data.pairs import Pair, find_problems, read_pair
 from videoclip.data.planning import plan
 from videoclip.data.records import ClipRecord
-from videoclip.data.splits import Split, assert_disjoint, missing_classes, split_of, splits_of, subject_folds
+from videoclip.data.splits import Split, check_disjoint, make_split, make_splits, missing_classes, subject_folds
 
 __all__ = [
     "Batch",
@@ -35,25 +35,25 @@ __all__ = [
     "SubjectUniqueBatchSampler",
     "VideoInfo",
     "VideoMapDataset",
-    "assert_disjoint",
     "check",
+    "check_disjoint",
     "check_labels",
-    "clip_span",
     "collate",
-    "map_source",
+    "find_map_source",
+    "find_problems",
+    "make_split",
+    "make_splits",
     "missing_classes",
+    "number_subjects",
     "plan",
     "probe",
-    "problems_of",
     "read_clips",
     "read_frames",
     "read_layout",
     "read_manifest",
     "read_map",
     "read_pair",
-    "split_of",
-    "splits_of",
+    "resolve_span",
     "subject_folds",
-    "subject_numbers",
     "write_manifest",
 ]

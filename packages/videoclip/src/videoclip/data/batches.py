@@ -73,7 +73,7 @@ class SubjectUniqueBatchSampler(ShuffledBatchSampler):
         return torch.tensor(order)
 
 
-def subject_numbers(records: Iterable[ClipRecord]) -> Tensor:
+def number_subjects(records: Iterable[ClipRecord]) -> Tensor:
     """(N,) long: a number for each subject, from 0 in the order in which they first appear."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(record.subject_id, len(numbers)) for record in records])

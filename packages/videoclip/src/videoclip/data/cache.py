@@ -12,7 +12,7 @@ from clip_common.pixels import MappedPixels, cache_folder, key_of, state_of
 from clip_common.reporting import Progress
 from clip_common.runs.files import read_json, write_json
 from videoclip.config import DataConfig
-from videoclip.data.maps import map_source
+from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
@@ -117,7 +117,7 @@ def _append(stream: BinaryIO, pair: Pair) -> None:
 def _key(records: Sequence[ClipRecord], config: DataConfig, *, channels: int) -> str:
     parts: list[object] = [_VERSION, config.frames, channels, config.size]
     for record in records:
-        source = map_source(record, config, channels=channels)
+        source = find_map_source(record, config, channels=channels)
         files = [record.video] if source is None else [record.video, source.file]
         states = [state_of(file) if file.exists() else f"{file} is absent" for file in files]
         parts.append((record.clip_id, record.start_s, record.end_s, record.spans, states, source and source.regions))

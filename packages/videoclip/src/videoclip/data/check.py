@@ -8,12 +8,12 @@ from statistics import fmean
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from videoclip.config import DataConfig
-from videoclip.data.decoding import clip_span
+from videoclip.data.decoding import resolve_span
 from videoclip.data.formats import check_labels, read_clips
-from videoclip.data.maps import map_source
+from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import read_pair
 from videoclip.data.records import ClipRecord
-from videoclip.data.splits import Split, assert_disjoint, missing_classes, subject_folds
+from videoclip.data.splits import Split, check_disjoint, missing_classes, subject_folds
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _ClipReport:
     """One clip after it was decoded; `mean` and `focus` are None where it has no map, or a constant one."""
 
     seconds: float = 0.0
@@ -114,19 +114,19 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
     try:
         splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
         for split in splits:
-            assert_disjoint(split)
+            check_disjoint(split)
     except DataError as error:
         problems.append(str(error))
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, _ClipReport] = {}
     with ThreadPoolExecutor() as pool:  # FFmpeg decodes without holding the interpreter's lock
-        found = pool.map(lambda record: _see(record, config, channels=channels), records)
+        found = pool.map(lambda record: _inspect_clip(record, config, channels=channels), records)
         for done, (record, one) in enumerate(zip(records, found, strict=True), start=1):
             seen[record.clip_id] = one
             if progress is not None:
                 progress(done, len(records))
     return Report(
-        counts=_counts(records, splits, seen),
-        maps=_map_statistics(records, seen),
+        counts=_count_clips(records, splits, seen),
+        maps=_summarise_maps(records, seen),
         problems=problems + [one.problem for one in seen.values() if one.problem is not None],
         notes=[
             f"fold {number}: no clip of class {', '.join(map(str, labels))} in {part}"
@@ -136,21 +136,23 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
     )
 
 
-def _see(record: ClipRecord, config: DataConfig, *, channels: int) -> _Seen:
+def _inspect_clip(record: ClipRecord, config: DataConfig, *, channels: int) -> _ClipReport:
     try:
-        start_s, end_s = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
+        start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
         map_CTSS = read_pair(record, config, channels=channels, side=config.size).map_CTSS
-        mapped = map_source(record, config, channels=channels) is not None
+        mapped = find_map_source(record, config, channels=channels) is not None
     except DataError as error:
-        return _Seen(problem=f"clip {record.clip_id}: {error}")
+        return _ClipReport(problem=f"clip {record.clip_id}: {error}")
     most = map_CTSS.max()
     if not mapped or map_CTSS.min() == most:
-        return _Seen(seconds=end_s - start_s, constant=mapped)
+        return _ClipReport(seconds=end_s - start_s, constant=mapped)
     focus = (map_CTSS >= most / 2).float().mean()
-    return _Seen(seconds=end_s - start_s, mean=float(map_CTSS.float().mean()) / 255, focus=float(focus))
+    return _ClipReport(seconds=end_s - start_s, mean=float(map_CTSS.float().mean()) / 255, focus=float(focus))
 
 
-def _counts(records: Sequence[ClipRecord], splits: Sequence[Split], seen: Mapping[str, _Seen]) -> list[Count]:
+def _count_clips(
+    records: Sequence[ClipRecord], splits: Sequence[Split], seen: Mapping[str, _ClipReport]
+) -> list[Count]:
     fold_of = {record.clip_id: number for number, split in enumerate(splits) for record in split.test}
     rows: dict[tuple[int | None, int | None], list[ClipRecord]] = {}
     for record in records:
@@ -169,7 +171,7 @@ def _counts(records: Sequence[ClipRecord], splits: Sequence[Split], seen: Mappin
     ]
 
 
-def _map_statistics(records: Sequence[ClipRecord], seen: Mapping[str, _Seen]) -> MapStatistics:
+def _summarise_maps(records: Sequence[ClipRecord], seen: Mapping[str, _ClipReport]) -> MapStatistics:
     means = [one.mean for one in seen.values() if one.mean is not None]
     focuses = [one.focus for one in seen.values() if one.focus is not None]
     both = [record for record in records if record.regions_doctor1 and record.regions_doctor2]

@@ -10,9 +10,9 @@ from videoclip.config import Config, DataConfig
 from videoclip.data.cache import ClipCache
 from videoclip.data.dataset import VideoMapDataset
 from videoclip.data.formats import check_labels, read_clips
-from videoclip.data.pairs import problems_of
+from videoclip.data.pairs import find_problems
 from videoclip.data.records import ClipRecord
-from videoclip.data.splits import Split, split_of, splits_of
+from videoclip.data.splits import Split, make_split, make_splits
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class ClipSet:
 
     def splits(self, config: DataConfig) -> list[Split]:
         """Return the split of every fold."""
-        return [self._readable_split(split) for split in splits_of(self.records, config)]
+        return [self._readable_split(split) for split in make_splits(self.records, config)]
 
     def split(self, config: DataConfig) -> Split:
         """Return the split of `config.fold`."""
-        return self._readable_split(split_of(self.records, config))
+        return self._readable_split(make_split(self.records, config))
 
     def dataset(self, records: Sequence[ClipRecord], config: Config, *, training: bool) -> VideoMapDataset:
         """Return a dataset of some of the clips; augmented if `training`."""
@@ -76,5 +76,5 @@ def load_clip_set(config: Config, *, reporter: Reporter = silent) -> ClipSet:
         skipped = cache.problems
     elif data.on_error == "skip":
         with reporter("reading every clip once") as progress:
-            skipped = problems_of(records, data, channels=channels, side=data.size, progress=progress)
+            skipped = find_problems(records, data, channels=channels, side=data.size, progress=progress)
     return ClipSet(records, cache, skipped)

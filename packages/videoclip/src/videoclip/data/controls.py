@@ -15,14 +15,16 @@ from torch import Tensor
 from clip_common.errors import DataError
 from clip_common.regions import attention_maps
 from videoclip.config import DataConfig
-from videoclip.data.maps import map_source
-from videoclip.data.records import ClipRecord, by_subject
+from videoclip.data.maps import find_map_source
+from videoclip.data.records import ClipRecord, group_by_subject
 
 _CENTRE = 0.25
 """Width (σ) of the centre prior in sides of the picture: of the size of a body, where a drawn joint's is 0.1."""
 
 
-def donors(records: Sequence[ClipRecord], config: DataConfig, *, channels: int, seed: int) -> dict[str, ClipRecord]:
+def assign_donors(
+    records: Sequence[ClipRecord], config: DataConfig, *, channels: int, seed: int
+) -> dict[str, ClipRecord]:
     """clip_id → the clip of another subject whose map it is shown (`control=shuffled`).
 
     Subjects with maps stand in a circle in a random order, and each is shown the next one's, clip by clip: nobody their
@@ -31,7 +33,9 @@ def donors(records: Sequence[ClipRecord], config: DataConfig, *, channels: int, 
     Raises:
         DataError: Fewer than two subjects have maps.
     """
-    people = by_subject(record for record in records if map_source(record, config, channels=channels) is not None)
+    people = group_by_subject(
+        record for record in records if find_map_source(record, config, channels=channels) is not None
+    )
     if len(people) < 2:
         raise DataError(
             f"data.control=shuffled: maps of {len(people)} subject(s) among {len(records)} clips cannot be exchanged: "
@@ -46,7 +50,7 @@ def donors(records: Sequence[ClipRecord], config: DataConfig, *, channels: int, 
     return given
 
 
-def controlled(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
+def apply_control(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
     """The map that stands in for a clip's own, (C, T, S, S) float; `none` and `shuffled` leave it as it is.
 
     `centre`: a Gaussian in the middle, σ = 0.25·S. `uniform`: ones. `random`: in each channel four blobs as maps drawn
@@ -62,11 +66,11 @@ def controlled(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed
         return (falling_S[:, None] * falling_S).expand(map_CTSS.shape).contiguous()
     if config.control == "random":
         rng = _generator(record, seed, stream=1)
-        return torch.from_numpy(np.stack([_blobs(rng, frames=frames, side=side) for _ in range(channels)]))
+        return torch.from_numpy(np.stack([_draw_blobs(rng, frames=frames, side=side) for _ in range(channels)]))
     return map_CTSS
 
 
-def disturbed(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
+def disturb_map(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
     """With noise, kept within 0 to 1, and then scaled. A map that is nowhere above 0 stays one."""
     if config.map_noise and bool(map_CTSS.any()):
         noise = _generator(record, seed, stream=2).standard_normal(map_CTSS.shape, dtype=np.float32)
@@ -74,7 +78,7 @@ def disturbed(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed:
     return map_CTSS * config.map_scale
 
 
-def _blobs(rng: np.random.Generator, *, frames: int, side: int) -> np.ndarray:
+def _draw_blobs(rng: np.random.Generator, *, frames: int, side: int) -> np.ndarray:
     begin_J2, end_J2 = rng.uniform(0, side, size=(2, 17, 2))
     share_T11 = np.linspace(0, 1, frames)[:, None, None]
     places_TJ2 = begin_J2 + share_T11 * (end_J2 - begin_J2)

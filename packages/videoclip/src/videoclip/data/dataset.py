@@ -15,8 +15,8 @@ from clip_common.loader import epoch_seed
 from videoclip.config import DataConfig
 from videoclip.data.augment import augment
 from videoclip.data.cache import ClipCache
-from videoclip.data.controls import controlled, disturbed, donors
-from videoclip.data.maps import map_identity, read_map
+from videoclip.data.controls import apply_control, assign_donors, disturb_map
+from videoclip.data.maps import identify_map, read_map
 from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
@@ -58,7 +58,7 @@ class Batch:
         subject_B: Long, equal for clips of one subject.
         regions_B: Long, equal where the maps that are shown are of the same set of regions; a clip without regions,
             or with a map that is nobody's, has its own.
-        map_B: Long, equal where maps have one origin (`maps.map_identity`); a clip without a map has its own.
+        map_B: Long, equal where maps have one origin (`maps.identify_map`); a clip without a map has its own.
         clip_ids: B names.
     """
 
@@ -114,10 +114,12 @@ class VideoMapDataset(Dataset[Sample]):
         self.shown = {record.clip_id: record for record in records}
         """clip_id → the clip whose map is shown with it."""
         if config.control == "shuffled":
-            self.shown |= donors(records, config, channels=channels, seed=seed)
-        self.subjects = _numbers(record.subject_id for record in records)
-        self.regions = _numbers(_attended(self.shown[record.clip_id], config) for record in records)
-        self.maps = _numbers(map_identity(self.shown[record.clip_id], config, channels=channels) for record in records)
+            self.shown |= assign_donors(records, config, channels=channels, seed=seed)
+        self.subjects = _number_values(record.subject_id for record in records)
+        self.regions = _number_values(_attended_regions(self.shown[record.clip_id], config) for record in records)
+        self.maps = _number_values(
+            identify_map(self.shown[record.clip_id], config, channels=channels) for record in records
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Move to an epoch: other views."""
@@ -134,8 +136,8 @@ class VideoMapDataset(Dataset[Sample]):
         """
         record = self.records[index]
         pair = self._pair(record)
-        map_CTHW = controlled(pair.map_CTSS.float() / 255, record, self.config, seed=self.seed)
-        map_CTHW = disturbed(map_CTHW, record, self.config, seed=self.seed)
+        map_CTHW = apply_control(pair.map_CTSS.float() / 255, record, self.config, seed=self.seed)
+        map_CTHW = disturb_map(map_CTHW, record, self.config, seed=self.seed)
         frames_T3HW = pair.frames_T3SS
         if self.training:
             rng = torch.Generator().manual_seed(epoch_seed(epoch_seed(self.seed, self.epoch), index))
@@ -176,7 +178,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def _attended(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
+def _attended_regions(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
     if config.control not in ("none", "shuffled"):
         return None  # a control must not learn from whom the doctors grouped together
     of_1, of_2 = set(record.regions_doctor1), set(record.regions_doctor2)
@@ -184,7 +186,7 @@ def _attended(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
     return frozenset(regions) or None
 
 
-def _numbers(values: Iterable[Hashable | None]) -> list[int]:
+def _number_values(values: Iterable[Hashable | None]) -> list[int]:
     """Equal values get one number, in the order of their first appearance; None another one each time."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(object() if value is None else value, len(numbers)) for value in values]

@@ -23,7 +23,7 @@ ASSUMED_FPS = 25.0
 SLACK_S = 0.1
 """How far a clip's `end_s` may lie beyond the end of its video: players round, and sound may last longer."""
 
-BROKEN = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
+NUMPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
 """What numpy raises on damaged files."""
 
 
@@ -56,7 +56,7 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(seconds=seconds, frames=len(times_F), fps=len(times_F) / seconds, height=height, width=width)
 
 
-def clip_span(path: Path, *, start_s: float, end_s: float | None) -> tuple[float, float]:
+def resolve_span(path: Path, *, start_s: float, end_s: float | None) -> tuple[float, float]:
     """A clip's beginning and end in its video, checked against it.
 
     Args:
@@ -86,7 +86,7 @@ def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int)
         path: A video file; an .npz with `frames` (F, H, W, 3) uint8 and perhaps `fps`; or a folder of pictures, in the
             order of the numbers in their names. Of the last two, `ASSUMED_FPS` is taken where none is said; it matters
             only to a clip that is not the whole.
-        start_s, end_s: As for `clip_span`.
+        start_s, end_s: As for `resolve_span`.
         frames: T.
 
     Returns:
@@ -95,11 +95,11 @@ def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int)
     Raises:
         DataError: It cannot be read, or the clip does not lie in it.
     """
-    start, end = clip_span(path, start_s=start_s, end_s=end_s)
-    return frames_at(path, plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames))
+    start, end = resolve_span(path, start_s=start_s, end_s=end_s)
+    return read_frames_at(path, plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames))
 
 
-def frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
     """Frames by their places in the source, which may repeat: (T, H, W, 3).
 
     Raises:
@@ -116,7 +116,7 @@ def frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArra
     return found[inverse_T]
 
 
-def frame_times(path: Path) -> NDArray[np.float64]:
+def read_times(path: Path) -> NDArray[np.float64]:
     """When each frame of a source appears, (F,), in seconds.
 
     Raises:
@@ -192,7 +192,7 @@ def _npz(path: Path, size: int, modified: int) -> tuple[NDArray[np.uint8], float
         with np.load(path, allow_pickle=False) as arrays:
             frames_FHW3 = arrays["frames"]
             fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
-    except BROKEN as error:
+    except NUMPY_ERRORS as error:
         raise DataError(f"{path}: expected an .npz with an array `frames` and perhaps `fps` ({error})") from error
     if frames_FHW3.ndim != 4 or frames_FHW3.shape[-1] != 3 or frames_FHW3.dtype != np.uint8 or not frames_FHW3.size:
         raise DataError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_common.errors import DataError
 from clip_common.tables import read_table
 from videoclip.data.decoding import probe
-from videoclip.data.manifest import composed, identifier, whole_number
+from videoclip.data.manifest import compose_name, parse_name, parse_whole_number
 from videoclip.data.records import ClipRecord
 
 VIDEOS, MAPS, LABELS = "videos", "attention_maps", "labels.csv"
@@ -18,7 +18,7 @@ _MAP_FILES = _VIDEO_FILES | {".npy"}
 def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[ClipRecord]:
     """Read a folder of videos/SUBJECT/NAME.*, attention_maps/SUBJECT/NAME.* (optional) and labels.csv.
 
-    A video belongs to the subject whose folder it lies in, and is cut into clips of `clip_seconds` (see `cuts`). A
+    A video belongs to the subject whose folder it lies in, and is cut into clips of `clip_seconds` (see `cut_spans`). A
     folder in a subject's folder is a video, or a map, of frames. A map is of the video of its name, or of the subject's
     only video where it is the only map; it spans the whole video. labels.csv has the columns subject_id,label, or
     video,label with video as in videos/SUBJECT/NAME.mp4; an empty label is not known.
@@ -31,24 +31,24 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
     Raises:
         DataError: A file that fits none of this, or a video without a line in labels.csv.
     """
-    found = {folder.name: _entries(folder, _VIDEO_FILES) for folder in _folders(root / VIDEOS)}
+    found = {folder.name: _list_entries(folder, _VIDEO_FILES) for folder in _list_subjects(root / VIDEOS)}
     if not any(found.values()):
         raise DataError(f"{root / VIDEOS}: no videos; expected {VIDEOS}/SUBJECT/NAME.mp4")
-    strangers = [folder for folder in _folders(root / MAPS) if folder.name not in found]
+    strangers = [folder for folder in _list_subjects(root / MAPS) if folder.name not in found]
     if strangers:
         raise DataError(
             f"{strangers[0]}: maps of a subject without videos; expected {root / VIDEOS / strangers[0].name}"
         )
-    labels = _labels(root, [video for videos in found.values() for video in videos.values()])
+    labels = _read_labels(root, [video for videos in found.values() for video in videos.values()])
     records = []
     for subject, videos in found.items():
-        maps = _maps(root / MAPS / subject, videos)
+        maps = _match_maps(root / MAPS / subject, videos)
         for name, video in videos.items():
-            for number, (start_s, end_s) in enumerate(_spans(video, clip_seconds=clip_seconds, skip=skip)):
+            for number, (start_s, end_s) in enumerate(_cut_video(video, clip_seconds=clip_seconds, skip=skip)):
                 records.append(
                     ClipRecord(
-                        clip_id=composed(f"{subject}_{name}_{number:03d}"),
-                        subject_id=composed(subject),
+                        clip_id=compose_name(f"{subject}_{name}_{number:03d}"),
+                        subject_id=compose_name(subject),
                         video=video,
                         label=labels[video],
                         start_s=start_s,
@@ -60,7 +60,7 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
     return records
 
 
-def cuts(seconds: float, *, clip_seconds: float) -> list[tuple[float, float]]:
+def cut_spans(seconds: float, *, clip_seconds: float) -> list[tuple[float, float]]:
     """Where the clips of a video begin and end, in seconds: whole ones, and a last one if at least half of it is left.
 
     A video shorter than half a clip is one clip.
@@ -69,16 +69,16 @@ def cuts(seconds: float, *, clip_seconds: float) -> list[tuple[float, float]]:
     return [(place * clip_seconds, min((place + 1) * clip_seconds, seconds)) for place in range(count)]
 
 
-def _spans(video: Path, *, clip_seconds: float, skip: bool) -> Sequence[tuple[float, float | None]]:
+def _cut_video(video: Path, *, clip_seconds: float, skip: bool) -> Sequence[tuple[float, float | None]]:
     try:
-        return cuts(probe(video).seconds, clip_seconds=clip_seconds)
+        return cut_spans(probe(video).seconds, clip_seconds=clip_seconds)
     except DataError:
         if not skip:
             raise
         return [(0.0, None)]
 
 
-def _folders(folder: Path) -> list[Path]:
+def _list_subjects(folder: Path) -> list[Path]:
     """The subjects' folders in videos/ or attention_maps/; none where that is not there."""
     entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."] if folder.is_dir() else []
     loose = [entry for entry in entries if entry.suffix.lower() in _MAP_FILES and not entry.is_dir()]
@@ -87,7 +87,7 @@ def _folders(folder: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_dir()]
 
 
-def _entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+def _list_entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     """Name without suffix → file, or folder of frames."""
     entries: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
@@ -100,9 +100,9 @@ def _entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
     return entries
 
 
-def _maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
+def _match_maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
     """Name of a video → its map."""
-    maps = _entries(folder, _MAP_FILES) if folder.is_dir() else {}
+    maps = _list_entries(folder, _MAP_FILES) if folder.is_dir() else {}
     if len(maps) == len(videos) == 1:
         return dict(zip(videos, maps.values(), strict=True))
     orphans = [entry for name, entry in maps.items() if name not in videos]
@@ -114,28 +114,28 @@ def _maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
     return maps
 
 
-def _labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
+def _read_labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
     """The label of each video."""
     file = root / LABELS
     if not file.is_file():
         raise DataError(f"{file}: no such file; expected the columns subject_id,label or video,label")
     named: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for video in videos:
-        named["subject_id", composed(video.parent.name)].append(video)
-        named["video", composed(video.relative_to(root).as_posix())].append(video)
+        named["subject_id", compose_name(video.parent.name)].append(video)
+        named["video", compose_name(video.relative_to(root).as_posix())].append(video)
     labels: dict[Path, int | None] = {}
     for line, row in read_table(file, needed=("label",), known=("subject_id", "video", "label"), delimiter=","):
         at = f"{file}, line {line}"
         if len(row) != 2:
             raise DataError(f"{file}, line 1: expected subject_id,label or video,label, got {','.join(row)}")
         (key,) = row.keys() - {"label"}
-        name = identifier(row, key, at=at)
+        name = parse_name(row, key, at=at)
         if (key, name) not in named:
             raise DataError(f"{at}: there is no video of {key} {name}; expected {VIDEOS}/SUBJECT/NAME.mp4")
         for video in named[key, name]:
             if video in labels:
                 raise DataError(f"{at}: {video} has a label already: leave one line for it")
-            labels[video] = whole_number({"label": row["label"].strip() or None}, "label", at=at)
+            labels[video] = parse_whole_number({"label": row["label"].strip() or None}, "label", at=at)
     unlabelled = [video for video in videos if video not in labels]
     if unlabelled:
         raise DataError(

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from clip_common.errors import DataError
-from videoclip.data.records import ClipRecord, by_subject
+from videoclip.data.records import ClipRecord, group_by_subject
 
 
-def lot(seed: int, *names: str | int) -> bytes:
+def hash_key(seed: int, *names: str | int) -> bytes:
     """What is drawn for a name: sorting by it shuffles, and nobody's place depends on who else is there."""
     return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
 
@@ -22,10 +22,10 @@ def keep_subjects(records: Sequence[ClipRecord], *, count: int, seed: int) -> li
     Raises:
         DataError: More subjects than there are, or fewer than classes.
     """
-    people = by_subject(records)
+    people = group_by_subject(records)
     of_class: dict[int, list[str]] = {}
-    for subject in sorted(people, key=lambda subject: lot(seed, "subjects", subject)):
-        of_class.setdefault(_class_of(people[subject]), []).append(subject)
+    for subject in sorted(people, key=lambda subject: hash_key(seed, "subjects", subject)):
+        of_class.setdefault(_most_frequent_label(people[subject]), []).append(subject)
     if not len(of_class) <= count <= len(people):
         raise DataError(
             f"data.subjects={count}: expected {len(of_class)}, one of each class, to {len(people)}, all to learn from"
@@ -42,12 +42,12 @@ def keep_subjects(records: Sequence[ClipRecord], *, count: int, seed: int) -> li
 def keep_clips(records: Sequence[ClipRecord], *, fraction: float, seed: int) -> list[ClipRecord]:
     """A share of the clips of each subject, at least one."""
     kept = []
-    for clips in by_subject(records).values():
-        drawn = sorted(clips, key=lambda clip: lot(seed, "clips", clip.subject_id, clip.clip_id))
-        kept += by_subject(drawn[: max(1, round(fraction * len(clips)))])[clips[0].subject_id]
+    for clips in group_by_subject(records).values():
+        drawn = sorted(clips, key=lambda clip: hash_key(seed, "clips", clip.subject_id, clip.clip_id))
+        kept += group_by_subject(drawn[: max(1, round(fraction * len(clips)))])[clips[0].subject_id]
     return kept
 
 
-def _class_of(clips: Sequence[ClipRecord]) -> int:
+def _most_frequent_label(clips: Sequence[ClipRecord]) -> int:
     counts = Counter(-1 if clip.label is None else clip.label for clip in clips)
     return min(counts, key=lambda label: (-counts[label], label))

@@ -49,7 +49,7 @@ def read_manifest(file: str | Path, *, require_files: bool = True) -> list[ClipR
     missing = []
     for line, row in _READERS[file.suffix.lower()](file):
         at = f"line {line}"
-        record = _record(row, at=f"{file}, {at}", folder=file.parent)
+        record = _parse_record(row, at=f"{file}, {at}", folder=file.parent)
         if record.clip_id in records:
             raise DataError(
                 f"{file}, {at}: clip_id {record.clip_id} is that of {places[record.clip_id]} too: rename one"
@@ -72,30 +72,30 @@ def write_manifest(records: Iterable[ClipRecord], file: str | Path) -> Path:
     file = Path(file)
     if file.suffix.lower() not in _READERS:
         raise ValueError(f"{file}: a manifest is a file {' or '.join(_READERS)}")
-    rows = [_row(record, folder=file.parent) for record in records]
+    rows = [_to_row(record, folder=file.parent) for record in records]
     if file.suffix.lower() == ".jsonl":
         return write_text(file, json_lines_text(rows))
     flat = [row | {name: ";".join(row.get(name, ())) for name in _REGIONS} for row in rows]
     return write_text(file, csv_text(COLUMNS, ([row.get(name) for name in COLUMNS] for row in flat)))
 
 
-def whole_number(row: _Row, name: str, *, at: str) -> int | None:
+def parse_whole_number(row: _Row, name: str, *, at: str) -> int | None:
     """The value of a row that is a class or a part: whole and at least 0; 2.0 is 2, as pandas writes it."""
-    value = _number(row, name, at=at, what="a whole number from 0")
+    value = _parse_number(row, name, at=at, what="a whole number from 0")
     if value is not None and not value.is_integer():
         raise DataError(f"{at}: expected {name} to be a whole number from 0, got {row[name]!r:.60}")
     return None if value is None else int(value)
 
 
-def identifier(row: _Row, name: str, *, at: str) -> str:
+def parse_name(row: _Row, name: str, *, at: str) -> str:
     """The value of a row that names a clip or a subject."""
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return composed(_text({name: value}, name, at=at))
+    return compose_name(_parse_text({name: value}, name, at=at))
 
 
-def composed(text: str) -> str:
+def compose_name(text: str) -> str:
     """The one way of writing it in Unicode: é as a letter, not as e and an accent, which some systems make of it."""
     return unicodedata.normalize("NFC", text)
 
@@ -114,32 +114,32 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, _Row]]:
 _READERS = {".csv": _read_csv, ".jsonl": _read_jsonl}
 
 
-def _record(row: _Row, *, at: str, folder: Path) -> ClipRecord:
-    start_s = _number(row, "start_s", at=at, what="seconds from 0") or 0.0
-    end_s = _number(row, "end_s", at=at, what="seconds from 0")
+def _parse_record(row: _Row, *, at: str, folder: Path) -> ClipRecord:
+    start_s = _parse_number(row, "start_s", at=at, what="seconds from 0") or 0.0
+    end_s = _parse_number(row, "end_s", at=at, what="seconds from 0")
     if end_s is not None and end_s <= start_s:
         raise DataError(f"{at}: expected end_s after start_s, got start_s={start_s:g} and end_s={end_s:g}")
-    paths = {name: folder / _text(row, name, at=at) for name in _FILES if name in row or name in NEEDED}
+    paths = {name: folder / _parse_text(row, name, at=at) for name in _FILES if name in row or name in NEEDED}
     spans = row.get("spans", "clip")
     if spans not in ("clip", "video"):
         raise DataError(f"{at}: expected spans to be clip or video, got {spans!r:.60}")
     return ClipRecord(
-        clip_id=identifier(row, "clip_id", at=at),
-        subject_id=identifier(row, "subject_id", at=at),
+        clip_id=parse_name(row, "clip_id", at=at),
+        subject_id=parse_name(row, "subject_id", at=at),
         video=paths["video"],
-        label=whole_number(row, "label", at=at),
+        label=parse_whole_number(row, "label", at=at),
         start_s=start_s,
         end_s=end_s,
         map=paths.get("map"),
         keypoints=paths.get("keypoints"),
-        regions_doctor1=_regions(row, "regions_doctor1", at=at),
-        regions_doctor2=_regions(row, "regions_doctor2", at=at),
+        regions_doctor1=_parse_regions(row, "regions_doctor1", at=at),
+        regions_doctor2=_parse_regions(row, "regions_doctor2", at=at),
         spans=spans,
-        fold=whole_number(row, "fold", at=at),
+        fold=parse_whole_number(row, "fold", at=at),
     )
 
 
-def _row(record: ClipRecord, *, folder: Path) -> dict[str, Any]:
+def _to_row(record: ClipRecord, *, folder: Path) -> dict[str, Any]:
     """What is known of a clip, in the order of `COLUMNS`."""
     row: dict[str, Any] = {}
     for name in COLUMNS:
@@ -152,7 +152,7 @@ def _row(record: ClipRecord, *, folder: Path) -> dict[str, Any]:
     return row
 
 
-def _regions(row: _Row, name: str, *, at: str) -> tuple[str, ...]:
+def _parse_regions(row: _Row, name: str, *, at: str) -> tuple[str, ...]:
     value = row.get(name, [])
     if not isinstance(value, list) or not all(isinstance(region, str) for region in value):
         raise DataError(f"{at}: expected {name} to be a list of regions, got {value!r:.60}")
@@ -163,7 +163,7 @@ def _regions(row: _Row, name: str, *, at: str) -> tuple[str, ...]:
     return regions
 
 
-def _number(row: _Row, name: str, *, at: str, what: str) -> float | None:
+def _parse_number(row: _Row, name: str, *, at: str, what: str) -> float | None:
     value = row.get(name)
     if value is None:
         return None
@@ -176,7 +176,7 @@ def _number(row: _Row, name: str, *, at: str, what: str) -> float | None:
     return number
 
 
-def _text(row: _Row, name: str, *, at: str) -> str:
+def _parse_text(row: _Row, name: str, *, at: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{at}: expected {name} as text, got {'nothing' if value is None else repr(value)[:60]}")

@@ -19,12 +19,12 @@ from clip_common.images import read_grey
 from clip_common.regions import attention_maps
 from videoclip.config import DataConfig
 from videoclip.data.decoding import (
-    BROKEN,
-    clip_span,
-    frame_times,
-    frames_at,
+    NUMPY_ERRORS,
     list_frames,
     probe,
+    read_frames_at,
+    read_times,
+    resolve_span,
     stack_frames,
 )
 from videoclip.data.planning import even_times, plan
@@ -48,7 +48,7 @@ class MapSource:
     regions: tuple[tuple[str, ...], ...] = ()
 
 
-def map_source(record: ClipRecord, config: DataConfig, *, channels: int) -> MapSource | None:
+def find_map_source(record: ClipRecord, config: DataConfig, *, channels: int) -> MapSource | None:
     """What `data.maps` takes for a clip; None where the clip has nothing of the kind.
 
     Args:
@@ -76,12 +76,12 @@ def map_source(record: ClipRecord, config: DataConfig, *, channels: int) -> MapS
     return MapSource(record.keypoints, doctors)
 
 
-def map_identity(record: ClipRecord, config: DataConfig, *, channels: int) -> Hashable | None:
+def identify_map(record: ClipRecord, config: DataConfig, *, channels: int) -> Hashable | None:
     """Equal for clips whose maps have one origin: the same map file, or the same regions at the same joints.
 
     A file that spans a whole video is one map, whichever part of it a clip has: a patient's.
     """
-    source = map_source(record, config, channels=channels)
+    source = find_map_source(record, config, channels=channels)
     if source is None or not source.regions:
         return source
     window = (record.start_s, record.end_s) if record.spans == "video" else None
@@ -108,13 +108,13 @@ def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int
     Raises:
         DataError: A file that cannot be read, or holds no map of C channels; numbers that are no attention.
     """
-    source = map_source(record, config, channels=channels)
+    source = find_map_source(record, config, channels=channels)
     if source is None:
         return torch.zeros(channels, config.frames, side, side, dtype=torch.uint8)
     if source.regions:
-        map_CTHW = torch.from_numpy(_draw(source, record, config, side=side))
+        map_CTHW = torch.from_numpy(_draw_maps(source, record, config, side=side))
     else:
-        map_CTHW = torch.from_numpy(_load(source.file, record, config))
+        map_CTHW = torch.from_numpy(_load_maps(source.file, record, config))
         if len(map_CTHW) != channels:
             raise DataError(
                 f"{source.file}: the map has {len(map_CTHW)} channel(s), model.attn_in_channels={channels}: "
@@ -124,9 +124,9 @@ def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int
     return (map_CTHW * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _draw(source: MapSource, record: ClipRecord, config: DataConfig, *, side: int) -> Floats:
+def _draw_maps(source: MapSource, record: ClipRecord, config: DataConfig, *, side: int) -> Floats:
     joints_L173 = _load_joints(source.file)
-    joints_T173 = joints_L173[_rows(len(joints_L173), record, config)].copy()
+    joints_T173 = joints_L173[_select_rows(len(joints_L173), record, config)].copy()
     video = probe(record.video)
     joints_T173[..., :2] *= np.array([side / video.width, side / video.height], dtype=np.float32)
     return np.stack([attention_maps(joints_T173, regions, height=side, width=side) for regions in source.regions])
@@ -136,7 +136,7 @@ def _load_joints(file: Path) -> Floats:
     try:
         joints_L173 = np.load(file, allow_pickle=False)
         joints_L173 = np.asarray(joints_L173, dtype=np.float32)
-    except BROKEN as error:
+    except NUMPY_ERRORS as error:
         raise DataError(f"{file}: expected an .npy of keypoints ({error})") from error
     if joints_L173.ndim != 3 or joints_L173.shape[1:] != (17, 3) or not len(joints_L173):
         raise DataError(f"{file}: expected keypoints of shape (frames, 17, 3), got {joints_L173.shape}")
@@ -151,30 +151,30 @@ def _load_joints(file: Path) -> Floats:
     return joints_L173
 
 
-def _load(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
+def _load_maps(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
     """(C, T, H, W), 0 to 1."""
     if not file.exists():
         raise DataError(f"{file}: no such map (clip {record.clip_id})")
     if file.suffix in (".npy", ".npz"):
         status = file.stat()
-        array_CLHW, most = _array(file, status.st_size, status.st_mtime_ns)
-        rows_T = _rows(array_CLHW.shape[1], record, config)
+        array_CLHW, most = _load_array(file, status.st_size, status.st_mtime_ns)
+        rows_T = _select_rows(array_CLHW.shape[1], record, config)
         return np.asarray(array_CLHW[:, rows_T], dtype=np.float32) / np.float32(most)
     if file.is_dir():
         pictures = list_frames(file)
-        rows_T = _rows(len(pictures), record, config)
+        rows_T = _select_rows(len(pictures), record, config)
         grey_THW = stack_frames([pictures[row] for row in rows_T], read=read_grey).astype(np.float32)
     else:
-        rows_T = _rows(len(frame_times(file)), record, config)
-        grey_THW = frames_at(file, rows_T) @ _LUMA
+        rows_T = _select_rows(len(read_times(file)), record, config)
+        grey_THW = read_frames_at(file, rows_T) @ _LUMA
     return np.minimum(grey_THW / 255, 1)[None]
 
 
-def _rows(count: int, record: ClipRecord, config: DataConfig) -> Sequence[int]:
+def _select_rows(count: int, record: ClipRecord, config: DataConfig) -> Sequence[int]:
     """Which of `count` rows belong to the frames of the clip."""
-    start, end = clip_span(record.video, start_s=record.start_s, end_s=record.end_s)
-    first, last = (start, end) if record.spans == "clip" else clip_span(record.video, start_s=0, end_s=None)
-    frames_F = frame_times(record.video)
+    start, end = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
+    first, last = (start, end) if record.spans == "clip" else resolve_span(record.video, start_s=0, end_s=None)
+    frames_F = read_times(record.video)
     frames_F = frames_F[(frames_F >= first - 1e-6) & (frames_F < last - 1e-6)]
     # one row a frame: it belongs to that frame also where the rate varies
     times_L = frames_F if len(frames_F) == count else even_times(count, start_s=first, end_s=last)
@@ -182,7 +182,7 @@ def _rows(count: int, record: ClipRecord, config: DataConfig) -> Sequence[int]:
 
 
 @lru_cache(maxsize=1)  # clips of one video follow each other, and their map may span it
-def _array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], float]:
+def _load_array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], float]:
     """(C, L, H, W) of whatever type, and the number that means 1."""
     try:
         array = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
@@ -190,7 +190,7 @@ def _array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], f
             with array as arrays:
                 names = arrays.files
                 array = arrays["map" if "map" in names or len(names) != 1 else names[0]]
-    except BROKEN as error:
+    except NUMPY_ERRORS as error:
         raise DataError(f"{file}: expected a map as .npy, or as .npz with an array `map` ({error})") from error
     if array.ndim not in (2, 3, 4) or not array.size or array.dtype.kind not in "buif":
         raise DataError(

@@ -55,7 +55,7 @@ def read_index(path: Path) -> PacketIndex:
         DataError: Not a video file, or one without a frame.
     """
     status = path.stat()
-    return _index(path, status.st_size, status.st_mtime_ns)
+    return _read_index(path, status.st_size, status.st_mtime_ns)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -65,7 +65,7 @@ def read_size(path: Path) -> tuple[int, int]:
         DataError: Not a video file, or its first frame cannot be decoded.
     """
     status = path.stat()
-    return _size(path, status.st_size, status.st_mtime_ns)
+    return _read_size(path, status.st_size, status.st_mtime_ns)
 
 
 def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -84,8 +84,8 @@ def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
         DataError: The file is damaged where these frames are.
     """
     index = read_index(path)
-    with opened(path) as (container, stream):
-        found = (_chosen if index.pts_F is not None else _counted)(container, stream, index, rows)
+    with open_video(path) as (container, stream):
+        found = (_decode_by_seeking if index.pts_F is not None else _decode_from_start)(container, stream, index, rows)
     lost = [row for row in rows if row not in found]
     if lost:
         raise DataError(f"{path}: the frame at {index.times_F[lost[0]]:.2f} s cannot be decoded: the file is damaged")
@@ -93,7 +93,7 @@ def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its first video stream; whatever the libraries say against it becomes a DataError."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
@@ -110,11 +110,11 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 @lru_cache(maxsize=256)  # clips of one video follow each other
-def _index(path: Path, size: int, modified: int) -> PacketIndex:
-    with opened(path) as (container, stream):
+def _read_index(path: Path, size: int, modified: int) -> PacketIndex:
+    with open_video(path) as (container, stream):
         packets = [
             (packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0, packet.is_discard)
-            for packet in _whole(container, stream)
+            for packet in _iterate_packets(container, stream)
         ]
         time_base, rate = stream.time_base or Fraction(1, 90_000), stream.average_rate or Fraction(_FPS)
         # AVI numbers packets as they are stored, which is not the order of presentation where frames look ahead
@@ -153,48 +153,48 @@ def _index(path: Path, size: int, modified: int) -> PacketIndex:
 
 
 @lru_cache(maxsize=256)
-def _size(path: Path, size: int, modified: int) -> tuple[int, int]:
+def _read_size(path: Path, size: int, modified: int) -> tuple[int, int]:
     height, width = decode_frames(path, [0]).shape[1:3]
     return height, width
 
 
-def _chosen(
+def _decode_by_seeking(
     container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
 ) -> dict[int, NDArray[np.uint8]]:
     """Group by group of pictures: from its first packet to the last one wanted, and of the rest nothing."""
     assert index.pts_F is not None
     row_of = {int(index.pts_F[row]): row for row in rows}
     found = {}
-    for key, group in groupby(rows, key=lambda row: _key_of(index, row)):
+    for key, group in groupby(rows, key=lambda row: _find_key(index, row)):
         wanted = {int(index.packet_F[row]) for row in group}
-        for frame in _decoded(container, stream, index, key=key, wanted=wanted):
+        for frame in _decode_group(container, stream, index, key=key, wanted=wanted):
             row = row_of.get(-1 if frame.pts is None else frame.pts)
             if row is not None and not frame.is_corrupt:
-                found[row] = _upright(frame)
+                found[row] = _turn_upright(frame)
     return found
 
 
-def _counted(
+def _decode_from_start(
     container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
 ) -> dict[int, NDArray[np.uint8]]:
     """Everything from the beginning to the last frame wanted."""
     wanted, found = set(rows), {}
     for row, frame in enumerate(container.decode(stream)):
         if row in wanted:
-            found[row] = _upright(frame)
+            found[row] = _turn_upright(frame)
         if row >= rows[-1]:
             break
     return found
 
 
-def _key_of(index: PacketIndex, row: int) -> int:
+def _find_key(index: PacketIndex, row: int) -> int:
     """Which of `keys` a frame is decoded from: the last one that is neither stored nor shown after it."""
     assert index.pts_F is not None
     fit = (index.keys <= index.packet_F[row]) & (index.key_pts <= index.pts_F[row])
     return int(np.flatnonzero(fit)[-1])
 
 
-def _decoded(
+def _decode_group(
     container: InputContainer, stream: VideoStream, index: PacketIndex, *, key: int, wanted: set[int]
 ) -> Iterator[VideoFrame]:
     """What comes out of the packets from `key` to the last one wanted; frames that no other needs are left out."""
@@ -216,7 +216,7 @@ def _packets_from(
     begin = int(index.key_pts[key])
     for target in (int(index.key_seek[key]), int(index.key_seek[0])):  # a file's own table may lead past the place
         container.seek(target, stream=stream)
-        packets = _whole(container, stream)
+        packets = _iterate_packets(container, stream)
         for packet in packets:
             if packet.pts == begin:
                 yield packet
@@ -224,12 +224,12 @@ def _packets_from(
                 return
 
 
-def _whole(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[VideoStream]"]:
+def _iterate_packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[VideoStream]"]:
     """All packets but a last one that a cut file ends in, and the empty one that says there are no more."""
     return (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
 
 
-def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
+def _turn_upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """RGB, turned as the file says, to the nearest quarter turn."""
     pixels_HW3 = frame.to_ndarray(format="rgb24")
     return np.rot90(pixels_HW3, k=round(frame.rotation / 90)) if frame.rotation else pixels_HW3  # type: ignore

@@ -52,7 +52,7 @@ def read_pair(record: ClipRecord, config: DataConfig, *, channels: int, side: in
     )
 
 
-def problems_of(
+def find_problems(
     records: Sequence[ClipRecord],
     config: DataConfig,
     *,

@@ -42,7 +42,7 @@ def known_labels(records: Iterable[ClipRecord]) -> list[int]:
     return [record.label for record in records if record.label is not None]
 
 
-def by_subject(records: Iterable[ClipRecord]) -> dict[str, list[ClipRecord]]:
+def group_by_subject(records: Iterable[ClipRecord]) -> dict[str, list[ClipRecord]]:
     """The clips of each subject, subjects and clips in the order of their names, whatever order they come in."""
     people: dict[str, list[ClipRecord]] = {}
     for record in sorted(records, key=lambda record: (record.subject_id, record.clip_id)):

@@ -12,7 +12,7 @@ from videoclip.config import DataConfig
 from videoclip.data.decoding import probe
 from videoclip.data.formats import read_clips
 from videoclip.data.manifest import write_manifest
-from videoclip.data.maps import map_source, read_map
+from videoclip.data.maps import find_map_source, read_map
 
 DOCTORS = ("doctor1", "doctor2", "both")
 
@@ -44,7 +44,7 @@ def render(
     with write_new_folder(out) as draft:
         (draft / "maps").mkdir()
         for done, record in enumerate(records, start=1):
-            if map_source(record, config, channels=1) is None:
+            if find_map_source(record, config, channels=1) is None:
                 without.append(record.clip_id)
                 drawn.append(replace(record, map=None))
             else:

@@ -9,7 +9,7 @@ from clip_common.runs import write_json
 from clip_common.runs.environment import rank
 from clip_common.runs.files import read_json
 from videoclip.data.records import ClipRecord, known_labels
-from videoclip.data.splits import Split, assert_disjoint, missing_classes
+from videoclip.data.splits import Split, check_disjoint, missing_classes
 
 SPLITS = "splits.json"
 
@@ -34,7 +34,7 @@ def record_split(split: Split, run: Path, *, fit: str, root: str | None) -> None
     Raises:
         DataError: A subject or a video is in two parts, or a resumed run began with another split.
     """
-    assert_disjoint(split)
+    check_disjoint(split)
     before = read_splits(run)
     if fit in before:
         check_same_split(split, before[fit], run=run, root=root)

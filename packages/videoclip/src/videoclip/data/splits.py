@@ -10,8 +10,8 @@ from pathlib import Path
 
 from clip_common.errors import DataError
 from videoclip.config import DataConfig
-from videoclip.data.lowdata import keep_clips, keep_subjects, lot
-from videoclip.data.records import ClipRecord, by_subject
+from videoclip.data.lowdata import hash_key, keep_clips, keep_subjects
+from videoclip.data.records import ClipRecord, group_by_subject
 
 _People = Mapping[str, list[ClipRecord]]
 
@@ -29,30 +29,30 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def split_of(records: Sequence[ClipRecord], config: DataConfig) -> Split:
+def make_split(records: Sequence[ClipRecord], config: DataConfig) -> Split:
     """The split of `config.fold`, checked for leaks; its training part less what `subjects` and `train_fraction` omit.
 
     Raises:
-        DataError: See `subject_folds`, `assert_disjoint` and `keep_subjects`; or no such fold, or a class that is lost.
+        DataError: See `subject_folds`, `check_disjoint` and `keep_subjects`; or no such fold, or a class that is lost.
     """
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
     if config.fold >= len(splits):
         raise DataError(f"data.fold={config.fold}: the fold column has parts 0 to {len(splits) - 1}")
-    return _prepared(splits[config.fold], config)
+    return _reduce_training(splits[config.fold], config)
 
 
-def splits_of(records: Sequence[ClipRecord], config: DataConfig) -> list[Split]:
-    """What `split_of` gives for every fold.
+def make_splits(records: Sequence[ClipRecord], config: DataConfig) -> list[Split]:
+    """What `make_split` gives for every fold.
 
     Raises:
-        DataError: See `split_of`.
+        DataError: See `make_split`.
     """
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
-    return [_prepared(split, config) for split in splits]
+    return [_reduce_training(split, config) for split in splits]
 
 
-def _prepared(split: Split, config: DataConfig) -> Split:
-    assert_disjoint(split)
+def _reduce_training(split: Split, config: DataConfig) -> Split:
+    check_disjoint(split)
     train: Sequence[ClipRecord] = split.train
     if config.subjects is not None:
         train = keep_subjects(train, count=config.subjects, seed=config.split_seed)
@@ -83,19 +83,19 @@ def subject_folds(records: Sequence[ClipRecord], *, folds: int, seed: int) -> li
         DataError: Fewer subjects than parts; a class that would not be trained on; nobody to validate on; a fold column
             with gaps, or with a subject in two parts.
     """
-    people = by_subject(records)
+    people = group_by_subject(records)
     given = any(record.fold is not None for record in records)
-    parts = _given_parts(people) if given else _dealt_parts(people, folds=folds, seed=seed)
+    parts = _parts_of_column(people) if given else _deal_parts(people, folds=folds, seed=seed)
     splits = []
     for number, tested in enumerate(parts):
         rest = {subject: clips for subject, clips in people.items() if subject not in tested}
-        validated = _validation(rest, seed=seed, number=number)
+        validated = _choose_validation(rest, seed=seed, number=number)
         split = Split(
             train=_clips(people, rest.keys() - validated),
             val=_clips(people, validated),
             test=_clips(people, tested),
         )
-        _require_classes(split, number=number)
+        _check_classes(split, number=number)
         if not split.val:
             raise DataError(
                 f"fold {number}: {len(rest)} subject(s) are not tested on, too few to train and to validate on: "
@@ -112,7 +112,7 @@ def missing_classes(split: Split) -> dict[str, tuple[int, ...]]:
     return {name: tuple(sorted(every - own)) for name, own in classes.items() if every - own}
 
 
-def assert_disjoint(split: Split) -> None:
+def check_disjoint(split: Split) -> None:
     """Refuse a split with a subject, or a video of the same content, in two of its parts.
 
     Files are compared by content, so that copies under other names are found; only those of equal size are read. A
@@ -131,17 +131,17 @@ def assert_disjoint(split: Split) -> None:
                     "a subject belongs to one part"
                 )
         for subject, video in sorted({(record.subject_id, record.video) for record in records}):
-            same_size[_identity(video)[0]].append((part, subject, video))
+            same_size[_file_state(video)[0]].append((part, subject, video))
     same_size.pop(0, None)  # what is not there, or empty: nobody can learn from it
     for found in same_size.values():
         if len({part for part, _, _ in found}) > 1:
-            _refuse_copies(found)
+            _check_no_copies(found)
 
 
-def _refuse_copies(found: Iterable[tuple[str, str, Path]]) -> None:
+def _check_no_copies(found: Iterable[tuple[str, str, Path]]) -> None:
     first: dict[bytes, tuple[str, str, Path]] = {}
     for part, subject, video in found:
-        in_part, of_subject, other = first.setdefault(_digest(video, *_identity(video)), (part, subject, video))
+        in_part, of_subject, other = first.setdefault(_hash_content(video, *_file_state(video)), (part, subject, video))
         if in_part != part:
             raise DataError(
                 f"{other} of subject {of_subject} in {in_part} and {video} of subject {subject} in {part} have "
@@ -149,14 +149,14 @@ def _refuse_copies(found: Iterable[tuple[str, str, Path]]) -> None:
             )
 
 
-def _identity(video: Path) -> tuple[int, int]:
+def _file_state(video: Path) -> tuple[int, int]:
     """(bytes, time of the last change in ns), of a folder its sum and its last; (0, 0) of what is not there."""
     states = [file.stat() for file in _files(video)]
     return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
 
 
 @cache
-def _digest(video: Path, size: int, changed_ns: int) -> bytes:
+def _hash_content(video: Path, size: int, changed_ns: int) -> bytes:
     digests = []
     for file in _files(video):
         with file.open("rb") as stream:
@@ -170,7 +170,7 @@ def _files(video: Path) -> Iterable[Path]:
     return [video] if video.exists() else []
 
 
-def _given_parts(people: _People) -> list[set[str]]:
+def _parts_of_column(people: _People) -> list[set[str]]:
     parts: dict[int, set[str]] = defaultdict(set)
     for subject, clips in people.items():
         undecided = [clip.clip_id for clip in clips if clip.fold is None]
@@ -190,7 +190,7 @@ def _given_parts(people: _People) -> list[set[str]]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _dealt_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
+def _deal_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if len(people) < folds:
@@ -207,14 +207,14 @@ def _dealt_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
     return [{subjects[row] for row in tested} for tested in tests]
 
 
-def _validation(people: _People, *, seed: int, number: int) -> set[str]:
+def _choose_validation(people: _People, *, seed: int, number: int) -> set[str]:
     """About a quarter of the subjects of each class, the rarest class first; one may have clips of several classes."""
     having: dict[int, set[str]] = defaultdict(set)
     for subject, clips in people.items():
         for clip in clips:
             having[_label(clip)].add(subject)
     chosen: set[str] = set()
-    drawn = sorted(people, key=lambda subject: lot(seed, "validation", number, subject))
+    drawn = sorted(people, key=lambda subject: hash_key(seed, "validation", number, subject))
     for label in sorted(having, key=lambda label: (len(having[label]), label)):
         wanted = max(1, round(len(having[label]) / 4))
         for subject in drawn:
@@ -224,7 +224,7 @@ def _validation(people: _People, *, seed: int, number: int) -> set[str]:
     return chosen
 
 
-def _require_classes(split: Split, *, number: int) -> None:
+def _check_classes(split: Split, *, number: int) -> None:
     for label in missing_classes(split).get("train", ()):
         holders = sorted({record.subject_id for record in (*split.val, *split.test) if record.label == label})
         named = ", ".join(holders[:3]) + (", …" if len(holders) > 3 else "")

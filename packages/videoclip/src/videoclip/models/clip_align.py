@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from clip_common.losses import LogitScale
 from videoclip.config import ModelConfig
-from videoclip.models.encoders import Simple3DEncoder, video_encoder
-from videoclip.models.pooling import MapGuidedVideoEncoder, gate_mlp, gated_by_summary, varies
-from videoclip.models.stem import widened
+from videoclip.models.encoders import Simple3DEncoder, build_video_encoder
+from videoclip.models.pooling import MapGuidedVideoEncoder, build_gate, gate_by_summary, varies
+from videoclip.models.stem import upcast
 
 MEAN = (0.43216, 0.394666, 0.37645)
 STD = (0.22803, 0.22145, 0.216989)
@@ -79,12 +79,12 @@ class VideoAttentionCLIP(nn.Module):
         if config.map_guided and config.clip_backbone == "3dcnn":
             self.video_encoder: nn.Module = MapGuidedVideoEncoder(config)
         else:
-            self.video_encoder = video_encoder(config.clip_backbone, feature_dim=width)
+            self.video_encoder = build_video_encoder(config.clip_backbone, feature_dim=width)
             if config.map_guided:
-                self.map_gate = gate_mlp(config.attn_in_channels, config.map_guided_hidden_dim, width)
+                self.map_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, width)
         self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
-        self.video_projection = _projection(width, config.clip_embed_dim)
-        self.attn_projection = _projection(width, config.clip_embed_dim)
+        self.video_projection = _build_projection(width, config.clip_embed_dim)
+        self.attn_projection = _build_projection(width, config.clip_embed_dim)
         self.classifier = nn.Linear(width, config.model_class_num)
         start = {} if temperature is None else {"init": -math.log(temperature)}
         self.logit_scale = LogitScale(learned=temperature is None, **start)
@@ -120,7 +120,7 @@ class VideoAttentionCLIP(nn.Module):
         else:
             video_BF = encoder(video_B3THW)
         if self.map_gate is not None:
-            gate = gated_by_summary(self.map_gate, map_BCTHW, guides_B)
+            gate = gate_by_summary(self.map_gate, map_BCTHW, guides_B)
             video_BF = video_BF * gate
 
         attn_BF = video_embed = attn_embed = None
@@ -129,8 +129,8 @@ class VideoAttentionCLIP(nn.Module):
             attn_BF = self.attn_encoder(map_BCTHW)
             classified_BF = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}[source]
         if align:
-            video_embed = F.normalize(widened(self.video_projection(video_BF)), dim=1)
-            attn_embed = F.normalize(widened(self.attn_projection(attn_BF)), dim=1)
+            video_embed = F.normalize(upcast(self.video_projection(video_BF)), dim=1)
+            attn_embed = F.normalize(upcast(self.attn_projection(attn_BF)), dim=1)
         return Output(
             logits=self.classifier(classified_BF),
             video_embed=video_embed,
@@ -144,5 +144,5 @@ class VideoAttentionCLIP(nn.Module):
         )
 
 
-def _projection(width: int, out: int) -> nn.Sequential:
+def _build_projection(width: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Dropout(0.1), nn.Linear(out, out), nn.LayerNorm(out))

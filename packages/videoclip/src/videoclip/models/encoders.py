@@ -29,7 +29,7 @@ class Simple3DEncoder(nn.Module):
 
     def __init__(self, in_channels: int, feature_dim: int) -> None:
         super().__init__()
-        self.trunk = _trunk(in_channels, kernel=self.kernel, pool=self.pool)
+        self.trunk = _build_trunk(in_channels, kernel=self.kernel, pool=self.pool)
         self.head = nn.Linear(TOKEN_DIM, feature_dim)
 
     def tokens(self, x_BCTHW: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class SimpleCNNLSTMEncoder(nn.Module):
 
     def __init__(self, in_channels: int, feature_dim: int) -> None:
         super().__init__()
-        self.frames = _trunk(in_channels, kernel=Simple2DEncoder.kernel, pool=Simple2DEncoder.pool)
+        self.frames = _build_trunk(in_channels, kernel=Simple2DEncoder.kernel, pool=Simple2DEncoder.pool)
         self.frame_head = nn.Linear(TOKEN_DIM, FRAME_DIM)
         self.lstm = nn.LSTM(FRAME_DIM, FRAME_DIM, batch_first=True)
         self.head = nn.Linear(FRAME_DIM, feature_dim)
@@ -85,7 +85,7 @@ class TorchvisionEncoder(nn.Module):
         return feature_BF
 
 
-def _trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential:
+def _build_trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential:
     return nn.Sequential(
         Stem(in_channels, 32, kernel=kernel, pool=pool),
         Conv3d(32, TOKEN_DIM, kernel),
@@ -94,7 +94,7 @@ def _trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential:
     )
 
 
-def video_encoder(backbone: str, *, feature_dim: int) -> nn.Module:
+def build_video_encoder(backbone: str, *, feature_dim: int) -> nn.Module:
     """Return the encoder that `model.clip_backbone` names, with random weights.
 
     Args:

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from videoclip.config import ModelConfig
 from videoclip.models.encoders import TOKEN_DIM, Simple3DEncoder
-from videoclip.models.stem import widened
+from videoclip.models.stem import upcast
 
 EVEN = 1e-4
 """A map whose values differ by less than this share of the largest is constant: that much is rounding."""
 
 
 @dataclass(frozen=True)
-class Guided:
+class PooledVideo:
     """What guided pooling gives.
 
     Attributes:
@@ -61,7 +61,7 @@ class MapGuidedVideoEncoder(nn.Module):
         self.encoder = Simple3DEncoder(3, config.clip_feature_dim)
         self.channel_gate = self.sigmoid_gate = self.alpha = None
         if self.kind == "channel":
-            self.channel_gate = gate_mlp(config.attn_in_channels, config.map_guided_hidden_dim, TOKEN_DIM)
+            self.channel_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, TOKEN_DIM)
         if self.kind == "spatiotemporal":
             self.alpha = nn.Parameter(torch.ones(()))
             if config.map_guided_sigmoid_gate:
@@ -69,7 +69,7 @@ class MapGuidedVideoEncoder(nn.Module):
                     nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(8, 1, 1), nn.Sigmoid()
                 )
 
-    def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> Guided:
+    def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> PooledVideo:
         """Pool the video.
 
         Args:
@@ -79,11 +79,11 @@ class MapGuidedVideoEncoder(nn.Module):
         """
         tokens = self.encoder.tokens(video_B3THW)
         if self.channel_gate is not None:
-            gate_B64 = gated_by_summary(self.channel_gate, map_BCTHW, valid_B & varies(map_BCTHW))
+            gate_B64 = gate_by_summary(self.channel_gate, map_BCTHW, valid_B & varies(map_BCTHW))
             feature = self.encoder.head(tokens.mean(dim=(2, 3, 4)) * gate_B64)  # the mean of x·gate, without x·gate
-            return Guided(feature, tokens, gate_B64, gate_B64[:, :, None, None, None])
+            return PooledVideo(feature, tokens, gate_B64, gate_B64[:, :, None, None, None])
         map_BCTHW = map_BCTHW if self.each else map_BCTHW.mean(dim=1, keepdim=True)
-        gate, counted_BC = on_grid(map_BCTHW, tokens.shape[2:])
+        gate, counted_BC = resize_to_grid(map_BCTHW, tokens.shape[2:])
         if self.sigmoid_gate is not None:
             gate = self.sigmoid_gate(gate.flatten(0, 1)[:, None]).to(gate.dtype).view_as(gate)
         counted_BC111 = (counted_BC & valid_B[:, None])[:, :, None, None, None]
@@ -93,12 +93,12 @@ class MapGuidedVideoEncoder(nn.Module):
         weights = gate * (1 + opened) / gate.sum(dim=(2, 3, 4), keepdim=True)
         pooled_B64 = (tokens.flatten(2) @ weights.mean(dim=1).flatten(1)[:, :, None].to(tokens.dtype)).squeeze(2)
         gain = None if self.alpha is None else 1 + opened.mean(dim=1, keepdim=True)
-        return Guided(self.encoder.head(pooled_B64), tokens, gate, gain)
+        return PooledVideo(self.encoder.head(pooled_B64), tokens, gate, gain)
 
 
-def on_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
+def resize_to_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
     """A map on a grid of tokens, each channel of each clip stretched to 0 to 1 there, and which of them vary (B, C)."""
-    a_BCTHW = F.interpolate(widened(map_BCTHW), size=size, mode="trilinear", align_corners=False)
+    a_BCTHW = F.interpolate(upcast(map_BCTHW), size=size, mode="trilinear", align_corners=False)
     low, high = a_BCTHW.amin(dim=(2, 3, 4), keepdim=True), a_BCTHW.amax(dim=(2, 3, 4), keepdim=True)
     vary_BC = varies(a_BCTHW.flatten(0, 1)).view(a_BCTHW.shape[:2])
     span = torch.where(vary_BC[:, :, None, None, None], high - low, 1.0)
@@ -111,11 +111,11 @@ def varies(x: Tensor) -> Tensor:
     return high_B - low_B > EVEN * torch.maximum(low_B.abs(), high_B.abs())
 
 
-def gate_mlp(channels: int, hidden: int, out: int) -> nn.Sequential:
+def build_gate(channels: int, hidden: int, out: int) -> nn.Sequential:
     """The map's mean of each channel → a gate (…, out) from 0 to 1."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out), nn.Sigmoid())
 
 
-def gated_by_summary(gate: nn.Module, map_BCTHW: Tensor, valid_B: Tensor) -> Tensor:
-    """What `gate_mlp` makes of the map; ones where it is not valid."""
+def gate_by_summary(gate: nn.Module, map_BCTHW: Tensor, valid_B: Tensor) -> Tensor:
+    """What `build_gate` makes of the map; ones where it is not valid."""
     return torch.where(valid_B[:, None], gate(map_BCTHW.mean(dim=(2, 3, 4))), 1.0)

@@ -100,7 +100,7 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
     return torch.empty_like(x_BCTHW, memory_format=torch.channels_last_3d).copy_(x_BCTHW)
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """In float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -135,7 +135,7 @@ def _moments(rows_NC: Tensor) -> tuple[Tensor, Tensor]:
     In chunks, since on a CPU torch's statistics of channels-last rows add up in one float32: of two million rows the
     variance comes out wrong in the third digit.
     """
-    unread_C = widened(rows_NC.new_ones(rows_NC.shape[1]))
+    unread_C = upcast(rows_NC.new_ones(rows_NC.shape[1]))
     chunks = rows_NC.split(CHUNK if rows_NC.is_cpu else len(rows_NC))
     mean_C = torch.stack([chunk_NC.sum(dim=0, dtype=unread_C.dtype) for chunk_NC in chunks]).sum(dim=0) / len(rows_NC)
     # what batch normalisation calls itself: the statistics without the normalised rows

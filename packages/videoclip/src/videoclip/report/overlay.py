@@ -26,7 +26,7 @@ GAP, TEXT = 6, 12
 INK = (60, 60, 60)
 
 
-def resized(map_THW: ArrayLike | Tensor, *, frames: int, height: int, width: int) -> NDArray[np.float32]:
+def resize_map(map_THW: ArrayLike | Tensor, *, frames: int, height: int, width: int) -> NDArray[np.float32]:
     """A map at another size, interpolated linearly in time and space, each value at the middle of what it covers.
 
     Raises:
@@ -40,7 +40,7 @@ def resized(map_THW: ArrayLike | Tensor, *, frames: int, height: int, width: int
     return F.interpolate(map_11THW, size=size, mode="trilinear", align_corners=False)[0, 0].numpy()
 
 
-def energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
+def compute_energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
     """Where a clip's tokens are strong: their mean square over channels, stretched to 0 to 1; (T, H, W) of the tokens.
 
     It is what the token loss compares with the map. Tokens that are equally strong everywhere say nothing: zeros.
@@ -59,7 +59,7 @@ def overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor) -> NDAr
         map_THW: 0 to 1, of any size.
     """
     T, H, W, _ = frames_THW3.shape
-    levels_THW = resized(map_THW, frames=T, height=H, width=W)
+    levels_THW = resize_map(map_THW, frames=T, height=H, width=W)
     return np.stack([blend(frame, level) for frame, level in zip(frames_THW3, levels_THW, strict=True)])
 
 
@@ -74,12 +74,12 @@ def write_sheet(
         path: Where the PNG goes.
         title: Over it all.
     """
-    shown = _even(len(frames_THW3))
+    shown = _spread_evenly(len(frames_THW3))
     rows = {"video": frames_THW3} | {name: overlay(frames_THW3, map_THW) for name, map_THW in maps.items()}
     H, W = frames_THW3.shape[1:3]
     enlarged = max(1, -(-LEAST // H))
     H, W = H * enlarged, W * enlarged
-    font = _font()
+    font = _load_font()
     left = GAP + max(round(font.getlength(name)) for name in rows) + 2 * GAP
     top = GAP + (round(1.8 * TEXT) if title else 0)
     across, down = left + len(shown) * (W + GAP), top + len(rows) * (H + GAP)
@@ -95,7 +95,7 @@ def write_sheet(
             picture = Image.fromarray(pictures[index])
             sheet.paste(picture.resize((W, H), Image.Resampling.BICUBIC), (left + column * (W + GAP), y))
     if maps:
-        _scale(sheet, x=across + GAP, top=top + H + GAP, height=down - top - H - 2 * GAP, font=font)
+        _draw_scale(sheet, x=across + GAP, top=top + H + GAP, height=down - top - H - 2 * GAP, font=font)
     with write_atomically(path) as temporary:
         sheet.save(temporary, format="png")
     return path
@@ -110,20 +110,20 @@ def write_overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor, p
     return path
 
 
-def _even(frames: int) -> list[int]:
+def _spread_evenly(frames: int) -> list[int]:
     """At most COLUMNS frames: the middles of parts of equal length."""
     count = min(COLUMNS, frames)
     return [(2 * part + 1) * frames // (2 * count) for part in range(count)]
 
 
-def _font() -> ImageFont.FreeTypeFont:
+def _load_font() -> ImageFont.FreeTypeFont:
     """matplotlib's own, as in the plots: Pillow's has no umlauts."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), TEXT)
 
 
-def _scale(sheet: Image.Image, *, x: int, top: int, height: int, font: ImageFont.FreeTypeFont) -> None:
+def _draw_scale(sheet: Image.Image, *, x: int, top: int, height: int, font: ImageFont.FreeTypeFont) -> None:
     """The colours from 0, below, to 1, as they lie on a grey picture."""
     levels_H1 = np.linspace(1, 0, height)[:, None].repeat(12, axis=1)
     grey_H13 = np.full((height, 12, 3), 128, np.uint8)

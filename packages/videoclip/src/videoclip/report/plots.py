@@ -116,7 +116,7 @@ def draw_confusion(
     shares_KK = confusion_KK / np.maximum(rows_K, 1)[:, None]
     side = max(3.4, 1.6 + 0.62 * K)
     figure, axes = make_panels(width=side + 1.2, height=side)
-    image = axes.imshow(shares_KK, cmap=_blues(), vmin=0, vmax=1)
+    image = axes.imshow(shares_KK, cmap=_blue_colours(), vmin=0, vmax=1)
     for (true, said), count in np.ndenumerate(confusion_KK):
         share = shares_KK[true, said]
         told = f"{count:,}\n{100 * share:.0f} %" if count else "0"
@@ -176,7 +176,7 @@ def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
     common = [name for name in LABELS if all(name in fold for fold in folds)]
     return draw_dots(
         [
-            _dots(LABELS[name], [fold[name] for fold in folds], mark=mean(fold[baseline(name)] for fold in folds))
+            _dots(LABELS[name], [fold[name] for fold in folds], mark=mean(fold[find_baseline(name)] for fold in folds))
             for name in common
         ],
         path,
@@ -185,7 +185,7 @@ def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
     )
 
 
-def baseline(name: str) -> str:
+def find_baseline(name: str) -> str:
     """The figure of `Evaluation.metrics` that one of `LABELS` has to beat."""
     return f"{name[: len('retrieval_r1')]}_chance" if name.startswith("retrieval") else f"majority_{name}"
 
@@ -205,7 +205,7 @@ def draw_ablation(
         path: Where the PNG goes.
         figure: Its key in `Evaluation.metrics`.
         against: Method → how far it is ahead of the first (`videoclip.scoring.evaluation.paired_bootstrap`).
-        mark: What the majority class or chance reach (`baseline`).
+        mark: What the majority class or chance reach (`find_baseline`).
     """
     differences, label = against or {}, LABELS.get(figure, figure)
     several = max(map(len, rows.values())) > 1
@@ -234,7 +234,7 @@ def _dots(label: str, values: Sequence[float], *, against: Paired | None = None,
     )
 
 
-def _blues() -> Any:
+def _blue_colours() -> Any:
     """From near white to the palette's blue, darkened."""
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -21,16 +21,16 @@ from clip_common.metrics.bootstrap import (
 from videoclip.scoring.metrics import (
     Floats,
     Ints,
-    alignment,
-    by_subject,
-    confusion,
-    finite,
-    majority,
-    of_confusion,
-    ratio,
-    recall_of_each,
-    retrieval,
-    retrieval_chance,
+    average_by_subject,
+    compute_chance,
+    count_confusion,
+    divide,
+    find_majority,
+    keep_finite,
+    name_recalls,
+    score_alignment,
+    score_confusion,
+    score_retrieval,
 )
 from videoclip.scoring.predictions import Predictions
 
@@ -108,15 +108,15 @@ def evaluate(
     scored = _Resampled(predictions, classes=classes)
     once_1G = np.ones((1, scored.subjects))
     clip_KK, subject_KK = (table_SKK[0] for table_SKK in scored.confusions(once_1G))
-    metrics = finite(scored.measure(once_1G))
-    metrics |= finite(recall_of_each(clip_KK[None]))
-    common = majority(train_labels)
+    metrics = keep_finite(scored.measure(once_1G))
+    metrics |= keep_finite(name_recalls(clip_KK[None]))
+    common = find_majority(train_labels)
     for level, table_KK in (("", clip_KK), ("subject_", subject_KK)):
         always_KK = np.zeros_like(table_KK)
         always_KK[:, common] = table_KK.sum(1)
-        metrics |= finite({f"majority_{level}{name}": v for name, v in of_confusion(always_KK[None]).items()})
+        metrics |= keep_finite({f"majority_{level}{name}": v for name, v in score_confusion(always_KK[None]).items()})
     if scored.retrieves:
-        metrics |= retrieval_chance(predictions.map_N[predictions.valid_N])
+        metrics |= compute_chance(predictions.map_N[predictions.valid_N])
     intervals = {}
     if scored.subjects > 1:
         drawn = scored.resampled(samples=samples, seed=seed)
@@ -177,7 +177,7 @@ def paired_bootstrap(
     if subjects < 2:
         raise ValueError(f"a bootstrap over subjects needs at least 2; got {subjects}: test on more")
     once_1G = np.ones((1, subjects))
-    whole = [[finite(one.measure(once_1G)) for one in side] for side in scored]
+    whole = [[keep_finite(one.measure(once_1G)) for one in side] for side in scored]
     known = set.intersection(*(set(found) for side in whole for found in side))
     if key not in known:
         raise ValueError(f"no figure {key!r} of both systems; known: {', '.join(sorted(known))}")
@@ -195,7 +195,7 @@ class _Resampled:
         names_G, self.subject_N = np.unique(predictions.subject_N, return_inverse=True)
         self.subjects = len(names_G)
         self.labelled_N = predictions.label_N >= 0
-        self.by_subject = by_subject(
+        self.by_subject = average_by_subject(
             predictions.probability_NK[self.labelled_N],
             predictions.label_N[self.labelled_N],
             self.subject_N[self.labelled_N],
@@ -203,7 +203,7 @@ class _Resampled:
         valid_N = predictions.valid_N
         self.retrieves = int(valid_N.sum()) > 1
         self.hits = (
-            retrieval(
+            score_retrieval(
                 predictions.video_embed_ND[valid_N], predictions.attn_embed_ND[valid_N], predictions.map_N[valid_N]
             )
             if self.retrieves
@@ -213,13 +213,13 @@ class _Resampled:
     def confusions(self, weights_SG: NDArray[Any]) -> tuple[Floats, Floats]:
         """(S, K, K) of clips, and of subjects."""
         labelled_N, predictions, subjects = self.labelled_N, self.predictions, self.by_subject
-        of_clips_SKK = confusion(
+        of_clips_SKK = count_confusion(
             predictions.label_N[labelled_N],
             predictions.predicted_N[labelled_N],
             weights_SG[:, self.subject_N[labelled_N]],
             classes=self.classes,
         )
-        of_subjects_SKK = confusion(
+        of_subjects_SKK = count_confusion(
             subjects.label_M,
             subjects.probability_MK.argmax(axis=1),
             weights_SG[:, subjects.subject_M],
@@ -231,14 +231,14 @@ class _Resampled:
         """(S,) of each figure that has an interval; NaN where it does not exist."""
         predictions = self.predictions
         of_clips_SKK, of_subjects_SKK = self.confusions(weights_SG)
-        found = of_confusion(of_clips_SKK)
-        found |= {f"subject_{name}": values_S for name, values_S in of_confusion(of_subjects_SKK).items()}
+        found = score_confusion(of_clips_SKK)
+        found |= {f"subject_{name}": values_S for name, values_S in score_confusion(of_subjects_SKK).items()}
         weights_SV = weights_SG[:, self.subject_N[predictions.valid_N]]
         for name, hits_V in self.hits.items():
-            found[name] = ratio(weights_SV @ hits_V, weights_SV.sum(1))
+            found[name] = divide(weights_SV @ hits_V, weights_SV.sum(1))
         judged_N = predictions.judged_N
         if judged_N.any():
-            found |= alignment(
+            found |= score_alignment(
                 predictions.similarity_N[judged_N],
                 predictions.predicted_N[judged_N] == predictions.label_N[judged_N],
                 weights_SG[:, self.subject_N[judged_N]],

@@ -26,59 +26,59 @@ SAME = 1e-6
 """Similarities that differ by less are one: what float32 tells apart."""
 
 
-def ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+def divide(above: NDArray[Any], below: NDArray[Any]) -> Floats:
     """`above / below`, NaN where there is nothing below."""
     return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
 
 
-def confusion(label_N: Ints, predicted_N: Ints, weights_SN: NDArray[Any], *, classes: int) -> Floats:
+def count_confusion(label_N: Ints, predicted_N: Ints, weights_SN: NDArray[Any], *, classes: int) -> Floats:
     """(S, K, K): how many clips of each class (rows) were taken for each class (columns)."""
     cell_NC = np.eye(classes * classes)[classes * label_N + predicted_N]
     return (weights_SN @ cell_NC).reshape(-1, classes, classes)
 
 
-def recalls(confusion_SKK: Floats) -> Floats:
+def compute_recalls(confusion_SKK: Floats) -> Floats:
     """(S, K): share of the clips of each class that were taken for it; NaN for a class without clips."""
-    return ratio(np.diagonal(confusion_SKK, axis1=1, axis2=2), confusion_SKK.sum(2))
+    return divide(np.diagonal(confusion_SKK, axis1=1, axis2=2), confusion_SKK.sum(2))
 
 
-def recall_of_each(confusion_SKK: Floats) -> dict[str, Floats]:
+def name_recalls(confusion_SKK: Floats) -> dict[str, Floats]:
     """`recalls` by name, `recall_0` and so on, (S,) each."""
-    return {f"recall_{label}": recall_S for label, recall_S in enumerate(recalls(confusion_SKK).T)}
+    return {f"recall_{label}": recall_S for label, recall_S in enumerate(compute_recalls(confusion_SKK).T)}
 
 
-def of_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
+def score_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
     """`accuracy`, `balanced_accuracy` and `macro_f1`, (S,) each.
 
     As scikit-learn has them: balanced accuracy is the mean recall of the classes that have clips; macro F1 the mean of
     2·hits / (clips + predictions) over the classes that have clips or were predicted.
     """
     hits_SK = np.diagonal(confusion_SKK, axis1=1, axis2=2)
-    f1_SK = ratio(2 * hits_SK, confusion_SKK.sum(2) + confusion_SKK.sum(1))
+    f1_SK = divide(2 * hits_SK, confusion_SKK.sum(2) + confusion_SKK.sum(1))
     return {
-        "accuracy": ratio(hits_SK.sum(1), confusion_SKK.sum((1, 2))),
-        "balanced_accuracy": _mean_of_finite(recalls(confusion_SKK)),
+        "accuracy": divide(hits_SK.sum(1), confusion_SKK.sum((1, 2))),
+        "balanced_accuracy": _mean_of_finite(compute_recalls(confusion_SKK)),
         "macro_f1": _mean_of_finite(f1_SK),
     }
 
 
-def classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes: int) -> dict[str, float]:
-    """`of_confusion` of a set, and the recall of each class as `recall_0`, …; what does not exist is not in it.
+def score_classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes: int) -> dict[str, float]:
+    """`score_confusion` of a set, and the recall of each class as `recall_0`, …; what does not exist is not in it.
 
     Clips whose label is unknown (-1) do not count.
     """
     labels_N, said_N = np.asarray(label_N), np.asarray(predicted_N)
     known_N = labels_N >= 0
-    table_1KK = confusion(labels_N[known_N], said_N[known_N], np.ones((1, known_N.sum())), classes=classes)
-    return finite(of_confusion(table_1KK) | recall_of_each(table_1KK))
+    table_1KK = count_confusion(labels_N[known_N], said_N[known_N], np.ones((1, known_N.sum())), classes=classes)
+    return keep_finite(score_confusion(table_1KK) | name_recalls(table_1KK))
 
 
-def finite(found: Mapping[str, Floats]) -> dict[str, float]:
+def keep_finite(found: Mapping[str, Floats]) -> dict[str, float]:
     """The first row of each figure that exists there."""
     return {name: float(values_S[0]) for name, values_S in found.items() if np.isfinite(values_S[0])}
 
 
-def majority(train_labels: Iterable[int]) -> int:
+def find_majority(train_labels: Iterable[int]) -> int:
     """The most frequent class of the training labels, the lowest of several; unknown labels (-1) are not counted.
 
     Raises:
@@ -91,7 +91,7 @@ def majority(train_labels: Iterable[int]) -> int:
 
 
 @dataclass(frozen=True)
-class BySubject:
+class SubjectPredictions:
     """A prediction a subject: `probability_MK` the mean over its clips, `label_M`, and `subject_M` whose it is."""
 
     probability_MK: Floats
@@ -99,18 +99,18 @@ class BySubject:
     subject_M: Ints
 
 
-def by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -> BySubject:
+def average_by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -> SubjectPredictions:
     """Average the probabilities of each subject's clips; a subject with two labels gives one prediction for each."""
     pairs_M2, row_N = np.unique(np.stack([subject_N, label_N], axis=1), axis=0, return_inverse=True)
     row_N = row_N.reshape(-1)  # numpy 2.0 gives a column
     sums_MK = np.zeros((len(pairs_M2), probability_NK.shape[1]))
     np.add.at(sums_MK, row_N, probability_NK)
-    return BySubject(
+    return SubjectPredictions(
         probability_MK=sums_MK / np.bincount(row_N)[:, None], label_M=pairs_M2[:, 1], subject_M=pairs_M2[:, 0]
     )
 
 
-def retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dict[str, Floats]:
+def score_retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dict[str, Floats]:
     """Whether each of at least two clips finds its map among the first K (`v2a`), and each map its clip (`a2v`): (N,).
 
     `retrieval_r1_v2a` and so on count a clip's own map; of maps that tie, as those of one file do, any may come first,
@@ -128,7 +128,7 @@ def retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dic
     return found
 
 
-def retrieval_chance(map_N: Ints) -> dict[str, float]:
+def compute_chance(map_N: Ints) -> dict[str, float]:
     """What a random order reaches: `retrieval_r1_chance`, … and `…_chance_group`, the same both ways.
 
     k draws from N without replacement miss all of a clip's g positives with probability C(N − g, k) / C(N, k).
@@ -144,7 +144,7 @@ def retrieval_chance(map_N: Ints) -> dict[str, float]:
     return chance
 
 
-def alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: NDArray[Any]) -> dict[str, Floats]:
+def score_alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: NDArray[Any]) -> dict[str, Floats]:
     """Whether a clip lies nearer to its map where it is classified correctly: (S,) each.
 
     `align_sim_correct` and `align_sim_incorrect` are means of the similarity, `align_sim_gap` their difference, and
@@ -153,15 +153,15 @@ def alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: ND
     """
     total_S = weights_SN.sum(1)
     right_S, wrong_S = weights_SN @ correct_N, weights_SN @ ~correct_N
-    of_right_S = ratio(weights_SN @ (similarity_N * correct_N), right_S)
-    of_wrong_S = ratio(weights_SN @ (similarity_N * ~correct_N), wrong_S)
+    of_right_S = divide(weights_SN @ (similarity_N * correct_N), right_S)
+    of_wrong_S = divide(weights_SN @ (similarity_N * ~correct_N), wrong_S)
     gap_S = of_right_S - of_wrong_S
     centred_N = similarity_N - similarity_N.mean()  # or the difference of two squares would lose its digits
-    mean_S = ratio(weights_SN @ centred_N, total_S)
-    variance_S = ratio(weights_SN @ centred_N**2, total_S) - mean_S**2
+    mean_S = divide(weights_SN @ centred_N, total_S)
+    variance_S = divide(weights_SN @ centred_N**2, total_S) - mean_S**2
     varies_S = np.where(variance_S > SAME**2, variance_S, np.nan)
     # the covariance with 0 and 1 is gap · p(1 − p), their variance p(1 − p)
-    share_S = ratio(right_S, total_S)
+    share_S = divide(right_S, total_S)
     return {
         "align_sim_correct": of_right_S,
         "align_sim_incorrect": of_wrong_S,
@@ -178,4 +178,4 @@ def cosine(a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
 
 
 def _mean_of_finite(values_SK: Floats) -> Floats:
-    return ratio(np.nansum(values_SK, axis=1), np.isfinite(values_SK).sum(1))
+    return divide(np.nansum(values_SK, axis=1), np.isfinite(values_SK).sum(1))

@@ -75,7 +75,7 @@ class Predictions:
         return self.valid_N & (self.label_N >= 0)
 
     @classmethod
-    def of(cls, output: Output, batch: "Batch") -> Self:
+    def from_output(cls, output: Output, batch: "Batch") -> Self:
         """Of one batch, copied from wherever the model ran; with embeddings."""
 
         def floats(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -95,7 +95,7 @@ class Predictions:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """The batches of one set, in their order."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return cls(**arrays, clip_ids=tuple(name for part in parts for name in part.clip_ids))
@@ -134,7 +134,7 @@ def pool_predictions(parts: Sequence[Predictions], records: Iterable[ClipRecord]
     """
     names = {record.clip_id: record.subject_id for record in records}
     numbers = {subject: number for number, subject in enumerate(sorted(set(names.values())))}
-    return Predictions.joined(
+    return Predictions.join(
         [
             replace(
                 part,
@@ -172,8 +172,8 @@ def predict(
         for batch in loader:
             moved = batch.to(device)
             output = model(normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B)
-            parts.append(Predictions.of(output, moved))
+            parts.append(Predictions.from_output(output, moved))
             if progress is not None:
                 progress(len(parts), len(loader))
     model.train(training)
-    return Predictions.joined(parts)
+    return Predictions.join(parts)

@@ -16,7 +16,7 @@ from clip_common.training import check_trainer
 from videoclip.classifier.classifier import Classifier
 from videoclip.classifier.run_config import SPLIT_FIELDS, check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
-from videoclip.data import ClipRecord, Split, assert_disjoint, collate, read_clips
+from videoclip.data import ClipRecord, Split, check_disjoint, collate, read_clips
 from videoclip.data.clip_set import ClipSet, load_clip_set
 from videoclip.data.split_record import check_same_split, read_splits
 from videoclip.models import VideoAttentionCLIP
@@ -194,5 +194,5 @@ def select_from_other_set(
     before = tuple(record for record in read_clips(trained.data) if record.clip_id in known)
     # the same subject name in another set is another person; the same video is a leak
     renamed = tuple(replace(record, subject_id=f"{config.data.root}: {record.subject_id}") for record in records)
-    assert_disjoint(Split(train=before, val=(), test=renamed))
+    check_disjoint(Split(train=before, val=(), test=renamed))
     return records

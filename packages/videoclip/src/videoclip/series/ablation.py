@@ -196,12 +196,12 @@ def ablate(
     rows = [row for row in ROWS if row.id in TABLES[table]]
     for row in rows:
         try:
-            apply_overrides(config, switches(row, config))
+            apply_overrides(config, resolve_switches(row, config))
         except ValueError as error:
             raise ValueError(f"row {row.id} of the table {table}: {error}") from error
     series = open_series("ablate", config, package="videoclip", name=name)
     with series.locked():
-        check_same_data(series, tested_clips(splits), what="clips or labels")
+        check_same_data(series, list_tested_clips(splits), what="clips or labels")
         predictions: dict[str, list[Predictions]] = {row.id: [] for row in rows}
         metrics: dict[str, list[dict[str, float]]] = {row.id: [] for row in rows}
         pairs = [(seed, row) for seed in seeds for row in rows]  # seed by seed: what a kill leaves is comparable
@@ -231,7 +231,7 @@ def ablate(
             table=series.path / f"ablation-{table}.md",
             plot=series.path / f"ablation-{table}.png",
         )
-        write_text(ablation.table, markdown(ablation, config))
+        write_text(ablation.table, render_markdown(ablation, config))
         named = {f"{result.row.id}  {result.row.what}": result for result in results}
         draw_ablation(
             {name: [figures[FIGURE] for figures in result.metrics] for name, result in named.items()},
@@ -248,12 +248,12 @@ def ablate(
     return ablation
 
 
-def fold_of(config: Config, seed: int, splits: Sequence[Split]) -> int:
+def choose_fold(config: Config, seed: int, splits: Sequence[Split]) -> int:
     """The part that a seed tests on."""
     return (config.data.fold + seed) % len(splits)
 
 
-def switches(row: Row, config: Config) -> list[str]:
+def resolve_switches(row: Row, config: Config) -> list[str]:
     """A row's overrides, and weights of the losses where the configuration leaves them out."""
     weights = [] if config.loss.clip_weight else ["loss.clip_weight=1"]
     weights += [] if config.model.lambda_token else ["model.lambda_token=0.1"]
@@ -263,12 +263,12 @@ def switches(row: Row, config: Config) -> list[str]:
 def row_config(row: Row, seed: int, config: Config, splits: Sequence[Split], series: Run) -> Config:
     """Return the configuration of a row's run with one seed: the row's switches, tested on the seed's part."""
     name = f"{row.run_of or row.id}-s{seed}".replace(" ", "-")
-    member = member_config(apply_overrides(config, switches(row, config)), series, name=name)
+    member = member_config(apply_overrides(config, resolve_switches(row, config)), series, name=name)
     folds = max(config.data.folds, len(splits))  # a fold column may have more parts than data.folds allows to name
     return replace(
         member,
         split="test",
-        data=replace(member.data, folds=folds, fold=fold_of(config, seed, splits)),
+        data=replace(member.data, folds=folds, fold=choose_fold(config, seed, splits)),
         trainer=replace(config.trainer, seed=seed),
     )
 
@@ -285,7 +285,7 @@ def run_row(
     return Predictions.load(file), run.result[name]["metrics"]
 
 
-def tested_clips(splits: Sequence[Split]) -> dict[str, list[tuple[str, str, int | None]]]:
+def list_tested_clips(splits: Sequence[Split]) -> dict[str, list[tuple[str, str, int | None]]]:
     """Return clip, subject and label of each test clip, by fold."""
     return {
         f"fold {fold}": [(record.clip_id, record.subject_id, record.label) for record in split.test]
@@ -293,7 +293,7 @@ def tested_clips(splits: Sequence[Split]) -> dict[str, list[tuple[str, str, int 
     }
 
 
-def markdown(ablation: Ablation, config: Config) -> str:
+def render_markdown(ablation: Ablation, config: Config) -> str:
     """Return the caption and the table as Markdown."""
     baseline = ablation.results[0].row.id
     header = ["ID", "method", "switches", *COLUMNS.values(), f"macro F1 minus {baseline} (95 % interval)"]
@@ -301,18 +301,18 @@ def markdown(ablation: Ablation, config: Config) -> str:
     for result in ablation.results:
         switches = " ".join(f"`{text}`" for text in (*result.row.switches, *result.row.tested))
         figures = map(result.cell, COLUMNS)
-        rows.append([result.row.id, result.row.what, switches, *figures, difference(result.against)])
+        rows.append([result.row.id, result.row.what, switches, *figures, format_difference(result.against)])
     chance = {name: f"{value:.3f}" for name, value in ablation.majority.items()}
     rows.append(["", "always the most frequent class", "", *(chance.get(name, "") for name in COLUMNS), ""])
-    return f"{caption(ablation, config)}\n\n{markdown_table(header, rows)}\n"
+    return f"{compose_caption(ablation, config)}\n\n{markdown_table(header, rows)}\n"
 
 
-def difference(against: Paired | None) -> str:
+def format_difference(against: Paired | None) -> str:
     """A paired difference as text; empty for the baseline itself."""
     return "" if against is None else f"{against.difference:+.3f} ({against.low:+.3f} to {against.high:+.3f})"
 
 
-def caption(ablation: Ablation, config: Config) -> str:
+def compose_caption(ablation: Ablation, config: Config) -> str:
     """What was trained and tested, in a few sentences."""
     seeds = ", ".join(map(str, ablation.seeds))
     few = f"data.subjects={config.data.subjects}, " if config.data.subjects else ""

@@ -102,29 +102,29 @@ def cross_validate(
     with run.locked():
         scores = []
         for fold, split in enumerate(splits):
-            announce(f"fold {fold} ({fold + 1} of {len(splits)}): {described(split)}")
-            scores.append(fold_scores(fold, split, clips, config, run, resume=resume is not None, reporter=reporter))
+            announce(f"fold {fold} ({fold + 1} of {len(splits)}): {describe_split(split)}")
+            scores.append(score_fold(fold, split, clips, config, run, resume=resume is not None, reporter=reporter))
         metrics = [evaluation.metrics for _, evaluation in scores]
-        together = pool_predictions([predictions for predictions, _ in scores], clips.records)
+        describe_pooled = pool_predictions([predictions for predictions, _ in scores], clips.records)
         classes = config.model.model_class_num
-        pooled = evaluate(together, train_labels=known_labels(clips.records), classes=classes)
+        pooled = evaluate(describe_pooled, train_labels=known_labels(clips.records), classes=classes)
         found = CrossValidated(
             run=run,
             folds=metrics,
             pooled=pooled,
-            table=write_text(run.path / "cross-validation.md", markdown(config, splits, metrics, pooled)),
+            table=write_text(run.path / "cross-validation.md", render_markdown(config, splits, metrics, pooled)),
             plots=[
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
-                *draw_evaluation(pooled, together, run.folder("plots"), prefix="pooled"),
+                *draw_evaluation(pooled, describe_pooled, run.folder("plots"), prefix="pooled"),
             ],
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
-        means = {name: average for name, (average, _) in summary(metrics).items()}
+        means = {name: average for name, (average, _) in summarise_folds(metrics).items()}
         register_once(run, {"method": config.method, "seed": config.trainer.seed, "split": "cv"} | means)
     return found
 
 
-def fold_scores(
+def score_fold(
     fold: int, split: Split, clips: ClipSet, config: Config, run: Run, *, resume: bool, reporter: Reporter
 ) -> tuple[Predictions, Evaluation]:
     """Train one fold and test it, or read what is there."""
@@ -142,7 +142,7 @@ def fold_scores(
     return predictions, evaluation
 
 
-def described(split: Split) -> str:
+def describe_split(split: Split) -> str:
     """How many train, select and test."""
     parts = ((part, len({record.subject_id for record in records})) for part, records in split.parts().items())
     counts = ", ".join(f"{subjects} {part}" for part, subjects in parts)
@@ -152,25 +152,27 @@ def described(split: Split) -> str:
     return f"subjects {counts}" + (f" ({missing})" if missing else "")
 
 
-def summary(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+def summarise_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation over the folds of each figure that every fold has."""
     common = [name for name in folds[0] if all(name in fold for fold in folds)]
     return {name: (mean(fold[name] for fold in folds), stdev(fold[name] for fold in folds)) for name in common}
 
 
-def markdown(config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation) -> str:
+def render_markdown(
+    config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation
+) -> str:
     """The table: a row a fold, mean ± sd, and what all test subjects together say."""
     header = ["fold", "test subjects", "test clips", *SHOWN]
     rows = []
     for fold, (split, metrics) in enumerate(zip(splits, folds, strict=True)):
         counts = [str(len({record.subject_id for record in split.test})), str(len(split.test))]
         rows.append([str(fold), *counts, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in SHOWN)])
-    shared = {name: f"{average:.3f} ± {sd:.3f}" for name, (average, sd) in summary(folds).items()}
+    shared = {name: f"{average:.3f} ± {sd:.3f}" for name, (average, sd) in summarise_folds(folds).items()}
     rows.append(["mean ± sd", "", "", *(shared.get(name, "") for name in SHOWN)])
-    return f"{caption(config, len(folds))}\n\n{markdown_table(header, rows)}\n\n{together(pooled)}\n"
+    return f"{compose_caption(config, len(folds))}\n\n{markdown_table(header, rows)}\n\n{describe_pooled(pooled)}\n"
 
 
-def caption(config: Config, folds: int) -> str:
+def compose_caption(config: Config, folds: int) -> str:
     """What was trained, selected and tested."""
     return (
         f"{config.method}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
@@ -179,7 +181,7 @@ def caption(config: Config, folds: int) -> str:
     )
 
 
-def together(pooled: Evaluation) -> str:
+def describe_pooled(pooled: Evaluation) -> str:
     """What all test subjects say."""
     intervals = "; ".join(
         f"{name} {pooled.metrics[name]:.3f} ({pooled.intervals[name][0]:.3f} to {pooled.intervals[name][1]:.3f})"

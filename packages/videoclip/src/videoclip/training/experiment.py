@@ -15,7 +15,7 @@ from clip_common.training import FitResult, check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 from videoclip.classifier.classifier import Classifier, Sampling
 from videoclip.config import Config
-from videoclip.data import Split, SubjectUniqueBatchSampler, subject_numbers
+from videoclip.data import Split, SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.clip_set import ClipSet, load_clip_set
 from videoclip.data.records import known_labels
 from videoclip.data.split_record import record_split
@@ -66,7 +66,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         model, result = fit_split(split, clips, config, run, phase="fit", resume=resume is not None)
         if rank() != 0:
             return Trained(run=run, validation=None, plots=[])
-        Classifier(model, Sampling.of_clips(split.train, config.data)).save_pretrained(run.folder("model"))
+        Classifier(model, Sampling.from_clips(split.train, config.data)).save_pretrained(run.folder("model"))
         predictions, validation = score_records(
             model, split.val, clips, config, train_labels=known_labels(split.train), reporter=reporter
         )
@@ -113,7 +113,7 @@ def check_sizes(split: Split, config: Config) -> None:
         raise DataError(f"{len(split.val)} validation clip(s) do not go round {world} devices: set trainer.devices")
     if config.data.batches == "subject_unique":  # the sampler refuses too few subjects
         share = divide_batch(size, world=world)
-        SubjectUniqueBatchSampler(subject_numbers(split.train), batch_size=share, world=world)
+        SubjectUniqueBatchSampler(number_subjects(split.train), batch_size=share, world=world)
 
 
 def open_run(config: Config, *, verb: Literal["train", "cv"], label: str, resume: Path | None) -> Run:

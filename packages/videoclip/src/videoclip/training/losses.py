@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from clip_common.losses import contrastive_loss
 from videoclip.config import LossConfig, ModelConfig
 from videoclip.models import Output
-from videoclip.models.pooling import on_grid, varies
-from videoclip.models.stem import widened
+from videoclip.models.pooling import resize_to_grid, varies
+from videoclip.models.stem import upcast
 
 FLOOR = 1e-6
 """Share of its mean that is added to each token's energy where its logarithm is taken: ReLU leaves zeros."""
@@ -99,7 +99,7 @@ class VideoClipLoss(nn.Module):
 
 def cross_entropy(logits_BK: Tensor, label_B: Tensor) -> Tensor:
     """The mean over labelled clips; 0 without any."""
-    total = F.cross_entropy(widened(logits_BK), label_B, ignore_index=-1, reduction="sum")
+    total = F.cross_entropy(upcast(logits_BK), label_B, ignore_index=-1, reduction="sum")
     return total / (label_B != -1).sum().clamp_min(1)
 
 
@@ -121,8 +121,8 @@ def token_loss(
         valid_B: Clips that count. A clip whose energy or map is the same everywhere does not, in any case.
         kind: Which of the three.
     """
-    e_BN = widened(tokens_BCTHW).square().mean(dim=1).flatten(1)
-    a_B1THW, varies_B1 = on_grid(map_BCTHW.mean(dim=1, keepdim=True), tokens_BCTHW.shape[2:])
+    e_BN = upcast(tokens_BCTHW).square().mean(dim=1).flatten(1)
+    a_B1THW, varies_B1 = resize_to_grid(map_BCTHW.mean(dim=1, keepdim=True), tokens_BCTHW.shape[2:])
     a_BN = a_B1THW.flatten(1)
     counted_B = valid_B & varies_B1[:, 0] & varies(e_BN.detach())
     # numbers of a clip that does not count stand for its own, so that its gradient is 0 and not 0·∞

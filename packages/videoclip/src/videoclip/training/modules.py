@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Subset
 from clip_common.devices import divide_batch, gather_from_ranks
 from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimizer_and_schedule
 from videoclip.config import Config
-from videoclip.data import Batch, SubjectUniqueBatchSampler, VideoMapDataset, collate, subject_numbers
+from videoclip.data import Batch, SubjectUniqueBatchSampler, VideoMapDataset, collate, number_subjects
 from videoclip.models import Output, VideoAttentionCLIP, normalise
-from videoclip.scoring.metrics import classification
+from videoclip.scoring.metrics import score_classification
 from videoclip.training.losses import VideoClipLoss
 
 
@@ -34,7 +34,7 @@ class AlignmentModule(L.LightningModule):
         self.model = model
         self.config = config
         self.loss = VideoClipLoss(config.model, config.loss)
-        for part in idle_parts(model, config):
+        for part in find_idle_parts(model, config):
             part.requires_grad_(False)
         self.aligns = config.loss.clip_weight > 0
         if self.aligns:
@@ -48,13 +48,13 @@ class AlignmentModule(L.LightningModule):
         """Move the tensors of a batch; its names stay."""
         return batch.to(device)
 
-    def output_of(self, batch: Batch, *, align: bool) -> Output:
+    def forward_batch(self, batch: Batch, *, align: bool) -> Output:
         """What the model makes of a batch; embeddings only if something will read them."""
         output: Output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B, align=align)
         return output
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        output = self.output_of(batch, align=self.aligns)
+        output = self.forward_batch(batch, align=self.aligns)
         losses = self.loss(
             output,
             map_BCTHW=batch.map_BCTHW,
@@ -73,13 +73,13 @@ class AlignmentModule(L.LightningModule):
         self.model.logit_scale.clamp_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.output_of(batch, align=False)
+        output = self.forward_batch(batch, align=False)
         self.validated.append((output.logits.float().cpu(), batch.label_B.cpu()))
 
     def on_validation_epoch_end(self) -> None:
         logits_NK, label_N = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
         self.validated = []
-        found = classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
+        found = score_classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
         self.log_dict({f"val/{name}": found[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")})
         self.log("val/loss", torch.nn.functional.cross_entropy(logits_NK, label_N))
 
@@ -88,7 +88,7 @@ class AlignmentModule(L.LightningModule):
         return ", ".join(batch.clip_ids)
 
 
-def idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
+def find_idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
     """What no part of the loss reaches: DDP waits for gradients of what it trains, and a frozen encoder costs less."""
     if config.loss.clip_weight:
         return []
@@ -124,7 +124,7 @@ class ClipData(L.LightningDataModule):
         }
         sampler: SubjectUniqueBatchSampler | ShuffledBatchSampler
         if data.batches == "subject_unique":
-            sampler = SubjectUniqueBatchSampler(subject_numbers(dataset.records), **place)
+            sampler = SubjectUniqueBatchSampler(number_subjects(dataset.records), **place)
         else:
             sampler = ShuffledBatchSampler(len(dataset), **place)
         return ResumableLoader(
