@@ -1,4 +1,4 @@
-"""The shared command line: what a person sees, and the exit code that a script sees."""
+"""The shared command line: its output and exit codes."""
 
 import errno
 import os
@@ -111,7 +111,7 @@ def test_out_of_memory_says_what_a_smaller_batch_costs(run):
     assert run("fail", "memory").stderr == f"error: {line}\n"
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(run):
+def test_debug_shows_the_traceback_anywhere_on_the_line(run):
     for arguments in (["--debug", "fail", "value"], ["fail", "value", "--debug"]):
         done = run(*arguments)
         assert done.returncode == 2

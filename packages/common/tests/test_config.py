@@ -1,4 +1,4 @@
-"""Configuration: what is resolved, and the one line that answers a mistake."""
+"""Configuration: resolved values, and one line for each mistake."""
 
 import re
 import subprocess
@@ -67,7 +67,7 @@ def test_the_printed_yaml_reads_back_to_an_equal_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["007", "no", "1e3", "a=b", "läuft", "null and void", "x: y"])
-def test_text_is_taken_as_it_stands(name):
+def test_text_is_taken_literally(name):
     assert load(f"name={name}").name == name
 
 
@@ -77,7 +77,7 @@ def test_null_and_nothing_unset_an_optional_text():
     assert load("name='null'").name == "null"
 
 
-def test_an_alias_stands_for_its_field(tmp_path):
+def test_an_alias_sets_its_field(tmp_path):
     assert load("loss.lambda=2").loss.lam == 2.0
     assert load("loss.lam=2").loss.lam == 2.0
     file = tmp_path / "alias.yaml"

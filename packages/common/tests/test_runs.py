@@ -1,4 +1,4 @@
-"""Run folders: complete or not at all; tables that never misalign; a ledger that remembers."""
+"""Run folders: complete or not at all; aligned tables; a ledger of phases."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ from clip_common.runs import (
 
 @contextmanager
 def full_disk(size: int):
-    """A limit on the size of files, beyond which the kernel fails a write in its middle, as a full disk does."""
+    """Limit the size of files: the kernel fails a write beyond it halfway, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

@@ -29,7 +29,7 @@ def refused(source, *words, **arguments):
         assert word in message, f"{word!r} is not in: {message}"
 
 
-def test_a_run_stands_for_the_model_in_it_and_a_saved_folder_for_itself(tmp_path):
+def test_a_run_names_its_model_and_a_saved_folder_names_itself(tmp_path):
     run = begin(tmp_path)
     save(run.path / "model")
     saved = save(tmp_path / "saved", size=3)

@@ -1,4 +1,4 @@
-"""Attention under CPU autocast: in float32 while a bf16 fit runs, as torch has it otherwise."""
+"""Attention under CPU autocast: float32 while a bf16 fit runs, torch's own dtype otherwise."""
 
 import pytest
 import torch

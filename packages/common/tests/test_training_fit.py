@@ -1,4 +1,4 @@
-"""`fit`: what it leaves behind, and what goes wrong loses nothing."""
+"""`fit`: its result, and errors that lose nothing."""
 
 import json
 import math

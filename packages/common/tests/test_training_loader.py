@@ -1,4 +1,4 @@
-"""Loaders that know where they are."""
+"""Loaders that resume at the next batch."""
 
 import itertools
 

@@ -16,7 +16,7 @@ TOY = Path(__file__).with_name("toy_training.py")
 
 @pytest.fixture(scope="module")
 def processes():
-    """Fresh processes that have imported what a training needs already."""
+    """Fresh processes with the imports of a training already done."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clip_common.training"])
     return context
@@ -24,7 +24,7 @@ def processes():
 
 @pytest.fixture(scope="module")
 def train(processes):
-    """Run the toy in a process of its own; the exit code, -9 where it was killed."""
+    """Run the toy in its own process; return its exit code, -9 if it was killed."""
 
     def run(*, kill_after_seconds=None, **options):
         arguments = {"path_name": str(TOY), "init_globals": {"OPTIONS": options}, "run_name": "__main__"}
@@ -41,7 +41,7 @@ def train(processes):
 
 @pytest.fixture(scope="module")
 def uninterrupted(train, tmp_path_factory):
-    """A toy run that nobody killed, for each set of trainer overrides."""
+    """A toy run that was not killed, for each set of trainer overrides."""
     root = tmp_path_factory.mktemp("uninterrupted")
     known = {}
 

@@ -1,9 +1,9 @@
-"""A small training in a process of its own, that can kill itself at any moment. Run by test_training_resume.py.
+"""A small training in its own process that can kill itself at any moment. Run by test_training_resume.py.
 
-`OPTIONS` is put into this script's globals, or is its argument as JSON: root, name, resume, kill (moments such as
-"inside step 7"), trainer (overrides), workers, environment, phases. Everything that could make two trainings differ is
-in it: dropout, batch statistics, Python's and numpy's generators, random augmentation, a validation that draws numbers,
-columns that appear late.
+`OPTIONS` is set in this script's globals, or given as JSON in its argument: root, name, resume, kill (moments such as
+"inside step 7"), trainer (overrides), workers, environment, phases. It contains everything that could make two
+trainings differ: dropout, batch statistics, Python's and numpy's generators, random augmentation, a validation that
+draws numbers, columns that appear late.
 """
 
 import json

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -86,7 +87,7 @@ def check_no_problems(root: Path, problems: Sequence[str], *, advice: str = "") 
         raise ValueError(f"{root}: {len(problems)} problem(s), listed above{advice and f'; {advice}'}")
 
 
-def check_all_read(failures: Mapping[str, str], *, of: int, what: str) -> None:
+def check_all_read(failures: Mapping[Any, str], *, of: int, what: str) -> None:
     """Print why files could not be read, one line each, and raise ValueError if there are any.
 
     Args:

@@ -193,11 +193,11 @@ def _convert(value: Any, hint: Any) -> Any:
     """Return a value converted to a type, by the rules of a field of that type."""
     holder = OmegaConf.structured(make_dataclass("Holder", [("value", hint)]))
     OmegaConf.update(holder, "value", value)
-    return OmegaConf.to_container(holder)["value"]  # type: ignore[call-overload,index]
+    return OmegaConf.to_container(holder)["value"]
 
 
 def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema."""
+    """Yield every dotted key of a schema."""
     for name, (_, hint) in (_fields(schema) | _extra_fields(schema)).items():
         yield f"{prefix}{name}"
         yield from _keys(hint, prefix=f"{prefix}{name}.")
