@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from clip_common.backbones import BackboneError, behaviour, fingerprint, load_bundle, load_dual, save_bundle
 from clip_common.backbones.text_models import SentenceText, TransformersText
-from clip_common.backbones.trunk import resized_positions
+from clip_common.backbones.trunk import resize_positions
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -116,7 +116,7 @@ def test_another_image_size_interpolates_positions_and_keeps_the_class_token(fol
 
 def test_positions_of_the_same_grid_are_left_alone():
     table = torch.randn(17, 8)
-    assert resized_positions(table, grid=4) is table
+    assert resize_positions(table, grid=4) is table
 
 
 def test_a_sentence_transformer_gives_its_own_embeddings(folders, dual):

@@ -120,7 +120,7 @@ def test_a_tokenizer_that_is_not_cached_names_what_to_prefetch(cached):
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "ViT-B/16-SigLIP"])
 def test_prefetch_of_random_weights_fetches_the_tokenizer_that_they_need(cached, monkeypatch, name):
     with pytest.raises(BackboneError, match="prefetch ViT-B-16-SigLIP random on"):
-        find_origin(name, pretrained="random").tokenizer()
+        find_origin(name, pretrained="random").load_tokenizer()
     root, fetched = cached[1].parents[2], []
     snapshot = root / "models--timm--ViT-B-16-SigLIP" / "snapshots" / "0"
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from clip_common.backbones import Preprocess
-from clip_common.backbones.preprocess import random_crop
+from clip_common.backbones.preprocess import draw_crop
 
 LEVEL = 1 / 255 / 0.26
 """One grey level after normalisation."""
@@ -72,12 +72,12 @@ def test_the_random_crop_draws_what_torchvision_draws():
         torch.manual_seed(seed)
         expected = RandomResizedCrop.get_params(picture, scale=[0.5, 1.0], ratio=[3 / 4, 4 / 3])
         generator = torch.Generator().manual_seed(seed)
-        assert random_crop(*picture.shape[1:], (0.5, 1.0), generator) == expected
+        assert draw_crop(*picture.shape[1:], (0.5, 1.0), generator) == expected
 
 
 def test_an_image_of_extreme_shape_is_cropped_at_its_centre():
-    assert random_crop(10, 400, (0.9, 1.0), None) == (0, 193, 10, 13)
-    assert random_crop(400, 10, (0.9, 1.0), None) == (193, 0, 13, 10)
+    assert draw_crop(10, 400, (0.9, 1.0), None) == (0, 193, 10, 13)
+    assert draw_crop(400, 10, (0.9, 1.0), None) == (193, 0, 13, 10)
 
 
 def test_augmentation_is_a_function_of_the_generator(pictures):

@@ -29,19 +29,17 @@ def load_dual(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Bundle:
-    """Load two models that know nothing of each other, frozen, with heads to train; in eval mode.
+    """Load two independent models, frozen, under heads to train; in eval mode.
 
     Args:
         vision: Folder or hub name of a transformers vision model with patch tokens (CLIPVisionModel, SiglipVisionModel,
             Dinov2Model and their like). Its features are its own pooled output.
-        text: Folder or hub name of a SentenceTransformer, or of a transformers text model: CLIP's and SigLIP's at their
-            pooled token, any other at the mean over its tokens.
+        text: Folder or hub name of a SentenceTransformer, or of a transformers text model: CLIP's and SigLIP's
+            features are their pooled token, those of any other the mean over its tokens.
         embed_dim: D, width of the shared space.
         head: `linear`: features to zero mean and unit variance, then one matrix with bias; `mlp`: a hidden GELU layer
             of 2·D besides.
-        image_size: Pixels a side; another than the model's own interpolates the position embeddings. None: what the
-            folder's preprocessor_config.json says, else 224 for DINOv2 (its 518 px cost six times as much), else the
-            model's own.
+        image_size: Pixels a side, as for `load_vision`.
         seed: Draws the heads.
 
     Raises:
@@ -89,7 +87,10 @@ def load_dual(
 
 
 def make_head(kind: str, *, width: int, embed_dim: int) -> nn.Module:
-    """(B, F) features to (B, D). They are standardised first: trunks differ in scale by orders of magnitude."""
+    """Return a head from features (B, F) to (B, D).
+
+    It standardises them first, because trunks differ in scale by orders of magnitude.
+    """
     standardise = nn.LayerNorm(width, elementwise_affine=False)
     if kind == "linear":
         return nn.Sequential(standardise, nn.Linear(width, embed_dim))

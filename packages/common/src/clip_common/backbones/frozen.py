@@ -1,4 +1,4 @@
-"""Frozen means frozen: no gradients, eval mode for good, and names for the weights and for what they yield."""
+"""Freezing a module, and the hashes that identify its weights and its behaviour."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """Whether nothing in `module` can be trained."""
+    """Return whether `module` has no parameter that trains."""
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all weights and buffers that a checkpoint holds.
+    """Return the sha256 of names, shapes, dtypes and bytes of all weights and buffers that a checkpoint holds.
 
     Args:
         weights: A module, or its state dict. Order and device do not matter.
@@ -45,24 +45,24 @@ def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def behaviour(module: nn.Module) -> str:
-    """sha256 over all that decides what `module` yields: its weights and buffers, its structure and its settings.
+    """Return the sha256 of everything that decides the output of `module`: weights, buffers, structure and settings.
 
-    Equal weights do not make equal outputs: an activation, a pooling, a number of heads or a mask has no weight.
+    Equal weights can give different outputs: an activation, a pooling, a number of heads or a mask has no weight.
 
     Args:
-        module: Of any library. Where it was loaded from does not matter, nor whether it trains.
+        module: Of any library. The place it was loaded from and its training mode do not matter.
     """
-    buffers = dict(module.named_buffers())  # those that no checkpoint holds, too: a causal mask
+    buffers = dict(module.named_buffers())  # also those that no checkpoint holds, such as a causal mask
     digest = hashlib.sha256(f"{fingerprint(module.state_dict() | buffers)} {module!r}\n".encode())
     for name, part in module.named_modules():
-        describe = getattr(getattr(part, "config", None), "to_dict", dict)  # of a model of transformers
+        describe = getattr(getattr(part, "config", None), "to_dict", dict)  # models of transformers have one
         settings = {"config": _settings(describe()), "own": _settings(vars(part))}
         digest.update(f"{name} {json.dumps(settings, sort_keys=True)}\n".encode())
     return digest.hexdigest()
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values, without those that say where and in which state a module is."""
+    """Return the plain values, without those that describe the module's place or state."""
     passing = ("training", "name_or_path", "transformers_version")
     plain = (bool, int, float, str, tuple, type(None))
     return {

@@ -20,11 +20,11 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = "open_clip_config.json"
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
-"""What a transformers or SentenceTransformer repository is read from."""
+"""Files of a transformers or SentenceTransformer repository that are downloaded."""
 
 
 def prefetch(name: str, pretrained: str | None = None) -> Path:
-    """Download what `load_clip` or `load_dual` needs, verify its checksum, and leave it in the cache.
+    """Download the files that `load_clip` or `load_dual` needs into the cache, and verify their checksums.
 
     Args:
         name: open_clip architecture, `hf-hub:org/name`, or `org/name` of a transformers or SentenceTransformer model.
@@ -44,13 +44,13 @@ def prefetch(name: str, pretrained: str | None = None) -> Path:
         if CONFIG not in files or files & {"config.json", "modules.json"}:
             folder = fetch_folder(name, ask=True)
             for file in folder.rglob("*.safetensors"):
-                verify(file)
+                check_sum(file)
             return folder
         name = f"hf-hub:{name}"
     origin = find_origin(name, pretrained=pretrained)
-    tokenizer = origin.tokenizer()
+    tokenizer = origin.load_tokenizer()
     if origin.weights is not None:
-        verify(origin.weights)
+        check_sum(origin.weights)
         return origin.weights
     if tokenizer.folder is None:
         raise BackboneError(f"{name} {pretrained} has no weights to fetch")
@@ -58,7 +58,7 @@ def prefetch(name: str, pretrained: str | None = None) -> Path:
 
 
 def fetch(repository: str, candidates: Sequence[str], *, wanted: str) -> Path:
-    """The first of these files of a hub repository, from the cache or from the network.
+    """Return the first of these files that a hub repository has, from the cache or from the network.
 
     Raises:
         BackboneError: Not cached, and no network.
@@ -79,7 +79,7 @@ def fetch(repository: str, candidates: Sequence[str], *, wanted: str) -> Path:
 
 
 def find_missing_of_model(folder: Path) -> str | None:
-    """What a transformers or SentenceTransformer model needs and `folder` does not hold; None for a whole one."""
+    """Return the first file that a transformers or SentenceTransformer model lacks; None if it is complete."""
     listing = folder / "modules.json"
     modules = json.loads(listing.read_text(encoding="utf-8")) if listing.is_file() else [{"path": "", "type": ""}]
     # a Normalize has no file, and the hub keeps no empty folder
@@ -95,7 +95,7 @@ def find_missing_of_model(folder: Path) -> str | None:
 
 
 def find_missing_of_tokenizer(folder: Path) -> str | None:
-    """As `find_missing_of_model`, of a tokenizer."""
+    """Return the file that a tokenizer lacks; None if it is complete."""
     return None if any(folder.glob("tokenizer*")) else "tokenizer.json"
 
 
@@ -107,17 +107,17 @@ def fetch_folder(
     wanted: str | None = None,
     ask: bool = False,
 ) -> Path:
-    """The folder of a transformers or SentenceTransformer model, from the cache or from the network.
+    """Return the folder of a transformers or SentenceTransformer model, from the cache or from the network.
 
     Args:
         repository: `org/name` on the hub.
-        files: Patterns of what is downloaded.
-        find_missing: Names what a folder misses to be complete.
-        wanted: What to prefetch, where that is not the repository itself.
-        ask: Ask the hub even where the cached folder looks complete.
+        files: Patterns of the files to download.
+        find_missing: Returns the file that a folder lacks, if any.
+        wanted: Name to prefetch, if that is not the repository itself.
+        ask: Ask the hub even if the cached folder looks complete.
 
     Raises:
-        BackboneError: Not cached or not wholly, and no network.
+        BackboneError: Not or only partly cached, and no network.
     """
     from huggingface_hub import snapshot_download
 
@@ -128,8 +128,8 @@ def fetch_folder(
             return cached
         folder = Path(snapshot_download(repository, allow_patterns=list(files)))
         missing = find_missing(folder)
-    if missing is not None:  # without a network the snapshot is what other loads left in the cache
-        raise unavailable(wanted, FileNotFoundError(f"{repository} without {missing}"))
+    if missing is not None:  # without a network the snapshot holds only what other loads left in the cache
+        raise make_unavailable(wanted, FileNotFoundError(f"{repository} without {missing}"))
     return folder
 
 
@@ -143,11 +143,11 @@ def find_folder(name: str | Path) -> Path:
         return Path(name)
     if isinstance(name, str) and re.fullmatch(r"(hf-hub:)?[\w.-]+(/[\w.-]+)?", name):
         return fetch_folder(name.removeprefix("hf-hub:"))
-    raise BackboneError(f"{name}: no such folder, and no name of a model on the hub (org/name)")
+    raise BackboneError(f"{name}: no such folder, and not a name of a model on the hub (org/name)")
 
 
 def fetch_tag(name: str, tag: str, config: dict[str, Any]) -> Path:
-    """The weights of an open_clip pretrained tag, from the cache or from the network.
+    """Return the weights of an open_clip pretrained tag, from the cache or from the network.
 
     Raises:
         BackboneError: Not cached, and no network.
@@ -159,19 +159,21 @@ def fetch_tag(name: str, tag: str, config: dict[str, Any]) -> Path:
         try:
             return Path(open_clip.download_pretrained(config))
         except (OSError, RuntimeError) as error:
-            raise unavailable(wanted, error) from error
+            raise make_unavailable(wanted, error) from error
     repository, _, file = config["hf_hub"].rpartition("/")
     candidates = (str(Path(file).with_suffix(".safetensors")), file) if file else WEIGHTS
     return fetch(repository, candidates, wanted=wanted)
 
 
-def verify(file: Path) -> None:
-    """Compare a cached file with the checksum that its name in the cache carries, where it carries one.
+def check_sum(file: Path) -> None:
+    """Raise BackboneError if a cached file does not have the checksum in its name.
+
+    The hub's cache names large files by their sha256; other files pass.
 
     Raises:
-        BackboneError: They differ.
+        BackboneError: The checksums differ.
     """
-    blob = file.resolve()  # the hub's cache names large files by their sha256
+    blob = file.resolve()
     stated = re.fullmatch(r"[0-9a-f]{64}", blob.name)
     if stated is None:
         return
@@ -182,7 +184,7 @@ def verify(file: Path) -> None:
 
 
 def _list_known_files(repository: str, *, wanted: str) -> set[str]:
-    """Names of the files of a hub repository; of those in the cache where the hub cannot be asked."""
+    """Return the names of the files of a hub repository, or of the cached ones if the hub cannot be asked."""
     with _ask_hub(wanted):
         cached = _find_cached_folder(repository, files=MODEL_FILES)
         try:
@@ -196,7 +198,7 @@ def _list_known_files(repository: str, *, wanted: str) -> set[str]:
 def _list_files(repository: str) -> set[str]:
     from huggingface_hub import HfApi
 
-    # one request that is not repeated: without a network, `list_repo_files` goes on trying for half a minute
+    # a single request: without a network, `list_repo_files` retries for half a minute
     return {file.rfilename for file in HfApi().model_info(repository).siblings or ()}
 
 
@@ -217,17 +219,17 @@ def _ask_hub(wanted: str) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise BackboneError(
-            f"{wanted}: no name of a model on the hub, expected org/name ({one_line(error)})"
+            f"{wanted}: not a name of a model on the hub, expected org/name ({one_line(error)})"
         ) from error
-    # the hub's errors, its HTTP library's and the file system's have no base in common
+    # errors of the hub, of its HTTP library and of the file system have no common base
     except Exception as error:
-        raise unavailable(wanted, error) from error
+        raise make_unavailable(wanted, error) from error
 
 
-def unavailable(wanted: str, error: Exception) -> BackboneError:
-    """The one line for weights that are neither cached nor to be had."""
+def make_unavailable(wanted: str, error: Exception) -> BackboneError:
+    """Return the error for weights that are neither cached nor available."""
     return BackboneError(
-        f"{wanted}: not in the cache and not to be had from the network ({type(error).__name__}: {one_line(error)}); "
+        f"{wanted}: not in the cache and not available from the network ({type(error).__name__}: {one_line(error)}); "
         f"run: <package> prefetch {wanted} on a machine with network"
     )
 

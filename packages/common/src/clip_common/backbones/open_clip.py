@@ -1,4 +1,4 @@
-"""`load_clip`: a CLIP by name, from the hub, a folder, a file of weights, or from scratch; always the same bundle."""
+"""`load_clip`: a CLIP by name, from the hub, a folder or a file of weights, or from scratch, as a bundle."""
 
 import copy
 import difflib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from open_clip.model import CustomTextCLIP
 
 TINY = Path(__file__).parent / "tiny"
-"""The CLIP that is part of this package; README.md in it is its card."""
+"""Folder of the CLIP in this package; its README.md is the model card."""
 SUMS = "SHA256SUMS"
 TRAIN_CROP = (0.9, 1.0)
 """Share of the area that a training crop keeps: open_clip's default."""
@@ -42,16 +42,16 @@ SECTIONS = (
 
 @dataclass
 class Origin:
-    """Where a CLIP comes from, before any of it is built.
+    """Where a CLIP comes from: its configuration, weights and tokenizer, before it is built.
 
     Attributes:
-        name: As it was asked for.
-        pretrained: Tag or file; `random`; None where the name says it all.
+        name: As the user asked for it.
+        pretrained: Tag or file of the weights; `random`; None if the name says everything.
         config: open_clip model configuration.
         preprocess: Statistics and resize as open_clip names them.
-        weights: None for random ones.
-        folder: Holds the files of a transformers tokenizer, where it came with the weights.
-        wanted: What to prefetch to have the tokenizer; empty: its own repository.
+        weights: File; None for random weights.
+        folder: With the files of a transformers tokenizer that came with the weights.
+        wanted: Name to prefetch the tokenizer by; empty: its own repository.
     """
 
     name: str
@@ -62,7 +62,8 @@ class Origin:
     folder: Path | None = None
     wanted: str = ""
 
-    def tokenizer(self) -> ClipTokenizer:
+    def load_tokenizer(self) -> ClipTokenizer:
+        """Load the tokenizer of the text tower."""
         return ClipTokenizer(self.config["text_cfg"], folder=self.folder, wanted=self.wanted)
 
 
@@ -84,16 +85,16 @@ def load_clip(
             `hf-hub:org/name`, `local-dir:/folder`, a file of weights (with `model`), or any label (with
             `model_config`).
         pretrained: Tag of the architecture's weights, a file of them, or `random`.
-        model: Architecture of the file of weights that `name` is.
-        model_config: An open_clip model configuration (embed_dim, vision_cfg, text_cfg): a CLIP of one's own, from
-            scratch unless `pretrained` is a file.
-        image_size: Pixels a side; another than the weights' own interpolates the position embeddings (bicubic,
-            antialiased, class token kept).
-        activation: `gelu` or `quick_gelu`. None: what the weights were trained with as far as open_clip knows (OpenAI's
-            with quick_gelu), else what the architecture says. A file of weights does not know.
+        model: Architecture of the weights, if `name` is a file.
+        model_config: An open_clip model configuration (embed_dim, vision_cfg, text_cfg): your own CLIP, from scratch
+            unless `pretrained` is a file.
+        image_size: Pixels a side; a size other than that of the weights interpolates the position embeddings
+            (bicubic, antialiased, class token kept).
+        activation: `gelu` or `quick_gelu`. None: the one that the weights were trained with, if open_clip knows
+            (OpenAI's: quick_gelu), else that of the architecture. A file of weights does not say.
         seed: Draws random weights.
-        text: False leaves the text tower without weights, on the meta device, and the fingerprint empty: for those
-            who embed images alone, or against texts that were embedded before.
+        text: False leaves the text tower without weights, on the meta device, and the fingerprint empty: enough to
+            embed images alone, or to compare them with texts embedded before.
 
     Raises:
         BackboneError: One line: an unknown name or tag with the nearest known, no network and nothing cached, a file
@@ -120,7 +121,7 @@ def find_origin(
     model: str | None = None,
     model_config: Mapping[str, Any] | None = None,
 ) -> Origin:
-    """Resolve the arguments of `load_clip`; downloads weights, builds nothing."""
+    """Resolve the arguments of `load_clip`: download weights, but build nothing."""
     if name == "tiny":
         check_unused(name, pretrained=pretrained, model=model, model_config=model_config)
         check_sums(TINY)
@@ -142,24 +143,28 @@ def find_origin(
     if Path(name).is_dir():
         raise BackboneError(f"{name} is a folder: write local-dir:{name}")
     if Path(name).is_file():
-        raise BackboneError(f"{name} is a file of weights: say of which architecture, model='ViT-B-32'")
+        raise BackboneError(f"{name} is a file of weights: name its architecture, model='ViT-B-32'")
     return _find_tag(name, pretrained)
 
 
 def is_architecture(name: str) -> bool:
-    """Whether open_clip knows a model configuration of this name."""
+    """Return whether open_clip has a model configuration of this name."""
     import open_clip
 
     return open_clip.get_model_config(name.replace("/", "-")) is not None
 
 
 def read_architecture(name: str) -> dict[str, Any]:
-    """open_clip's model configuration of this name; BackboneError with the nearest names if there is none."""
+    """Return open_clip's model configuration of this name.
+
+    Raises:
+        BackboneError: An unknown name; the line gives the nearest known ones.
+    """
     import open_clip
 
     config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
-        raise BackboneError(f"unknown model {name!r}; {_nearest(name, open_clip.list_models())}")
+        raise BackboneError(f"unknown model {name!r}; {_suggest(name, open_clip.list_models())}")
     return config
 
 
@@ -178,7 +183,7 @@ def _find_tag(name: str, pretrained: str | None) -> Origin:
     if not tag:
         if Path(pretrained).is_file():
             return Origin(name, pretrained, config, weights=Path(pretrained), wanted=f"{name} random")
-        raise BackboneError(f"{name} has no weights {pretrained!r}; {_nearest(pretrained, [*tags, 'random'])}")
+        raise BackboneError(f"{name} has no weights {pretrained!r}; {_suggest(pretrained, [*tags, 'random'])}")
     if tag.get("quick_gelu"):
         config["quick_gelu"] = True
     weights = fetch_tag(name, pretrained, tag)
@@ -195,7 +200,7 @@ def _find_on_hub(repository: str, *, name: str) -> Origin:
 
 
 def check_sums(folder: Path) -> None:
-    """Raise BackboneError where a file of package data is not the one that was shipped (as `sha256sum -c` does)."""
+    """Raise BackboneError unless every file of package data has its checksum, as `sha256sum -c` does."""
     sums = folder / SUMS
     if not sums.is_file():
         raise BackboneError(f"{sums} is absent or damaged: install clip-common again")
@@ -219,7 +224,7 @@ def _find_in_folder(folder: Path, *, name: str) -> Origin:
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The model configuration and the preprocessing in an open_clip_config.json."""
+    """Return the model configuration and the preprocessing in an open_clip_config.json."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return _check_config(content["model_cfg"]), content.get("preprocess_cfg", {})
@@ -230,7 +235,12 @@ def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
 def build_network(
     origin: Origin, *, image_size: int | None, seed: int, text: bool = True
 ) -> "tuple[CustomTextCLIP, dict[str, Any]]":
-    """The network with its weights, those of the text tower if wanted, and the configuration that rebuilds it as is."""
+    """Build the network with its weights, and return it with the configuration that rebuilds it.
+
+    Args:
+        origin: What to build.
+        image_size, seed, text: As for `load_clip`.
+    """
     from open_clip.model import CustomTextCLIP
 
     from clip_common.backbones.weights import put_weights
@@ -244,7 +254,7 @@ def build_network(
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
-    # one class for every model: the text tower is a module of its own (CLIP unpacks it, CoCa adds a decoder)
+    # one class for every model, with a separate text tower (open_clip's CLIP unpacks it, its CoCa adds a decoder)
     for key in ("multimodal_cfg", "custom_text", "nonscalar_logit_scale"):
         config.pop(key, None)
     try:
@@ -267,7 +277,7 @@ def build_network(
 
 
 def make_bundle(network: "CustomTextCLIP", origin: Origin) -> Bundle:
-    """Towers, preprocessing, tokenizer and specification of a built network."""
+    """Return the bundle of a built network."""
     from clip_common.backbones.open_clip_trunks import make_towers
 
     image_tower, text_tower = make_towers(network.eval())
@@ -307,7 +317,7 @@ def make_bundle(network: "CustomTextCLIP", origin: Origin) -> Bundle:
     preprocess = read_preprocess(origin.preprocess, size=size)
     return Bundle(
         image=ImageEncoder(image_tower, ImageFeed(preprocess), image_spec),
-        text=TextEncoder(text_tower, TextFeed(origin.tokenizer()), text_spec),
+        text=TextEncoder(text_tower, TextFeed(origin.load_tokenizer()), text_spec),
         train_preprocess=replace(preprocess, crop_scale=TRAIN_CROP),
         spec=spec,
         logit_scale=network.logit_scale.item(),
@@ -316,7 +326,7 @@ def make_bundle(network: "CustomTextCLIP", origin: Origin) -> Bundle:
 
 
 def read_preprocess(settings: Mapping[str, Any], *, size: int) -> Preprocess:
-    """open_clip's preprocess configuration, whatever it leaves out at open_clip's defaults."""
+    """Return open_clip's preprocess configuration as a `Preprocess`, with open_clip's defaults for missing keys."""
     names = {
         "mean": "mean",
         "std": "std",
@@ -328,13 +338,13 @@ def read_preprocess(settings: Mapping[str, Any], *, size: int) -> Preprocess:
     for statistic in ("mean", "std"):
         if statistic in given:
             given[statistic] = tuple(given[statistic])
-    if given.get("interpolation") == "random":  # a choice for training alone
+    if given.get("interpolation") == "random":  # only meant for training
         del given["interpolation"]
     return Preprocess(size=size, **given)
 
 
 def _check_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a model configuration, every key of which open_clip knows."""
+    """Return a copy of a model configuration; raise BackboneError for a key that open_clip does not know."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     own = copy.deepcopy(dict(config))
@@ -348,7 +358,7 @@ def _check_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for place, keys in known.items():
         for key in own[place.rstrip(".")] if place else own:
             if key not in keys:
-                raise BackboneError(f"model_config has an unknown key {place}{key}; {_nearest(key, keys)}")
+                raise BackboneError(f"model_config has an unknown key {place}{key}; {_suggest(key, keys)}")
     return own
 
 
@@ -359,10 +369,10 @@ def _resize_timm(network: "CustomTextCLIP", image_size: int) -> None:
 
 
 def check_unused(name: str, **arguments: object) -> None:
-    """Raise BackboneError for an argument that was given beside a `name` that has no use for it."""
+    """Raise BackboneError for an argument that has no use beside `name`."""
     for argument, value in arguments.items():
         if value is not None:
-            raise BackboneError(f"{name} with {argument}={value!r}: it has no use for that, leave {argument} out")
+            raise BackboneError(f"{name} with {argument}={value!r} is of no use: leave {argument} out")
 
 
 def _check_file(name: str) -> Path:
@@ -378,6 +388,6 @@ def _check_square(size: int | Sequence[int], *, name: str) -> int:
     return int(height)
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
+def _suggest(given: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"

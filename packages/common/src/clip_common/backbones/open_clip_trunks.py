@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clip_common.backbones.spec import BackboneError
 from clip_common.backbones.towers import TextTower, VisionTower
-from clip_common.backbones.trunk import Block, TextTrunk, VisionOutput, VisionTrunk, recorded
+from clip_common.backbones.trunk import Block, TextTrunk, VisionOutput, VisionTrunk, record_outputs
 
 LANES = 16
 """Lengths of text are multiples of this: CPU kernels then see numbers in the same vector lanes as at full length, and
@@ -28,9 +28,9 @@ the same bits come out; and shapes stay few for allocators and compilers."""
 
 @contextmanager
 def without_attention_maps() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from the path that torch takes without gradients: it writes the map (B, H, T, T) out.
+    """Keep nn.MultiheadAttention from its fast path without gradients, which writes out the map (B, H, T, T).
 
-    At 1,765 patches the other one, `scaled_dot_product_attention`, takes two fifths of the time.
+    At 1,765 patches `scaled_dot_product_attention` takes two fifths of the time.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -43,8 +43,8 @@ def without_attention_maps() -> Iterator[None]:
 class AttentionBlock(Block):
     """A residual attention block of open_clip, run without its attention map (B, H, T, T), whole or in parts.
 
-    The block's own `nn.MultiheadAttention` writes the map out where no gradients are taken: 120 MB an image at ViT-L's
-    1,370 tokens.
+    Without gradients the block's own `nn.MultiheadAttention` writes the map out: 120 MB an image at ViT-L's 1,370
+    tokens.
 
         attended_BHTd = attend(block.value(block.norm(x_BTF)))    # an attention of your own
         x_BTF = block.add_attention(x_BTF, block.project(block.join(attended_BHTd)))
@@ -66,7 +66,7 @@ class AttentionBlock(Block):
         return self.add_mlp(self.add_attention(x_BTF, self.project(self.join(attended_BHTd))))
 
     def norm(self, x_BTF: Tensor) -> Tensor:
-        """Return the tokens as the attention takes them, behind the first layer norm."""
+        """Return the input of the attention: the tokens after the first layer norm."""
         return self.module.ln_1(x_BTF)
 
     def value(self, x_BTF: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class AttentionBlock(Block):
         return self.split(linear(x_BTF, weight, bias))
 
     def split(self, x_BTF: Tensor) -> Tensor:
-        """Return (B, H, T, d): one row of tokens for each head."""
+        """Return (B, H, T, d): the tokens of each head."""
         return x_BTF.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def join(self, attended_BHTd: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ class AttentionBlock(Block):
         return self.module.attn.out_proj(joined_BTF)
 
     def add_attention(self, x_BTF: Tensor, attended_BTF: Tensor) -> Tensor:
-        """Add the output of an attention to the tokens, scaled where the block has a layer scale."""
+        """Return the tokens plus the output of an attention, through the block's layer scale if it has one."""
         return x_BTF + self.module.ls_1(attended_BTF)
 
     def add_mlp(self, x_BTF: Tensor) -> Tensor:
-        """Add the output of the MLP to the tokens."""
+        """Return the tokens plus the output of the MLP."""
         mlp = self.module.mlp
         hidden_BTM = mlp.c_fc(self.module.ln_2(x_BTF))
-        # of QuickGELU, x · sigmoid(1.702 x), autograd keeps both factors; recomputed in the backward pass, x alone
+        # autograd keeps both factors of QuickGELU, x · sigmoid(1.702 x); recomputing it keeps x alone
         if hidden_BTM.requires_grad:
             hidden_BTM = checkpoint(mlp.gelu, hidden_BTM, use_reentrant=False)
         else:
@@ -137,14 +137,14 @@ class OpenClipVision(VisionTrunk):
 
     @property
     def projects_patches(self) -> bool:
-        """Whether patch tokens can go through the norm and projection of the pooled features, as in OpenAI's CLIP."""
+        """True if patch tokens can go through the norm and projection of the pooled features, as in OpenAI's CLIP."""
         return self.visual.attn_pool is None and self.visual.proj is not None
 
     @without_attention_maps()
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
-        # an attentional pooler (CoCa) returns its queries, not patches: those are taken from the last block
+        # an attentional pooler (CoCa) returns its queries instead of patches: take those from the last block
         extra = () if self.visual.attn_pool is None else (len(self.blocks),)
-        with recorded(self.blocks, sorted({*layers, *extra})) as outputs:
+        with record_outputs(self.blocks, sorted({*layers, *extra})) as outputs:
             pooled_BD, patches_BLF = self.visual(images_B3HW)
         if extra:
             patches_BLF = outputs[extra[0]][:, 1:]
@@ -173,7 +173,7 @@ class OpenClipVision(VisionTrunk):
         return visual.ln_pre(visual.patch_dropout(x_BTF))
 
     def norm(self, x_BTF: Tensor) -> Tensor:
-        """Return tokens of any block behind the tower's last layer norm."""
+        """Return the tokens of any block after the tower's last layer norm."""
         return self.visual.ln_post(x_BTF)
 
     def project(self, x_BTF: Tensor) -> Tensor:
@@ -181,10 +181,10 @@ class OpenClipVision(VisionTrunk):
         return self.norm(x_BTF) @ self.visual.proj
 
     def readout(self, x_BTF: Tensor) -> Tensor:
-        pooled_BF = self._pooled(x_BTF)
+        pooled_BF = self._pool_and_norm(x_BTF)
         return pooled_BF if self.visual.proj is None else pooled_BF @ self.visual.proj
 
-    def _pooled(self, x_BTF: Tensor) -> Tensor:
+    def _pool_and_norm(self, x_BTF: Tensor) -> Tensor:
         visual = self.visual
         if visual.attn_pool is None:
             return self.norm(self._pool(x_BTF)) if visual.final_ln_after_pool else self._pool(self.norm(x_BTF))
@@ -215,7 +215,7 @@ class TimmVision(VisionTrunk):
 
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
         trunk = self.visual.trunk
-        with recorded(self.blocks, layers) as outputs:
+        with record_outputs(self.blocks, layers) as outputs:
             features = trunk.forward_features(images_B3HW)
         pooled_BD = self.visual.head(trunk.forward_head(features))
         return VisionOutput(pooled_BD, self._patches(features), outputs)
@@ -229,7 +229,7 @@ class TimmVision(VisionTrunk):
 
 
 class ResNetVision(VisionTrunk):
-    """OpenAI's modified ResNet: its last feature map stands for the patch tokens; it has no blocks to name."""
+    """OpenAI's modified ResNet: the cells of its last feature map are the patch tokens; it has no blocks to name."""
 
     patch_size = 32
 
@@ -239,16 +239,16 @@ class ResNetVision(VisionTrunk):
         self.width = visual.attnpool.q_proj.in_features
 
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
-        with recorded(self.blocks, layers), recorded([Block(self.visual.layer4)], (1,)) as maps:
+        with record_outputs(self.blocks, layers), record_outputs([Block(self.visual.layer4)], (1,)) as maps:
             pooled_BD = self.visual(images_B3HW)
         return VisionOutput(pooled_BD, maps[1].flatten(2).transpose(1, 2), {})
 
 
 class OpenClipText(TextTrunk):
-    """A causal text transformer of open_clip, projection included, run only as far as the longest text of the batch.
+    """A causal text transformer of open_clip, projection included, run up to the end of the batch's longest text only.
 
-    Exact, because no token sees a later one and the feature is read at the end-of-text token: what is cut away never
-    reaches it. Cost: proportional to the longest text, rounded up to 16 tokens, instead of to the context length.
+    Exact, because no token sees a later one and the feature is read at the end-of-text token, before the cut. Cost:
+    proportional to the longest text, rounded up to 16 tokens, instead of to the context length.
     """
 
     def __init__(self, text: TextTransformer) -> None:
@@ -330,7 +330,7 @@ class WholeText(TextTrunk):
 
 
 def make_towers(model: CustomTextCLIP) -> tuple[VisionTower, TextTower]:
-    """The two towers of an open_clip model, sharing its weights."""
+    """Return the two towers of an open_clip model, sharing its weights."""
     visual, text = model.visual, model.text
     if isinstance(visual, VisionTransformer):
         image_trunk: VisionTrunk = OpenClipVision(visual)
@@ -345,7 +345,7 @@ def make_towers(model: CustomTextCLIP) -> tuple[VisionTower, TextTower]:
 
 
 def ends_at_eot(text: nn.Module) -> bool:
-    """Whether the real length is exact: causal attention, and the feature read at the end-of-text token."""
+    """Return whether cutting texts is exact: causal attention, and the feature read at the end-of-text token."""
     return (
         isinstance(text, TextTransformer)
         and text.attn_mask is not None

@@ -1,4 +1,4 @@
-"""An image to the pixels that a tower takes: open_clip's transforms, drawn from a generator, with a key for caches.
+"""Preprocessing: an image to the pixels of a tower by open_clip's transforms, with a key for caches.
 
 Shapes: H, W of the source; S pixels a side of the result.
 """
@@ -25,7 +25,7 @@ RATIO = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """`preprocess(image)` -> (3, S, S) float32.
+    """A transform of images: `preprocess(image)` returns (3, S, S) float32.
 
     For RGB pictures it equals open_clip's `image_transform(is_train=False)` without `crop_scale` and its
     `image_transform(is_train=True)` with it, up to rounding. A PIL image goes through `images.to_rgb` first, so that an
@@ -53,22 +53,26 @@ class Preprocess:
 
     @property
     def key(self) -> str:
-        """Names this transform in caches: equal keys, equal pixels."""
+        """Name of this transform in caches: equal keys, equal pixels."""
         return json.dumps({"version": 1} | asdict(self), sort_keys=True)
 
     def __call__(self, image: "Image | Tensor", *, generator: Generator | None = None) -> Tensor:
-        """Pixels of one image.
+        """Return the pixels (3, S, S) of one image.
 
         Args:
             image: A PIL image of any mode, or (3, H, W) uint8.
-            generator: Where a random crop is drawn from (None: torch's global one). Unused without `crop_scale`.
+            generator: Draws the random crop (None: torch's global one). Unused without `crop_scale`.
         """
-        pixels_3SS = self._of_tensor(image, generator) if isinstance(image, Tensor) else self._of_pil(image, generator)
+        pixels_3SS = (
+            self._transform_tensor(image, generator)
+            if isinstance(image, Tensor)
+            else self._transform_picture(image, generator)
+        )
         mean, std = (torch.tensor(value)[:, None, None] for value in (self.mean, self.std))
         normalised = pixels_3SS.to(torch.float32, memory_format=torch.contiguous_format)
         return normalised.mul_(1 / (255 * std)).sub_(mean / std)
 
-    def _of_pil(self, image: "Image", generator: Generator | None) -> Tensor:
+    def _transform_picture(self, image: "Image", generator: Generator | None) -> Tensor:
         import numpy as np
         from PIL.Image import Resampling
 
@@ -78,32 +82,32 @@ class Preprocess:
         sampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
         square = (self.size, self.size)
         if self.crop_scale is not None:
-            top, left, height, width = random_crop(image.height, image.width, self.crop_scale, generator)
+            top, left, height, width = draw_crop(image.height, image.width, self.crop_scale, generator)
             image = image.crop((left, top, left + width, top + height)).resize(square, Resampling.BICUBIC)
         else:
-            rows, columns = self._resized(image.height, image.width)
+            rows, columns = self._choose_size(image.height, image.width)
             image = image.resize((columns, rows), sampling)
             if self.resize_mode == "shortest":
                 top, left = round((rows - self.size) / 2), round((columns - self.size) / 2)
                 image = image.crop((left, top, left + self.size, top + self.size))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return self._padded(pixels) if self.resize_mode == "longest" else pixels
+        return self._pad(pixels) if self.resize_mode == "longest" else pixels
 
-    def _of_tensor(self, image_3HW: Tensor, generator: Generator | None) -> Tensor:
+    def _transform_tensor(self, image_3HW: Tensor, generator: Generator | None) -> Tensor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
         size, (height, width) = [self.size, self.size], image_3HW.shape[1:]
         if self.crop_scale is not None:
-            crop = random_crop(height, width, self.crop_scale, generator)
+            crop = draw_crop(height, width, self.crop_scale, generator)
             return functional.resized_crop(image_3HW, *crop, size=size, interpolation=InterpolationMode.BICUBIC)
         resized = functional.resize(
-            image_3HW, list(self._resized(height, width)), interpolation=InterpolationMode(self.interpolation)
+            image_3HW, list(self._choose_size(height, width)), interpolation=InterpolationMode(self.interpolation)
         )
-        return self._padded(resized) if self.resize_mode == "longest" else functional.center_crop(resized, size)
+        return self._pad(resized) if self.resize_mode == "longest" else functional.center_crop(resized, size)
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the whole image after the resize, rounded as open_clip and torchvision round."""
+    def _choose_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of the whole image after the resize, rounded as open_clip and torchvision do."""
         if self.resize_mode == "squash":
             return self.size, self.size
         if self.resize_mode == "longest":
@@ -114,7 +118,7 @@ class Preprocess:
             return short, int(short * width / height)
         return int(short * height / width), short
 
-    def _padded(self, pixels_3HW: Tensor) -> Tensor:
+    def _pad(self, pixels_3HW: Tensor) -> Tensor:
         _, height, width = pixels_3HW.shape
         top, left = (self.size - height) // 2, (self.size - width) // 2
         canvas = pixels_3HW.new_full((3, self.size, self.size), self.fill)
@@ -122,15 +126,15 @@ class Preprocess:
         return canvas
 
 
-def random_crop(
+def draw_crop(
     height: int, width: int, scale: tuple[float, float], generator: Generator | None
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random resized crop; draws what torchvision's RandomResizedCrop draws.
+    """Draw (top, left, height, width) of a random resized crop, as torchvision's RandomResizedCrop does.
 
     Args:
-        height, width: Of the image, pixels.
+        height, width: Pixels of the image.
         scale: Smallest and largest share of its area.
-        generator: Where the numbers come from.
+        generator: Draws the crop.
     """
     for _ in range(10):
         share = torch.empty(1).uniform_(*scale, generator=generator).item()
@@ -141,7 +145,7 @@ def random_crop(
             top = int(torch.randint(height - rows + 1, (1,), generator=generator))
             left = int(torch.randint(width - columns + 1, (1,), generator=generator))
             return top, left, rows, columns
-    # an image far from the wanted shapes: the largest centred crop within the range of ratios
+    # no draw fitted, as in a very long image: the largest centred crop within the range of ratios
     aspect = min(max(width / height, RATIO[0]), RATIO[1])
     rows, columns = min(height, round(width / aspect)), min(width, round(height * aspect))
     return (height - rows) // 2, (width - columns) // 2, rows, columns

@@ -1,8 +1,8 @@
-"""A bundle as a folder, rebuilt without a network: config.json and model.safetensors.
+"""Saving a bundle to a folder, config.json and model.safetensors, and loading it without a network.
 
-A CLIP is written whole, with the names of open_clip and an open_clip_config.json beside, so that `local-dir:` of
-open_clip and of `load_clip` read it too. Of a dual only the heads are written: its trunks are loaded again from where
-they were, and their fingerprints must be the same.
+A CLIP is written whole, with open_clip's names and an open_clip_config.json, so that `local-dir:` of open_clip and of
+`load_clip` read it too. A dual is written as its heads alone: loading takes its trunks from where they were, and checks
+their fingerprints.
 """
 
 import json
@@ -26,7 +26,7 @@ from clip_common.backbones.spec import BackboneError
 from clip_common.tensors import check_fit, read_tensors, write_tensors
 
 TEXT_CONFIG = "text_config"
-"""Folder of the configuration of a text tower that is a transformers model."""
+"""Subfolder with the configuration of a text tower that is a transformers model."""
 BUNDLE_FORMAT = 2
 """Version of what `save_bundle` writes."""
 
@@ -40,7 +40,7 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
         marker: More keys of config.json: those of the package whose model this is (`clip_common.runs.opening`).
 
     Raises:
-        BackboneError: A full disk, or a dual whose trunk was unfrozen or trained: it would not come back.
+        BackboneError: A full disk, or a dual with an unfrozen or trained trunk, which its heads alone cannot restore.
     """
     spec, config = bundle.spec, dict(bundle.spec.config)
     if spec.kind == "dual":
@@ -85,7 +85,7 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read what `save_bundle` wrote.
+    """Load a bundle that `save_bundle` wrote.
 
     Raises:
         BackboneError: One line: files that are absent, damaged or do not belong together, or a trunk of a dual that is
@@ -114,16 +114,16 @@ def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
 def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
     from clip_common.backbones.weights import backbone_errors
 
-    told = dict(content["model"])
-    expected = {side: told.pop(f"{side}_fingerprint") for side in ("vision", "text")}
+    given = dict(content["model"])
+    expected = {side: given.pop(f"{side}_fingerprint") for side in ("vision", "text")}
     try:
-        bundle = load_dual(**told)
+        bundle = load_dual(**given)
     except BackboneError as error:
         raise BackboneError(f"{folder} needs its trunks where its config.json says they are: {error}") from error
     for side, value in expected.items():
         if bundle.spec.config[f"{side}_fingerprint"] != value:
             raise BackboneError(
-                f"{told[side]} does not hold the weights that {folder} was trained on (fingerprint {value[:12]}…): "
+                f"{given[side]} does not hold the weights that {folder} was trained on (fingerprint {value[:12]}…): "
                 f"put them back, or correct {side!r} in {folder / 'config.json'}"
             )
     file = folder / "model.safetensors"
@@ -157,8 +157,8 @@ def _write_open_clip_config(bundle: Bundle, config: dict[str, Any], folder: Path
 
 
 def _read_preprocess(settings: Mapping[str, Any]) -> Preprocess:
-    told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    return Preprocess(**told)
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Preprocess(**given)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _move(draft: Path, folder: Path) -> None:
-    """Give the files of `draft` their places in `folder`, when all of them are on the disk."""
+    """Move the files of `draft` into `folder` once all of them are on the disk."""
     files = sorted(file for file in draft.rglob("*") if file.is_file())
     for file in files:
         with file.open("rb") as written:

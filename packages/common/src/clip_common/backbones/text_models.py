@@ -17,9 +17,9 @@ from clip_common.backbones.towers import TextTower
 from clip_common.backbones.trunk import TextTrunk
 
 PARTS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
-"""Class of the text half where a folder holds both halves."""
+"""Class to load from a folder that holds both an image and a text model."""
 POOLED = ("clip_text_model", "siglip_text_model")
-"""Models whose own pooled token is the feature; any other is averaged over its tokens."""
+"""Kinds of models whose pooled token is the feature; others are averaged over their tokens."""
 
 
 class SentenceText(TextTrunk):
@@ -32,7 +32,7 @@ class SentenceText(TextTrunk):
         self.depth = getattr(getattr(model[0], "auto_model", model[0]).config, "num_hidden_layers", 0)
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        return self.model(dict(tokens))["sentence_embedding"]  # a copy: the modules add their outputs to it
+        return self.model(dict(tokens))["sentence_embedding"]  # a copy, since the modules add their outputs to it
 
 
 class TransformersText(TextTrunk):
@@ -46,7 +46,7 @@ class TransformersText(TextTrunk):
         self.depth = model.config.num_hidden_layers
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        if self.pooled:  # causal, or trained to see its padding: no mask
+        if self.pooled:  # causal, or trained with its padding visible: no mask
             return self.model(input_ids=tokens["input_ids"]).pooler_output
         mask_BL = tokens["attention_mask"]
         states_BLF = self.model(input_ids=tokens["input_ids"], attention_mask=mask_BL).last_hidden_state

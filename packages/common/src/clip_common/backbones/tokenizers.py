@@ -1,4 +1,4 @@
-"""Texts to what a text tower takes, with a key that names the behaviour in caches, and files that bring it back.
+"""Tokenizers: texts to the input of a text tower, with a key for caches and files to restore them from.
 
 Shapes: B texts, L tokens.
 """
@@ -23,7 +23,7 @@ from clip_common.backbones.spec import BackboneError, Tokens
 
 
 class Tokenizer(Protocol):
-    """`tokenizer(["a dog", …])` -> tokens for the text tower of the same bundle."""
+    """`tokenizer(["a dog", …])` returns tokens for the text tower of the same bundle."""
 
     @property
     def key(self) -> str:
@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     def __call__(self, texts: Sequence[str]) -> Tokens: ...
 
     def save(self, folder: Path) -> None:
-        """Write what brings the tokenizer back without a network."""
+        """Write the files from which the tokenizer is restored without a network."""
 
 
 class ClipTokenizer:
@@ -40,11 +40,11 @@ class ClipTokenizer:
 
     Args:
         text_config: `text_cfg` of an open_clip model configuration.
-        folder: Where its files are, for a tokenizer of transformers that is not in the hub's cache.
-        wanted: What to prefetch to have it; empty: the repository of the tokenizer itself.
+        folder: With the files of a tokenizer of transformers that is not in the hub's cache.
+        wanted: Name to prefetch it by; empty: the repository of the tokenizer itself.
 
     Attributes:
-        folder: Where the files of a tokenizer of transformers lie; None for open_clip's own.
+        folder: With the files of a tokenizer of transformers; None for open_clip's own.
 
     Raises:
         BackboneError: A tokenizer of transformers that is neither in `folder` nor cached, or cannot be read.
@@ -56,7 +56,7 @@ class ClipTokenizer:
         options = dict(text_config.get("tokenizer_kwargs") or {})
         context = text_config.get("context_length", DEFAULT_CONTEXT_LENGTH)
         hub_name = text_config.get("hf_tokenizer_name")
-        self.folder = None if hub_name is None else folder or _tokenizer_folder(hub_name, wanted=wanted)
+        self.folder = None if hub_name is None else folder or _find_tokenizer_folder(hub_name, wanted=wanted)
         if self.folder is None:
             self.encode = SimpleTokenizer(context_length=context, **options)
             described = f"open_clip {self.encode.vocab_size}"
@@ -71,7 +71,7 @@ class ClipTokenizer:
                 raise BackboneError(
                     f"{self.folder} has no tokenizer that transformers can read: {one_line(error)}"
                 ) from error
-            described = f"{mode} {digest(self.encode.tokenizer)}"
+            described = f"{mode} {hash_tokenizer(self.encode.tokenizer)}"
         self.key = json.dumps([described, context, options], sort_keys=True)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -95,7 +95,7 @@ class TransformersTokenizer:
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.padding = "max_length" if pad_to_context else "longest"
-        self.key = json.dumps([digest(tokenizer), context_length, self.padding])
+        self.key = json.dumps([hash_tokenizer(tokenizer), context_length, self.padding])
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         encoded = self.tokenizer(
@@ -108,11 +108,13 @@ class TransformersTokenizer:
 
 
 class SentenceTokenizer:
-    """What a SentenceTransformer does to texts: its default prompt, its cut, padded to the batch's longest."""
+    """The tokenizer of a SentenceTransformer: its default prompt, cut at its length, padded to the batch's longest."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.key = json.dumps([digest(model.tokenizer), model.max_seq_length, model.default_prompt_name, model.prompts])
+        self.key = json.dumps(
+            [hash_tokenizer(model.tokenizer), model.max_seq_length, model.default_prompt_name, model.prompts]
+        )
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         encoded = self.model.preprocess(list(texts), prompt=self.model.prompts.get(self.model.default_prompt_name))
@@ -124,14 +126,14 @@ class SentenceTokenizer:
         self.model.tokenizer.save_pretrained(folder)
 
 
-def digest(tokenizer: Any) -> str:
-    """Names a tokenizer of transformers by everything that decides its output."""
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Return a hash of everything that decides the output of a tokenizer of transformers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(f"{type(tokenizer).__name__} {content}".encode()).hexdigest()[:32]
 
 
-def _tokenizer_folder(name: str, *, wanted: str) -> Path:
+def _find_tokenizer_folder(name: str, *, wanted: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     return fetch_folder(name, files=TOKENIZER_FILES, find_missing=find_missing_of_tokenizer, wanted=wanted)

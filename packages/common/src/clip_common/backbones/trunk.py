@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clip_common.backbones.spec import BackboneError, Tokens
+from clip_common.backbones.spec import BackboneError
 
 
 class VisionOutput(NamedTuple):
@@ -117,7 +117,7 @@ class TextTrunk(Trunk):
 
     depth: int
 
-    def embed(self, tokens: Tokens) -> Tensor:
+    def embed(self, tokens: Any) -> Tensor:
         """Return the tokens (B, L, F) before the first block.
 
         Raises:
@@ -125,8 +125,8 @@ class TextTrunk(Trunk):
         """
         raise self.no_walk()
 
-    def readout(self, x_BLF: Tensor, tokens: Tokens) -> Tensor:
-        """Return the pooled features (B, F) of the tokens after the last block; `tokens` as `embed` took them.
+    def readout(self, x_BLF: Tensor, tokens: Any) -> Tensor:
+        """Return the pooled features (B, F) of the tokens after the last block; `tokens` are the input of `embed`.
 
         Raises:
             BackboneError: A trunk that cannot be run block by block.
@@ -135,7 +135,7 @@ class TextTrunk(Trunk):
 
 
 @contextmanager
-def recorded(blocks: Sequence[Block], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def record_outputs(blocks: Sequence[Block], layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     """Collect the outputs (B, T, F) of the blocks with these numbers, from 1, while the body runs the model."""
     for number in layers:
         if not 1 <= number <= len(blocks):
@@ -157,7 +157,7 @@ def recorded(blocks: Sequence[Block], layers: Sequence[int]) -> Iterator[dict[in
             handle.remove()
 
 
-def resized_positions(table_TF: Tensor, *, grid: int) -> Tensor:
+def resize_positions(table_TF: Tensor, *, grid: int) -> Tensor:
     """Interpolate position embeddings of a square grid to another grid (bicubic, antialiased).
 
     Rows before the grid (class token, registers) are kept. Equals open_clip's interpolation when it loads weights at

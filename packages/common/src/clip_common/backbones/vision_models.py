@@ -17,10 +17,10 @@ from clip_common.backbones.huggingface import find_folder, load_model
 from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.backbones.spec import BackboneError, ImageSpec
 from clip_common.backbones.towers import VisionTower
-from clip_common.backbones.trunk import Block, VisionOutput, VisionTrunk, recorded, resized_positions
+from clip_common.backbones.trunk import Block, VisionOutput, VisionTrunk, record_outputs, resize_positions
 
 PARTS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-"""Class of the image half where a folder holds both halves."""
+"""Class to load from a folder that holds both an image and a text model."""
 STATISTICS = {
     "clip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -32,7 +32,7 @@ SQUASH: Literal["squash"] = "squash"
 
 
 class UnmaskedBlock(Block):
-    """A block of a vision model of transformers, which takes an attention mask: there is none."""
+    """A block of a vision model of transformers, called without an attention mask."""
 
     def __call__(self, x_BTF: Tensor) -> Tensor:
         output = self.module(x_BTF, attention_mask=None)
@@ -40,7 +40,7 @@ class UnmaskedBlock(Block):
 
 
 class TransformersVision(VisionTrunk):
-    """A vision model of transformers; its features are its own pooled output, or the first token where it has none."""
+    """A vision model of transformers; its features are its own pooled output, or else the first token."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class TransformersVision(VisionTrunk):
         return model.layernorm(x_BTF)[:, 0]
 
     def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
-        with recorded(self.blocks, layers) as outputs:
+        with record_outputs(self.blocks, layers) as outputs:
             output = self.model(pixel_values=images_B3HW)
         tokens_BTF = output.last_hidden_state
         height, width = (side // self.patch_size for side in images_B3HW.shape[2:])
@@ -101,7 +101,7 @@ def load_vision(name: str | Path, *, image_size: int | None = None) -> ImageEnco
     stored = fingerprint(model)
     preprocess = read_preprocess(folder, config, image_size=image_size)
     if preprocess.size != config.image_size:
-        resize(model, preprocess.size)
+        resize_model(model, preprocess.size)
     trunk = TransformersVision(model)
     cells = preprocess.size // trunk.patch_size
     spec = ImageSpec(
@@ -127,8 +127,8 @@ def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Pre
         size, mode = image_size or usual, SQUASH if squash else SHORTEST
         return Preprocess(size=size, mean=mean, std=std, resize_mode=mode)
     settings = json.loads(file.read_text(encoding="utf-8"))
-    whole = _pixels(settings.get("size")) or config.image_size
-    crop = _pixels(settings.get("crop_size")) if settings.get("do_center_crop") else None
+    whole = _read_side(settings.get("size")) or config.image_size
+    crop = _read_side(settings.get("crop_size")) if settings.get("do_center_crop") else None
     squash = crop is None and "shortest_edge" not in (settings.get("size") or {})
     size = image_size or crop or whole
     return Preprocess(
@@ -141,17 +141,17 @@ def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Pre
     )
 
 
-def resize(model: Any, image_size: int) -> None:
-    """Give the model the position embeddings of another image size, once and for all.
+def resize_model(model: Any, image_size: int) -> None:
+    """Replace the position embeddings of the model by those of another image size.
 
     Raises:
-        BackboneError: A kind of model whose position embeddings are not known here.
+        BackboneError: A kind of model with unknown position embeddings.
     """
     embeddings, grid = model.embeddings, image_size // model.config.patch_size
     if isinstance(table := getattr(embeddings, "position_embeddings", None), nn.Parameter):  # DINOv2, ViT: (1, T, F)
-        embeddings.position_embeddings = nn.Parameter(resized_positions(table.detach()[0], grid=grid)[None])
+        embeddings.position_embeddings = nn.Parameter(resize_positions(table.detach()[0], grid=grid)[None])
     elif isinstance(table := getattr(embeddings, "position_embedding", None), nn.Embedding):  # CLIP, SigLIP
-        positions = resized_positions(table.weight.detach(), grid=grid)
+        positions = resize_positions(table.weight.detach(), grid=grid)
         embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
         embeddings.position_ids = torch.arange(len(positions))[None]
         embeddings.num_positions = len(positions)
@@ -163,8 +163,8 @@ def resize(model: Any, image_size: int) -> None:
         embeddings.patch_embeddings.num_patches = grid**2
 
 
-def _pixels(size: Any) -> int | None:
-    """A side in any of the ways preprocessor_config.json spells one."""
+def _read_side(size: Any) -> int | None:
+    """Return the pixels of a side, in any of the forms of preprocessor_config.json."""
     if isinstance(size, dict):
         return size.get("shortest_edge") or size.get("height")
     return size

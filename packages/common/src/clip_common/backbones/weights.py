@@ -17,7 +17,7 @@ from clip_common.backbones.spec import BackboneError
 from clip_common.tensors import TensorsError, check_fit, read_checkpoint
 
 TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-"""How names of text weights begin, in a tower of its own or in OpenAI's flat layout."""
+"""Prefixes of the names of text weights, in a separate tower or in OpenAI's flat layout."""
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
     Args:
         model: Filled in place.
         file: safetensors, a torch checkpoint, or big_vision's `.npz`.
-        name: What the model is called in messages.
-        text: Whether the text tower is filled too; its weights are not read otherwise.
+        name: Of the model, for messages.
+        text: Whether to fill the text tower too; otherwise its weights are not read.
 
     Raises:
         BackboneError: The file cannot be read, or is of another architecture.
@@ -47,7 +47,7 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
 
         try:
             load_big_vision_weights(model, str(file))
-        # a damaged file, or one of another architecture: numpy's and open_clip's errors are of any kind
+        # a damaged file, or one of another architecture: numpy and open_clip raise anything
         except Exception as error:
             reason = " ".join(str(error).split())[:120]
             raise BackboneError(
@@ -68,7 +68,7 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
     positions = "text.positional_embedding"
     for key in ("visual.positional_embedding", positions):
         if key in state:
-            state[key] = state[key].float()  # weights in half precision: CPUs do not interpolate those
+            state[key] = state[key].float()  # CPUs do not interpolate half precision
     resize_pos_embed(state, model)
     own = {key: value for key, value in model.state_dict().items() if text or not key.startswith("text.")}
     if positions in state and positions in own and state[positions].shape[1] == own[positions].shape[1]:

@@ -187,7 +187,7 @@ class FeatureCache:
                 report(len(rows), len(sources))
 
             job.compute(sources, batch_size=batch_size, keep=remember, unreadable=unreadable)
-            return lambda digests: torch.stack([rows[digest] for digest in digests]) if digests else job.no_rows()
+            return lambda digests: torch.stack([rows[digest] for digest in digests]) if digests else job.make_no_rows()
 
         shelf = Shelf(self.root, job.description)
         kept = shelf.index()
@@ -195,7 +195,7 @@ class FeatureCache:
         done = len(sources) - len(missing)
         report(done, len(sources))
         if missing:
-            needed = len(missing) * (DIGEST_BYTES + 4 * job.row_shape().numel())
+            needed = len(missing) * (DIGEST_BYTES + 4 * job.find_row_shape().numel())
             what = f"{len(missing):,} {job.what}"
             logger.info("%s take %s in %s", what, format_bytes(needed), shelf.folder)
             shelf.check_space(needed, what)
@@ -209,13 +209,13 @@ class FeatureCache:
 
         try:
             job.compute(missing, batch_size=batch_size, keep=keep, unreadable=unreadable)
-        finally:  # whatever stops the work, what was computed is kept
+        finally:  # keep what was computed, whatever stopped the work
             shard.write()
-        return lambda digests: shelf.read(digests) if digests else job.no_rows()
+        return lambda digests: shelf.read(digests) if digests else job.make_no_rows()
 
 
 class _Shard:
-    """Rows on their way to a shelf."""
+    """Computed rows that are not yet on a shelf."""
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
@@ -230,7 +230,7 @@ class _Shard:
 
     def write(self) -> None:
         digests, features = self.digests, self.features
-        self.digests, self.features = [], []  # gone even when the disk is full: not to be tried twice
+        self.digests, self.features = [], []  # dropped even if the disk is full, so that they are not tried twice
         if digests:
             self.shelf.write(digests, torch.cat(features))
 

@@ -95,14 +95,14 @@ class Job:
         tokens = self.trunk(inputs, self.layers).layers
         return torch.stack([tokens[layer] for layer in self.layers], dim=1)
 
-    def row_shape(self) -> torch.Size:
+    def find_row_shape(self) -> torch.Size:
         """Return the shape of one row."""
         with inference(self.trunk):
             return self.run([self.encoder.feed.example]).shape[1:]
 
-    def no_rows(self) -> Tensor:
+    def make_no_rows(self) -> Tensor:
         """Return (0, …), the rows of no sources."""
-        return torch.empty(0, *self.row_shape())
+        return torch.empty(0, *self.find_row_shape())
 
     def compute(
         self,
