@@ -1,4 +1,4 @@
-"""Parts in close-up, their defects, masks and captions, the trees they are written to, and the guard."""
+"""Parts in close-up: defects, masks, captions, folders on disk, and the guard."""
 
 import csv
 import dataclasses
@@ -52,7 +52,7 @@ def test_a_defect_covers_two_thousandths_to_a_twentieth_and_is_all_that_differs(
     assert set(np.unique(mask)) <= {0, 255}
     assert 0.002 <= (mask > 0).mean() <= 0.05
     changed = np.abs(picture.astype(int) - flawless).max(axis=2)
-    # a pixel at the edge of the mask may be changed by the part of it that is defective; a shadow may be gone
+    # pixels at the edge of the mask may be partly defective, and a shadow may disappear
     around = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(5))) > 0
     assert (changed[~around] < 90).all()
     assert (changed[mask > 0] > 8).mean() > 0.4  # a scratch crosses details of its own colour
@@ -69,7 +69,7 @@ def test_a_part_fills_at_least_half_of_the_width():
     for index in range(20):
         part = sample_part(5, index).flawless()
         picture = np.asarray(render_part(part, size=112)[0], dtype=int)
-        # against the same part with the ground of another: what is the same in both is the part
+        # the same part on another background: the pixels that are equal in both pictures are the part
         other = type(part)(**{**part.to_dict(), "background": "snow" if part.background != "snow" else "grass"})
         same = np.abs(picture - np.asarray(render_part(other, size=112)[0], dtype=int)).max(axis=2) < 3
         columns = same.sum(axis=0) >= 3
@@ -221,7 +221,7 @@ def test_a_linear_look_at_thumbnails_stays_below_65_hundredths():
     known = 700
     auroc = thumbnail_auroc(pictures[:known], flags[:known], pictures[known:], flags[known:])
     assert auroc < 0.65
-    # and the guard itself can see what is there to be seen: the whole picture darkened
+    # the guard does detect an obvious difference: damaged pictures darkened
     dark = [one.point(lambda value: value // 2) if flag else one for one, flag in zip(pictures, flags, strict=True)]
     assert thumbnail_auroc(dark[:known], flags[:known], dark[known:], flags[known:]) > 0.9
 

@@ -1,6 +1,5 @@
-"""Questions about scenes: their answers, sets in which the words alone tell nothing, and the folder in VQA's shape."""
+"""Questions about scenes: answers, balanced sets whose words alone tell nothing, and the folder in VQA's format."""
 
-import json
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -17,6 +16,7 @@ from clip_common.synthetic.balance import LEAST, TooFewScenesError, balanced_que
 from clip_common.synthetic.jsonl import read_questions, write_questions
 from clip_common.synthetic.questions import FORMS, TYPES, answer, questions, read_question
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES
+from clip_common.tables import read_json_lines
 
 indices = st.integers(min_value=0, max_value=10_000)
 
@@ -93,7 +93,7 @@ def test_only_what_has_one_answer_is_asked():
     assert "what colour is the umbrella?" in texts
     assert "what colour is the mug?" not in texts
     assert "where is the mug?" not in texts
-    # asked in vain only where one of the words holds
+    # a question with the answer no is asked only if one of its words occurs in the scene
     assert "is there an orange mug?" in texts
     assert "is there a black mug?" in texts
     assert "is there a black key?" not in texts
@@ -157,7 +157,7 @@ def test_a_classifier_of_the_words_learns_no_more(train, test):
 
 def test_the_guard_sees_what_is_not_balanced():
     train, test = ([question for scene in part for question in questions(scene)] for part in (scenes(100), scenes(60)))
-    assert majority_answer_accuracy(train, test)["yes/no"] > 0.7  # most questions of one scene are asked in vain
+    assert majority_answer_accuracy(train, test)["yes/no"] > 0.7  # the answer to most questions about a scene is no
 
 
 def test_the_guard_by_hand():
@@ -178,7 +178,7 @@ def test_too_few_scenes_or_questions_are_one_line():
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in read_json_lines(folder / "questions.jsonl")]
 
 
 def test_a_folder_holds_pictures_and_questions(tmp_path):
@@ -205,43 +205,3 @@ def test_a_folder_holds_pictures_and_questions(tmp_path):
     assert written == images["train"] | images["test"]
     assert Image.open(folder / rows[0]["image"]).size == (32, 32)
     assert said[-1] == (len(written), len(written))
-
-
-def test_the_same_seed_writes_the_same_questions_and_another_seed_others(tmp_path):
-    one, two, other = (
-        write_questions(tmp_path / name, train=16, val=0, test=0, seed=seed, size=32)
-        for name, seed in (("one", 0), ("two", 0), ("other", 1))
-    )
-    assert rows_of(one) == rows_of(two) != rows_of(other)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"train": 0}, "nothing to draw"),
-        ({"val": -1}, "nothing to draw"),
-        ({"test": 3}, "at least 16 questions"),
-        ({"size": 8}, "16 pixels"),
-    ],
-)
-def test_numbers_that_make_no_set_leave_nothing(tmp_path, numbers, message):
-    with pytest.raises(ValueError, match=message):
-        write_questions(tmp_path / "vqa", **({"train": 16, "val": 0, "test": 0} | numbers))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_folder_is_refused_and_kept(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists"):
-        write_questions(tmp_path, train=16, val=0, test=0)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-
-
-def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
-    def full(*arguments, **keywords):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        write_questions(tmp_path / "vqa", train=16, val=0, test=0)
-    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Scenes, their pictures and captions: attributes are checked, never exact pixels (rasterisers change)."""
+"""Scenes, their pictures and captions. Tests check attributes, never exact pixels, because rasterisers change."""
 
 import numpy as np
 import pytest
@@ -104,7 +104,7 @@ def test_captions_differ_and_every_claim_of_each_holds(index):
         claims = read_caption(text)
         assert claims.background in (None, scene.background)
         left = list(scene.things)
-        for claimed in claims.things:  # each claimed thing is one of those that are left
+        for claimed in claims.things:  # each claimed thing is one of those not yet matched
             fits = [thing for thing in left if all(getattr(thing, name) == value for name, value in claimed.items())]
             assert fits, (text, claimed)
             if len(fits) == 1:

@@ -1,7 +1,6 @@
-"""Scenes as sounds: what is audible and what is not, the ceilings, and the folder with WAV files."""
+"""Sounds of scenes: audible and inaudible attributes, the ceilings, and the folder with WAV files."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from clip_common.synthetic.sounds import (
     sound_caption_oracle,
     sound_oracle,
 )
+from clip_common.tables import read_json_lines
 
 indices = st.integers(min_value=0, max_value=10_000)
 
@@ -40,7 +40,7 @@ def thing(**words: str) -> Thing:
 
 
 def loud(sound: np.ndarray) -> np.ndarray:
-    """Whether something sounds in each hundredth of a second."""
+    """Return for each hundredth of a second whether a sound is audible."""
     frames = sound[: len(sound) // 160 * 160].reshape(-1, 160)
     return np.sqrt((frames**2).mean(axis=1)) > 0.012
 
@@ -109,7 +109,7 @@ def test_each_thing_is_heard_by_itself():
 
 
 def spectrum_and_course(sound: np.ndarray) -> np.ndarray:
-    """Log power by frequency, averaged over time, and by time, summed over frequency: 257 + 49 numbers."""
+    """Return log power by frequency, averaged over time, and by time, summed over frequency: 257 + 49 numbers."""
     second = np.pad(sound, (0, SAMPLE_RATE))[:SAMPLE_RATE].astype(np.float64)
     frames = np.lib.stride_tricks.sliding_window_view(second, 512)[::320] * np.hanning(512)
     power = np.abs(np.fft.rfft(frames)) ** 2
@@ -133,12 +133,12 @@ def test_kind_colour_and_size_are_audible_to_a_linear_classifier():
 
 def test_the_ceiling_by_hand():
     red, blue = thing(), thing(colour="blue", place="bottom")
-    # of two scenes that differ only in what is not heard each is first half of the time; the third is alone
+    # the first two differ only in inaudible attributes, so each is first half of the time; the third is unique
     metrics = sound_oracle([scene(red), scene(dataclasses.replace(red, texture="dotted", place="top")), scene(blue)])
     assert metrics["s2i/R@1"] == metrics["i2s/R@1"] == pytest.approx(2 / 3)
     assert metrics["s2i/R@5"] == 1.0
     assert metrics["rsum"] == pytest.approx(100 * (4 / 3 + 4))
-    # the order is heard: blue after red, red after blue
+    # the order is audible: blue after red, red after blue
     other = scene(dataclasses.replace(red, place="bottom"), dataclasses.replace(blue, place="centre"))
     assert sound_oracle([scene(red, blue), other])["s2i/R@1"] == 1.0
 
@@ -151,7 +151,7 @@ def test_the_ceiling_of_a_thousand_scenes():
 
 def test_the_ceiling_between_sounds_and_captions():
     mug, key = thing(kind="mug"), thing(kind="key", texture="dotted")
-    # the second caption tells of the texture, which is not heard, and nothing else that tells the two apart
+    # the last two scenes sound alike, and the texture that their captions name is inaudible
     texts = [["a red mug"], ["a large dotted red key"], ["a dotted red thing: a key"]]
     metrics = sound_caption_oracle([scene(mug), scene(key), scene(key)], texts)
     assert metrics["t2s/R@1"] == pytest.approx(2 / 3)
@@ -163,7 +163,7 @@ def test_the_ceiling_between_sounds_and_captions():
 
 
 def rows_of(folder):
-    return [json.loads(line) for line in (folder / "data.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in read_json_lines(folder / "data.jsonl")]
 
 
 def test_a_folder_holds_pictures_sounds_and_captions(tmp_path):
@@ -184,46 +184,3 @@ def test_a_folder_holds_pictures_sounds_and_captions(tmp_path):
         assert row["captions"] == captions(scenes[row["image"]])
     assert said[-1] == (7, 7)
     assert len({row["image"] for row in rows}) == len({row["audio"] for row in rows}) == 7
-
-
-def test_the_same_seed_writes_the_same_sounds_and_another_seed_others(tmp_path):
-    one, two, other = (
-        write_sounds(tmp_path / name, train=2, val=0, test=0, seed=seed, size=32)
-        for name, seed in (("one", 5), ("two", 5), ("other", 6))
-    )
-    assert rows_of(one) == rows_of(two) != rows_of(other)
-    first, second = ((folder / rows_of(folder)[1]["audio"]).read_bytes() for folder in (one, two))
-    assert first == second
-
-
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"train": 0}, "nothing to draw"),
-        ({"val": -1}, "nothing to draw"),
-        ({"captions_per_image": 0}, "1 to 10"),
-        ({"size": 8}, "16 pixels"),
-        ({"seed": -1}, "must not be negative"),
-    ],
-)
-def test_numbers_that_make_no_set_leave_nothing(tmp_path, numbers, message):
-    with pytest.raises(ValueError, match=message):
-        write_sounds(tmp_path / "world", **({"train": 1, "val": 0, "test": 0} | numbers))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_existing_folder_is_refused_and_kept(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="exists"):
-        write_sounds(tmp_path, train=1, val=0, test=0)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-
-
-def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
-    def full(*arguments, **keywords):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        write_sounds(tmp_path / "world", train=1, val=0, test=0)
-    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,14 @@
-"""Scenes to English and back: five different captions a scene from a small grammar, and a reader of that grammar.
+"""Captions of scenes: a small grammar that gives five different captions a scene, and a parser of it.
 
     caption    = things, background? | background ", " things
     things     = thing {", " thing} " and " thing
     thing      = article size? texture? colour? kind place?
 
-Each caption leaves out some of what it could say, as people do; the reader turns what is left into claims, from which
-`oracle.py` computes the ceiling.
+Each caption leaves out some details, as people do. The parser turns the rest into claims, from which `oracle.py`
+computes the ceiling.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "bottom right": ("at the bottom right", "in the lower right corner"),
     },
 }
-"""How each value of each attribute of a thing is said; a phrase means one value."""
+"""Phrases for each value of each attribute of a thing; each phrase means one value."""
 
 BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
     "grass": ("on green grass", "on a lawn"),
@@ -47,41 +48,48 @@ ADJECTIVES = ("size", "texture", "colour")
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a caption says: for each thing the attributes it names, and the background if it names one."""
+    """The claims of a caption: the named attributes of each thing, and the background if it is named."""
 
     things: tuple[dict[str, str], ...]
     background: str | None
 
 
 def captions(scene: Scene, count: int = 5) -> list[str]:
-    """`count` different captions of a scene, always the same for the same scene.
+    """Return `count` different captions of a scene, always the same for the same scene.
 
     Raises:
-        ValueError: `count` is not 1 to 10: beyond that a scene of one thing has not enough to say.
+        ValueError: `count` is not 1 to 10.
+    """
+    random = generator("captions", seed=scene.seed, index=scene.index)
+    return make_different(lambda: _make_caption(scene, random), count, what="scene")
+
+
+def make_different(make: Callable[[], str], count: int, *, what: str) -> list[str]:
+    """Call `make` until it has returned `count` different captions; return them.
+
+    Raises:
+        ValueError: `count` is not 1 to 10; a scene of one thing does not have many more.
     """
     if not 1 <= count <= 10:
-        raise ValueError(f"a scene has 1 to 10 different captions: got count={count}")
-    random = generator("captions", seed=scene.seed, index=scene.index)
+        raise ValueError(f"a {what} has 1 to 10 different captions: got count={count}")
     texts: list[str] = []
     while len(texts) < count:
-        text = _make_caption(scene, random)
+        text = make()
         if text not in texts:
             texts.append(text)
     return texts
 
 
 def naming_caption(scene: Scene) -> str:
-    """What is in a scene and no more, as people ask for it: "a photo of a mug and a star"."""
-    named = [f"{'an' if thing.kind[0] in 'aeiou' else 'a'} {thing.kind}" for thing in scene.things]
-    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-    return f"a photo of {listed}"
+    """Return a caption that names the things and nothing else, as in a query: "a photo of a mug and a star"."""
+    return f"a photo of {_join([add_article(thing.kind) for thing in scene.things])}"
 
 
 def read_caption(text: str) -> Claims:
-    """The claims of a caption of this grammar.
+    """Return the claims of a caption of this grammar.
 
     Raises:
-        ValueError: No thing of the world is named.
+        ValueError: It names no thing of the world.
     """
     found = sorted(_find_phrases(text.lower()), key=lambda occurrence: occurrence[0])
     things: list[dict[str, str]] = []
@@ -98,12 +106,12 @@ def read_caption(text: str) -> Claims:
         else:
             waiting[attribute] = value
     if not things:
-        raise ValueError(f"no thing of the procedural world is named in {text!r}; things are {', '.join(KINDS)}")
+        raise ValueError(f"{text!r} names no thing of the procedural world; things are {', '.join(KINDS)}")
     return Claims(things=tuple(things), background=background)
 
 
 def _find_phrases(text: str) -> list[tuple[int, str, str]]:
-    """(position, attribute, value) of every phrase in the text; where phrases overlap, the longest."""
+    """Return (position, attribute, value) of every phrase in the text; of overlapping phrases the longest."""
     taken = np.zeros(len(text) + 1, dtype=bool)
     found = []
     for phrase, attribute, value in _PHRASES:
@@ -133,28 +141,37 @@ def _make_caption(scene: Scene, random: np.random.Generator) -> str:
     order = random.permutation(len(scene.things))
     said = len(order) if len(order) <= 2 or random.random() < 0.6 else len(order) - 1
     phrases = [_make_noun_phrase(scene.things[i], alone=said == 1, random=random) for i in order[:said]]
-    listed = phrases[0] if said == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    listed = _join(phrases)
     if random.random() < (0.9 if said == 1 else 0.5):
-        ground = _one_of(BACKGROUND_WORDS[scene.background], random)
+        ground = choose(BACKGROUND_WORDS[scene.background], random)
         return f"{listed} {ground}" if random.random() < 0.7 else f"{ground}, {listed}"
     return listed
 
 
 def _make_noun_phrase(thing: Thing, *, alone: bool, random: np.random.Generator) -> str:
-    """A noun phrase. What stands alone is described more fully, so that it tells scenes apart too."""
+    """Return a noun phrase. A thing named alone is described more fully, so that it still tells scenes apart."""
     adjectives = [
-        _one_of(WORDS[name][getattr(thing, name)], random)
+        choose(WORDS[name][getattr(thing, name)], random)
         for name in ADJECTIVES
         if random.random() < (0.95 if alone or name == "colour" else 0.65)
     ]
     place = random.random() < (0.95 if alone else 0.6)
-    words = [*adjectives, thing.kind, *([_one_of(WORDS["place"][thing.place], random)] if place else [])]
-    article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words])
+    words = [*adjectives, thing.kind, *([choose(WORDS["place"][thing.place], random)] if place else [])]
+    return add_article(" ".join(words))
 
 
-def _one_of(phrases: tuple[str, ...], random: np.random.Generator) -> str:
+def add_article(words: str) -> str:
+    """Return the words with "a" or "an" before them."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def choose(phrases: Sequence[str], random: np.random.Generator) -> str:
+    """Return one of the phrases at random."""
     return phrases[random.integers(len(phrases))]
+
+
+def _join(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 assert set(WORDS["size"]) == set(SIZES)

@@ -1,7 +1,7 @@
-"""Scenes and parts as a Flickr8k folder, the way Kaggle ships it, so that loaders for real data read it."""
+"""Scenes and parts as a Flickr8k folder in Kaggle's layout, which loaders for real data read."""
 
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +13,9 @@ import numpy as np
 
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_new_folder, write_text
-from clip_common.synthetic.captions import captions, naming_caption
+from clip_common.synthetic.captions import captions, choose, naming_caption
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import check_counts
+from clip_common.synthetic.folders import check_counts, picture_name, save_jpeg, split_names, track
 from clip_common.synthetic.oracle import attribute_oracle
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
@@ -29,14 +29,14 @@ SCENES, PARTS, TOGETHER = "scenes.jsonl", "parts.jsonl", "together.csv"
 
 _LISTS = {"train": "train", "val": "dev", "test": "test"}
 _README = """{what} of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
-{size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl and parts.jsonl hold what is in
-each; together.csv (image,group) names the pictures that differ in one thing.
+{size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl and parts.jsonl describe the
+content of each picture; together.csv (image,group) groups the pictures that differ in one thing.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image of a set: its file, its split, what is in it, and the group of pictures it belongs with, if any."""
+    """One image of a set: file name, split, content, captions, and the group of similar pictures, "" for none."""
 
     name: str
     split: str
@@ -60,19 +60,18 @@ def write_flickr8k(
 
     Args:
         folder: A folder that does not exist yet.
-        train, val, test: Images of each split; different scenes throughout.
-        seed: Another seed is another set; 0 is what the tiny CLIP learned from.
-        size: Pixels a side.
-        workers: Processes that draw; the files are the same.
-        progress: Called as `progress(done, total)`.
+        train, val, test: Number of images of each split; no scene occurs twice.
+        seed: Each seed gives another set; the tiny CLIP was trained on seed 0.
+        size: Side of the pictures in pixels.
+        workers: Number of processes that draw; the files do not depend on it.
+        progress: Called as `progress(done, total)`, in pictures.
 
     Raises:
-        ValueError: The folder exists, or a number that makes no set.
+        ValueError: The folder exists, a count is negative or all are zero, or `size` is too small.
         OSError: The disk is full.
     """
-    check_counts(train=train, val=val, test=test)
-    splits = ["train"] * train + ["val"] * val + ["test"] * test
-    pictures = [_scene(seed, index, split) for index, split in enumerate(splits)]
+    splits = split_names(train=train, val=val, test=test)
+    pictures = [_scene_picture(sample_scene(seed, index), split) for index, split in enumerate(splits)]
     return _write(Path(folder), pictures, what="Scenes", seed=seed, size=size, workers=workers, progress=progress)
 
 
@@ -87,23 +86,21 @@ def write_parts(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw close-up parts whose damage the tiny CLIP has not seen (`parts.novelty`), as `write_flickr8k` does.
+    """Draw close-up parts whose damage the tiny CLIP has not seen (`parts.novelty`); write them as a Flickr8k folder.
 
-    Each part twice, with its defect and without, both in one group of together.csv.
+    Each part is drawn twice, with its defect and without, both in one group of together.csv.
 
     Args:
-        folder: A folder that does not exist yet.
-        train, val, test: Parts of each split, two images each; different parts throughout.
+        folder, seed, size, workers, progress: As for `write_flickr8k`.
+        train, val, test: Number of parts of each split, two images each; no part occurs twice.
 
     Raises:
-        ValueError: The folder exists, or a number that makes no set.
-        OSError: The disk is full.
+        ValueError, OSError: As for `write_flickr8k`.
     """
-    check_counts(train=train, val=val, test=test)
-    drawn = (sample_part(seed, index) for index in count())
-    new = (part for part in drawn if novelty(part.kind, str(part.defect)) != "known")
-    splits = ["train"] * train + ["val"] * val + ["test"] * test
-    pictures = [picture for split, part in zip(splits, new, strict=False) for picture in _pair(part, split)]
+    splits = split_names(train=train, val=val, test=test)
+    sampled = (sample_part(seed, index) for index in count())
+    new = (part for part in sampled if novelty(part.kind, str(part.defect)) != "known")
+    pictures = [picture for split, part in zip(splits, new, strict=False) for picture in _part_pictures(part, split)]
     return _write(Path(folder), pictures, what="Parts", seed=seed, size=size, workers=workers, progress=progress)
 
 
@@ -119,44 +116,43 @@ def write_pretraining(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw what the tiny CLIP learns from: scenes and parts, with pictures beside each that differ in one word.
+    """Draw the training set of the tiny CLIP: scenes and parts, each grouped with pictures that differ in one word.
 
-    Beside a scene the same scene in which one thing is of another kind; beside a part the same part with its defect,
-    where that is not held out (`parts.novelty`), and a flawless part of another kind. All of a group are named in
-    together.csv: a batch that holds them is not told apart by colours and places alone. The last of a scene's five
-    captions names its things and no more, so that a name alone means something.
+    A scene is grouped with the same scene in which one thing is of another kind; a part with the same part with its
+    defect, unless that is held out (`parts.novelty`), and with a flawless part of another kind. together.csv lists the
+    groups: a batch that holds a group cannot be solved by colours and places alone. The last of a scene's five captions
+    names its things and nothing else, so that the model learns the names by themselves.
 
     Args:
-        scenes, parts: Scenes and parts to train on, two and about three images each.
-        val_scenes, val_parts: Others to select on.
+        folder, seed, size, workers, progress: As for `write_flickr8k`.
+        scenes, parts: Number of training scenes and parts, two and about three images each.
+        val_scenes, val_parts: Number of further scenes and parts for model selection.
 
     Raises:
-        ValueError: The folder exists, or a number that makes no set.
-        OSError: The disk is full.
+        ValueError, OSError: As for `write_flickr8k`.
     """
     check_counts(scenes=scenes, parts=parts, val_scenes=val_scenes, val_parts=val_parts)
     pictures = []
     for index in range(scenes + val_scenes):
         split, scene = "train" if index < scenes else "val", sample_scene(seed, index)
-        for one, name in ((scene, _name(scene)), (_with_another_kind(scene), f"{_name(scene)}_other")):
-            told = [*captions(one, 4), naming_caption(one)]
-            pictures.append(Picture(f"{name}.jpg", split, one, told, group=_name(scene)))
+        group = picture_name(scene)
+        for version, name in ((scene, group), (_replace_kind(scene), f"{group}_other")):
+            texts = [*captions(version, 4), naming_caption(version)]
+            pictures.append(Picture(f"{name}.jpg", split, version, texts, group=group))
     for index in range(parts + val_parts):
         split, part = "train" if index < parts else "val", sample_part(seed, index)
-        damaged, flawless = _pair(part, split)
-        other = _with_another_kind(part.flawless())
+        damaged, flawless = _part_pictures(part, split)
         pictures += [damaged, flawless] if novelty(part.kind, str(part.defect)) == "known" else [flawless]
-        told = part_captions(other)
-        pictures.append(Picture(f"{_name(part)}_other.jpg", split, other, told, group=_name(part)))
+        other, group = _replace_kind(part.flawless()), picture_name(part)
+        pictures.append(Picture(f"{group}_other.jpg", split, other, part_captions(other), group=group))
     what = "Scenes and parts"
     return _write(Path(folder), pictures, what=what, seed=seed, size=size, workers=workers, progress=progress)
 
 
 def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The attribute oracle's metrics for some images of a folder, as far as it can read them.
+    """Return the metrics of `attribute_oracle` for some images of a folder, or {} if the oracle cannot read them.
 
-    It has nothing to say of a folder that is not of the procedural world, of scenes mixed with parts, and of captions
-    that somebody has rewritten.
+    It cannot read folders from outside the procedural world, scenes mixed with parts, or rewritten captions.
 
     Args:
         folder: Any folder.
@@ -167,46 +163,40 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
         if not (Path(folder) / file).exists():
             continue
         try:
-            told = {row["image"]: content.from_dict(row) for _, row in read_json_lines(Path(folder) / file)}
-            if told.keys() >= set(images):
-                return attribute_oracle([told[name] for name in images], texts)
-        except (ValueError, KeyError, TypeError):  # somebody else's file of that name, or words of another grammar
+            known = {row["image"]: content.from_dict(row) for _, row in read_json_lines(Path(folder) / file)}
+            if known.keys() >= set(images):
+                return attribute_oracle([known[name] for name in images], texts)
+        except (ValueError, KeyError, TypeError):  # an unrelated file of that name, or captions of another grammar
             continue
     return {}
 
 
-def _scene(seed: int, index: int, split: str) -> Picture:
-    scene = sample_scene(seed, index)
-    return Picture(f"{_name(scene)}.jpg", split, scene, captions(scene))
+def _scene_picture(scene: Scene, split: str) -> Picture:
+    return Picture(f"{picture_name(scene)}.jpg", split, scene, captions(scene))
 
 
-def _pair(part: Part, split: str) -> tuple[Picture, Picture]:
-    """The part with its defect, and without."""
-    name, flawless = _name(part), part.flawless()
+def _part_pictures(part: Part, split: str) -> tuple[Picture, Picture]:
+    """Return the pictures of a part with its defect, and without."""
+    name, flawless = picture_name(part), part.flawless()
     return (
         Picture(f"{name}_damaged.jpg", split, part, part_captions(part), group=name),
         Picture(f"{name}.jpg", split, flawless, part_captions(flawless), group=name),
     )
 
 
-def _name(content: Scene | Part) -> str:
-    return f"{type(content).__name__.lower()}_{content.seed}_{content.index:06d}"
-
-
-def _with_another_kind(content: Content) -> Content:
-    """The same picture, but for one thing in it that is of another kind."""
+def _replace_kind(content: Content) -> Content:
+    """Return the same content with another kind for one of its things."""
     random = generator("another kind", seed=content.seed, index=content.index)
     if isinstance(content, Part):
-        return replace(content, kind=_other(content.kind, random))
+        return replace(content, kind=_choose_other(content.kind, random))
     things = list(content.things)
     number = random.integers(len(things))
-    things[number] = replace(things[number], kind=_other(things[number].kind, random))
+    things[number] = replace(things[number], kind=_choose_other(things[number].kind, random))
     return replace(content, things=tuple(things))
 
 
-def _other(kind: str, random: np.random.Generator) -> str:
-    others = [other for other in KINDS if other != kind]
-    return others[random.integers(len(others))]
+def _choose_other(kind: str, random: np.random.Generator) -> str:
+    return choose([other for other in KINDS if other != kind], random)
 
 
 def _write(
@@ -221,18 +211,17 @@ def _write(
 ) -> Path:
     with write_new_folder(folder) as draft:
         (draft / "Images").mkdir()
-        for done, _ in enumerate(_drawn(pictures, draft / "Images", size=size, workers=workers), start=1):
-            if progress is not None:
-                progress(done, len(pictures))
+        drawing = _draw_all(pictures, draft / "Images", size=size, workers=workers)
+        list(track(drawing, total=len(pictures), progress=progress))
         captioned = ((p.name, text) for p in pictures for text in p.captions)
         write_text(draft / "captions.txt", csv_text(("image", "caption"), captioned))
         for split, word in _LISTS.items():
             names = "".join(f"{picture.name}\n" for picture in pictures if picture.split == split)
             (draft / f"Flickr_8k.{word}Images.txt").write_text(names, encoding="utf-8")
         for file, content in ((SCENES, Scene), (PARTS, Part)):
-            told = [p for p in pictures if isinstance(p.content, content)]
-            if told:
-                write_text(draft / file, json_lines_text({"image": p.name} | p.content.to_dict() for p in told))
+            chosen = [p for p in pictures if isinstance(p.content, content)]
+            if chosen:
+                write_text(draft / file, json_lines_text({"image": p.name} | p.content.to_dict() for p in chosen))
         if any(picture.group for picture in pictures):
             grouped = ((p.name, p.group) for p in pictures if p.group)
             write_text(draft / TOGETHER, csv_text(("image", "group"), grouped))
@@ -241,8 +230,8 @@ def _write(
     return folder
 
 
-def _drawn(pictures: Sequence[Picture], folder: Path, *, size: int, workers: int) -> Iterable[None]:
-    """Draw and save each picture, in this process or in others."""
+def _draw_all(pictures: Sequence[Picture], folder: Path, *, size: int, workers: int) -> Iterator[None]:
+    """Draw and save each picture, in this process or in `workers` others; yield after each."""
     save = partial(_save, folder=folder, size=size)
     if workers == 1:
         yield from map(save, pictures)
@@ -254,4 +243,4 @@ def _drawn(pictures: Sequence[Picture], folder: Path, *, size: int, workers: int
 def _save(picture: Picture, *, folder: Path, size: int) -> None:
     content = picture.content
     image = render(content, size=size) if isinstance(content, Scene) else render_part(content, size=size)[0]
-    image.save(folder / picture.name, quality=92, subsampling=0)
+    save_jpeg(image, folder / picture.name)

@@ -1,13 +1,13 @@
-"""Scenes with captions and sounds, and scenes with questions, as folders of pictures with one JSON line a sample.
+"""Scenes with captions and sounds, or with questions, as folders of pictures with one JSON line a sample.
 
     data.jsonl       {"image": "images/….jpg", "captions": […], "audio": "sounds/….wav", "split": "train"}
     questions.jsonl  {"image": "images/….jpg", "question": …, "answer": …, "answers": […], "type": …, "split": …}
 
-Paths are relative to the folder. scenes.jsonl holds what is in each picture, README.txt what the folder is.
+Paths are relative to the folder. scenes.jsonl describes the content of each picture, README.txt the folder.
 """
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import soundfile
@@ -17,7 +17,7 @@ from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
-from clip_common.synthetic.folders import check_counts
+from clip_common.synthetic.folders import check_counts, picture_name, save_jpeg, split_names, track
 from clip_common.synthetic.questions import Question, read_question
 from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
 from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound
@@ -25,10 +25,10 @@ from clip_common.tables import json_lines_text, read_json_lines
 
 DATA, QUESTIONS, SCENES = "data.jsonl", "questions.jsonl", "scenes.jsonl"
 
-_PEOPLE = 10  # the VQA metric compares an answer with those of ten people; here they agree
-_SPARE = 200  # scenes beyond one a question: nearly always enough for whole blocks
+_PEOPLE = 10  # the VQA metric compares an answer with those of ten people; here all ten agree
+_SPARE = 200  # scenes beyond one a question, nearly always enough for whole blocks
 _README = """Scenes of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
-{size} x {size} pixels with {what}. scenes.jsonl holds what is in each.
+{size} x {size} pixels with {what}. scenes.jsonl describes the content of each picture.
 """
 
 
@@ -47,28 +47,27 @@ def write_sounds(
 
     Args:
         folder: A folder that does not exist yet.
-        train, val, test: Scenes of each split; different throughout.
-        seed: Another seed is another set.
-        size: Pixels a side.
-        captions_per_image: Different captions of each image.
+        train, val, test: Number of scenes of each split; no scene occurs twice.
+        seed: Each seed gives another set.
+        size: Side of the pictures in pixels.
+        captions_per_image: Number of different captions of each image, 1 to 10.
         progress: Called as `progress(done, total)`, in scenes.
 
     Raises:
-        ValueError: The folder exists, or a number that makes no set.
+        ValueError: The folder exists, a count is negative or all are zero, or `size` is too small.
         OSError: The disk is full.
     """
     folder = Path(folder)
-    check_counts(train=train, val=val, test=test)
-    splits = [split for split, count in (("train", train), ("val", val), ("test", test)) for _ in range(count)]
+    splits = split_names(train=train, val=val, test=test)
     scenes = [sample_scene(seed, index) for index in range(len(splits))]
     with write_new_folder(folder) as draft:
         (draft / "sounds").mkdir()
         rows = []
-        for scene, split, image in zip(scenes, splits, _draw(scenes, draft, size, progress), strict=True):
-            audio = f"sounds/{_name(scene)}.wav"
-            (draft / audio).write_bytes(_wav(scene))
-            said = captions(scene, captions_per_image)
-            rows.append({"image": image, "captions": said, "audio": audio, "split": split})
+        for scene, split, image in zip(scenes, splits, _draw_images(scenes, draft, size, progress), strict=True):
+            audio = f"sounds/{picture_name(scene)}.wav"
+            (draft / audio).write_bytes(_encode_wav(scene))
+            texts = captions(scene, captions_per_image)
+            rows.append({"image": image, "captions": texts, "audio": audio, "split": split})
         write_text(draft / DATA, json_lines_text(rows))
         what = f"{captions_per_image} captions and a sound each, see {DATA}"
         _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
@@ -85,20 +84,19 @@ def write_questions(
     size: int = 64,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw as many scenes as balanced sets of questions need, write images/ and questions.jsonl; whole or not at all.
+    """Draw the scenes that balanced sets of questions need; write images/ and questions.jsonl; whole or not at all.
 
-    `answers` repeats the answer ten times, as VQA's files have ten people's, so that its metric runs unchanged.
+    `answers` repeats the answer ten times, because VQA's metric expects the answers of ten people.
 
     Args:
         folder: A folder that does not exist yet.
-        train, val, test: Questions of each type (of five) of each split, as `per_type` of `balanced_questions`, or 0;
-            no scene is in two splits.
-        seed: Another seed is another set.
-        size: Pixels a side.
+        train, val, test: Number of questions of each of the five types in each split: `per_type` of
+            `balanced_questions`, or 0. No scene is in two splits.
+        seed, size: As for `write_sounds`.
         progress: Called as `progress(done, total)`, in pictures.
 
     Raises:
-        ValueError: The folder exists, or a number that makes no set.
+        ValueError: As for `write_sounds`, or a count is below 16 but not 0.
         OSError: The disk is full.
     """
     folder = Path(folder)
@@ -107,11 +105,11 @@ def write_questions(
     first = 0
     for split, per_type in (("train", train), ("val", val), ("test", test)):
         if per_type > 0:
-            drawn, first = _enough_questions(seed, first, per_type)
-            asked += [(split, question) for question in drawn]
+            sampled, first = _sample_questions(seed, first, per_type)
+            asked += [(split, question) for question in sampled]
     scenes = list(dict.fromkeys(question.scene for _, question in asked))
     with write_new_folder(folder) as draft:
-        images = dict(zip(scenes, _draw(scenes, draft, size, progress), strict=True))
+        images = dict(zip(scenes, _draw_images(scenes, draft, size, progress), strict=True))
         rows = (
             {
                 "image": images[question.scene],
@@ -130,12 +128,12 @@ def write_questions(
 
 
 def read_scenes(folder: str | Path) -> dict[str, Scene]:
-    """What is in each picture of a folder of scenes, by the image's name in its lists: for the oracles."""
+    """Return the scene of each picture of a folder, by the image's name in its lists: input of the oracles."""
     return {row["image"]: Scene.from_dict(row) for _, row in read_json_lines(Path(folder) / SCENES)}
 
 
 def read_questions(folder: str | Path, *, split: str) -> list[Question]:
-    """The questions of a split that `write_questions` wrote: for `majority_answer_accuracy` and `answer`."""
+    """Return the questions of a split that `write_questions` wrote, for `majority_answer_accuracy` and `answer`."""
     scenes = read_scenes(folder)
     return [
         Question(scenes[row["image"]], read_question(row["question"])[0], row["question"], row["answer"])
@@ -144,8 +142,8 @@ def read_questions(folder: str | Path, *, split: str) -> list[Question]:
     ]
 
 
-def _enough_questions(seed: int, first: int, per_type: int) -> tuple[list[Question], int]:
-    """A balanced set about the scenes from number `first` on, and the number of the first scene not looked at."""
+def _sample_questions(seed: int, first: int, per_type: int) -> tuple[list[Question], int]:
+    """Return a balanced set about scenes from number `first` on, and the number of the first unused scene."""
     count = per_type + _SPARE
     while True:
         scenes = [sample_scene(seed, first + offset) for offset in range(count)]
@@ -155,24 +153,18 @@ def _enough_questions(seed: int, first: int, per_type: int) -> tuple[list[Questi
             count += count // 4
 
 
-def _name(scene: Scene) -> str:
-    return f"scene_{scene.seed}_{scene.index:06d}"
-
-
-def _draw(scenes: list[Scene], draft: Path, size: int, progress: Progress | None) -> Iterable[str]:
-    """Write scenes.jsonl, then draw and save each picture; yields its path in the folder."""
-    images = [f"images/{_name(scene)}.jpg" for scene in scenes]
+def _draw_images(scenes: list[Scene], draft: Path, size: int, progress: Progress | None) -> Iterator[str]:
+    """Write scenes.jsonl, then draw and save each picture; yield its path in the folder."""
+    images = [f"images/{picture_name(scene)}.jpg" for scene in scenes]
     rows = ({"image": image} | scene.to_dict() for image, scene in zip(images, scenes, strict=True))
     write_text(draft / SCENES, json_lines_text(rows))
     (draft / "images").mkdir()
-    for done, (image, scene) in enumerate(zip(images, scenes, strict=True), start=1):
-        render(scene, size=size).save(draft / image, quality=92, subsampling=0)
-        if progress is not None:
-            progress(done, len(scenes))
+    for image, scene in track(zip(images, scenes, strict=True), total=len(scenes), progress=progress):
+        save_jpeg(render(scene, size=size), draft / image)
         yield image
 
 
-def _wav(scene: Scene) -> bytes:
+def _encode_wav(scene: Scene) -> bytes:
     # by way of memory: soundfile says a full disk as an error of its own, not as an OSError
     stream = io.BytesIO()
     soundfile.write(stream, render_sound(scene), SAMPLE_RATE, format="WAV", subtype="PCM_16")

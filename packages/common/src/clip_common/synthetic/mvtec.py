@@ -1,4 +1,4 @@
-"""Parts as an MVTec tree, so that loaders for real inspection data read it."""
+"""Parts as an MVTec tree, which loaders for real inspection data read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,15 +7,16 @@ from PIL import Image
 
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_new_folder, write_text
+from clip_common.synthetic.folders import check_counts, track
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import DEFECTS, Part, sample_part
 from clip_common.synthetic.scenes import KINDS, VERSION
 from clip_common.tables import json_lines_text, read_json_lines
 
-_ROOM = 100_000  # parts of one kind
+_MOST_PARTS = 100_000  # of one kind
 _README = """Parts of the procedural world of clip_common, version {version}, seed {seed}, in the layout of MVTec AD:
 KIND/train/good, KIND/test/good, KIND/test/DEFECT and KIND/ground_truth/DEFECT, {size} x {size} pixels each.
-parts.jsonl holds what is in each picture.
+parts.jsonl describes the content of each picture.
 """
 
 
@@ -35,45 +36,48 @@ def write_mvtec(
 
     Args:
         folder: A folder that does not exist yet.
-        kinds: One category each.
-        defects: One folder of defective pictures each, `missing_part` for "missing part".
-        train: Flawless pictures to train on, a kind.
-        good: Flawless pictures to test on, a kind.
-        damaged: Pictures with a defect to test on, a kind and defect.
-        seed: Another seed is another set.
-        size: Pixels a side.
-        progress: Called as `progress(done, total)`.
+        kinds: Kinds to draw, a category each.
+        defects: Defects to draw, a folder of test pictures each, such as `missing_part` for "missing part".
+        train: Number of flawless training pictures for each kind.
+        good: Number of flawless test pictures for each kind.
+        damaged: Number of test pictures for each kind and defect.
+        seed: Each seed gives another set.
+        size: Side of the pictures in pixels.
+        progress: Called as `progress(done, total)`, in pictures.
 
     Raises:
-        ValueError: The folder exists, a number that makes no set, or a kind or defect that the world does not have.
+        ValueError: The folder exists, a count is negative, all are zero or too large, `size` is too small, or the world
+            lacks a kind or defect.
         OSError: The disk is full.
     """
-    if min(train, good, damaged) < 0 or train + good + damaged < 1 or train + good + damaged * len(DEFECTS) > _ROOM:
-        raise ValueError(f"nothing to draw: train={train}, good={good}, damaged={damaged}, {_ROOM} a kind at most")
+    check_counts(train=train, good=good, damaged=damaged)
+    if train + good + damaged * len(DEFECTS) > _MOST_PARTS:
+        raise ValueError(
+            f"train={train}, good={good}, damaged={damaged} of {len(DEFECTS)} defects: a kind has at most "
+            f"{_MOST_PARTS} parts, ask for fewer"
+        )
     parts: list[tuple[str, Part]] = []
     for kind in kinds:
-        first = KINDS.index(kind) * _ROOM if kind in KINDS else 0
+        first = KINDS.index(kind) * _MOST_PARTS if kind in KINDS else 0
         plan: list[tuple[str, str | None]] = [*[("train/good", None)] * train, *[("test/good", None)] * good]
         plan += [(f"test/{defect.replace(' ', '_')}", defect) for defect in defects for _ in range(damaged)]
         for offset, (place, defect) in enumerate(plan):
             part = sample_part(seed, first + offset, kinds=(kind,), defects=(defect,) if defect else DEFECTS)
             parts.append((f"{kind}/{place}/{offset:05d}.png", part if defect else part.flawless()))
     with write_new_folder(Path(folder)) as draft:
-        for done, (name, part) in enumerate(parts, start=1):
+        for name, part in track(parts, total=len(parts), progress=progress):
             picture, mask = render_part(part, size=size)
             _save(picture, draft / name)
             if part.defect is not None:
                 kind, _, defect, file = name.split("/")
                 _save(mask, draft / kind / "ground_truth" / defect / file.replace(".png", "_mask.png"))
-            if progress is not None:
-                progress(done, len(parts))
         write_text(draft / "parts.jsonl", json_lines_text({"image": name} | part.to_dict() for name, part in parts))
         (draft / "README.txt").write_text(_README.format(version=VERSION, seed=seed, size=size), encoding="utf-8")
     return Path(folder)
 
 
 def read_parts(folder: str | Path) -> dict[str, Part]:
-    """What is in each picture of a folder of parts, by the image's name in its lists: for the oracles."""
+    """Return the part of each picture of a folder, by the image's name in its lists: input of the oracles."""
     return {row["image"]: Part.from_dict(row) for _, row in read_json_lines(Path(folder) / "parts.jsonl")}
 
 

@@ -1,13 +1,13 @@
-"""Parts to English, in the words with which people ask for defects.
+"""Captions of parts, in the words that people use for defects, and a parser of them.
 
     caption   = opening? article condition? texture? colour? kind (", " | " ") condition_after? background?
 
-Every caption says whether the part is flawless or damaged; about half of those of a damaged part say how.
+Every caption says whether the part is flawless or damaged; about half of those of damaged parts name the defect.
 """
 
 import numpy as np
 
-from clip_common.synthetic.captions import BACKGROUND_WORDS, read_caption
+from clip_common.synthetic.captions import BACKGROUND_WORDS, add_article, choose, make_different, read_caption
 from clip_common.synthetic.parts import Part
 from clip_common.synthetic.scenes import generator
 
@@ -30,24 +30,17 @@ DEFECT_AFTER = {
     "missing part": ("with a missing part", "with a piece missing"),
     "misprint": ("with a misprint", "with a smeared print"),
 }
-"""How each defect is said."""
+"""Phrases that name each defect."""
 
 
 def part_captions(part: Part, count: int = 5) -> list[str]:
-    """`count` different captions of a part, always the same for the same part.
+    """Return `count` different captions of a part, always the same for the same part.
 
     Raises:
         ValueError: `count` is not 1 to 10.
     """
-    if not 1 <= count <= 10:
-        raise ValueError(f"a part has 1 to 10 different captions: got count={count}")
     random = generator(f"part captions {part.defect}", seed=part.seed, index=part.index)
-    texts: list[str] = []
-    while len(texts) < count:
-        text = _make_caption(part, random)
-        if text not in texts:
-            texts.append(text)
-    return texts
+    return make_different(lambda: _make_caption(part, random), count, what="part")
 
 
 def _make_caption(part: Part, random: np.random.Generator) -> str:
@@ -58,49 +51,43 @@ def _make_caption(part: Part, random: np.random.Generator) -> str:
     if random.random() < 0.75:
         words.append(part.colour)
     words.append(part.kind)
-    article = "an" if words[0][0] in "aeiou" else "a"
-    text = " ".join([article, *words, *([after] if after else [])])
-    opening = _one_of(OPENINGS, random)
-    text = f"{opening} {text}".strip()
-    return f"{text} {_one_of(BACKGROUND_WORDS[part.background], random)}" if random.random() < 0.35 else text
+    text = add_article(" ".join([*words, *([after] if after else [])]))
+    text = f"{choose(OPENINGS, random)} {text}".strip()
+    return f"{text} {choose(BACKGROUND_WORDS[part.background], random)}" if random.random() < 0.35 else text
 
 
 def _choose_condition(part: Part, random: np.random.Generator) -> tuple[str, str]:
-    """Words before and after the kind; at least one of them says the condition."""
+    """Return the words before and after the kind; at least one of them tells the condition."""
     if part.defect is None:
-        before, after = _one_of(FLAWLESS, random), _one_of(FLAWLESS_AFTER, random)
+        before, after = choose(FLAWLESS, random), choose(FLAWLESS_AFTER, random)
     else:
         named = random.random() < 0.5
         adjective = DEFECT_ADJECTIVES.get(part.defect)
-        before = adjective if named and adjective and random.random() < 0.4 else _one_of(DAMAGED, random)
-        after = _one_of(DEFECT_AFTER[part.defect] if named else DAMAGED_AFTER, random)
+        before = adjective if named and adjective and random.random() < 0.4 else choose(DAMAGED, random)
+        after = choose(DEFECT_AFTER[part.defect] if named else DAMAGED_AFTER, random)
     said = random.random()
     if said < 0.45:
         return before, ""
     return ("", after) if said < 0.8 else (before, after)
 
 
-def _one_of(phrases: tuple[str, ...], random: np.random.Generator) -> str:
-    return phrases[random.integers(len(phrases))]
-
-
 def read_part_caption(text: str) -> dict[str, str]:
-    """What a caption of this grammar claims: its kind, colour, texture and background as far as said, and a condition.
+    """Return the claims of a caption of this grammar: kind, condition, and colour, texture and background if named.
 
-    The condition is `flawless`, `damaged`, or the defect where one is named.
+    The condition is `flawless`, `damaged`, or the defect if one is named.
 
     Raises:
-        ValueError: No thing of the world is named, or no condition.
+        ValueError: It names no thing of the world, or no condition.
     """
     claims = read_caption(text)
     said = claims.things[-1] | ({} if claims.background is None else {"background": claims.background})
     for phrase, condition in _CONDITIONS:
         if f" {phrase} " in f" {text.lower().replace(',', '')} ":
             return said | {"condition": condition}
-    raise ValueError(f"{text!r} says neither that the part is flawless nor that it is damaged")
+    raise ValueError(f"{text!r} says neither that the part is flawless nor that it is damaged: say one of them")
 
 
-# what names a defect comes first: it says more than that there is one
+# phrases that name a defect come first: they say more than "damaged"
 _CONDITIONS = (
     *((phrase, defect) for defect, phrases in DEFECT_AFTER.items() for phrase in phrases),
     *((word, defect) for defect, word in DEFECT_ADJECTIVES.items()),

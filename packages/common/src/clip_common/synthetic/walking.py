@@ -1,4 +1,4 @@
-"""Walking figures as a folder of MP4 clips with keypoints, attention maps and a manifest, as videoclip reads it."""
+"""Walking figures as a folder of MP4 clips with keypoints, attention maps and a manifest, which videoclip reads."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.figure_draw import frame_times, keypoints, render_walk
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import CONDITIONS, sample_clip, sample_subject
+from clip_common.synthetic.folders import track
 from clip_common.synthetic.scenes import VERSION
 from clip_common.tables import csv_text
 from clip_common.video import write_video
@@ -25,8 +26,8 @@ with {clips} clips each, {frames} frames of {size} x {size} pixels at {fps} a se
 Labels: {labels}.
 manifest.csv has one row a clip; paths are relative to it. keypoints: (frames, 17, 3) float32, COCO order, x and y in
 pixels and confidence. map: (frames, rows, columns) float16, 0 to 1, of the regions of doctor 1. Several regions are
-joined by ";". fold: all clips of a subject are in one, and every fold has every label.
-A doctor watches the region that the subject complains of, also in a normal one, where nothing is wrong there.
+joined by ";". fold: each subject is in one fold, and every fold has every label.
+A doctor watches the region that the subject complains about. Normal subjects complain too, but nothing is wrong there.
 """
 
 
@@ -43,22 +44,23 @@ def write_walking(
     folds: int = 5,
     progress: Progress | None = None,
 ) -> Path:
-    """Film subjects and write videos/, keypoints/, maps/, manifest.csv and README.txt; whole or not at all.
+    """Draw clips of subjects; write videos/, keypoints/, maps/, manifest.csv and README.txt; whole or not at all.
 
     Args:
         folder: A folder that does not exist yet.
-        subjects: At least one of each condition for each fold.
-        clips_per_subject: Clips of each; they differ in severity, direction, distance and scenery.
-        seed: Another seed is another set.
-        size: Pixels a side, even, as the video format asks.
+        subjects: Number of subjects, at least one of each condition for each fold.
+        clips_per_subject: Number of clips of each; they differ in severity, direction, distance and scenery.
+        seed: Each seed gives another set.
+        size: Side of the frames in pixels; the video format needs an even number.
         fps: Frames a second.
-        seconds: Length of a clip; a second shows a whole stride of everybody.
-        conditions: The classes; the place of each is its label.
-        folds: Into how many folds the subjects are dealt.
+        seconds: Length of a clip; one second shows a whole stride of every subject.
+        conditions: The classes; the position of each is its label.
+        folds: Number of folds into which the subjects are divided.
         progress: Called as `progress(done, total)`, in clips.
 
     Raises:
-        ValueError: The folder exists, or a number or condition that makes no set.
+        ValueError: The folder exists, `size`, `fps` or `seconds` is too small, the subjects or clips are too few, or a
+            condition is unknown.
         OSError: The disk is full.
     """
     folder = Path(folder)
@@ -73,37 +75,34 @@ def write_walking(
             f"{max(folds, 2) * len(conditions)} subjects: got subjects={subjects}"
         )
     walkers = [sample_subject(seed, index, conditions=conditions) for index in range(subjects)]
+    clips = [sample_clip(walker, number) for walker in walkers for number in range(clips_per_subject)]
     with write_new_folder(folder) as draft:
         rows = []
-        for walker in walkers:
-            person = f"subject_{walker.index:02d}"
-            for kind in ("videos", "keypoints", "maps"):
-                (draft / kind / person).mkdir(parents=True)
-            for number in range(clips_per_subject):
-                clip, name = sample_clip(walker, number), f"clip_{number:02d}"
-                joints = keypoints(clip, size=size, fps=fps, seconds=seconds)
-                doctors = [watched_regions(clip, doctor=doctor) for doctor in (1, 2)]
-                maps = attention_maps(joints, doctors[0], height=size, width=size)
-                row = {
-                    "clip_id": f"{person}_{name}",
-                    "subject_id": person,
-                    "video": f"videos/{person}/{name}.mp4",
-                    "start_s": "0.0",
-                    "end_s": f"{frames / fps:.6g}",
-                    "label": str(conditions.index(walker.condition)),
-                    "map": f"maps/{person}/{name}.npy",
-                    "keypoints": f"keypoints/{person}/{name}.npy",
-                    "regions_doctor1": ";".join(doctors[0]),
-                    "regions_doctor2": ";".join(doctors[1]),
-                    # of len(conditions) subjects in a row each has another condition: they stay together
-                    "fold": str(walker.index // len(conditions) % folds),
-                }
-                write_video(draft / row["video"], render_walk(clip, size=size, fps=fps, seconds=seconds), fps=fps)
-                np.save(draft / row["keypoints"], joints)
-                np.save(draft / row["map"], maps.astype(np.float16))
-                rows.append(row)
-                if progress is not None:
-                    progress(len(rows), subjects * clips_per_subject)
+        for clip in track(clips, total=len(clips), progress=progress):
+            person, name = f"subject_{clip.subject.index:02d}", f"clip_{clip.index:02d}"
+            joints = keypoints(clip, size=size, fps=fps, seconds=seconds)
+            doctors = [watched_regions(clip, doctor=doctor) for doctor in (1, 2)]
+            maps = attention_maps(joints, doctors[0], height=size, width=size)
+            row = {
+                "clip_id": f"{person}_{name}",
+                "subject_id": person,
+                "video": f"videos/{person}/{name}.mp4",
+                "start_s": "0.0",
+                "end_s": f"{frames / fps:.6g}",
+                "label": str(conditions.index(clip.subject.condition)),
+                "map": f"maps/{person}/{name}.npy",
+                "keypoints": f"keypoints/{person}/{name}.npy",
+                "regions_doctor1": ";".join(doctors[0]),
+                "regions_doctor2": ";".join(doctors[1]),
+                # a block of len(conditions) subjects has every condition once, so it stays in one fold
+                "fold": str(clip.subject.index // len(conditions) % folds),
+            }
+            for kind in ("video", "keypoints", "map"):
+                (draft / row[kind]).parent.mkdir(parents=True, exist_ok=True)
+            write_video(draft / row["video"], render_walk(clip, size=size, fps=fps, seconds=seconds), fps=fps)
+            np.save(draft / row["keypoints"], joints)
+            np.save(draft / row["map"], maps.astype(np.float16))
+            rows.append(row)
         write_text(draft / MANIFEST, csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows)))
         about = _README.format(
             version=VERSION, seed=seed, subjects=subjects, clips=clips_per_subject, frames=frames, size=size, fps=fps,
