@@ -1,4 +1,4 @@
-"""The frame of our pages: escaped, alone, and never over somebody else's file."""
+"""HTML pages: text is escaped, nothing is loaded from elsewhere, and files of other makers are never overwritten."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Curves of a run, and dots of several, as PNGs."""
+"""PNGs of curves of one run, and of dots of several runs."""
 
 import pytest
 from PIL import Image

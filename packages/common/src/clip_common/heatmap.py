@@ -1,21 +1,21 @@
-"""Scores in colour over a picture, the same colour for the same score everywhere. H and W pixels."""
+"""Heatmaps: scores as colours over a picture; a score has the same colour in all pictures. H and W pixels."""
 
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = "plasma"  # perceptually uniform, and seen on dark pictures from its low end up
+COLOURS = "plasma"  # perceptually uniform; even its low end is visible on dark pictures
 OPAQUE = 0.75
-"""How much of the picture the highest score covers."""
+"""Opacity of the colour of the highest score."""
 
 
 def blend(picture_HW3: NDArray[np.uint8], level_HW: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """The picture under its scores: as it is where they are 0, and under the brightest colour where they are 1.
+    """Blend scores over a picture: a score of 0 leaves a pixel unchanged, 1 gives the brightest colour.
 
     Args:
-        picture_HW3: RGB; dimensions may stand before H, the same in both.
-        level_HW: Scores; those outside 0 to 1 are clipped.
+        picture_HW3: RGB, 0 to 255; both arrays may have the same further dimensions before H.
+        level_HW: Scores, clipped to 0 to 1.
     """
     clipped_HW = np.clip(level_HW, 0, 1)
     colour_HW3 = colours()[np.rint(255 * clipped_HW).astype(np.uint8)]
@@ -25,7 +25,7 @@ def blend(picture_HW3: NDArray[np.uint8], level_HW: NDArray[np.floating]) -> NDA
 
 @cache
 def colours() -> NDArray[np.float32]:
-    """The scale from 0 to 1 as (256, 3), 0 to 255."""
+    """Return the colour scale for scores from 0 to 1 as (256, 3), 0 to 255."""
     from matplotlib import colormaps
 
     return np.asarray(255 * colormaps[COLOURS](np.arange(256))[:, :3], np.float32)

@@ -1,6 +1,6 @@
-"""What every HTML page of ours is: one file with its pictures within, nothing loaded from elsewhere, light and dark.
+"""HTML pages of the systems: one file that embeds its pictures and loads nothing, in light and dark colours.
 
-Needs pillow, of the extra `clip` or `synthetic`, and `clip_common.runs`.
+Needs pillow, from the extra `clip` or `synthetic`, and `clip_common.runs`.
 """
 
 import base64
@@ -15,28 +15,24 @@ from clip_common.runs.files import write_text
 
 
 def check_replaceable(file: Path, *, maker: str) -> None:
-    """Refuse to overwrite what is no page of `maker`'s, such as "clipse search".
-
-    Raises:
-        ValueError: Something else has that name.
-    """
+    """Raise ValueError if `file` exists and is not a page that `maker`, such as "clipse search", wrote."""
     if file.exists() and not (file.is_file() and _mark(maker).encode() in file.read_bytes()[:1024]):
-        raise ValueError(f"{file} exists and is no page of {maker}: name another file, or remove it")
+        raise ValueError(f"{file} exists and is no page of {maker}: name another file, or remove this one")
 
 
 def write_page(file: Path, *, maker: str, title: str, style: str, body: str) -> Path:
-    """Write a page, whole or not at all. An earlier page of that maker and name is replaced.
+    """Write a page, whole or not at all; replace an earlier page of the same maker.
 
     Args:
         file: The page.
-        maker: The command that makes it; by this a page is known as ours, and may be overwritten.
+        maker: The command that makes the page. The page records it; only pages of the same maker are replaced.
         title: Plain text.
-        style: CSS beyond what all pages share: `--back`, `--card`, `--frame`, `--ink`, `--soft` and `--line` are the
-            shared colours, light and dark.
-        body: HTML; what is not ours in it went through `text`.
+        style: CSS in addition to the shared style. The shared colours, light and dark, are `--back`, `--card`,
+            `--frame`, `--ink`, `--soft` and `--line`.
+        body: HTML; escape text from outside with `text` first.
 
     Raises:
-        ValueError: The name is taken by something else.
+        ValueError: `file` exists and is not a page of `maker`.
     """
     check_replaceable(file, maker=maker)
     page = _PAGE.format(mark=_mark(maker), style=_STYLE + style, title=text(title), maker=text(maker), body=body)
@@ -44,7 +40,7 @@ def write_page(file: Path, *, maker: str, title: str, style: str, body: str) -> 
 
 
 def data_uri(picture: Image.Image, *, longest: int) -> str:
-    """An RGB picture as a JPEG within the page, its longer side `longest` pixels at most."""
+    """Return an RGB picture as a JPEG data URI; its longer side is scaled down to at most `longest` pixels."""
     small = picture.copy()
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -53,12 +49,12 @@ def data_uri(picture: Image.Image, *, longest: int) -> str:
 
 
 def text(value: str | Path) -> str:
-    """Words or a path as they may stand in HTML, in an attribute too."""
+    """Return text or a path escaped for HTML, attributes included."""
     return html.escape(printable(value))
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that any output can take: bytes that are no UTF-8 become a replacement character."""
+    """Return a path or text as valid UTF-8: a replacement character stands for each byte that is not."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Plots of a run and of several, in one look. matplotlib is imported when first needed, without a display."""
+"""Plots of one run and of several runs, in one style. matplotlib is imported when first needed, without a display."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from clip_common.runs import read_rows, write_atomically
 PALETTE = ("#3b6fb6", "#d9792b", "#3f9b6b", "#b8477d", "#7a68b5", "#8a6d4b")
 GREY = "#6b6b6b"
 MANY_POINTS = 60
-"""Beyond this many, points are drawn thin under their moving mean."""
+"""Curves of more points are drawn thin, with their moving mean on top."""
 
 
 def draw_curves(
@@ -27,19 +27,22 @@ def draw_curves(
 ) -> Path:
     """Draw columns of a metrics.csv over the optimizer step and save a PNG.
 
-    A column with many points (a value of each step) is drawn thin, with its moving mean over it; one with few (a value
-    of each epoch) as points on a line. The phases of a run follow one another, a dotted line between them.
+    A column with many points (one for each step) is drawn thin, with its moving mean on top; a column with few (one for
+    each epoch) as dots on a line. The phases of a run follow one another, separated by dotted lines.
 
     Args:
         metrics: The metrics.csv.
-        columns: Names of columns, or column → label. Columns that the file does not have are left out.
-        path: Where the PNG goes.
+        columns: Names of columns, or column → label. Columns that are not in the file are skipped.
+        path: The PNG.
         title: Heading.
         ylabel: Name and unit of the values.
-        band: Two columns (lower, upper) between which the plot is shaded, e.g. the 5th and 95th percentile.
+        band: Two columns (lower, upper); the area between them is shaded, e.g. the 5th to the 95th percentile.
+
+    Returns:
+        `path`.
 
     Raises:
-        ValueError: None of the columns is in the file.
+        ValueError: The file has none of the columns.
     """
     labels = dict(columns) if isinstance(columns, Mapping) else {name: name for name in columns}
     rows = read_rows(metrics)
@@ -47,7 +50,7 @@ def draw_curves(
     series = {name: _column(rows, steps, name) for name in labels}
     series = {name: points for name, points in series.items() if len(points[0])}
     if not series:
-        raise ValueError(f"{metrics} has none of the columns {', '.join(labels)}")
+        raise ValueError(f"{metrics} has none of the columns {', '.join(labels)}: name columns that it has")
 
     figure, axes = make_panels(width=7.2, height=4.2)
     if band is not None:
@@ -56,7 +59,7 @@ def draw_curves(
     for index, (name, (x, y)) in enumerate(series.items()):
         style: dict[str, Any] = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.8}
         label: str | None = labels[name]
-        for part in _split(x, at=[step for step, _ in boundaries]):
+        for part in _split_phases(x, at=[step for step, _ in boundaries]):
             if len(x) > MANY_POINTS:
                 axes.plot(x[part], y[part], color=style["color"], alpha=0.25, linewidth=0.7)
                 axes.plot(x[part], _moving_mean(y[part]), label=label, **style)
@@ -77,13 +80,13 @@ def draw_curves(
     style_axes(axes, title=title, xlabel="optimizer step", ylabel=ylabel)
     axes.margins(x=0.02)
     if len(series) > 1:
-        # beside the curves: inside it would cover some, and looking for the best place is slow where they are long
+        # beside the curves: inside it would cover some, and the search for the best place is slow for long curves
         axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save_figure(figure, Path(path))
 
 
 def _steps(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[tuple[float, str]]]:
-    """The step of each row, counted on from phase to phase; and where each of several phases begins."""
+    """Return the step of each row, counted through all phases, and where each phase begins if there are several."""
     steps: list[float] = []
     begins: dict[str, float] = {}
     for row in rows:
@@ -95,20 +98,20 @@ def _steps(rows: Sequence[Mapping[str, str]]) -> tuple[list[float], list[tuple[f
 def _column(
     rows: Sequence[Mapping[str, str]], steps: Sequence[float], name: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Steps and values of the rows that have the column."""
+    """Return steps and values of the rows that have the column."""
     points = [(step, float(row[name])) for step, row in zip(steps, rows, strict=True) if row.get(name)]
     x, y = np.array(points).reshape(-1, 2).T
     return x, y
 
 
-def _split(x: np.ndarray[Any, Any], *, at: Sequence[float]) -> list[slice]:
-    """The points of each phase: a phase begins after the step at which the one before ended."""
+def _split_phases(x: np.ndarray[Any, Any], *, at: Sequence[float]) -> list[slice]:
+    """Return the slice of points of each phase; a phase begins after the last step of the phase before."""
     edges = [0, *np.searchsorted(x, at[1:], side="right").tolist(), len(x)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
 
 
 def _moving_mean(y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Mean over a centred window of a fortieth of the points; narrower at both ends."""
+    """Return the mean over a centred window of a fortieth of the points, narrower at both ends."""
     half = max(2, len(y) // 80)
     sums = np.concatenate([[0.0], np.cumsum(y)])
     first = np.maximum(np.arange(len(y)) - half, 0)
@@ -122,12 +125,12 @@ class Dots:
     """A row of `draw_dots`.
 
     Attributes:
-        label: Of the row.
-        values: Its small dots, such as one a seed.
-        centre: Its diamond, such as their mean.
-        whisker: Where the line through the diamond begins and ends; None draws none.
-        against: Difference to the first row, and the ends of its interval; None for the first row itself.
-        mark: Where a grey line stands, such as what chance gives; None draws none.
+        label: Name of the row.
+        values: Positions of the small dots, such as one for each seed.
+        centre: Position of the diamond, such as the mean of the values.
+        whisker: Ends of the line through the diamond; None draws no line.
+        against: Difference from the first row and the ends of its interval; None for the first row itself.
+        mark: Position of a grey line, such as the chance level; None draws no line.
     """
 
     label: str
@@ -145,12 +148,17 @@ def draw_dots(
     titles: tuple[str, str],
     xlabels: tuple[str, str],
 ) -> Path:
-    """Left the values of each row; right its difference to the first row, where any row has one. Saves a PNG.
+    """Draw the values of each row on the left, and differences from the first row on the right; save a PNG.
+
+    The right side is left out if no row has a difference.
 
     Args:
         rows: From the top down.
-        path: Where the PNG goes.
-        titles, xlabels: Of the two sides.
+        path: The PNG.
+        titles, xlabels: Headings and axis labels of the left and the right side.
+
+    Returns:
+        `path`.
     """
     compared = any(row.against for row in rows)
     height = 1.7 + 0.5 * len(rows)
@@ -163,11 +171,11 @@ def draw_dots(
         color = PALETTE[index % len(PALETTE)]
         spread = np.linspace(-0.14, 0.14, len(row.values)) if len(row.values) > 1 else np.zeros(len(row.values))
         left.scatter(row.values, place + spread, s=16, color=color, alpha=0.55, linewidth=0)
-        _diamond(left, row.centre, place, row.whisker, color=color)
+        _draw_diamond(left, row.centre, place, row.whisker, color=color)
         if row.mark is not None:
             left.plot((row.mark, row.mark), (place - 0.4, place + 0.4), color=GREY, linewidth=1.4, zorder=1)
         if row.against is not None:
-            _diamond(right, row.against[0], place, row.against[1:], color=color)
+            _draw_diamond(right, row.against[0], place, row.against[1:], color=color)
     for axes in (left, right) if compared else (left,):
         axes.set_yticks(places, [row.label for row in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -182,15 +190,15 @@ def draw_dots(
     return save_figure(figure, path)
 
 
-def _diamond(axes: Any, x: float, y: float, whisker: tuple[float, float] | None, *, color: str) -> None:
-    # drawn as a line: the interval of a skewed bootstrap need not hold the value, and an error bar must
+def _draw_diamond(axes: Any, x: float, y: float, whisker: tuple[float, float] | None, *, color: str) -> None:
+    # a plain line: a skewed bootstrap interval need not contain the value, but an error bar must
     if whisker is not None:
         axes.plot(whisker, (y, y), color=color, linewidth=1.8, marker="|", markersize=7, markeredgewidth=1.8)
     axes.plot(x, y, color=color, marker="D", markersize=6)
 
 
 def make_panels(rows: int = 1, columns: int = 1, *, width: float, height: float) -> tuple[Any, Any]:
-    """A figure of `width` by `height` inches and its axes: one, or an array of them, as `Figure.subplots` gives."""
+    """Return a figure of `width` by `height` inches and its axes: one, or an array, as from `Figure.subplots`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -200,7 +208,7 @@ def make_panels(rows: int = 1, columns: int = 1, *, width: float, height: float)
 
 
 def style_axes(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "y") -> None:
-    """Give axes the look that all plots have; `grid` is "x", "y" or "both"."""
+    """Style axes in the way of all plots; `grid` is "x", "y" or "both"."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(xlabel, color=GREY, fontsize=9)
     axes.set_ylabel(ylabel, color=GREY, fontsize=9)
@@ -213,7 +221,7 @@ def style_axes(axes: Any, *, title: str = "", xlabel: str = "", ylabel: str = ""
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Write the PNG, whole or not at all."""
+    """Write a figure as a PNG, whole or not at all; return `path`."""
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png")
     return path

@@ -1,6 +1,6 @@
-"""The joints of COCO, the named regions of the body that clinicians look at, and the maps of where they looked.
+"""COCO's joints, the named regions of the body that clinicians watch, and attention maps of watched regions.
 
-T frames, J = 17 joints in the order of COCO, H and W rows and columns of pixels.
+T frames, J = 17 joints in COCO's order, H rows and W columns of pixels.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ JOINTS = (
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle",
 )  # fmt: skip
-"""The 17 joints of COCO, in its order."""
+"""The 17 joints of COCO, in COCO's order."""
 
 REGIONS: dict[str, tuple[str, ...]] = {
     "foot": ("left_ankle", "right_ankle"),
@@ -22,7 +22,7 @@ REGIONS: dict[str, tuple[str, ...]] = {
     "lumbar_pelvis": ("left_hip", "right_hip"),
     "head": ("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
 }
-"""The joints of each named region: both sides, since a region's name does not say which."""
+"""The joints of each named region, of both sides: the name of a region does not tell the side."""
 
 _SPREAD = 0.1
 
@@ -30,20 +30,20 @@ Floats = NDArray[np.float32]
 
 
 def attention_maps(keypoints: Floats, regions: Sequence[str], *, height: int, width: int) -> Floats:
-    """Where somebody looks who watches these regions: a Gaussian on each of their joints, the largest at each pixel.
+    """Return attention maps of a viewer who watches these regions: the maximum of a Gaussian on each of their joints.
 
-    It follows the joints, as a gaze would: a sequence of maps holds some of the gait, its mean only the place.
+    The maps follow the joints, as a gaze would: the sequence shows some of the gait, its mean over time only the place.
 
     Args:
         keypoints: (T, J, 3): x and y in pixels (the middle of the first pixel is 0.5), and confidence, 0 to 1.
-        regions: Some of `REGIONS`; none gives maps of zeros.
-        height, width: Pixels of the picture.
+        regions: Keys of `REGIONS`; without any the maps are zero.
+        height, width: Size of the picture in pixels.
 
     Returns:
         (T, H, W) float32, 0 to 1: max over joints of confidence·exp(−dx²/2σ²)·exp(−dy²/2σ²), σ = 0.1·min(H, W).
 
     Raises:
-        ValueError: An unknown region.
+        ValueError: A region is unknown.
     """
     unknown = [region for region in regions if region not in REGIONS]
     if unknown:

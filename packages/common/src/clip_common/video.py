@@ -1,4 +1,4 @@
-"""Frames into a video file."""
+"""Writing of video files."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int) -> None:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "fast"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # a picture of this size gains nothing from more
+        stream.codec_context.thread_count = 1  # more do not speed up small pictures
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())

@@ -1,19 +1,19 @@
-"""The procedural world: pictures, sounds, walks and words made from a seed, for tests, demos and the tiny CLIP.
+"""The procedural world: pictures, sounds, walks and texts made from a seed, for tests, demos and the tiny CLIP.
 
-    scenes      one to four things on a ground, and captions of them       sample_scene, render, captions
-    parts       one thing in close-up, flawless or damaged, and a mask     sample_part, render_part, part_captions
-    sounds      a scene as tones                                           render_sound
-    questions   about scenes, balanced so that words alone say nothing     questions, balanced_questions
-    figures     people who walk, and where a doctor looks                  sample_subject, sample_clip, render_walk
+    scenes      one to four things on a background, with captions          sample_scene, render, captions
+    parts       one thing in close-up, flawless or damaged, with a mask    sample_part, render_part, part_captions
+    sounds      scenes as tones                                            render_sound
+    questions   about scenes; the words alone do not tell the answer       questions, balanced_questions
+    figures     people who walk, and the regions that doctors watch        sample_subject, sample_clip, render_walk
 
-Each is a function of (version, seed, index), in whatever order. Writers put sets on disk in the formats of real data;
-oracles and guards say how well the best and the crudest reader do on them.
+Every sample is a function of (version, seed, index), in any order of calls. Writers store sets on disk in the
+formats of real data. Oracles compute how well the best reader does on them, guards how well the crudest one does.
 
     from clip_common.synthetic import captions, render, sample_scene, write_flickr8k
 
     scene = sample_scene(0, 17)
     render(scene, size=112).save("scene.png")
-    captions(scene)                        # five different ones
+    captions(scene)                        # five different captions
 """
 
 from clip_common.regions import attention_maps

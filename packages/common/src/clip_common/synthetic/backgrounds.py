@@ -1,4 +1,4 @@
-"""The textured grounds that things lie on: pale and low in contrast, so that every colour stands out."""
+"""Textured backgrounds, pale and low in contrast, so that every colour is visible on them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,7 +12,7 @@ _Random = np.random.Generator
 
 
 def crop_background(name: str, side: int, random: _Random) -> Image.Image:
-    """A part of the ground, `side` × `side` RGB, where and how bright `random` says; a new image each time."""
+    """Return a new RGB image of `side` × `side` pixels: a random crop of a background, randomly lit."""
     ground = _make_ground(name, side)
     x, y = (int(offset) for offset in random.integers(side // 2 + 1, size=2))
     light = random.uniform(0.93, 1.03)
@@ -22,13 +22,13 @@ def crop_background(name: str, side: int, random: _Random) -> Image.Image:
 
 @lru_cache(maxsize=24)
 def _make_ground(name: str, side: int) -> Image.Image:
-    """The whole ground, one and a half times the picture."""
+    """Draw a whole background, one and a half times as wide and high as the picture."""
     random = np.random.default_rng(np.random.SeedSequence((VERSION, *name.encode())))
     return _GROUNDS[name](side, random).crop((0, 0, side * 3 // 2, side * 3 // 2))
 
 
 def _make_grain(side: int, random: _Random, *, cells: int, strength: float, stretch: float = 1.0) -> np.ndarray:
-    """Smooth noise (S, S, 1) of about `cells` bumps across the picture, `stretch` times as long as they are high."""
+    """Return smooth noise (S, S, 1) of about `cells` bumps across the picture, `stretch` times as wide as high."""
     extent = side * 3 // 2
     coarse = random.normal(size=(round(cells * 1.5), max(2, round(cells * 1.5 / stretch)))).astype(np.float32)
     smooth = Image.fromarray(coarse).resize((extent, extent), Image.Resampling.BICUBIC)
@@ -36,6 +36,7 @@ def _make_grain(side: int, random: _Random, *, cells: int, strength: float, stre
 
 
 def _add_layers(colour: tuple[int, int, int], *layers: np.ndarray) -> Image.Image:
+    """Return an image of one colour plus the layers."""
     return Image.fromarray(np.clip(np.array(colour, dtype=np.float32) + sum(layers), 0, 255).astype(np.uint8))
 
 

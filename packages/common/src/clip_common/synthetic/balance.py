@@ -1,8 +1,8 @@
-"""Sets of questions in which the words of a question tell nothing about its answer, and the guard that shows it.
+"""Balanced sets of questions, whose words tell nothing about their answers, and the guard that measures this.
 
-A set is made of blocks: one question text, asked once for each answer of its form, each time of another scene. So for
-each text every answer is as frequent as any other, and whoever reads the text alone, however trained, is right once in
-as many times as the form has answers: exactly, not on average.
+A set consists of blocks: one question text, asked once for each answer of its form, each time about another scene. All
+answers to a text are therefore equally frequent, and a model that reads the text alone, however it is trained, has an
+accuracy of 1 / (answers of the form): exactly, not on average.
 """
 
 from collections import Counter, defaultdict
@@ -16,27 +16,27 @@ from clip_common.synthetic.scenes import Scene, generator
 _FORMS_OF = Counter(form.type for form in FORMS)
 
 LEAST = max(len(form.answers) * _FORMS_OF[form.type] for form in FORMS)
-"""Questions of each type that make room for a block of every form."""
+"""Smallest number of questions of each type that holds a block of every form."""
 
 
 class TooFewScenesError(ValueError):
-    """The scenes do not hold the balanced set that was asked for; more scenes of the same kind will."""
+    """The scenes are too few for the requested balanced set: give more."""
 
 
 def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0) -> list[Question]:
-    """Whole blocks of each form drawn from `questions` of the scenes, ordered by scene.
+    """Sample whole blocks of each form from the `questions` of the scenes; return them ordered by scene.
 
-    The forms of a type share it equally, and the texts of a form are asked as equally as the scenes allow.
+    Every form of a type gets the same number of questions, every text of a form as nearly as the scenes allow.
 
     Args:
-        scenes: Different scenes; about as many as `per_type` and two hundred more.
-        per_type: Questions of each type; what makes no whole block is left out (of 100 questions for one of sixteen
-            kinds, 96 are drawn).
-        seed: Another seed is another draw.
+        scenes: Different scenes, about two hundred more than `per_type`.
+        per_type: Questions of each type, rounded down to whole blocks: of 100 questions with sixteen possible answers,
+            96 are sampled.
+        seed: Each seed gives another sample.
 
     Raises:
-        ValueError: `per_type` is below 16, where a form has no whole block; or the scenes are too few
-            (`TooFewScenesError`).
+        ValueError: `per_type` is below 16, too few for a whole block of every form.
+        TooFewScenesError: There are too few scenes.
     """
     if per_type < LEAST:
         raise ValueError(f"a balanced set has at least {LEAST} questions of each type: got per_type={per_type}")
@@ -62,14 +62,14 @@ def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0)
 def _make_blocks(
     candidates: Sequence[Question], form: QuestionForm, random: np.random.Generator
 ) -> list[tuple[Question, ...]]:
-    """All blocks of a form: first one of each text that has any, in an order drawn by lot, then a second, and so on."""
+    """Return all blocks of a form: first one of each text that has any, in random order, then a second, and so on."""
     cells: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for question in candidates:
         cells[question.text, question.answer].append(question)
     placed: list[tuple[int, float, tuple[Question, ...]]] = []
     for text in sorted({text for text, _ in cells}):
         columns = [_shuffle(cells[text, answer], random) for answer in form.answers]
-        # zip ends with the rarest answer
+        # zip stops at the rarest answer
         placed += [(turn, random.random(), block) for turn, block in enumerate(zip(*columns, strict=False))]
     return [block for _, _, block in sorted(placed, key=lambda entry: entry[:2])]
 
@@ -79,17 +79,18 @@ def _shuffle(asked: Sequence[Question], random: np.random.Generator) -> list[Que
 
 
 def majority_answer_accuracy(train: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
-    """The guard: how often the most frequent answer in training to the same text, or to the type, is right.
+    """Return the accuracy of answering each text with its most frequent answer in training: the guard.
 
     Args:
-        train: Where the answers are counted. A text that is not there falls back to its type.
-        test: What is answered.
+        train: Questions whose answers are counted. A text that does not occur here gets the most frequent answer of
+            its type.
+        test: Questions to answer.
 
     Returns:
-        Accuracy, as a fraction, of each type in `test`, and of all under "all".
+        Accuracy, 0 to 1, of each type in `test`, and over all questions as "all".
 
     Raises:
-        ValueError: Nothing to answer, or a type that has no training question.
+        ValueError: There is no test question, or a type without training questions.
     """
     said: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:

@@ -1,7 +1,7 @@
-"""Where a defect lies on a part, in the unit square of the part's own drawing: polygons and strokes, drawn by lot.
+"""Random shapes of defects: polygons and strokes in the unit square in which the part is drawn.
 
-A defect is drawn again, a little smaller each time, until its share of the square and of the part is what it should be;
-this is decided on one canvas of fixed size, so that it is the same defect at every size of the picture.
+A defect is sampled again, a little smaller each time, until it covers the required share of the square and enough of
+it is on the part. This is decided on a canvas of fixed size, so that the defect is the same at every picture size.
 """
 
 import math
@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]
 Mask = NDArray[np.bool_]
 
 SHARE = (0.008, 0.048)
-"""Least and most of the part's square that a defect covers without its rim: 0.2 to 5 % of the picture in the end."""
+"""Smallest and largest share of the part's square that a defect covers without its rim: 0.2 to 5 % of the picture."""
 
 _CANVAS = 160
 
@@ -31,7 +31,7 @@ class Shape:
     strokes: tuple[tuple[tuple[Point, ...], float], ...] = ()
 
     def draw_mask(self, side: int) -> Image.Image:
-        """An "L" image of `side` × `side` pixels, 255 where the defect is."""
+        """Draw an "L" image of `side` × `side` pixels, 255 on the defect."""
         image = Image.new("L", (side, side), 0)
         draw = ImageDraw.Draw(image)
         for polygon in self.polygons:
@@ -43,13 +43,13 @@ class Shape:
 
 
 def sample_defect(defect: str, *, outline: Image.Image, label: Box, random: np.random.Generator) -> Shape:
-    """The shape of a defect on a part.
+    """Sample the shape of a defect on a part.
 
     Args:
         defect: One of `parts.DEFECTS`.
-        outline: "L" image of what the part covers, any size, square.
-        label: Where the print on the part is.
-        random: Decides everything else.
+        outline: Square "L" image of any size: the pixels that the part covers.
+        label: Box of the printed label.
+        random: Source of everything else.
     """
     part = np.asarray(outline.resize((_CANVAS, _CANVAS), Image.Resampling.BOX)) > 127
     inside_least, inside_most = (0.3, 0.75) if defect == "missing part" else (0.93, 1.0)
@@ -67,7 +67,7 @@ def sample_defect(defect: str, *, outline: Image.Image, label: Box, random: np.r
 
 
 def _find_rim(part: Mask) -> Mask:
-    """Pixels of the part next to its outside, but not at the edge of the square."""
+    """Return the part's pixels that touch its outside, except at the edge of the square."""
     inner = part[1:-1, 1:-1] & part[:-2, 1:-1] & part[2:, 1:-1] & part[1:-1, :-2] & part[1:-1, 2:]
     rim = part.copy()
     rim[1:-1, 1:-1] &= ~inner
@@ -75,7 +75,7 @@ def _find_rim(part: Mask) -> Mask:
 
 
 def _scratch(start: Point, label: Box, size: float, random: np.random.Generator) -> Shape:
-    """One to three long, thin, nearly parallel strokes."""
+    """Sample one to three long, thin, nearly parallel strokes."""
     angle, bend = random.uniform(0, math.pi), random.uniform(-0.25, 0.25)
     strokes = []
     for number in range(int(random.integers(1, 4))):
@@ -91,7 +91,7 @@ def _scratch(start: Point, label: Box, size: float, random: np.random.Generator)
 
 
 def _crack(start: Point, label: Box, size: float, random: np.random.Generator) -> Shape:
-    """A jagged line with a branch or two, thinner towards its end."""
+    """Sample a jagged line with one or two branches, thinner towards its end."""
     angle = random.uniform(0, 2 * math.pi)
     trunk = _jagged_line(start, angle, size * random.uniform(0.35, 0.5), random)
     strokes = [(trunk[:4], 0.036), (trunk[3:], 0.026)]
@@ -117,7 +117,7 @@ def _hole(start: Point, label: Box, size: float, random: np.random.Generator) ->
 
 
 def _stain(start: Point, label: Box, size: float, random: np.random.Generator) -> Shape:
-    """A large uneven blot and a drop beside it."""
+    """Sample a large uneven blot and a drop beside it."""
     radius, angle = size * random.uniform(0.085, 0.125), random.uniform(0, 2 * math.pi)
     beside = (start[0] + 1.7 * radius * math.cos(angle), start[1] + 1.7 * radius * math.sin(angle))
     return Shape(polygons=(_blob(start, radius, 0.25, random), _blob(beside, 0.35 * radius, 0.15, random)))
@@ -128,7 +128,7 @@ def _missing(start: Point, label: Box, size: float, random: np.random.Generator)
 
 
 def _misprint(start: Point, label: Box, size: float, random: np.random.Generator) -> Shape:
-    """A smear over one half of the print, dragged past its edge."""
+    """Sample a smear over one half of the label, dragged past its edge."""
     left, top, right, bottom = label
     width, height = right - left, bottom - top
     near = left + width * random.uniform(0.3, 0.5)
@@ -141,7 +141,7 @@ def _misprint(start: Point, label: Box, size: float, random: np.random.Generator
 
 
 def _blob(middle: Point, radius: float, roughness: float, random: np.random.Generator) -> tuple[Point, ...]:
-    """A closed curve about `middle` whose radius varies smoothly by `roughness`."""
+    """Sample a closed curve around `middle` whose radius varies smoothly by `roughness`."""
     phases, weights = random.uniform(0, 2 * math.pi, size=4), random.uniform(-1, 1, size=4)
     points = []
     for step in range(36):

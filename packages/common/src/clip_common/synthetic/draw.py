@@ -1,4 +1,4 @@
-"""Scenes to pictures: drawn at two or three times the size with PIL, then scaled down, so that 64 pixels are enough."""
+"""Pictures of scenes, drawn with PIL at two or three times the size and scaled down, so that 64 pixels are enough."""
 
 import math
 from functools import lru_cache
@@ -22,9 +22,9 @@ PALETTE: dict[str, Rgb] = {
     "pink": (250, 132, 186),
     "black": (48, 48, 54),
 }
-"""The colour that fills most of a thing of that name."""
+"""RGB of each colour name; it fills most of the thing."""
 
-# What stripes, dots and checks are painted in: light on a deep colour, deep on a light one.
+# Colour of stripes, dots and checks on each colour: light on a dark one, dark on a light one.
 _INK: dict[str, Rgb] = {
     "red": (255, 226, 214),
     "orange": (255, 240, 214),
@@ -38,21 +38,21 @@ _INK: dict[str, Rgb] = {
 _LIGHT_DETAIL: Rgb = (252, 248, 238)
 SHADOW_COLOUR: Rgb = (40, 34, 28)
 SHADOW = [value * 70 // 255 for value in range(256)]
-"""How much shadow falls through each value of alpha."""
+"""Opacity of the shadow for each value of alpha."""
 
 
 def render(scene: Scene, size: int = 64) -> Image.Image:
-    """The picture of a scene: RGB, `size` × `size` pixels, always the same for the same scene and size.
+    """Draw a scene as an RGB image of `size` × `size` pixels, always the same for the same scene and size.
 
     Raises:
-        ValueError: `size` is below 16, where nothing can be read any more.
+        ValueError: `size` is below 16, too small to recognise anything.
     """
     if size < 16:
         raise ValueError(f"a scene needs at least 16 pixels a side: got size={size}")
     side = size * (3 if size <= 128 else 2)
     random = generator("render", seed=scene.seed, index=scene.index)
     canvas = crop_background(scene.background, side, random)
-    for thing in sorted(scene.things, key=lambda thing: -SIDE[thing.size]):  # the small ones on top
+    for thing in sorted(scene.things, key=lambda thing: -SIDE[thing.size]):  # small things on top
         _paste_thing(canvas, thing, random)
     return canvas.resize((size, size), Image.Resampling.BOX)
 
@@ -62,7 +62,7 @@ def _paste_thing(canvas: Image.Image, thing: Thing, random: np.random.Generator)
     extent = round(SIDE[thing.size] * side * random.uniform(0.95, 1.05))
     corners = (round((middle + random.uniform(-0.02, 0.02)) * side - extent / 2) for middle in centre(thing.place))
     x, y = (min(max(0, corner), side - extent) for corner in corners)
-    # drawn at a few resolutions only, so that masks are shared, and none far above what is shown
+    # multiples of 32 keep the number of cached masks small and the resolution close to the size shown
     picture, outline = draw_thing(thing, resolution=-(-extent // 32) * 32, brightness=random.uniform(0.94, 1.04))
     pose = compute_affine(picture.width, extent, angle=random.uniform(-0.16, 0.16), mirrored=random.random() < 0.5)
     picture = picture.transform((extent, extent), Image.Transform.AFFINE, pose, Image.Resampling.BILINEAR)
@@ -73,10 +73,17 @@ def _paste_thing(canvas: Image.Image, thing: Thing, random: np.random.Generator)
 
 
 def compute_affine(side: int, extent: int, *, angle: float, mirrored: bool, margin: float = 0.0) -> tuple[float, ...]:
-    """Where each pixel of a square of `extent` pixels lies in one of `side`: turned by `angle` radians, then mirrored.
+    """Return PIL's affine coefficients that scale a square, turn it by `angle` radians, then mirror it.
 
-    With a margin the square of `side` fills 1 / (1 + margin) of the other one's width, so that turning cuts no corner.
-    PIL's affine coefficients (a, b, c, d, e, f): (x, y) is taken from (ax + by + c, dx + ey + f).
+    Args:
+        side: Pixels of the source square.
+        extent: Pixels of the result.
+        angle: Radians.
+        mirrored: Swap left and right.
+        margin: The source fills 1 / (1 + margin) of the result's width, so that turning cuts off no corner.
+
+    Returns:
+        (a, b, c, d, e, f): pixel (x, y) of the result is taken from (ax + by + c, dx + ey + f) of the source.
     """
     cosine, sine = (side / extent * (1 + margin) * part for part in (math.cos(angle), math.sin(angle)))
     sign, half = (-1 if mirrored else 1), extent / 2
@@ -87,7 +94,7 @@ def compute_affine(side: int, extent: int, *, angle: float, mirrored: bool, marg
 
 
 def draw_thing(thing: Thing, *, resolution: int, brightness: float) -> tuple[Image.Image, Image.Image]:
-    """The thing alone, RGB, and the mask of what it covers: outline, coloured and textured body, details."""
+    """Draw a thing by itself: RGB with outline, textured body and details, and the mask of the pixels it covers."""
     outline, body, light, dark = _make_masks(thing.kind, resolution)
     deep = scale_colour(PALETTE[thing.colour], 0.38)
     picture = Image.new("RGB", (resolution, resolution), deep)
@@ -101,14 +108,14 @@ def draw_thing(thing: Thing, *, resolution: int, brightness: float) -> tuple[Ima
 
 
 def scale_colour(colour: Rgb, factor: float) -> Rgb:
-    """The colour, lighter or darker."""
+    """Return the colour with every channel multiplied by `factor`, at most 255."""
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue
 
 
 @lru_cache(maxsize=256)
 def _make_masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
-    """Where the outline (all that is painted and a rim), the body, light and dark details are: four "L" masks."""
+    """Return four "L" masks: the outline (everything painted, and a rim), the body, light details and dark details."""
     painted = draw_silhouette(kind, resolution)
     whole = painted.point(lambda role: 255 if role else 0)
     outline = whole.filter(ImageFilter.MaxFilter(2 * round(0.022 * resolution) + 1))
@@ -120,7 +127,7 @@ def _make_masks(kind: str, resolution: int) -> tuple[Image.Image, Image.Image, I
 
 @lru_cache(maxsize=64)
 def _draw_pattern(texture: str, resolution: int) -> Image.Image:
-    """Where the ink of a texture goes: an "L" mask."""
+    """Draw the "L" mask of a texture's ink."""
     mask = Image.new("L", (resolution, resolution), 0)
     draw = ImageDraw.Draw(mask)
     if texture == "striped":

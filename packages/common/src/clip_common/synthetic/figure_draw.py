@@ -1,7 +1,7 @@
-"""Walking figures to pixels: a camera that follows them past a wall, the joints as it sees them, and the drawing.
+"""Pictures of walking figures, from a camera that follows them along a wall, and the joints as the camera sees them.
 
-The camera looks from the side and a little from above, without perspective, so that lengths do not change with the
-place. Everything is drawn at three times the size and scaled down. T frames, J = 17 joints, S = `size` pixels a side.
+The camera looks from the side and a little from above, without perspective, so that lengths do not depend on position.
+Everything is drawn at three times the size and scaled down. T frames, J = 17 joints, S = `size` pixels a side.
 """
 
 import numpy as np
@@ -40,16 +40,17 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float]
 
 _OVERSAMPLING = 3
-_DEPTH = 0.03  # metres by which the far side of the body appears higher
+_DEPTH = 0.03  # metres by which the camera raises the far side of the body
 _SEEN, _FAR, _HIDDEN = 0.95, 0.8, 0.35  # confidence of a joint: on the near side, on the far side, behind the body
-_FACE = {"nose": (1.08, 0.0), "eye": (0.78, 0.18), "ear": (-0.08, 0.05)}  # forward and up of its centre, in head radii
+# forward and up from the centre of the head, in its radii
+_FACE = {"nose": (1.08, 0.0), "eye": (0.78, 0.18), "ear": (-0.08, 0.05)}
 
 
 def frame_times(*, fps: int, seconds: float) -> Floats:
-    """Moments of the T = round(fps·seconds) frames, in seconds.
+    """Return the times of the T = round(fps·seconds) frames, in seconds.
 
     Raises:
-        ValueError: There is not one.
+        ValueError: T is 0.
     """
     if fps < 1 or round(fps * seconds) < 1:
         raise ValueError(f"a clip needs at least one frame: got fps={fps}, seconds={seconds}")
@@ -61,12 +62,12 @@ def _pixels_per_metre(clip: Clip, size: int) -> float:
 
 
 def _hip_columns(clip: Clip, size: int, moments: Floats) -> Floats:
-    """x of the hips in pixels, (T,): the camera follows almost as fast as they go."""
+    """Return x of the hips in pixels, (T,): the camera follows almost as fast as they move."""
     return np.asarray(size * (0.5 + clip.drift * (2 * moments / max(moments[-1], 1e-6) - 1)))
 
 
 def _project(clip: Clip, size: int, moments: Floats) -> dict[str, Floats]:
-    """Every point of the body and the face as the camera sees it: (T, 2) pixels each."""
+    """Return every point of body and face as the camera sees it: (T, 2) pixels each."""
     points = body_points(clip, moments)
     for name, offset in _FACE.items():
         face = points["head"] + clip.subject.build.head * np.array(offset)
@@ -81,14 +82,14 @@ def _project(clip: Clip, size: int, moments: Floats) -> dict[str, Floats]:
 
 
 def keypoints(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -> NDArray[np.float32]:
-    """The joints of a clip as its camera sees them.
+    """Return the joints of a clip as its camera sees them.
 
     Returns:
-        (T, J, 3) float32: x and y in pixels, and confidence: 0.95 on the near side, 0.8 on the far side, 0.35 where the
-        trunk or the near arm or leg is in front, and for the eye and the ear that are turned away.
+        (T, J, 3) float32: x and y in pixels, and confidence. Confidence is 0.95 on the near side, 0.8 on the far side,
+        and 0.35 for joints behind the trunk, the near arm or the near leg, and for the eye and ear on the far side.
 
     Raises:
-        ValueError: There is no frame.
+        ValueError: The clip is shorter than a frame.
     """
     near, girth = clip.near, clip.subject.build.girth
     seen = _project(clip, size, frame_times(fps=fps, seconds=seconds))
@@ -108,17 +109,17 @@ def keypoints(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -> 
 
 
 def _distance_to_segment(point: Floats, start: Floats, end: Floats) -> Floats:
-    """From each point to its segment, (T,)."""
+    """Return the distance of each point from its segment, (T,)."""
     line = end - start
     along = np.clip(((point - start) * line).sum(axis=-1) / (line**2).sum(axis=-1), 0, 1)
     return np.asarray(np.linalg.norm(point - start - along[:, None] * line, axis=-1))
 
 
 def render_walk(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -> NDArray[np.uint8]:
-    """The frames of a clip: (T, S, S, 3) uint8 RGB, always the same for the same arguments.
+    """Draw the frames of a clip: (T, S, S, 3) uint8 RGB, always the same for the same arguments.
 
     Raises:
-        ValueError: `size` is below 32, where limbs cannot be told apart, or there is no frame.
+        ValueError: `size` is below 32, too small to tell limbs apart, or the clip is shorter than a frame.
     """
     moments = frame_times(fps=fps, seconds=seconds)
     if size < 32:
@@ -138,7 +139,7 @@ def render_walk(clip: Clip, *, size: int, fps: int = 24, seconds: float = 1.0) -
 
 
 def _draw_scenery(clip: Clip, side: int) -> NDArray[np.uint8]:
-    """Wall and floor, (side, 2·side, 3): its right half is its left half mirrored, so that it goes on for ever."""
+    """Draw wall and floor, (side, 2·side, 3): the right half mirrors the left, so that copies join without a seam."""
     random = clip.generator("walk scenery")
     picture = np.asarray(crop_background(clip.wall, side, random)).copy()
     edge = round(clip.ground * side - 0.12 * _pixels_per_metre(clip, side))
@@ -158,7 +159,7 @@ def _draw_shadow(canvas: Image.Image, clip: Clip, hips: float) -> None:
 
 
 class _Figure:
-    """One frame's person: the far limbs first, darker, then the trunk and head, then the near ones."""
+    """Draws the person of one frame: far limbs first, darker, then near leg, trunk and head, then the near arm."""
 
     def __init__(self, canvas: Image.Image, clip: Clip, points: dict[str, Point]) -> None:
         self._pen = ImageDraw.Draw(canvas)
@@ -178,7 +179,7 @@ class _Figure:
         self._draw_arm(near, light=1.0)
 
     def _draw_limb(self, start: Point, end: Point, *, widths: tuple[float, float], colour: Rgb) -> None:
-        """A bone with flesh: two discs and what lies between them; half widths in metres on an average body."""
+        """Draw two discs and the area between them; `widths` are half widths in metres on an average body."""
         radii = [width * self._metre * self._clip.subject.build.girth for width in widths]
         (x, y), (u, v) = start, end
         length = max(float(np.hypot(u - x, v - y)), 1e-6)

@@ -1,6 +1,6 @@
-"""How a figure walks: every joint of the body at any moment, in metres, from planted feet upwards.
+"""The gait of a figure: every joint at any moment, in metres, computed from the feet upwards.
 
-The feet are laid down first, each still on the floor while it stands; the pelvis rides as high as both legs can reach;
+The feet come first, each fixed on the floor during its stance. The pelvis is as high as both legs can reach, and the
 knees follow by inverse kinematics, so that thighs and shanks keep their lengths. T moments.
 """
 
@@ -15,22 +15,22 @@ SIDES: tuple[Side, Side] = ("left", "right")
 ANKLE = 0.08
 """Height of the ankle above the sole, in metres."""
 HEEL, BALL, TOE = -0.06, 0.125, 0.185
-"""Where on the sole of a flat foot heel, ball and toe are, forward of the ankle, in metres."""
+"""Positions of heel, ball and toe on the sole of a flat foot, in metres forward of the ankle."""
 
-_STANCE = 0.6  # share of the stride in which a foot stands
+_STANCE = 0.6  # share of the stride in which a foot is on the floor
 _REACH = 0.995  # a leg is never quite straight
 
-# Pitch of the foot in radians (heel up is positive) and clearance under it in metres at some points of its stride.
+# Pitch of the foot in radians (heel up is positive) and clearance below it in metres: (points of the stride, values).
 _PITCH = ((0.0, 0.08, 0.36, 0.6, 0.72, 0.88, 1.0), (-0.32, 0.0, 0.0, 1.0, 0.75, -0.2, -0.32))
 _DRAGGED_PITCH = (_PITCH[0], (0.02, 0.0, 0.0, 0.28, 0.3, 0.22, 0.02))
 _CLEARANCE = ((0.0, 0.6, 0.72, 0.86, 1.0), (0.0, 0.0, 0.07, 0.04, 0.0))
 
 
 def body_points(clip: Clip, seconds: ArrayLike) -> dict[str, Floats]:
-    """Where everything is, seen from the side.
+    """Return the position of every point of the body, seen from the side.
 
     Args:
-        clip: Who walks, and how badly.
+        clip: The subject and the severity of the condition.
         seconds: T moments, in seconds from the start of the clip.
 
     Returns:
@@ -56,7 +56,7 @@ def body_points(clip: Clip, seconds: ArrayLike) -> dict[str, Floats]:
 
 
 def speed(build: Build) -> float:
-    """Metres a second."""
+    """Return the walking speed in metres a second."""
     return build.stride / build.stride_time
 
 
@@ -66,7 +66,7 @@ def _severity(clip: Clip, condition: str, side: Side) -> float:
 
 
 def _interpolate(phase: Floats, table: tuple[tuple[float, ...], tuple[float, ...]]) -> Floats:
-    """A periodic curve through the points of a table, at rest in each of them."""
+    """Return a periodic curve through the points of a table, with slope 0 at each of them."""
     knots, values = (np.array(column) for column in table)
     phase = phase % 1
     cell = np.clip(np.searchsorted(knots, phase, side="right") - 1, 0, len(knots) - 2)
@@ -75,12 +75,12 @@ def _interpolate(phase: Floats, table: tuple[tuple[float, ...], tuple[float, ...
 
 
 def _bump(phase: Floats, centre: float) -> Floats:
-    """1 at `centre`, 0 beyond a quarter of the stride from it."""
+    """Return a bump: 1 at `centre`, 0 from a quarter of the stride away."""
     return np.asarray(np.maximum(0, np.cos(2 * np.pi * (phase - centre))) ** 2)
 
 
 def _foot(clip: Clip, side: Side, phase: Floats) -> tuple[Floats, Floats]:
-    """Ankle (T, 2) and pitch (T,) of a foot: planted on the floor, rolled over the ball, swung forward."""
+    """Return ankle (T, 2) and pitch (T,) of a foot: it is planted, rolls over the ball and swings forward."""
     build, phase = clip.subject.build, phase % 1
     dragged = _severity(clip, "dragging foot", side)
     lift = np.exp((build.uneven[0] if side == "left" else -build.uneven[0]) / 2)
@@ -89,7 +89,7 @@ def _foot(clip: Clip, side: Side, phase: Floats) -> tuple[Floats, Floats]:
     front = (0.29 - 0.03 * dragged) * build.stride  # a dragged foot lands short
     back = front - _STANCE * build.stride
     along = np.clip((phase - _STANCE) / (1 - _STANCE), 0, 1)
-    pace = -build.stride * (1 - _STANCE)  # leaves the floor, and meets it, at the floor's speed
+    pace = -build.stride * (1 - _STANCE)  # the foot leaves and meets the floor at the floor's speed
     swing = (
         back * (2 * along**3 - 3 * along**2 + 1)
         + front * (3 * along**2 - 2 * along**3)
@@ -103,14 +103,14 @@ def _foot(clip: Clip, side: Side, phase: Floats) -> tuple[Floats, Floats]:
 
 
 def _hip(clip: Clip, side: Side, phase: Floats) -> Floats:
-    """A hip against the middle of the pelvis, (T, 2): a little forward with its leg, and lower while that swings."""
+    """Return a hip relative to the middle of the pelvis, (T, 2): it moves forward with its leg, drops in the swing."""
     weak = _severity(clip, "lurching trunk", "left" if side == "right" else "right")
     drop = (0.012 + 0.05 * weak) * _bump(phase, 0.8)
     return np.stack([0.02 * np.cos(2 * np.pi * phase), -drop], axis=-1)
 
 
 def _pelvis(clip: Clip, round_trip: Floats) -> tuple[float, float]:
-    """Mean height of the pelvis and half its rise from step to stride: as high as both legs can hold all the way."""
+    """Return mean height and vertical amplitude of the pelvis: as high as both legs reach throughout the stride."""
     build = clip.subject.build
     room = []
     for side in SIDES:
@@ -127,13 +127,13 @@ def _leg_points(clip: Clip, side: Side, phase: Floats, pelvis: Floats) -> dict[s
     hip = pelvis + _hip(clip, side, phase)
     ankle, pitch = _foot(clip, side, phase)
     sole = {name: ankle + _rotate(x, -ANKLE, lean=pitch) for name, x in (("heel", HEEL), ("ball", BALL))}
-    # the toes stay level while the heel rises
+    # the toes stay flat on the floor while the heel rises
     toe = sole["ball"] + _rotate(TOE - BALL, 0.0, lean=np.minimum(pitch, 0))
     return {"hip": hip, "knee": _knee(hip, ankle, build), "ankle": ankle, **sole, "toe": toe}
 
 
 def _knee(hip: Floats, ankle: Floats, build: Build) -> Floats:
-    """The point at a thigh from the hip and a shank from the ankle, in front of the line between them."""
+    """Return the knee: a thigh from the hip and a shank from the ankle, in front of the line between them."""
     line = ankle - hip
     length = np.linalg.norm(line, axis=-1, keepdims=True)
     along = (build.thigh**2 - build.shank**2 + length**2) / (2 * length)
@@ -142,7 +142,7 @@ def _knee(hip: Floats, ankle: Floats, build: Build) -> Floats:
 
 
 def _arm_points(clip: Clip, side: Side, phase: Floats, pelvis: Floats, spine: Floats) -> dict[str, Floats]:
-    """Swings with the other leg; the elbow bends more in front."""
+    """Return the points of an arm: it swings with the opposite leg, and the elbow bends more in front."""
     build, sign = clip.subject.build, 1 if side == "left" else -1
     loose = np.exp(sign * build.uneven[1] / 2) * (1 - 0.9 * _severity(clip, "stiff arm", side))
     held = _severity(clip, "held wrist", side)
@@ -157,7 +157,7 @@ def _arm_points(clip: Clip, side: Side, phase: Floats, pelvis: Floats, spine: Fl
 
 
 def _lean(clip: Clip, phases: Floats) -> Floats:
-    """Of the trunk, forward, (T,): with each step a little; thrown back over a leg whose hip cannot hold it."""
+    """Return the forward lean of the trunk, (T,): it nods with each step and lurches back over a weak hip."""
     build = clip.subject.build
     lean = build.lean + 0.015 * np.cos(4 * np.pi * phases)
     for side in SIDES:
@@ -168,5 +168,5 @@ def _lean(clip: Clip, phases: Floats) -> Floats:
 
 
 def _rotate(x: float, y: float, *, lean: Floats) -> Floats:
-    """A vector turned forward (clockwise, as it walks to the right) by each angle, (T, 2)."""
+    """Return a vector turned forward by each angle, (T, 2): clockwise for a figure that walks to the right."""
     return np.stack([x * np.cos(lean) + y * np.sin(lean), y * np.cos(lean) - x * np.sin(lean)], axis=-1)

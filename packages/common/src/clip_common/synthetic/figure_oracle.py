@@ -1,7 +1,7 @@
-"""What can be known of walking figures: from their joints, from the mean map, from one frame, and from nothing.
+"""Ceilings and guards of the walking task: from the joints, from the mean map, from one frame, and from no input.
 
-Each number is an accuracy on held-out subjects: every fold in turn is predicted by a classifier that learned from the
-others. N clips, T frames, J = 17 joints, D features.
+Every number is an accuracy on held-out subjects: each fold is predicted by a classifier trained on the others.
+N clips, T frames, J = 17 joints, D features.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from clip_common.tables import read_table
 
 
 def asymmetry(keypoints: ArrayLike) -> dict[str, float]:
-    """How much left and right differ in each region that a pathology affects; near 0 in a normal walk.
+    """Return how much left and right differ in each region that a pathology affects; near 0 in a normal walk.
 
     Args:
-        keypoints: (T, J, 3) of at least one stride: x and y in pixels, any scale, and confidence, which is not read.
+        keypoints: (T, J, 3) of at least one stride: x and y in pixels at any scale, and confidence, which is ignored.
 
     Returns:
         `foot`: log-ratio of the heights that the ankles rise; `shoulder`: log-ratio of the swings of the upper arms;
-        `lumbar_pelvis`: difference of the trunk's lean between standing on the left and on the right foot, in radians;
-        `wrist`: difference of the elbows' mean bends, in radians. All without sign.
+        `lumbar_pelvis`: difference of the trunk's lean between stance on the left and on the right foot, in radians;
+        `wrist`: difference of the elbows' mean bends, in radians. All are absolute values.
 
     Raises:
         ValueError: The clip is too short to show a step of each foot.
@@ -43,7 +43,7 @@ def asymmetry(keypoints: ArrayLike) -> dict[str, float]:
     spine = at["left_shoulder"] + at["right_shoulder"] - at["left_hip"] - at["right_hip"]
     lean, on_left = np.arctan2(spine[:, 0], -spine[:, 1]), rise["left"] < rise["right"]
     if on_left.all() or not on_left.any():
-        raise ValueError(f"asymmetry needs a step of each foot: {len(lean)} frames show none, take about a second")
+        raise ValueError(f"asymmetry needs a step of each foot: {len(lean)} frames show none; give about a second")
     return {
         "foot": float(abs(np.log(np.ptp(rise["left"]) / np.ptp(rise["right"])))),
         "shoulder": float(abs(np.log(np.ptp(swing["left"]) / np.ptp(swing["right"])))),
@@ -53,7 +53,7 @@ def asymmetry(keypoints: ArrayLike) -> dict[str, float]:
 
 
 def keypoint_oracle(keypoints: Sequence[ArrayLike], labels: Sequence[int], folds: Sequence[int]) -> float:
-    """The ceiling: accuracy of a logistic regression on `asymmetry`.
+    """Return the accuracy of a logistic regression on `asymmetry`: the ceiling.
 
     Args:
         keypoints: N arrays (T, J, 3).
@@ -64,9 +64,10 @@ def keypoint_oracle(keypoints: Sequence[ArrayLike], labels: Sequence[int], folds
 
 
 def map_oracle(maps: Sequence[ArrayLike], labels: Sequence[int], folds: Sequence[int]) -> float:
-    """What the maps give away: accuracy of a logistic regression on each clip's mean map, averaged in 16 bands of rows.
+    """Return the accuracy of a logistic regression on each clip's mean map, averaged in 16 bands of rows.
 
-    Regions lie at different heights: the bands tell them apart, and are few enough to learn from a few dozen clips.
+    The regions are at different heights, so the bands tell them apart; 16 are few enough to learn from a few dozen
+    clips.
 
     Args:
         maps: N arrays (T, H, W), or their means over time (H, W).
@@ -79,10 +80,10 @@ def map_oracle(maps: Sequence[ArrayLike], labels: Sequence[int], folds: Sequence
 
 
 def frame_guard(frames: Sequence[NDArray[np.uint8]], labels: Sequence[int], folds: Sequence[int]) -> float:
-    """What a single picture gives away: accuracy of a logistic regression on its 16×16 thumbnail.
+    """Return the accuracy of a logistic regression on the 16×16 thumbnail of one frame.
 
     Args:
-        frames: N arrays (H, W, 3) uint8 RGB, one of each clip.
+        frames: N arrays (H, W, 3) uint8 RGB, one for each clip.
         labels: The class of each clip.
         folds: The fold of each clip.
     """
@@ -90,17 +91,17 @@ def frame_guard(frames: Sequence[NDArray[np.uint8]], labels: Sequence[int], fold
 
 
 def majority_label_accuracy(labels: Sequence[int], folds: Sequence[int]) -> float:
-    """Accuracy of the other folds' most frequent class; the smallest of several."""
+    """Return the accuracy of predicting the most frequent class of the other folds (of several, the smallest)."""
     y, fold = np.asarray(labels), np.asarray(folds)
     guesses = {held: np.bincount(y[fold != held]).argmax() for held in np.unique(fold)}
     return float(np.mean(y == np.array([guesses[held] for held in fold])))
 
 
 def held_out_accuracy(features: ArrayLike, labels: Sequence[int], folds: Sequence[int]) -> float:
-    """Accuracy of `guards.linear_probe` that predicts each fold from the others.
+    """Return the accuracy of `guards.linear_probe` that predicts each fold from the others.
 
     Args:
-        features: (N, D); standardised by the mean and deviation of the folds learned from.
+        features: (N, D); standardised by the mean and deviation of the training folds.
         labels: N classes from 0.
         folds: N folds, at least two different ones.
     """
@@ -114,7 +115,7 @@ def held_out_accuracy(features: ArrayLike, labels: Sequence[int], folds: Sequenc
 
 
 def walking_ceilings(folder: str | Path) -> dict[str, float]:
-    """All four accuracies of a folder that `write_walking` wrote, from its files alone.
+    """Compute all four accuracies of a folder that `write_walking` wrote, from its files alone.
 
     Returns:
         `majority`, `keypoints`, `mean map` and `one frame` (the middle one), each 0 to 1.

@@ -1,7 +1,7 @@
-"""Who walks: subjects and their clips, drawn by lot from (version, seed, subject, clip).
+"""Subjects who walk and clips of them, sampled from (version, seed, subject, clip).
 
-A subject comes with a complaint about one region of the body. In most of them one side moves wrongly there; in a normal
-one nothing does. Build, colours and gait say nothing about which it is.
+Every subject complains about one region of the body. Most subjects have a pathology: one side of that region moves
+wrongly. Normal subjects have none. Build, colours and gait do not reveal which subjects are normal.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ AFFECTED_REGION = {
 """The one region in which each pathology makes left and right differ."""
 
 CONDITIONS = (NORMAL, "dragging foot", "stiff arm")
-"""The classes of a set unless others are named; a condition's place in the tuple is its label."""
+"""Default classes of a set; the position of a condition in the tuple is its label."""
 
 SKINS = ("pale", "fair", "tan", "brown", "dark")
 HAIRS = ("blond", "red", "brown", "black", "grey")
@@ -32,10 +32,10 @@ TROUSERS = ("navy", "grey", "brown", "olive", "black")
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A body and its habits. Lengths in metres, angles in radians, times in seconds.
+    """A body and its gait. Lengths in metres, angles in radians, times in seconds.
 
-    `uneven` holds how much left and right differ in anybody: log-ratios of foot lift and arm swing, then differences of
-    trunk lean and elbow bend, each small against a pathology.
+    `uneven` holds the differences between left and right that every subject has: log-ratios of foot lift and arm swing,
+    then differences of trunk lean and elbow bend, all small compared with a pathology.
     """
 
     height: float
@@ -61,7 +61,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One person: what is wrong (`condition`), where (`region`; a normal one complains of it too), on which `side`."""
+    """One person: the `condition`, the `region` that the person complains about (normal ones too), and the `side`."""
 
     seed: int
     index: int
@@ -75,8 +75,9 @@ class Subject:
 class Clip:
     """One recording of a subject.
 
-    `severity` is 0 for a normal subject, else up to 1; `phase` is where in the stride the left leg starts (0 to 1);
-    `zoom` the height of a person of 1.75 m, `drift` and `ground` (the line of the feet) in heights of the picture.
+    `severity` is 0 for a normal subject, otherwise up to 1; `phase` is the point in the stride at which the left leg
+    starts (0 to 1). In heights of the picture: `zoom` is the height of a person of 1.75 m, `drift` how far the figure
+    moves off the centre, and `ground` the y of the line on which the feet stand.
     """
 
     subject: Subject
@@ -92,11 +93,11 @@ class Clip:
 
     @property
     def near(self) -> Side:
-        """The side of the body towards the camera: who walks to the right shows the right one."""
+        """The side of the body towards the camera: a person who walks to the right shows the right side."""
         return self.facing
 
     def generator(self, stream: str) -> np.random.Generator:
-        """A generator of its own for each use (`stream`) of each clip of each subject."""
+        """Return the random generator of one use (`stream`) of this clip, independent of all others."""
         return generator(stream, seed=self.subject.seed, index=self.subject.index * _MOST_CLIPS + self.index)
 
 
@@ -105,14 +106,13 @@ _MOST_CLIPS = 10_000
 
 
 def sample_subject(seed: int, index: int, *, conditions: tuple[str, ...] = CONDITIONS) -> Subject:
-    """Subject number `index` of the world `seed`: always the same, in whatever order subjects are drawn.
+    """Return subject number `index` of world `seed`: the same at every call, in any order.
 
-    Of every `len(conditions)` consecutive subjects, counted from 0, each has another condition. The complaint of a
-    normal one is about a region that a pathology among `conditions` affects, each as often.
+    In each block of `len(conditions)` consecutive subjects, counted from 0, every condition occurs once. Normal
+    subjects complain about the regions that the pathologies in `conditions` affect, about each equally often.
 
     Raises:
-        ValueError: `seed` or `index` is negative; a condition that the world does not have, twice the same, or no
-            pathology among them.
+        ValueError: `seed` or `index` is negative; a condition is unknown or given twice, or none is a pathology.
     """
     known = (NORMAL, *AFFECTED_REGION)
     regions = [AFFECTED_REGION[name] for name in conditions if name in AFFECTED_REGION]
@@ -122,16 +122,16 @@ def sample_subject(seed: int, index: int, *, conditions: tuple[str, ...] = CONDI
         )
     block, place = divmod(index, len(conditions))
     random = generator("walker", seed=seed, index=index)
-    # the condition comes from a stream of its own: nothing of the build can follow from it
+    # a separate stream for the condition: the build cannot depend on it
     order = generator("walker condition", seed=seed, index=block).permutation(len(conditions))
     condition = conditions[order[place]]
     complaint = generator("walker complaint", seed=seed, index=index)
-    anywhere = regions[complaint.integers(len(regions))]
+    region_if_normal = regions[complaint.integers(len(regions))]
     return Subject(
         seed=seed,
         index=index,
         condition=condition,
-        region=AFFECTED_REGION.get(condition, anywhere),
+        region=AFFECTED_REGION.get(condition, region_if_normal),
         side="left" if complaint.random() < 0.5 else "right",
         build=_sample_build(random),
     )
@@ -166,7 +166,7 @@ def _sample_build(random: np.random.Generator) -> Build:
 
 
 def sample_clip(subject: Subject, index: int) -> Clip:
-    """Clip number `index` of a subject: always the same, in whatever order clips are drawn.
+    """Return clip number `index` of a subject: the same at every call, in any order.
 
     Raises:
         ValueError: `index` is not 0 to 9999.
@@ -174,7 +174,7 @@ def sample_clip(subject: Subject, index: int) -> Clip:
     if not 0 <= index < _MOST_CLIPS:
         raise ValueError(f"a subject has clips 0 to {_MOST_CLIPS - 1}: got index={index}")
     random = generator("walk", seed=subject.seed, index=subject.index * _MOST_CLIPS + index)
-    severity = random.uniform(0.55, 1.0)  # drawn for everybody, so that it does not shift what follows
+    severity = random.uniform(0.55, 1.0)  # for normal subjects too: later values must not depend on the condition
     wall = BACKGROUNDS[random.integers(len(BACKGROUNDS))]
     floors = [name for name in FLOORS if name != wall]
     return Clip(

@@ -1,6 +1,6 @@
-"""How far the crudest look gets: a linear classifier on thumbnails. What it solves is too easy to learn anything by.
+"""Guards: linear classifiers on thumbnails. A task that they solve is too easy to show that a model has learned.
 
-N pictures, D numbers of a thumbnail or whatever features.
+N pictures, D features.
 """
 
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 THUMBNAIL = 16
-"""Pixels a side."""
+"""Side in pixels."""
 
 Floats = NDArray[np.float64]
 
 
 def thumbnail_features(picture: Image.Image, *, width: int = THUMBNAIL, height: int = THUMBNAIL) -> Floats:
-    """All numbers of a picture scaled down, in a row."""
+    """Return the pixel values of a picture scaled down, as a vector."""
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX), dtype=np.float64).ravel()
 
 
 def linear_probe(known_ND: ArrayLike, labels_N: Sequence[int], asked_ND: ArrayLike) -> Floats:
-    """Class probabilities (M, classes) of a logistic regression (L2, C = 1) on standardised features.
+    """Return class probabilities (M, classes) of a logistic regression (L2, C = 1) on standardised features.
 
     Args:
-        known_ND: (N, D) to learn from.
+        known_ND: (N, D) training features.
         labels_N: Their classes.
-        asked_ND: (M, D) to predict.
+        asked_ND: (M, D) features to classify.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -42,11 +42,11 @@ def thumbnail_auroc(
     asked: Sequence[Image.Image],
     truly_damaged: Sequence[bool],
 ) -> float:
-    """Image AUROC of damaged against flawless for `linear_probe` on 16×16 thumbnails: the guard of the defect task.
+    """Return the image AUROC of `linear_probe` on 16×16 thumbnails, damaged against flawless: the defect task's guard.
 
     Args:
-        known, damaged: Pictures to learn from, and which show a defect.
-        asked, truly_damaged: Others, on which it is measured; both kinds must occur.
+        known, damaged: Training pictures, and which of them show a defect.
+        asked, truly_damaged: Test pictures, and which of them show a defect; both kinds must occur.
     """
     from sklearn.metrics import roc_auc_score
 

@@ -1,4 +1,4 @@
-"""The ceiling: what a reader who sees every attribute of every picture, and reads every caption, retrieves.
+"""The ceiling of retrieval: results of a reader who knows every attribute of every picture and reads every caption.
 
 C captions, N scenes or parts, S slots for things (at most four), V attribute values.
 """
@@ -26,12 +26,12 @@ Floats = NDArray[np.float32]
 
 
 def oracle_scores(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
-    """(C, N) score of each caption for each scene: claims that hold, minus twenty for each that does not.
+    """Return the (C, N) score of each caption for each scene: true claims, minus twenty for each false one.
 
-    A caption's things are matched one to one with the scene's, in the way that makes most claims hold.
+    The things of a caption are matched one to one with those of the scene so that as many claims as possible are true.
 
     Raises:
-        ValueError: A caption that names no thing of the world.
+        ValueError: A caption names no thing of the world.
     """
     seen = np.zeros((len(scenes), _SLOTS, len(_VALUES)), dtype=np.float32)
     for row, scene in enumerate(scenes):
@@ -50,7 +50,8 @@ def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray
         for slot, thing in enumerate(claim.things):
             for attribute, value in thing.items():
                 said[row, slot, _VALUES[attribute, value]] = 1
-    held = np.tensordot(said, seen_NSV, axes=(2, 2))  # (C, S, N, S): claims of a slot that hold of a slot
+    # (C, S, N, S): how many claims about a thing of the caption are true of a thing of the scene
+    held = np.tensordot(said, seen_NSV, axes=(2, 2))
     slots = np.arange(_SLOTS)
     best = np.max([held[:, slots, :, list(order)].sum(axis=0) for order in permutations(range(_SLOTS))], axis=0)
     total = said.sum(axis=(1, 2))
@@ -62,10 +63,12 @@ def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray
 
 
 def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
-    """(C, N) score of each caption for each part, as `oracle_scores` counts: kind, colour, condition and the rest.
+    """Return the (C, N) score of each caption for each part, counted as in `oracle_scores`.
+
+    Claims are about kind, colour, texture, background and condition.
 
     Raises:
-        ValueError: A caption that names no thing of the world, or no condition.
+        ValueError: A caption names no thing of the world, or no condition.
     """
     claims = [read_part_caption(text) for text in captions]
     values = {value: column for column, value in enumerate(sorted({item for one in claims for item in one.items()}))}
@@ -84,27 +87,29 @@ def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
 
 
 def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Retrieval by `oracle_scores` or `part_scores`: R@1, R@5, R@10 both ways as fractions, and rsum (0 to 600).
+    """Return retrieval metrics of the oracle's scores: R@1, R@5 and R@10 both ways (0 to 1), and rsum (0 to 600).
 
-    Ties count as in `clip_common.metrics`, every order of them alike: two pictures that cannot be told apart are
-    guessed between.
+    Ties count as in `clip_common.metrics`: all orders of tied pictures are equally likely, as if one guessed.
 
     Args:
         pictures: N scenes, or N parts.
         captions: The captions of each.
+
+    Raises:
+        ValueError: Scenes are mixed with parts, or a caption cannot be read.
     """
     texts = [text for own in captions for text in own]
     scenes = [picture for picture in pictures if isinstance(picture, Scene)]
     parts = [picture for picture in pictures if isinstance(picture, Part)]
     if scenes and parts:
-        raise ValueError(f"an oracle reads scenes or parts: got {len(scenes)} and {len(parts)}; give one of them")
+        raise ValueError(f"got {len(scenes)} scenes and {len(parts)} parts: give the oracle scenes or parts, not both")
     scores_CN = oracle_scores(scenes, texts) if scenes else part_scores(parts, texts)
     owner_C = np.repeat(np.arange(len(pictures)), [len(texts) for texts in captions])
     own_C = scores_CN[np.arange(len(owner_C)), owner_C]
     text_ahead, text_level = (scores_CN > own_C[:, None]).sum(axis=1), (scores_CN == own_C[:, None]).sum(axis=1) - 1
     best_N = np.full(len(pictures), -np.inf, dtype=np.float32)
     np.maximum.at(best_N, owner_C, own_C)
-    # other captions of the same image are no rivals of its best one
+    # other captions of the same image do not compete with its best one
     rivals_CN = np.where(owner_C[:, None] == np.arange(len(pictures)), -np.inf, scores_CN)
     image_ahead, image_level = (rivals_CN > best_N).sum(axis=0), (rivals_CN == best_N).sum(axis=0)
     metrics = {f"i2t/R@{k}": expected_recall(image_ahead, image_level, k=k) for k in (1, 5, 10)}
@@ -113,5 +118,5 @@ def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequen
 
 
 def expected_recall(ahead_N: NDArray[np.int64], level_N: NDArray[np.int64], *, k: int) -> float:
-    """R@K where so many rivals score higher than the right one, and so many the same, in any order."""
+    """Return R@K, given how many others score higher than the right one (`ahead_N`) and how many tie with it."""
     return float(np.clip((k - ahead_N) / (level_N + 1), 0, 1).mean())

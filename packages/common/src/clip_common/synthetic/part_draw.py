@@ -1,7 +1,7 @@
-"""Parts to pictures and exact masks of their defects.
+"""Pictures of parts, with exact masks of their defects.
 
-The part is drawn in a square of its own, damaged there, and then turned into the picture together with the mask: what
-the mask covers is what the damage changed. Where material is gone (a hole, a missing part) the ground shows through.
+A part is drawn in a square of its own and damaged there; picture and mask are then turned and placed together, so that
+the mask covers exactly the pixels that the damage changed. Through a hole or a missing part the background is visible.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _PLATE: Rgb = (246, 240, 226)
 _INK: Rgb = (38, 38, 44)
 _BARS = 5
 _MARGIN = 0.14
-_COVERED = 96  # of 255: a pixel is defective from three eighths of it on
+_COVERED = 96  # of 255: a pixel counts as defective if at least three eighths of it are
 
 
 @dataclass(frozen=True, slots=True)
 class _Pose:
-    """Where the part's square lies in the picture, as fractions of its side, and how it is turned (radians)."""
+    """Position and size of the part's square as fractions of the picture's side, angle in radians, and its print."""
 
     extent: float
     x: float
@@ -38,12 +38,12 @@ class _Pose:
 
 
 def render_part(part: Part, size: int = 112) -> tuple[Image.Image, Image.Image]:
-    """The picture of a part, RGB, and the mask of its defect, "L" with 0 and 255; both `size` × `size` pixels.
+    """Draw a part: its RGB picture and the "L" mask of its defect (0 or 255), both `size` × `size` pixels.
 
-    Always the same for the same part and size. The mask of a flawless part is empty.
+    The result is always the same for the same part and size. The mask of a flawless part is empty.
 
     Raises:
-        ValueError: `size` is below 32, where defects cannot be seen any more.
+        ValueError: `size` is below 32, too small to see defects.
     """
     if size < 32:
         raise ValueError(f"a part needs at least 32 pixels a side: got size={size}")
@@ -94,7 +94,7 @@ def _sample_pose(random: np.random.Generator) -> _Pose:
 
 @lru_cache(maxsize=32)
 def _find_label(kind: str) -> Box:
-    """Where a print fits on the body of a kind: the largest of a few sizes, nearest to the middle of the body."""
+    """Find the place for a label on the body of a kind: the largest of five sizes that fits, nearest to its middle."""
     side = 96
     body = np.asarray(draw_silhouette(kind, side)) == BODY
     count = np.pad(body.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -110,7 +110,7 @@ def _find_label(kind: str) -> Box:
 
 
 def _draw_label(picture: Image.Image, label: Box, bars: tuple[float, ...]) -> None:
-    """A plate with bars of different heights, as a flawless part carries it."""
+    """Draw the printed label of a flawless part: a plate with bars of different heights."""
     draw = ImageDraw.Draw(picture)
     left, top, right, bottom = (edge * picture.width for edge in label)
     draw.rectangle((left, top, right, bottom), fill=_PLATE)
@@ -128,7 +128,7 @@ def _paint_defect(
     shape: Shape,
     random: np.random.Generator,
 ) -> tuple[Image.Image, Image.Image]:
-    """Paint the defect on `picture`, in place; the mask of all that it changed, and what remains of the outline."""
+    """Paint the defect on `picture`, in place; return the mask of changed pixels, and the outline that remains."""
     black = part.colour == "black"
     if part.defect in ("hole", "missing part"):
         rim = damage.filter(ImageFilter.MaxFilter(2 * round(0.012 * picture.width) + 1))
@@ -148,7 +148,7 @@ def _paint_defect(
 
 
 def _draw_smear(shape: Shape, side: int, random: np.random.Generator) -> Image.Image:
-    """Ink with a few streaks left bare."""
+    """Draw smeared ink with three bare streaks."""
     image = Image.new("RGB", (side, side), _INK)
     draw = ImageDraw.Draw(image)
     (_, top), _, (_, bottom), _ = shape.polygons[0]

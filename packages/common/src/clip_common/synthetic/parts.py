@@ -1,8 +1,8 @@
-"""Close-up parts as an inspection camera sees them: what one is, which are damaged, and which damage is held out.
+"""Parts in close-up, as an inspection camera sees them: attributes, defects, and which defects are held out.
 
-A part is one thing that fills most of the picture. It is flawless or has one defect; the same part exists both ways.
-Of some kinds pretraining sees flawless parts only, and of every other kind it never sees one of the defects: their
-words are known, their defects are not.
+A part is one thing that fills most of the picture. It is flawless or has one defect; every part exists in both
+versions. Pretraining never shows a defect on some kinds, and never shows one of the six defects on each other kind. It
+does show the words for all of them.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,22 @@ from clip_common.synthetic.scenes import BACKGROUNDS, COLOURS, KINDS, TEXTURES, 
 DEFECTS = ("scratch", "crack", "hole", "stain", "missing part", "misprint")
 
 HELD_KINDS = ("bottle", "bell", "leaf", "key")
-"""Kinds of which the tiny CLIP has seen no defect."""
+"""Kinds on which the tiny CLIP has never seen a defect."""
 
 HELD_PAIRS = {
     kind: DEFECTS[number % len(DEFECTS)] for number, kind in enumerate(kind for kind in KINDS if kind not in HELD_KINDS)
 }
-"""The one defect of each other kind that the tiny CLIP has not seen on it."""
+"""For each other kind, the one defect that the tiny CLIP has never seen on it."""
 
 Novelty = Literal["known", "held pair", "held kind"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part in close-up, flawless where `defect` is None; `seed` and `index` also fix what the words leave open."""
+    """One part in close-up, flawless if `defect` is None.
+
+    `seed` and `index` also determine the details that the words leave open.
+    """
 
     seed: int
     index: int
@@ -37,33 +40,33 @@ class Part:
     defect: str | None
 
     def flawless(self) -> "Part":
-        """The same part without its defect: its picture differs in what the defect's mask covers, and in a shadow."""
+        """Return the part without its defect: its picture differs only under the defect's mask and in the shadow."""
         return replace(self, defect=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for JSON."""
+        """Return plain containers, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Part":
-        """The inverse of `to_dict`; other keys are left alone."""
+        """Return the part that `to_dict` describes; other keys are ignored."""
         return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
 
 def novelty(kind: str, defect: str) -> Novelty:
-    """Whether the tiny CLIP saw this defect on this kind, on other kinds only, or no defect of this kind at all."""
+    """Return whether the tiny CLIP saw this defect on this kind, on other kinds only, or no defect on this kind."""
     if kind in HELD_KINDS:
         return "held kind"
     return "held pair" if HELD_PAIRS[kind] == defect else "known"
 
 
 def sample_part(seed: int, index: int, *, kinds: tuple[str, ...] = KINDS, defects: tuple[str, ...] = DEFECTS) -> Part:
-    """Part number `index` of the world `seed`, with a defect; `.flawless()` is the same one without.
+    """Return part number `index` of world `seed`, with a defect; `.flawless()` returns it without.
 
-    Always the same for the same arguments, in whatever order parts are drawn.
+    It depends on the arguments alone: the same at every call, in any order.
 
     Raises:
-        ValueError: `seed` or `index` is negative, or a kind or defect that the world does not have.
+        ValueError: `seed` or `index` is negative, or the world lacks a kind or defect.
     """
     for name, given, known in (("kinds", kinds, KINDS), ("defects", defects, DEFECTS)):
         unknown = [value for value in given if value not in known]

@@ -1,7 +1,7 @@
-"""Questions about scenes, from eight forms, and a reader of those forms that answers them: the ceiling, always right.
+"""Questions about scenes, in eight forms, and a parser that answers them: the ceiling, always right.
 
-Only what has one answer is asked: colour and place of a kind that occurs once, and so on. Which of the questions that
-could be asked make a set in which the words alone tell nothing is decided in `balance.py`.
+Only questions with a single answer are asked: colour and place of a kind that occurs once, and so on. `balance.py`
+selects sets of them whose words alone tell nothing about the answers.
 """
 
 import re
@@ -15,14 +15,14 @@ from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, Scene, Thing
 
 @dataclass(frozen=True, slots=True)
 class QuestionForm:
-    """One way to ask: a text with words left open, the type of question, and the answers it may have."""
+    """One way to ask: a text with placeholders, the type of question, and the possible answers."""
 
     text: str
     type: str
     answers: tuple[str, ...]
 
     def fill(self, **words: str) -> str:
-        """The question with its words; `a` becomes `an` where it should."""
+        """Return the text with its placeholders filled in; `a` becomes `an` before a vowel."""
         return re.sub(r"\ba(?= [aeiou])", "an", self.text.format(**words))
 
 
@@ -58,10 +58,10 @@ class Question:
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question that the forms ask of a scene and that has one answer; each text once, always in the same order.
+    """Return every question about a scene that has a single answer: each text once, always in the same order.
 
-    "Is there a red mug?" is asked in vain only where something is red or a mug is there: a look at either word alone
-    does not answer it.
+    "Is there a red mug?" with the answer no is asked only if the scene has a mug or something red, so that looking for
+    one of the words does not answer it.
     """
     kinds = Counter(thing.kind for thing in scene.things)
     colours = Counter(thing.colour for thing in scene.things)
@@ -89,10 +89,10 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def answer(scene: Scene, question: str) -> str:
-    """The answer to a question of these forms, read off the scene's words.
+    """Return the answer to a question of these forms, read from the scene's words.
 
     Raises:
-        ValueError: The question has none of the forms or an unknown word, or what it asks for is absent or not alone.
+        ValueError: The question has none of the forms or an unknown word, or no thing or several things fit it.
     """
     form, wanted = read_question(question)
     fitting = [thing for thing in scene.things if all(getattr(thing, name) == wanted[name] for name in wanted)]
@@ -104,17 +104,17 @@ def answer(scene: Scene, question: str) -> str:
 
 
 def read_question(question: str) -> tuple[QuestionForm, dict[str, str]]:
-    """The form of a question, and the value of each attribute that it names.
+    """Return the form of a question, and the value of each attribute that it names.
 
     Raises:
-        ValueError: The question has none of the forms, or names what is not in the world.
+        ValueError: The question has none of the forms, or an unknown word.
     """
     for form, pattern in _PATTERNS:
         found = pattern.fullmatch(question.lower())
         if found is not None:
             return form, {name: _find_value(name, phrase, question) for name, phrase in found.groupdict().items()}
     forms = ", ".join(form.text for form in FORMS)
-    raise ValueError(f"{question!r} is no question of the procedural world; these are: {forms}")
+    raise ValueError(f"{question!r} is no question of the procedural world; ask one of: {forms}")
 
 
 def _find_value(attribute: str, phrase: str, question: str) -> str:
@@ -126,7 +126,7 @@ def _find_value(attribute: str, phrase: str, question: str) -> str:
 
 
 def _compile(form: QuestionForm) -> re.Pattern[str]:
-    """The form as an expression with a group for each open word: a kind and a colour are one word, a place several."""
+    """Return a regular expression with a group for each placeholder: a kind or colour is one word, a place several."""
     text = re.escape(form.text).replace(r"\ a\ ", r"\ an?\ ")
     text = re.sub(r"\\\{place\\\}", "(?P<place>.+)", text)
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", text))

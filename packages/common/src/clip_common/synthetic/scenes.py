@@ -1,4 +1,4 @@
-"""What is in a scene: its words, and how a scene is drawn by lot from (version, seed, index)."""
+"""Scenes: the words that describe them, and their sampling from (version, seed, index)."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 VERSION = 1
-"""Raised whenever the same (seed, index) would give another scene, picture or caption."""
+"""Increase it whenever the same (seed, index) would give another scene, picture or caption."""
 
 PRETRAINING_SEED = 0
-"""The seed of what the tiny CLIP learned from; writers draw seed 1 unless told."""
+"""Seed of the training data of the tiny CLIP; the writers of other sets default to seed 1."""
 
 KINDS = (
     "mug", "star", "fish", "house", "tree", "car", "leaf", "key",
@@ -36,7 +36,7 @@ _MOST_THINGS = 4
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object of a scene: five words."""
+    """One object of a scene, described by five words."""
 
     kind: str
     colour: str
@@ -47,7 +47,10 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to four things at different places on a background; `seed` and `index` also fix what the words leave open."""
+    """One to four things at different places on a background.
+
+    `seed` and `index` also determine the details that the words leave open.
+    """
 
     seed: int
     index: int
@@ -55,18 +58,18 @@ class Scene:
     background: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, for JSON."""
+        """Return plain containers, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Scene":
-        """The inverse of `to_dict`."""
+        """Return the scene that `to_dict` describes."""
         things = tuple(Thing(**thing) for thing in row["things"])
         return cls(seed=row["seed"], index=row["index"], things=things, background=row["background"])
 
 
 def generator(stream: str, *, seed: int, index: int) -> np.random.Generator:
-    """A random generator of its own for each use (`stream`) of each (version, seed, index).
+    """Return the random generator of one use (`stream`) of (version, seed, index), independent of all others.
 
     Raises:
         ValueError: `seed` or `index` is negative.
@@ -77,15 +80,16 @@ def generator(stream: str, *, seed: int, index: int) -> np.random.Generator:
 
 
 def centre(place: str) -> tuple[float, float]:
-    """(x, y) of a place as fractions of the picture, y downwards."""
+    """Return (x, y) of a place as fractions of the picture's side, y downwards."""
     row, column = divmod(PLACES.index(place), 3)
     return _COLUMNS[column], _COLUMNS[row]
 
 
 def sample_scene(seed: int, index: int) -> Scene:
-    """Scene number `index` of the world `seed`: always the same, in whatever order scenes are drawn.
+    """Return scene number `index` of world `seed`: the same at every call, in any order.
 
-    Every count from one to four is as frequent; large things are rarer in full scenes, where they would hide others.
+    Every number of things from one to four is equally frequent. Large things are rarer in full scenes, where they would
+    hide others.
 
     Raises:
         ValueError: `seed` or `index` is negative.
@@ -111,6 +115,7 @@ def sample_scene(seed: int, index: int) -> Scene:
 
 
 def _all_visible(places: list[str], sizes: list[str]) -> bool:
+    """Return True if no two squares overlap by more than `_OVERLAP` allows."""
     centres = [centre(place) for place in places]
     for i, (x, y) in enumerate(centres):
         for j in range(i):

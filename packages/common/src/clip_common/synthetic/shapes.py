@@ -1,8 +1,7 @@
-"""The silhouettes: each kind drawn once in unit coordinates, at whatever resolution is asked for.
+"""Silhouettes of the kinds, in unit coordinates, for any resolution.
 
-A drawing has one byte a pixel saying what is painted there: nothing, the body (which takes the thing's colour and
-texture), a light detail or a dark one. x runs to the right and y downwards, both from 0 to 1; a margin of 0.05 is left
-for the outline.
+Each pixel holds one byte for its role: nothing, the body (which takes the thing's colour and texture), a light detail
+or a dark one. x runs to the right and y downwards, both from 0 to 1; a margin of 0.05 is left for the outline.
 """
 
 import math
@@ -37,7 +36,7 @@ class Pen:
         self._draw.rounded_rectangle(self._to_pixels([corner, opposite]), radius=radius * self._side, fill=role)
 
     def pie(self, corner: Point, opposite: Point, *, start: float, end: float, role: int = BODY) -> None:
-        """A sector from `start` to `end` degrees, clockwise from three o'clock."""
+        """Draw a sector from `start` to `end` degrees, clockwise from three o'clock."""
         self._draw.pieslice(self._to_pixels([corner, opposite]), start, end, fill=role)
 
     def arc(self, corner: Point, opposite: Point, *, start: float, end: float, width: float, role: int = BODY) -> None:
@@ -186,7 +185,7 @@ _DRAWINGS: dict[str, Callable[[Pen], None]] = {
 
 @lru_cache(maxsize=256)
 def draw_silhouette(kind: str, side: int) -> Image.Image:
-    """The drawing of a kind: an "L" image of `side` × `side` pixels, NOTHING, BODY, LIGHT or DARK; read only."""
+    """Draw a kind as an "L" image of `side` × `side` pixels: NOTHING, BODY, LIGHT or DARK. Cached: do not modify it."""
     pen = Pen(side)
     _DRAWINGS[kind](pen)
     return pen.image

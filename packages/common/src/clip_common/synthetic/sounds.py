@@ -1,12 +1,12 @@
-"""Scenes as sounds: the things of a scene one after another, each a note or three in which three words are audible.
+"""Sounds of scenes: the things one after another, each as one note or three equal ones that express three attributes.
 
-    kind     which voice: one of four spectra, in one of four articulations
-    colour   how high: one of eight pitches, thirds apart
-    size     how long
+    kind     voice: one of four spectra, in one of four articulations
+    colour   pitch: one of eight, thirds apart
+    size     duration
 
-Things sound in the reading order of their places (the top row first, each row from the left), with a pause between
-them. Texture, place itself and background make no sound, so a sound tells less than a picture: `sound_oracle` and
-`sound_caption_oracle` say how much.
+The order is the reading order of the places (top row first, each row from the left), with a pause between things.
+Texture, background and the place itself are not audible, so a sound tells less than a picture; `sound_oracle` and
+`sound_caption_oracle` compute how much less.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ _Floats = NDArray[np.float64]
 SAMPLE_RATE = 16_000
 """Samples a second."""
 
-# Thirds, major and minor in turn: far enough apart for a coarse filter bank, and pleasant in whatever order they come.
+# Alternating major and minor thirds: far enough apart for a coarse filter bank, and pleasant in any order.
 PITCH = {
     colour: 196.0 * 2 ** (semitones / 12)
     for colour, semitones in zip(COLOURS, (0, 4, 7, 11, 14, 18, 21, 25), strict=True)
@@ -34,7 +34,7 @@ PITCH = {
 """Fundamental of each colour, Hz."""
 
 SECONDS = {"small": 0.3, "medium": 0.5, "large": 0.8}
-"""How long each size sounds."""
+"""Duration of each size in seconds."""
 
 PAUSE = 0.15
 """Seconds of silence between two things."""
@@ -50,7 +50,7 @@ SPECTRA: dict[str, tuple[tuple[float, float], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Articulation:
-    """How many equal notes a thing has, and the loudness of a note as a function of its course, 0 to 1."""
+    """The number of equal notes of a thing, and the loudness of a note as a function of its progress, 0 to 1."""
 
     notes: int
     loudness: Callable[[_Floats], _Floats]
@@ -83,15 +83,15 @@ VOICES = {
 }
 """Spectrum and articulation of each kind; no two kinds share both."""
 
-_EDGE = 0.01  # seconds in which a note fades in and out, so that it does not click
-_SOUNDING = 0.65  # share of its time that a repeated note sounds
+_EDGE = 0.01  # seconds of fade at both ends of a note, so that it does not click
+_SOUNDING = 0.65  # share of its period that a repeated note sounds
 
 
 def render_sound(scene: Scene) -> Samples:
-    """The sound of a scene: mono float32 samples in [-1, 1] at `SAMPLE_RATE`, always the same for the same scene.
+    """Return the sound of a scene: mono float32 samples in [-1, 1] at `SAMPLE_RATE`, always the same for a scene.
 
-    One thing lasts 0.3 to 0.9 seconds, a scene 0.3 to 4. What the words leave open varies a little: tuning (a fifth of
-    a semitone), length (5 %), loudness, colour of the tone, phases, and a faint noise throughout.
+    A thing lasts 0.3 to 0.9 seconds, a scene 0.3 to 4. Details that the words leave open vary a little: tuning (a fifth
+    of a semitone), length (5 %), loudness, timbre, phases, and a faint noise throughout.
     """
     random = generator("sound", seed=scene.seed, index=scene.index)
     parts = [_make_silence(random.uniform(0.02, 0.06))]
@@ -104,20 +104,20 @@ def render_sound(scene: Scene) -> Samples:
 
 
 def in_reading_order(scene: Scene) -> list[Thing]:
-    """The things of a scene as they sound: the top row from left to right, then the middle, then the bottom."""
+    """Return the things of a scene in reading order: top row from left to right, then the middle, then the bottom."""
     return sorted(scene.things, key=lambda thing: PLACES.index(thing.place))
 
 
 def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
-    """The ceiling between sounds and images: a listener who hears kind, colour and size of each thing, and the order.
+    """Return the ceiling of sound-image retrieval, for a listener who hears kind, colour and size, and the order.
 
-    Ties count as in `clip_common.metrics`: scenes that sound alike cannot be told apart, and are guessed between.
+    Ties count as in `clip_common.metrics`: among scenes that sound alike the listener guesses.
 
     Args:
         scenes: N scenes, each with one sound and one image.
 
     Returns:
-        s2i/R@1, s2i/R@5, s2i/R@10 (a sound looks for its image) and i2s/R@1, … as fractions, and rsum (0 to 600).
+        s2i/R@1, s2i/R@5, s2i/R@10 (sound to image) and i2s/R@1, … (image to sound), 0 to 1, and rsum, 0 to 600.
     """
     heard = [tuple((thing.kind, thing.colour, thing.size) for thing in in_reading_order(scene)) for scene in scenes]
     alike = Counter(heard)
@@ -131,24 +131,24 @@ def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
 
 
 def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The ceiling between sounds and captions: `attribute_oracle` for a reader deaf to texture, place and background.
+    """Return the ceiling of sound-caption retrieval: `attribute_oracle` without texture, place and background.
 
     Args:
         scenes: N scenes, each with one sound.
         captions: The captions of each.
 
     Returns:
-        t2s/R@1, t2s/R@5, t2s/R@10 (a caption looks for its sound) and s2t/R@1, … as fractions, and rsum (0 to 600).
+        t2s/R@1, t2s/R@5, t2s/R@10 (caption to sound) and s2t/R@1, … (sound to caption), 0 to 1, and rsum, 0 to 600.
 
     Raises:
-        ValueError: A caption that names no thing of the world.
+        ValueError: A caption names no thing of the world.
     """
     metrics = attribute_oracle(scenes, [[_keep_audible(text) for text in texts] for texts in captions])
     return {name.replace("i2t", "s2t").replace("t2i", "t2s"): value for name, value in metrics.items()}
 
 
 def _keep_audible(text: str) -> str:
-    """What a caption says of things that can be heard, as a caption."""
+    """Return the audible claims of a caption, as a caption: size, colour and kind of its things."""
     return " and ".join(
         " ".join(WORDS[name][thing[name]][0] for name in ("size", "colour", "kind") if name in thing)
         for thing in read_caption(text).things
@@ -173,7 +173,7 @@ def _make_tone(thing: Thing, random: np.random.Generator) -> _Floats:
 
 
 def _envelope(time: _Floats, seconds: float, articulation: Articulation) -> _Floats:
-    """Loudness at each time, 0 to 1."""
+    """Return the loudness at each time, 0 to 1."""
     period = seconds / articulation.notes
     length = period if articulation.notes == 1 else period * _SOUNDING
     since = time % period
