@@ -17,7 +17,7 @@ from typing import Literal
 from _measure import report
 
 from aaclip.config import Config
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.scoring.evaluation import evaluate, records_to_test
 from aaclip.training.experiment import resolve, train
 from clip_common import cli

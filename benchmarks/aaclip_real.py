@@ -15,7 +15,7 @@ from pathlib import Path
 from _measure import report
 
 from aaclip.config import BackboneConfig
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.scoring.evaluation import evaluate, records_to_test
 from aaclip.training.experiment import resolve, train
 

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Record, collate
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
 from aaclip.scoring.evaluation import evaluate, records_to_test
 from aaclip.scoring.metrics import ClassMetrics

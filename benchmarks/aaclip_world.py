@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _measure import report
 
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Logistic
 from aaclip.scoring.evaluation import Evaluation, evaluate, records_to_test
 from aaclip.training.experiment import resolve, train

@@ -1,6 +1,7 @@
 """Shared by aaclip's tests: a small CLIP with random weights, drawn parts, runs of seconds, the command line."""
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def detector(bundle, config):
     """Untrained adapters, moved at random, and a score that is neither 0 nor 1 for any picture."""
     import torch
 
-    from aaclip.detector import Detector
+    from aaclip.detector.detector import Detector
     from aaclip.detector.calibration import Logistic
     from aaclip.models import AnomalyModel
 
@@ -148,3 +149,13 @@ def aaclip(capsys):
         return int(stop.value.code or 0), printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def photos(parts, tmp_path) -> Path:
+    """Three drawn mugs, flat in a folder."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, file in enumerate(sorted((parts / "mug" / "test").rglob("*.png"))[:3]):
+        shutil.copy(file, folder / f"{number}.png")
+    return folder

@@ -15,7 +15,7 @@ from scipy.special import expit
 from torch.nn.functional import normalize
 
 from aaclip.data import DataError
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Threshold
 from aaclip.detector.files import CONFIG, DETECTOR, WEIGHTS, save_threshold
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from aaclip.config import Config
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.released.checkpoints import import_official
 from clip_common.backbones import save_bundle
 from clip_common.config import load_config

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from aaclip.config import Config
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.training.experiment import train
 from clip_common.config import load_config
 from clip_common.runs import Run, read_rows

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.training.experiment import resolve, train
 from clip_common.config import ConfigError
 from clip_common.runs import Run, read_rows

@@ -14,15 +14,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aaclip.config import Config
     from aaclip.data import read_dataset
-    from aaclip.detector import Detector
+    from aaclip.detector.detector import Detector
     from aaclip.detector.detection import Detection
     from aaclip.scoring.evaluation import evaluate
     from aaclip.training.experiment import train
 
 _HOMES = {
     "Config": "aaclip.config",
-    "Detection": "aaclip.detector",
-    "Detector": "aaclip.detector",
+    "Detection": "aaclip.detector.detection",
+    "Detector": "aaclip.detector.detector",
     "evaluate": "aaclip.scoring.evaluation",
     "read_dataset": "aaclip.data",
     "train": "aaclip.training.experiment",

@@ -13,7 +13,7 @@ from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
 
 if TYPE_CHECKING:
-    from aaclip.detector import Detector
+    from aaclip.detector.detector import Detector
 
 app = cli.application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
@@ -283,7 +283,7 @@ cli.add_config_verb(app, package="aaclip", example="--config official > official
 
 def open_detector(source: str) -> "Detector":
     """A run or a saved detector, or plain CLIP by its name."""
-    from aaclip.detector import Detector
+    from aaclip.detector.detector import Detector
 
     return Detector.from_pretrained(source) if Path(source).is_dir() else Detector.plain(source)
 

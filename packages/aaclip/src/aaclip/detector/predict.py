@@ -13,7 +13,7 @@ from PIL import Image
 from aaclip.data import read_image
 from aaclip.data.selection import refuse_training_images
 from aaclip.data.unreadable import Unreadable, attempt, none_readable
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Threshold, conformal, normal_quantile
 from aaclip.detector.detection import Detection
 from aaclip.detector.files import save_memories, save_threshold

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from aaclip.config import Config
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.files import load_trained, trained_state
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
 from aaclip.data.unreadable import Unreadable, attempt, none_readable
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import relative_scores
 from aaclip.detector.detection import Scores
 from aaclip.scoring.metrics import ClassMetrics, mean_of

@@ -27,7 +27,7 @@ from aaclip.data import (
     training_records,
 )
 from aaclip.data.selection import TRAINING_LIST, hashes_of, require_same_images
-from aaclip.detector import Detector
+from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Logistic
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone, preprocess_of
