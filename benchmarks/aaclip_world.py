@@ -14,8 +14,8 @@ from pathlib import Path
 
 from _measure import report
 
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Logistic
+from aaclip.detector.detector import Detector
 from aaclip.scoring.evaluation import Evaluation, evaluate, records_to_test
 from aaclip.training.experiment import resolve, train
 from clip_common.synthetic import write_mvtec

@@ -119,8 +119,8 @@ def detector(bundle, config):
     """Untrained adapters, moved at random, and a score that is neither 0 nor 1 for any picture."""
     import torch
 
-    from aaclip.detector.detector import Detector
     from aaclip.detector.calibration import Logistic
+    from aaclip.detector.detector import Detector
     from aaclip.models import AnomalyModel
 
     torch.manual_seed(0)

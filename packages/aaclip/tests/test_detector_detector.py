@@ -15,8 +15,8 @@ from scipy.special import expit
 from torch.nn.functional import normalize
 
 from aaclip.data import DataError
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Threshold
+from aaclip.detector.detector import Detector
 from aaclip.detector.files import CONFIG, DETECTOR, WEIGHTS, save_threshold
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Threshold
+from aaclip.detector.detector import Detector
 from aaclip.detector.memory import WEIGHT, Memory
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from aaclip.data import DataError
 from aaclip.data.pictures import files_of
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Logistic, Threshold
+from aaclip.detector.detector import Detector
 from aaclip.detector.predict import LINES, calibrate_on, predict_files, unique_stems
 
 

@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from aaclip.config import Config
     from aaclip.data import read_dataset
-    from aaclip.detector.detector import Detector
     from aaclip.detector.detection import Detection
+    from aaclip.detector.detector import Detector
     from aaclip.scoring.evaluation import evaluate
     from aaclip.training.experiment import train
 

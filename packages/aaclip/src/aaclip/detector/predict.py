@@ -13,9 +13,9 @@ from PIL import Image
 from aaclip.data import read_image
 from aaclip.data.selection import refuse_training_images
 from aaclip.data.unreadable import Unreadable, attempt, none_readable
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Threshold, conformal, normal_quantile
 from aaclip.detector.detection import Detection
+from aaclip.detector.detector import Detector
 from aaclip.detector.files import save_memories, save_threshold
 from aaclip.detector.regions import Finding
 from aaclip.report.overlay import overlay

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
 from aaclip.data.unreadable import Unreadable, attempt, none_readable
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import relative_scores
 from aaclip.detector.detection import Scores
+from aaclip.detector.detector import Detector
 from aaclip.scoring.metrics import ClassMetrics, mean_of
 from clip_common.reporting import Progress
 

@@ -27,8 +27,8 @@ from aaclip.data import (
     training_records,
 )
 from aaclip.data.selection import TRAINING_LIST, hashes_of, require_same_images
-from aaclip.detector.detector import Detector
 from aaclip.detector.calibration import Logistic
+from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone, preprocess_of
 from aaclip.models.prompts import PromptSet, class_embeddings, prompt_set
