@@ -23,7 +23,7 @@ from aaclip.data import AnomalyDataset, Batch
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone
 from aaclip.models.prompts import prompt_set
-from aaclip.training.experiment import dataset_of, records_of, resolve
+from aaclip.training.experiment import make_dataset, read_training_records, resolve
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import StageData, TextStage
 from clip_common.synthetic import write_mvtec
@@ -54,9 +54,9 @@ class Epochs:
 
     def __init__(self, root: Path, *overrides: str) -> None:
         self.config = resolve(config="tiny", overrides=[f"data.root={root}", *overrides])
-        records = records_of(self.config)
+        records = read_training_records(self.config)
         self.model = AnomalyModel(load_backbone(self.config.backbone), self.config)
-        self.plain = dataset_of(self.model, records, self.config, colour=False)
+        self.plain = make_dataset(self.model, records, self.config, colour=False)
         self.views = FrozenViews(root.parent / "cache", self.plain, self.model, self.config)
         self.stage = TextStage(self.model, self.config, prompt_set(self.config.prompts.set))
         self.stage.log = self.stage.log_dict = lambda *_, **__: None  # no trainer is there to log to

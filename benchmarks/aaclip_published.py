@@ -18,7 +18,7 @@ from _measure import report
 
 from aaclip.config import Config
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.scoring.evaluation import evaluate, read_test_records
 from aaclip.training.experiment import resolve, train
 from clip_common import cli
 from clip_common.synthetic import write_mvtec
@@ -78,7 +78,7 @@ def row_of(name: str, root: Path, preset: str, detector: Detector) -> dict[str, 
     domain: Literal["industrial", "medical"] = "industrial" if name in INDUSTRIAL else "medical"
     score = replace(detector.config.score, domain=domain)
     detector.config = replace(detector.config, score=score)
-    records = records_to_test(root)
+    records = read_test_records(root)
     with cli.progress(f"{preset} on {name}") as progress:
         found = evaluate(detector, records, progress=progress)
     published = dict(zip(("pixel/auroc", "image/auroc"), PUBLISHED[name], strict=True))

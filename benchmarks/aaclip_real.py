@@ -16,7 +16,7 @@ from _measure import report
 
 from aaclip.config import BackboneConfig
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.scoring.evaluation import evaluate, read_test_records
 from aaclip.training.experiment import resolve, train
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data"
@@ -47,7 +47,7 @@ def trained_on(root: Path, *, size: int, options: argparse.Namespace) -> Detecto
 
 def row_of(learned: str, tested: Path, detector: Detector) -> dict[str, object]:
     """The figures of one set, each with its 95 % interval over images."""
-    found = evaluate(detector, records_to_test(tested))
+    found = evaluate(detector, read_test_records(tested))
     row: dict[str, object] = {"pixels": detector.size, "trained on": learned, "tested on": tested.name}
     for key in KEYS:
         low, high = found.intervals[tested.name][key]

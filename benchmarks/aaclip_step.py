@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from aaclip.config import AdapterConfig, Config, HeadConfig, LossConfig
 from aaclip.models import AnomalyModel, Evidence
-from aaclip.models.adapters import mixed
+from aaclip.models.adapters import mix
 from aaclip.models.maps import probability_map
 from aaclip.models.vision import ImageFeatures, visual_of
 from aaclip.training.losses import segmentation_loss
@@ -87,7 +87,7 @@ class Straightforward(nn.Module):
             x_BTF = x_BTF + attended_BTF
             x_BTF = x_BTF + block.mlp(block.ln_2(x_BTF))
             adapted_BTF = adapter.layers[number - 1](x_BTF)
-            x_BTF = mixed(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
+            x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
             if number in adapter.levels:
                 patches.append(self.visual.ln_post(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]

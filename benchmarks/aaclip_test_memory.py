@@ -30,7 +30,7 @@ from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Record, collate
 from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
-from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.scoring.evaluation import evaluate, read_test_records
 from aaclip.scoring.metrics import ClassMetrics
 from clip_common.backbones import load_clip
 from clip_common.metrics import StreamingCurve
@@ -77,7 +77,7 @@ def detector() -> Detector:
 
 def memory(root: Path, images: int) -> None:
     """Peak of a test of `images` images, once a few others were tested."""
-    own, records = detector(), records_to_test(root)
+    own, records = detector(), read_test_records(root)
     chosen = sorted(records, key=lambda record: record.image.name)[:images]  # as many of each class, and of each label
     evaluate(own, chosen[:WARM])
     with PeakMemory() as peak:
@@ -180,7 +180,7 @@ def main() -> None:
         for classes, images in ((1, few), (1, many), (10, few), (10, many)):
             row: dict[str, object] = {"test of images": images, "classes": classes}
             rows.append(row | arm_in_own_process(__file__, str(roots[classes]), "--images", str(images)))
-        records = sorted(records_to_test(roots[1]), key=lambda record: record.image.name)
+        records = sorted(read_test_records(roots[1]), key=lambda record: record.image.name)
         maps = maps_of(records[:few])
     report("aaclip_test_memory", rows, note=f"peak above a warm process, images of {SIZE} x {SIZE}; bar: constant")
     timed = [

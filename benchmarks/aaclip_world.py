@@ -16,7 +16,7 @@ from _measure import report
 
 from aaclip.detector.calibration import Logistic
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import Evaluation, evaluate, records_to_test
+from aaclip.scoring.evaluation import Evaluation, evaluate, read_test_records
 from aaclip.training.experiment import resolve, train
 from clip_common.synthetic import write_mvtec
 from clip_common.synthetic.parts import HELD_KINDS
@@ -56,7 +56,7 @@ def main() -> None:
         shutil.rmtree(place, ignore_errors=True)
         write_mvtec(place / "train", kinds=known, train=0, good=good, damaged=damaged, seed=2 * seed)
         write_mvtec(place / "test", kinds=HELD_KINDS, train=0, good=40, damaged=10, seed=2 * seed + 1)
-        records = records_to_test(place / "test")
+        records = read_test_records(place / "test")
         plain = Detector.plain("tiny")
         rows += rows_of("plain CLIP", seed, evaluate(plain, records))
         plain.score = Logistic(a=50.0, b=0.0, c=0.0)

@@ -15,14 +15,14 @@ from aaclip.data import (
     DataError,
     Dataset,
     Record,
+    check_masks,
+    check_no_overlap,
     few_shot,
     load_list,
-    refuse_overlap,
-    require_masks,
     save_list,
     training_records,
 )
-from aaclip.data.selection import TRAINING_LIST, hashes_of, refuse_training_images, require_same_images
+from aaclip.data.selection import TRAINING_LIST, check_not_trained_on, check_same_images, read_hashes
 
 
 def records_of(root: Path = Path("set"), *, normal: int = 20, anomalous: int = 12) -> list[Record]:
@@ -120,10 +120,10 @@ def test_few_shot_draws_from_a_training_split_that_has_both_kinds_of_each_class(
 
 def test_missing_masks_are_refused_by_name_and_count():
     records = records_of()
-    require_masks(records)
+    check_masks(records)
     bare = [replace(record, mask=None) for record in records]
     with pytest.raises(DataError, match=r"24 anomalous image\(s\) without a mask: set/bottle/test/bent/0.png, .*, …: "):
-        require_masks(bare)
+        check_masks(bare)
 
 
 @pytest.fixture
@@ -189,18 +189,18 @@ def test_another_file_than_a_list_is_named(tmp_path, text):
 def test_a_run_that_goes_on_notices_other_images(stored, tmp_path):
     listing = tmp_path / TRAINING_LIST
     save_list(stored, listing, root=tmp_path)
-    assert hashes_of(listing) == [json.loads(listing.read_text())["records"][n]["sha256"] for n in range(len(stored))]
-    require_same_images(listing, stored[::-1])
+    assert read_hashes(listing) == [json.loads(listing.read_text())["records"][n]["sha256"] for n in range(len(stored))]
+    check_same_images(listing, stored[::-1])
     with pytest.raises(DataError, match=r"begun with other images: 2 of them are gone or changed, 0 are new"):
-        require_same_images(listing, stored[2:])
+        check_same_images(listing, stored[2:])
     stored[0].image.write_bytes(b"x")
     with pytest.raises(
         DataError, match=r"1 of them are gone or changed, 1 are new: restore the set, or name a new run"
     ):
-        require_same_images(listing, stored)
+        check_same_images(listing, stored)
     listing.write_text('{"records": [{}]}')
     with pytest.raises(DataError, match=r"training.json: not a list of records"):
-        hashes_of(listing)
+        read_hashes(listing)
 
 
 @pytest.mark.parametrize("purpose", ["test", "calibrate"])
@@ -208,15 +208,15 @@ def test_images_that_were_learned_from_are_refused_by_content(stored, tmp_path, 
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     images = [record.image for record in stored]
-    refuse_training_images(run, images)  # no list: a saved detector
-    refuse_training_images(tmp_path / "gone", images)
+    check_not_trained_on(run, images)  # no list: a saved detector
+    check_not_trained_on(tmp_path / "gone", images)
     save_list(stored[:3], run / TRAINING_LIST, root=tmp_path)
     copy = tmp_path / "Kopie, groß.png"
     copy.write_bytes(images[1].read_bytes())
     for source in (run, run / "model"):
-        refuse_training_images(source, [*images[3:], tmp_path / "unreadable.png"], purpose=purpose)
+        check_not_trained_on(source, [*images[3:], tmp_path / "unreadable.png"], purpose=purpose)
         with pytest.raises(DataError, match=rf"^1 of 2 images to {purpose} on are among .* first {copy}: {purpose} on"):
-            refuse_training_images(source, [images[5], copy], purpose=purpose)
+            check_not_trained_on(source, [images[5], copy], purpose=purpose)
 
 
 def test_a_list_is_plain_json(stored, tmp_path):
@@ -228,28 +228,28 @@ def test_a_list_is_plain_json(stored, tmp_path):
 
 def test_an_overlap_is_found_under_another_name(stored, tmp_path):
     train, test = stored[:5], stored[5:]
-    refuse_overlap(train, test)
+    check_no_overlap(train, test)
     copy = tmp_path / "copy.png"
     copy.write_bytes(train[3].image.read_bytes())
     with pytest.raises(
         DataError, match=rf"1 training image\(s\) are in a test set too, first {train[3].image} = {copy}:"
     ):
-        refuse_overlap(train, [*test, replace(test[0], image=copy)])
+        check_no_overlap(train, [*test, replace(test[0], image=copy)])
     with pytest.raises(DataError, match=r"5 training image\(s\)"):
-        refuse_overlap(train, train)
+        check_no_overlap(train, train)
 
 
 def test_only_files_of_equal_size_are_hashed(tmp_path, monkeypatch):
     for name, size in (("a", 3), ("b", 4), ("c", 4), ("d", 5)):
         (tmp_path / name).write_bytes(name.encode() * size)
     hashed = []
-    monkeypatch.setattr("aaclip.data.selection.sha256_of", lambda image: hashed.append(image.name) or image.name)
+    monkeypatch.setattr("aaclip.data.selection.hash_file", lambda image: hashed.append(image.name) or image.name)
     a, b, c, d = (Record(tmp_path / name, "x", "train", False) for name in "abcd")
-    refuse_overlap([a, b], [c, d])
+    check_no_overlap([a, b], [c, d])
     assert sorted(hashed) == ["b", "c"]
 
 
 def test_an_overlap_with_a_missing_file_is_an_error(stored, tmp_path):
     gone = replace(stored[0], image=tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"gone.png: cannot be read \(No such file"):
-        refuse_overlap([gone], stored)
+        check_no_overlap([gone], stored)

@@ -15,9 +15,9 @@ from aaclip.detector.calibration import (
     Logistic,
     Threshold,
     best_f1,
+    compute_relative_scores,
     conformal,
     normal_quantile,
-    relative_scores,
     top_mean,
 )
 
@@ -220,9 +220,9 @@ def test_top_mean_is_that_of_sorted_pixels(seed, side, share):
 
 def test_relative_scores_by_hand():
     """Maps from 2 to 6 and cosines from .1 to .5: stretched to 0 to 1, then halved and added."""
-    found = relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="industrial")
+    found = compute_relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="industrial")
     assert found == pytest.approx([0.25, 0.75, 0.625])
-    assert relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="medical") == pytest.approx(
+    assert compute_relative_scores([0.1, 0.3, 0.5], [4.0, 6.0, 3.0], lowest=2.0, domain="medical") == pytest.approx(
         [0.5, 1, 0.25]
     )
-    assert relative_scores([0.3, 0.3], [1.0, 1.0], lowest=1.0, domain="industrial").tolist() == [0, 0]
+    assert compute_relative_scores([0.3, 0.3], [1.0, 1.0], lowest=1.0, domain="industrial").tolist() == [0, 0]

@@ -13,7 +13,7 @@ from aaclip.data import DataError
 from aaclip.data.pictures import files_of
 from aaclip.detector.calibration import Logistic, Threshold
 from aaclip.detector.detector import Detector
-from aaclip.detector.predict import LINES, calibrate_on, predict_files, unique_stems
+from aaclip.detector.predict import LINES, calibrate_on, name_outputs, predict_files
 
 
 def picture(file: Path, *, seed: int = 0, size: tuple[int, int] = (40, 24)) -> Path:
@@ -168,7 +168,7 @@ def test_names_as_long_as_a_file_system_takes(detector, tmp_path):
 
 def test_stems_differ_where_names_or_folders_do_not():
     files = [Path(name) for name in ("/p/x.png", "/q/x.png", "/r/q/x.png", "/q_x.png", "/p/x.jpg", "/p/x.bmp")]
-    stems = unique_stems(files)
+    stems = name_outputs(files)
     assert stems[files[0]] == "x"
     assert stems[files[1]] == "q_x"
     assert len(set(stems.values())) == len(files)

@@ -9,10 +9,10 @@ from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig, Config, HeadConfig
 from aaclip.models import AnomalyModel, PlainCLIP
-from aaclip.models.adapters import adapter, final_projection, head, mixed
+from aaclip.models.adapters import make_adapter, make_final_projection, make_head, mix
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import ImageAdapter
-from aaclip.models.vv_attention import surgery_features, value_attention
+from aaclip.models.vv_attention import attend_by_values, read_vv_patches
 from clip_common.config import load_config
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -23,10 +23,10 @@ def parameters(module):
 
 
 def test_the_three_adapters_are_what_their_documents_say():
-    assert [type(layer) for layer in adapter("bottleneck", 8)] == [nn.Linear, nn.LeakyReLU, nn.Linear]
-    assert (adapter("bottleneck", 8)[0].out_features, adapter("mlp", 8)[0].out_features) == (4, 8)
-    assert adapter("bottleneck", 8)[1].negative_slope == 0.2
-    linear = adapter("linear", 8)
+    assert [type(layer) for layer in make_adapter("bottleneck", 8)] == [nn.Linear, nn.LeakyReLU, nn.Linear]
+    assert (make_adapter("bottleneck", 8)[0].out_features, make_adapter("mlp", 8)[0].out_features) == (4, 8)
+    assert make_adapter("bottleneck", 8)[1].negative_slope == 0.2
+    linear = make_adapter("linear", 8)
     assert (linear[0].bias, linear[1].negative_slope) == (None, 0.01)
     x = torch.randn(2, 5, 8)
     expected = x @ linear[0].weight.T
@@ -35,30 +35,30 @@ def test_the_three_adapters_are_what_their_documents_say():
 
 def test_matrices_start_xavier_uniform():
     torch.manual_seed(0)
-    weight = adapter("linear", 400)[0].weight.detach()
+    weight = make_adapter("linear", 400)[0].weight.detach()
     bound = (6 / 800) ** 0.5
     assert weight.abs().max() <= bound
     assert weight.std() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
 def test_heads_with_and_without_activation():
-    assert len(head(8, 4, activation="none")) == 1
-    assert head(8, 4, activation="none")[0].bias is None
-    assert head(8, 4, activation="relu")[1].negative_slope == 0.2
+    assert len(make_head(8, 4, activation="none")) == 1
+    assert make_head(8, 4, activation="none")[0].bias is None
+    assert make_head(8, 4, activation="relu")[1].negative_slope == 0.2
 
 
 def test_the_final_map_starts_from_clip_s_or_from_random_numbers():
     start = torch.randn(8, 4)
     x = torch.randn(3, 8)
-    torch.testing.assert_close(final_projection(8, 4, start=start)(x), x @ start)
-    assert isinstance(final_projection(8, 4, start=None)[1], nn.LeakyReLU)
+    torch.testing.assert_close(make_final_projection(8, 4, start=start)(x), x @ start)
+    assert isinstance(make_final_projection(8, 4, start=None)[1], nn.LeakyReLU)
 
 
 def test_the_mix_by_hand():
     x, a = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
-    assert mixed(x, a, weight=0.1, norm_preserving=True).tolist() == [[pytest.approx(2.7), pytest.approx(4.1)]]
-    assert mixed(x, a, weight=0.1, norm_preserving=False).tolist() == [[pytest.approx(2.7), pytest.approx(3.8)]]
-    silent = mixed(x, torch.zeros(1, 2), weight=0.1, norm_preserving=True)
+    assert mix(x, a, weight=0.1, norm_preserving=True).tolist() == [[pytest.approx(2.7), pytest.approx(4.1)]]
+    assert mix(x, a, weight=0.1, norm_preserving=False).tolist() == [[pytest.approx(2.7), pytest.approx(3.8)]]
+    silent = mix(x, torch.zeros(1, 2), weight=0.1, norm_preserving=True)
     assert silent.tolist() == [[pytest.approx(2.7), pytest.approx(3.6)]]
 
 
@@ -150,7 +150,7 @@ def test_surgery_equals_a_copy_with_replaced_attention(bundle, axis, blocks, lev
         if number in levels:
             expected.append(normalize(visual.ln_post(x[:, 1:]) @ visual.proj, dim=-1))
     plain = normalize(bundle.image_tower(IMAGES).pooled, dim=-1)[:, None]
-    found = surgery_features(bundle.image_tower, IMAGES, levels=levels, blocks=blocks, axis=axis)
+    found = read_vv_patches(bundle.image_tower, IMAGES, levels=levels, blocks=blocks, axis=axis)
     torch.testing.assert_close(found, [patches + plain for patches in expected])
 
 
@@ -158,8 +158,8 @@ def test_over_space_an_image_is_the_same_in_any_batch_and_over_the_batch_it_is_n
     attention = bundle.image_tower.trunk.visual.transformer.resblocks[0].attn
     x = torch.randn(3, 17, 32)
     for axis, same in (("space", True), ("batch", False)):
-        alone = value_attention(attention, x[:1], axis=axis)
-        assert torch.allclose(value_attention(attention, x, axis=axis)[:1], alone, atol=1e-5) is same
+        alone = attend_by_values(attention, x[:1], axis=axis)
+        assert torch.allclose(attend_by_values(attention, x, axis=axis)[:1], alone, atol=1e-5) is same
 
 
 def test_sizes_of_a_small_tower_keep_the_shares_of_the_large_one(bundle):
@@ -223,9 +223,9 @@ def test_blocks_that_do_not_exist_are_one_line(bundle, override, said):
 
 def test_the_published_size_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        linear = [adapter("linear", 768) for _ in range(3)], [adapter("linear", 1024) for _ in range(6)]
-        text = [*linear[0], final_projection(768, 768, start=None)]
-        heads = [head(1024, 768, activation="none") for _ in range(5)]
+        linear = [make_adapter("linear", 768) for _ in range(3)], [make_adapter("linear", 1024) for _ in range(6)]
+        text = [*linear[0], make_final_projection(768, 768, start=None)]
+        heads = [make_head(1024, 768, activation="none") for _ in range(5)]
     assert sum(map(parameters, text)) == pytest.approx(2.4e6, rel=0.02)
     assert sum(map(parameters, [*linear[1], *heads])) == pytest.approx(10.2e6, rel=0.02)
     assert len(text) + len(linear[1]) + len(heads) == 15

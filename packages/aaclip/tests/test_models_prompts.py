@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from aaclip.models.prompts import class_embeddings, prompt_set
+from aaclip.models.prompts import embed_classes, prompt_set
 
 
 def test_the_sets_have_the_documented_sizes():
@@ -90,8 +90,8 @@ def test_embeddings_are_means_of_units_by_a_loop():
     def encode(texts):
         return torch.stack([table.setdefault(text, torch.randn(5)) for text in texts])
 
-    found = class_embeddings(encode, ["nut", "mug"], prompts, renormalise=True)
-    short = class_embeddings(encode, ["nut", "mug"], prompts, renormalise=False)
+    found = embed_classes(encode, ["nut", "mug"], prompts, renormalise=True)
+    short = embed_classes(encode, ["nut", "mug"], prompts, renormalise=False)
     for row, name in enumerate(["nut", "mug"]):
         for side, texts in enumerate(prompts.prompts(name)):
             mean = sum(normalize(table[text], dim=0) for text in texts) / len(texts)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from aaclip.config import Config
-from aaclip.released.flags import FLAGS, overrides_of, with_source_flags
+from aaclip.released.flags import FLAGS, make_overrides, with_source_flags
 from aaclip.training.experiment import resolve
 
 RELEASED = {
@@ -63,13 +63,13 @@ def test_every_flag_that_the_source_document_names_is_an_option_of_train(aaclip)
 def test_each_flag_sets_its_field_and_no_other(name):
     given, expected = MEANT[name]
     before = leaves(asdict(resolve(overrides=["heads.activation=none"])))
-    after = leaves(asdict(resolve(overrides=["heads.activation=none", *overrides_of({name: given})])))
+    after = leaves(asdict(resolve(overrides=["heads.activation=none", *make_overrides({name: given})])))
     assert {key: value for key, value in after.items() if value != before[key]} == expected
 
 
 def test_no_flag_changes_nothing_and_an_override_has_the_last_word():
-    assert overrides_of({}) == []
-    flags = overrides_of({"text_lr": 1e-4, "dataset": "MVTec"})
+    assert make_overrides({}) == []
+    flags = make_overrides({"text_lr": 1e-4, "dataset": "MVTec"})
     settings = resolve(config="official", overrides=[*flags, "data.root=/mnt/mvtec"])
     assert (settings.stages.text.lr, settings.data.root) == (1e-4, "/mnt/mvtec")
     assert settings.adapters.kind == "linear"
@@ -77,7 +77,7 @@ def test_no_flag_changes_nothing_and_an_override_has_the_last_word():
 
 def test_full_shot_has_its_say_over_a_shot_in_whatever_order():
     for given in ({"training_mode": "full_shot", "shot": 32}, {"shot": 32, "training_mode": "full_shot"}):
-        assert resolve(overrides=overrides_of(given)).data.mode == "full_shot"
+        assert resolve(overrides=make_overrides(given)).data.mode == "full_shot"
 
 
 def test_the_command_gets_what_was_given_and_its_own():

@@ -12,7 +12,7 @@ from aaclip.data import Batch
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone
 from aaclip.models.maps import differences, probability_map
-from aaclip.models.prompts import class_embeddings, prompt_set
+from aaclip.models.prompts import embed_classes, prompt_set
 from aaclip.training.losses import orthogonal_loss, segmentation_loss
 from aaclip.training.modules import ImageStage, TextStage
 from clip_common.config import load_config
@@ -104,7 +104,7 @@ def test_in_stage_1_the_last_level_overwrites_the_others(bundle, config, batch, 
     model, config = made(bundle, config, f"stages.text.levels_in_loss={levels}")
     prompts = prompt_set("compact")
     loss = TextStage(model, config, prompts).training_step(batch, 0)
-    text_BD2 = class_embeddings(model.encode_text, ["mug"], prompts, renormalise=True).expand(2, -1, -1)
+    text_BD2 = embed_classes(model.encode_text, ["mug"], prompts, renormalise=True).expand(2, -1, -1)
     each = []
     for patches_BLD in model.frozen_patches(batch.images_B3HW):
         p_BHW = probability_map(differences(patches_BLD, text_BD2), size=32)

@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from aaclip.data import DataError, Record, read_image, read_mask
-from aaclip.data.selection import refuse_training_images
-from aaclip.scoring.evaluation import evaluate, records_to_test, remember_normal
+from aaclip.data.selection import check_not_trained_on
+from aaclip.scoring.evaluation import evaluate, read_test_records, remember_training_split
 from aaclip.scoring.metrics import METRICS
 from aaclip.scoring.results import write_results
 
@@ -33,7 +33,7 @@ def other_parts(tmp_path_factory) -> Path:
 
 
 def test_the_numbers_are_sklearns_on_images_scored_one_by_one(detector, other_parts):
-    records = records_to_test(other_parts)
+    records = read_test_records(other_parts)
     assert all(record.split == "test" for record in records)
     found = evaluate(detector, records, batch_size=5, samples=20)
     assert found.images == {"key": 9, "lamp": 9}  # 3 flawless, 6 kinds of damage
@@ -64,7 +64,7 @@ def test_the_numbers_are_sklearns_on_images_scored_one_by_one(detector, other_pa
 def test_official_scores_are_relative_to_the_class(detector, other_parts, domain):
     """The released code's few lines, on maps of single images."""
     detector.config = replace(detector.config, score=replace(detector.config.score, image="official", domain=domain))
-    records = records_to_test(other_parts)
+    records = read_test_records(other_parts)
     found = evaluate(detector, records, batch_size=4, samples=5)
     for name, values in found.classes.items():
         own = [record for record in records if record.class_name == name]
@@ -83,17 +83,17 @@ def test_official_scores_are_relative_to_the_class(detector, other_parts, domain
 
 
 def test_normal_images_of_the_training_split_are_remembered(detector, other_parts):
-    without = evaluate(detector, records_to_test(other_parts), samples=5)
-    remember_normal(detector, other_parts, images=1)
+    without = evaluate(detector, read_test_records(other_parts), samples=5)
+    remember_training_split(detector, other_parts, images=1)
     assert {name: memory.images for name, memory in detector.memories.items()} == {"key": 1, "lamp": 1}
-    with_memory = evaluate(detector, records_to_test(other_parts), samples=5)
+    with_memory = evaluate(detector, read_test_records(other_parts), samples=5)
     assert with_memory.classes["key"]["pixel/auroc"] != without.classes["key"]["pixel/auroc"]
     with pytest.raises(DataError, match=r"--memory 2: the training split of .* has 1 normal images of key"):
-        remember_normal(detector, other_parts, images=2)
+        remember_training_split(detector, other_parts, images=2)
 
 
 def test_batches_order_and_progress_change_no_number(detector, other_parts):
-    records, steps = records_to_test(other_parts), []
+    records, steps = read_test_records(other_parts), []
     one = evaluate(detector, records, batch_size=1, samples=5, progress=lambda *step: steps.append(step))
     many = evaluate(detector, records[::-1], batch_size=7, samples=5)
     assert steps == [(done, 18) for done in range(1, 19)]
@@ -110,7 +110,7 @@ def outputs(found, folder: Path) -> tuple[dict, list[dict], str]:
 
 
 def test_a_set_of_normal_images_has_no_numbers(detector, other_parts, tmp_path):
-    records = [record for record in records_to_test(other_parts) if not record.anomalous]
+    records = [record for record in read_test_records(other_parts) if not record.anomalous]
     found = evaluate(detector, records, samples=5)
     assert found.classes["key"] == dict.fromkeys(METRICS)
     assert found.intervals["key"] == {}
@@ -122,7 +122,7 @@ def test_a_set_of_normal_images_has_no_numbers(detector, other_parts, tmp_path):
 
 
 def test_a_set_of_anomalous_images_has_numbers_of_pixels_alone(detector, other_parts, tmp_path):
-    records = [record for record in records_to_test(other_parts) if record.anomalous]
+    records = [record for record in read_test_records(other_parts) if record.anomalous]
     found = evaluate(detector, records, samples=5)
     values = found.classes["key"]
     assert [values[name] for name in IMAGE] == [None] * len(IMAGE)
@@ -134,7 +134,7 @@ def test_a_set_of_anomalous_images_has_numbers_of_pixels_alone(detector, other_p
 def test_a_class_without_masks_has_numbers_of_images_alone(detector, other_parts):
     records = [
         Record(record.image, record.class_name, record.split, record.anomalous, mask=None, defect=record.defect)
-        for record in records_to_test(other_parts)
+        for record in read_test_records(other_parts)
     ]
     values = evaluate(detector, records, samples=5).classes["key"]
     assert all(0 <= values[name] <= 1 for name in IMAGE)
@@ -142,7 +142,7 @@ def test_a_class_without_masks_has_numbers_of_images_alone(detector, other_parts
 
 
 def test_one_mask_that_is_missing_takes_its_image_from_the_pixels_alone(detector, other_parts):
-    records = [record for record in records_to_test(other_parts) if record.class_name == "key"]
+    records = [record for record in read_test_records(other_parts) if record.class_name == "key"]
     lost = next(record for record in records if record.mask)
     without = [record for record in records if record is not lost]
     unmasked = [*without, Record(lost.image, "key", "test", True, mask=None, defect=lost.defect)]
@@ -155,7 +155,7 @@ def test_one_mask_that_is_missing_takes_its_image_from_the_pixels_alone(detector
 def test_one_class_of_any_name(detector, other_parts, tmp_path, name):
     root = tmp_path / "set" / name
     shutil.copytree(other_parts / "key", root)
-    found = evaluate(detector, records_to_test(tmp_path / "set"), samples=5)
+    found = evaluate(detector, read_test_records(tmp_path / "set"), samples=5)
     assert list(found.classes) == [name]
     whole, rows, _ = outputs(found, tmp_path / "out")
     assert list(whole["classes"]) == [name] == [row["class"] for row in rows]
@@ -169,7 +169,7 @@ def test_nothing_to_test_on(detector):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_damaged_image_and_a_mask_of_another_size_do_not_stop_the_others(detector, other_parts, tmp_path, workers):
-    records = records_to_test(Path(shutil.copytree(other_parts, tmp_path / "copy")))
+    records = read_test_records(Path(shutil.copytree(other_parts, tmp_path / "copy")))
     small, cut = [record for record in records if record.class_name == "key" and record.mask][:2]
     gone = next(record for record in records if record.class_name == "lamp" and not record.mask)
     Image.new("L", (7, 7), 255).save(small.mask)
@@ -194,7 +194,7 @@ def test_a_damaged_image_and_a_mask_of_another_size_do_not_stop_the_others(detec
 
 
 def test_a_class_of_which_nothing_can_be_read_is_left_out(detector, other_parts, tmp_path):
-    records = records_to_test(Path(shutil.copytree(other_parts, tmp_path / "copy")))
+    records = read_test_records(Path(shutil.copytree(other_parts, tmp_path / "copy")))
     for record in records:
         if record.class_name == "key":
             record.image.write_text("no")
@@ -206,7 +206,7 @@ def test_a_class_of_which_nothing_can_be_read_is_left_out(detector, other_parts,
 
 
 def images_of(root: Path) -> list[Path]:
-    return [record.image for record in records_to_test(root)]
+    return [record.image for record in read_test_records(root)]
 
 
 def test_images_that_were_trained_on_are_refused_wherever_they_lie(trained, parts, other_parts, tmp_path):
@@ -215,12 +215,12 @@ def test_images_that_were_trained_on_are_refused_wherever_they_lie(trained, part
     for root in (parts, copy):
         for source in (run, run / "model"):
             with pytest.raises(DataError, match=r"16 of 16 images to test on are among those that .* learned from"):
-                refuse_training_images(source, images_of(root))
-    refuse_training_images(run, images_of(other_parts))
-    refuse_training_images(Path("tiny"), images_of(parts))  # no run: plain CLIP learned from none of them
+                check_not_trained_on(source, images_of(root))
+    check_not_trained_on(run, images_of(other_parts))
+    check_not_trained_on(Path("tiny"), images_of(parts))  # no run: plain CLIP learned from none of them
 
 
 def test_one_image_among_others_is_refused(trained, parts, other_parts):
     shared = images_of(parts)[5]
     with pytest.raises(DataError, match=rf"1 of 19 images .* first {shared}"):
-        refuse_training_images(trained(), [*images_of(other_parts), shared])
+        check_not_trained_on(trained(), [*images_of(other_parts), shared])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from aaclip.scoring.metrics import METRICS, ClassMetrics, Mean, _draws, mean_of
+from aaclip.scoring.metrics import METRICS, ClassMetrics, Mean, _draws, average_classes
 from aaclip.scoring.sketches import POINTS, ImageSketch
 from clip_common.metrics import StreamingAUPRO
 
@@ -245,7 +245,7 @@ def test_the_mean_is_over_the_classes_that_have_the_metric():
         "nut": {"image/auroc": 0.5, "pixel/auroc": 0.9, "pixel/aupro": None},
         "polyp": {"image/auroc": None, "pixel/auroc": 0.7, "pixel/aupro": None},
     }
-    assert mean_of(classes) == {
+    assert average_classes(classes) == {
         "image/auroc": Mean(0.5, 1),
         "pixel/auroc": Mean(pytest.approx(0.8), 2),
         "pixel/aupro": Mean(None, 0),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aaclip.scoring.metrics import METRICS
-from aaclip.scoring.results import LABELS, as_table, write_results
+from aaclip.scoring.results import LABELS, format_table, write_results
 
 ODD = ["nut, metal", "a|b", "back\\|slash", "雪 “café”", "<b>*bold*</b> `code` [link]", "metal_nut"]
 
@@ -124,7 +124,7 @@ def test_a_second_test_replaces_the_first(tmp_path):
 
 
 def test_a_class_may_be_called_mean_and_lack_columns():
-    table = as_table({"mean": {"image/auroc": 1.0}, "nut": {"image/auroc": 0.0, "speed": 0.5}})
+    table = format_table({"mean": {"image/auroc": 1.0}, "nut": {"image/auroc": 0.0, "speed": 0.5}})
     assert table == [
         ["class", "image AUROC", "speed"],
         ["mean", "100.0", "n/a"],

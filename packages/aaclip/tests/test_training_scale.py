@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aaclip.config import Config
 from aaclip.models import AnomalyModel
 from aaclip.models.prompts import prompt_set
-from aaclip.models.vision import through, visual_of
-from aaclip.training.experiment import dataset_of, known_classes, records_of, resolve, train
+from aaclip.models.vision import run_block, visual_of
+from aaclip.training.experiment import embed_training_classes, make_dataset, read_training_records, resolve, train
 from aaclip.training.modules import ImageStage, Stage, StageData, TextStage
 from clip_common.config import load_config
 
@@ -37,14 +37,14 @@ def stage_of(small, bundle):
 
     def get(name: str) -> tuple[Stage, object]:
         config = load_config(Config, overrides=small)
-        records, prompts = records_of(config), prompt_set(config.prompts.set)
+        records, prompts = read_training_records(config), prompt_set(config.prompts.set)
         model = AnomalyModel(bundle, config)
         if name == "text":
             stage: Stage = TextStage(model, config, prompts)
         else:
-            stage = ImageStage(model, config, known_classes(model, records, config, prompts))
+            stage = ImageStage(model, config, embed_training_classes(model, records, config, prompts))
         stage.log = stage.log_dict = lambda *_, **__: None  # no trainer is there to log to
-        data = StageData(dataset_of(model, records, config, colour=False), batch_size=4, config=config)
+        data = StageData(make_dataset(model, records, config, colour=False), batch_size=4, config=config)
         data.trainer = type("OneProcess", (), {"global_rank": 0, "world_size": 1})
         return stage.train(), next(iter(data.train_dataloader()))
 
@@ -129,12 +129,12 @@ def test_neither_a_test_nor_frozen_features_write_attention_maps_out(bundle, con
 def test_a_block_without_its_map_gives_what_the_block_gives_and_the_same_gradient(bundle):
     block = visual_of(bundle.image_tower).transformer.resblocks[0]
     x_BTF = torch.randn(2, TOKENS, 32, requires_grad=True)
-    found, expected = through(block, x_BTF), block(x_BTF)
+    found, expected = run_block(block, x_BTF), block(x_BTF)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     ours, theirs = (torch.autograd.grad(output.square().sum(), x_BTF)[0] for output in (found, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
-        torch.testing.assert_close(through(block, x_BTF), block(x_BTF), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(run_block(block, x_BTF), block(x_BTF), atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_kept_for_the_way_back_grows_with_the_tokens_not_with_their_square(bundle, config):
@@ -161,11 +161,11 @@ def test_what_is_kept_for_the_way_back_grows_with_the_tokens_not_with_their_squa
 VIT_L = """
 import json, resource, sys
 from pathlib import Path
-from aaclip.scoring.evaluation import evaluate, records_to_test
+from aaclip.scoring.evaluation import evaluate, read_test_records
 from aaclip.training.experiment import resolve, train
 
 trained = train(resolve(overrides=sys.argv[2:]))
-found = evaluate(trained.detector, records_to_test(Path(sys.argv[1])), samples=10)
+found = evaluate(trained.detector, read_test_records(Path(sys.argv[1])), samples=10)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({"levels": trained.detector.model.levels, "size": trained.detector.size, "images": found.images,
                   "values": found.classes["star"], "gib": peak}))
@@ -216,7 +216,7 @@ def test_the_command_of_the_published_table_runs_on_drawn_sets(tmp_path):
 
 @pytest.mark.real
 def test_trained_on_real_bottles_and_tested_on_real_tiles(tmp_path):
-    from aaclip.scoring.evaluation import evaluate, records_to_test
+    from aaclip.scoring.evaluation import evaluate, read_test_records
 
     for name in ("bottle", "magnetic_tile"):
         if not (REAL / name).exists():
@@ -230,7 +230,7 @@ def test_trained_on_real_bottles_and_tested_on_real_tiles(tmp_path):
         "stages.image.epochs=1",
     ]
     detector = train(resolve(config="tiny", overrides=settings)).detector
-    records = records_to_test(REAL / "magnetic_tile")
+    records = read_test_records(REAL / "magnetic_tile")
     assert [sum(record.anomalous == kind for record in records) for kind in (False, True)] == [191, 388]
     found = evaluate(detector, records[::40], samples=20)
     assert all(0 <= value <= 1 for value in found.classes["magnetic_tile"].values())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Column
 
-from aaclip.cli.data import Format, Root, data
-from aaclip.released.flags import PANEL, overrides_of, with_source_flags
+from aaclip.cli.data import Format, Root, console, data
+from aaclip.released.flags import PANEL, make_overrides, with_source_flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
 
@@ -68,7 +68,7 @@ def train(
     from aaclip.training.experiment import resolve
     from aaclip.training.experiment import train as run_training
 
-    given = [*overrides_of(flags), *(overrides or [])]
+    given = [*make_overrides(flags), *(overrides or [])]
     settings = resolve(config=config, overrides=given, resume=resume, folder=save_path)
     trained = run_training(settings, resume=resume, folder=save_path, stage=stage, reporter=cli.progress)
     path = trained.run.path
@@ -107,15 +107,15 @@ def run_test(
 
         aaclip test runs/aaclip/visa-full mvtec/ --memory 4 --out results/four-normal-images
     """
-    from aaclip.data.selection import refuse_training_images
-    from aaclip.scoring.evaluation import evaluate, records_to_test, remember_normal
-    from aaclip.scoring.results import as_table, write_results
+    from aaclip.data.selection import check_not_trained_on
+    from aaclip.scoring.evaluation import evaluate, read_test_records, remember_training_split
+    from aaclip.scoring.results import format_table, write_results
 
-    records = records_to_test(root, format=format)
-    refuse_training_images(Path(source), [record.image for record in records])
+    records = read_test_records(root, format=format)
+    check_not_trained_on(Path(source), [record.image for record in records])
     detector = open_detector(source)
     if memory:
-        remember_normal(detector, root, images=memory, format=format)
+        remember_training_split(detector, root, images=memory, format=format)
     with cli.progress(f"scoring {len(records):,} images") as progress:
         found = evaluate(detector, records, batch_size=batch_size, progress=progress)
     folder = (
@@ -127,10 +127,14 @@ def run_test(
         note += f" {memory} normal images of each class remembered."
     if found.failures:
         note += f" {len(found.failures):,} more could not be read."
-    heading, *rows = as_table(found.classes)
-    cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=title)
-    cli.print_files("written to", write_results(folder, found.classes, found.intervals, title=title, note=note))
-    cli.check_all_read(found.failures, of=len(records), what="images")
+    heading, *rows = format_table(found.classes)
+    table = Table(*(Column(name, overflow="fold") for name in heading), title=title, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for file in write_results(folder, found.classes, found.intervals, title=title, note=note):
+        console.print(f"written to {file}", soft_wrap=True)
+    tell(found.failures, of=len(records))
 
 
 @app.command()

@@ -1,10 +1,10 @@
 """Files to samples to batches.
 
-from aaclip.data import AnomalyDataset, check, read_dataset, require_masks, training_records
+from aaclip.data import AnomalyDataset, check, read_dataset, check_masks, training_records
 
 data = read_dataset("mvtec/", classes=["bottle"])                     # any of the formats, told apart by their files
 records = training_records(data, config.data, seed=config.trainer.seed)
-require_masks(records)
+check_masks(records)
 dataset = AnomalyDataset(records, preprocess=bundle.preprocess, size=518, seed=0)
 """
 
@@ -14,7 +14,7 @@ from aaclip.data.dataset import AnomalyDataset, Batch, Sample, collate
 from aaclip.data.formats import FORMATS, read_dataset
 from aaclip.data.images import as_rgb, read_image, read_mask
 from aaclip.data.records import Dataset, Record
-from aaclip.data.selection import few_shot, load_list, refuse_overlap, require_masks, save_list, training_records
+from aaclip.data.selection import check_masks, check_no_overlap, few_shot, load_list, save_list, training_records
 from clip_common.errors import DataError
 
 __all__ = [
@@ -30,14 +30,14 @@ __all__ = [
     "Sample",
     "as_rgb",
     "check",
+    "check_masks",
+    "check_no_overlap",
     "collate",
     "few_shot",
     "load_list",
     "read_dataset",
     "read_image",
     "read_mask",
-    "refuse_overlap",
-    "require_masks",
     "save_list",
     "training_records",
 ]

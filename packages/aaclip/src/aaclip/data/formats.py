@@ -24,7 +24,7 @@ def read_dataset(root: str | Path, *, format: str = "auto", classes: Sequence[st
 
     Raises:
         DataError: No such folder; none or several of the formats fit; a class that is unknown or empty; a list that
-            cannot be read. A missing picture or mask is not an error here: see `check` and `require_masks`.
+            cannot be read. A missing picture or mask is not an error here: see `check` and `check_masks`.
     """
     root = Path(root)
     if root.name in ("", ".."):  # a class may take its name from here; a link keeps the name that the user gave it

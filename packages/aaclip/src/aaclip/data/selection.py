@@ -76,7 +76,7 @@ def _lot(record: Record, seed: int) -> tuple[bytes, str]:
     return hashlib.sha256(name.encode()).digest(), record.image.as_posix()
 
 
-def require_masks(records: Iterable[Record]) -> None:
+def check_masks(records: Iterable[Record]) -> None:
     """Refuse anomalous records without a mask.
 
     Raises:
@@ -90,7 +90,7 @@ def require_masks(records: Iterable[Record]) -> None:
         )
 
 
-def refuse_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
+def check_no_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
     """Refuse to train on images that will be tested, compared by content: copies under other names are found too.
 
     Raises:
@@ -99,8 +99,8 @@ def refuse_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
     train_of_size, test_of_size = _by_size(train), _by_size(test)
     pairs = []
     for size in sorted(train_of_size.keys() & test_of_size.keys()):  # files of different sizes cannot be equal
-        tested = {sha256_of(image): image for image in test_of_size[size]}
-        pairs += [(image, tested[digest]) for image in train_of_size[size] if (digest := sha256_of(image)) in tested]
+        tested = {hash_file(image): image for image in test_of_size[size]}
+        pairs += [(image, tested[digest]) for image in train_of_size[size] if (digest := hash_file(image)) in tested]
     if pairs:
         mine, theirs = min(pairs)
         raise DataError(
@@ -123,7 +123,7 @@ def save_list(records: Sequence[Record], file: Path, *, root: Path) -> None:
             "anomalous": record.anomalous,
             "mask": None if record.mask is None else _relative(record.mask, root),
             "defect": record.defect,
-            "sha256": sha256_of(record.image),
+            "sha256": hash_file(record.image),
         }
         for record in records
     ]
@@ -144,7 +144,7 @@ def load_list(file: Path, *, root: Path) -> list[Record]:
             for row in rows
         ]
     changed = [
-        record.image for record, digest in zip(records, digests, strict=True) if sha256_of(record.image) != digest
+        record.image for record, digest in zip(records, digests, strict=True) if hash_file(record.image) != digest
     ]
     if changed:
         raise DataError(
@@ -154,7 +154,7 @@ def load_list(file: Path, *, root: Path) -> list[Record]:
     return records
 
 
-def hashes_of(file: Path) -> list[str]:
+def read_hashes(file: Path) -> list[str]:
     """The sha256 of each image in a list that `save_list` wrote.
 
     Raises:
@@ -164,13 +164,13 @@ def hashes_of(file: Path) -> list[str]:
         return [row["sha256"] for row in _rows(file)]
 
 
-def require_same_images(file: Path, records: Sequence[Record]) -> None:
+def check_same_images(file: Path, records: Sequence[Record]) -> None:
     """Refuse to go on with other images than those in a saved list.
 
     Raises:
         DataError: How many are gone and how many are new.
     """
-    before, now = set(hashes_of(file)), {sha256_of(record.image) for record in records}
+    before, now = set(read_hashes(file)), {hash_file(record.image) for record in records}
     if before != now:
         raise DataError(
             f"{file.parent} was begun with other images: {len(before - now)} of them are gone or changed, "
@@ -178,7 +178,7 @@ def require_same_images(file: Path, records: Sequence[Record]) -> None:
         )
 
 
-def refuse_training_images(run: Path, images: Sequence[Path], *, purpose: str = "test") -> None:
+def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "test") -> None:
     """Raise where images that a run learned from are among those that it is to be judged by, compared by content.
 
     Args:
@@ -193,8 +193,8 @@ def refuse_training_images(run: Path, images: Sequence[Path], *, purpose: str = 
     file = next((file for file in lists if file.exists()), None)
     if file is None:
         return
-    learned = set(hashes_of(file))
-    known = [image for image in images if attempt(sha256_of, image, file=image) in learned]
+    learned = set(read_hashes(file))
+    known = [image for image in images if attempt(hash_file, image, file=image) in learned]
     if known:
         raise DataError(
             f"{len(known)} of {len(images)} images to {purpose} on are among those that {run} learned from, first "
@@ -228,7 +228,7 @@ def _by_size(records: Iterable[Record]) -> dict[int, list[Path]]:
     return images
 
 
-def sha256_of(image: Path) -> str:
+def hash_file(image: Path) -> str:
     """Hexadecimal digest of a file's bytes, as `sha256sum` prints it.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aaclip.data.records import Dataset, Record
-from aaclip.data.selection import few_shot, refuse_overlap, require_masks, sha256_of
+from aaclip.data.selection import check_masks, check_no_overlap, few_shot, hash_file
 from clip_common.errors import DataError
 from clip_common.runs.files import write_new_folder, write_text
 from clip_common.tables import json_lines_text
@@ -22,14 +22,14 @@ def split_few_shot(dataset: Dataset, *, shot: int, seed: int) -> tuple[list[Reco
             would be in both lists under two names.
     """
     train = few_shot(dataset.records, shot=shot, seed=seed)
-    require_masks(train)
+    check_masks(train)
     drawn = set(train)
     test = [record for record in dataset.records if record not in drawn]
     if not test:
         raise DataError(
             f"{dataset.root}: shot {shot} takes all {len(train)} images and leaves none to test on: lower it"
         )
-    refuse_overlap(train, test)
+    check_no_overlap(train, test)
     return train, test
 
 
@@ -54,7 +54,7 @@ def _line(record: Record, folder: Path) -> dict[str, Any]:
         "label": int(record.anomalous),
         "class_name": record.class_name,
         "mask_path": "" if record.mask is None else _from(folder, record.mask),
-        "sha256": sha256_of(record.image),
+        "sha256": hash_file(record.image),
     }
 
 

@@ -33,7 +33,7 @@ def attempt(read: Callable[[T], R], item: T, *, file: Path) -> R | Unreadable:
         return Unreadable(printable(file), printable(str(error)))
 
 
-def none_readable(failures: Mapping[str, str]) -> DataError:
+def all_unreadable(failures: Mapping[str, str]) -> DataError:
     """The error where nothing else is left of a job.
 
     Args:

@@ -209,7 +209,7 @@ def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:
     return pixels_BP.topk(count, dim=1).values.mean(dim=1)
 
 
-def relative_scores(
+def compute_relative_scores(
     abnormal_N: ArrayLike, peaks_N: ArrayLike, *, lowest: float, domain: Literal["industrial", "medical"]
 ) -> Floats:
     """(N,) image scores as the released code makes them: relative to all images of a class, so of no use for one.

@@ -43,12 +43,12 @@ from aaclip.detector.files import (
     write_tensors,
 )
 from aaclip.detector.memory import Memory
-from aaclip.detector.regions import boxes
-from aaclip.detector.tiling import Window, blended, windows
+from aaclip.detector.regions import find_regions
+from aaclip.detector.tiling import Window, blend_tiles, list_windows
 from aaclip.models import AnomalyModel, Evidence, PlainCLIP
-from aaclip.models.backbone import load_backbone, preprocess_of, require_same
+from aaclip.models.backbone import load_backbone, make_preprocess, require_same
 from aaclip.models.maps import anomaly_map, mean_level
-from aaclip.models.prompts import PromptSet, class_embeddings, prompt_set
+from aaclip.models.prompts import PromptSet, embed_classes, prompt_set
 from clip_common.backbones import fingerprint
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.config import load_config, to_yaml
@@ -109,7 +109,7 @@ class Detector:
     @property
     def preprocess(self) -> Preprocess:
         """An RGB picture to the model's input: squashed to a square, normalised."""
-        return preprocess_of(self.model.bundle, self.config.preprocess)
+        return make_preprocess(self.model.bundle, self.config.preprocess)
 
     @torch.inference_mode()
     def class_embedding(
@@ -133,7 +133,7 @@ class Detector:
             prompts = replace(prompts, templates=tuple(templates))
         self._require_text()
         renormalise = self.config.prompts.renormalise
-        embedding = class_embeddings(self.model.encode_text, [called], prompts, renormalise=renormalise)[0].float()
+        embedding = embed_classes(self.model.encode_text, [called], prompts, renormalise=renormalise)[0].float()
         if not own:
             self.classes[called] = embedding
         return embedding
@@ -256,7 +256,7 @@ class Detector:
                 places = [(picture, Window(0, 0, *picture.size)) for picture in chunk]
             else:
                 width, height = chunk[0].size
-                places = [(chunk[0], window) for window in windows(width=width, height=height, tile=tile)]
+                places = [(chunk[0], window) for window in list_windows(width=width, height=height, tile=tile)]
             maps, logits = [], []
             for start in range(0, len(places), batch_size):
                 batch = places[start : start + batch_size]
@@ -269,7 +269,7 @@ class Detector:
                 for (_, map_HW), logit in zip(looked_at, logits, strict=True):
                     yield self._detection(map_HW, logit, limit)
             else:
-                yield self._detection(blended(looked_at, width=width, height=height), max(logits), limit)
+                yield self._detection(blend_tiles(looked_at, width=width, height=height), max(logits), limit)
 
     def limit(self, threshold: float | None, *, tile: int | None) -> Threshold | None:
         """The threshold that makes verdicts: the given one, else the detector's own, which must be of these tiles.
@@ -292,7 +292,7 @@ class Detector:
         verdict: Literal["normal", "anomalous"] | None = None
         if limit is not None:
             verdict = "anomalous" if score >= limit.value else "normal"
-        return Detection(score, verdict, heatmap_HW, mask_HW, boxes(mask_HW, heatmap_HW, least=4))
+        return Detection(score, verdict, heatmap_HW, mask_HW, find_regions(mask_HW, heatmap_HW, least=4))
 
     @property
     def fingerprints(self) -> dict[str, str]:

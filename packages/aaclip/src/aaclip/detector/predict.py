@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from aaclip.data import read_image
-from aaclip.data.selection import refuse_training_images
-from aaclip.data.unreadable import Unreadable, attempt, none_readable
+from aaclip.data.selection import check_not_trained_on
+from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
 from aaclip.detector.calibration import Threshold, conformal, normal_quantile
 from aaclip.detector.detection import Detection
 from aaclip.detector.detector import Detector
@@ -93,7 +93,7 @@ def predict_files(
     detector.class_embedding(name)
     detector.limit(None, tile=tile)
     predictions = Predictions(folder, page=page)
-    stems, failures = unique_stems(files), predictions.failures
+    stems, failures = name_outputs(files), predictions.failures
     folder.mkdir(parents=True, exist_ok=True)
 
     def findings(stream: TextIO, progress: Progress | None) -> Iterator[Finding]:
@@ -191,14 +191,14 @@ def calibrate_on(
             score 1 to five digits: nothing scores more, so there would be no verdict but "normal". The threshold stays
             as it was.
     """
-    refuse_training_images(source, files, purpose="calibrate")
+    check_not_trained_on(source, files, purpose="calibrate")
     detector = Detector.from_pretrained(source)
     failures: dict[str, str] = {}
     detector.threshold = None  # of whichever tiles
     seen = looks(detector, files, name=name, tile=tile, failures=failures, progress=progress)
     scores = [found.score for *_, found in seen]
     if not scores:
-        raise none_readable(failures)
+        raise all_unreadable(failures)
     try:
         threshold = replace((conformal if guarantee else normal_quantile)(scores, target_fpr), tile=tile)
     except ValueError as error:
@@ -226,7 +226,7 @@ def remember_files(source: Path, files: Sequence[Path], *, name: str) -> int:
     return len(files)
 
 
-def unique_stems(files: Sequence[Path]) -> dict[Path, str]:
+def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
     """What the outputs of each file are called: its name, with its folders where names repeat."""
     stems: dict[Path, str] = {}
     taken: set[str] = set()

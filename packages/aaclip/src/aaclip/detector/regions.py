@@ -54,7 +54,7 @@ class Finding:
     regions: tuple[Region, ...] = ()
 
 
-def boxes(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Region]:
+def find_regions(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Region]:
     """The connected regions of a mask (pixels that touch at a corner are connected), the highest peak first.
 
     Args:
@@ -70,7 +70,7 @@ def boxes(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Regi
     mask, scores = np.asarray(mask_HW, dtype=bool), np.asarray(map_HW)
     if mask.ndim != 2 or mask.shape != scores.shape:
         raise ValueError(f"expected a mask and a map of one shape (H, W), got {mask.shape} and {scores.shape}")
-    regions_HW = labelled(mask)
+    regions_HW = label_regions(mask)
     area_R = np.bincount(regions_HW.ravel())[1:]
     peak_R = maximum(scores, regions_HW, np.arange(1, len(area_R) + 1))
     found = [
@@ -81,7 +81,7 @@ def boxes(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Regi
     return sorted(found, key=lambda region: (-region.peak, -region.area, region.top, region.left))
 
 
-def labelled(mask_HW: NDArray[np.bool_]) -> NDArray[np.int32]:
+def label_regions(mask_HW: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Each pixel's region, from 1; 0 beside them."""
     from scipy.ndimage import label
 

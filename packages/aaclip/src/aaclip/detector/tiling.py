@@ -24,7 +24,7 @@ class Window(NamedTuple):
     bottom: int
 
 
-def windows(*, width: int, height: int, tile: int) -> list[Window]:
+def list_windows(*, width: int, height: int, tile: int) -> list[Window]:
     """Tiles that cover a picture, row by row, evenly spread; smaller ones where the picture is smaller.
 
     Raises:
@@ -39,7 +39,7 @@ def windows(*, width: int, height: int, tile: int) -> list[Window]:
     ]
 
 
-def blended(tiles: Iterable[tuple[Window, Floats]], *, width: int, height: int) -> Floats:
+def blend_tiles(tiles: Iterable[tuple[Window, Floats]], *, width: int, height: int) -> Floats:
     """(H, W) mean of tiles (h, w), each weighing most in its middle and least at its rim, so that no seam shows."""
     total_HW, weight_HW = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
     for window, map_hw in tiles:

@@ -17,24 +17,24 @@ OFFICIAL_SLOPE = 0.01
 """Negative slope in the released code: torch's default."""
 
 
-def adapter(kind: Kind, width: int) -> nn.Sequential:
+def make_adapter(kind: Kind, width: int) -> nn.Sequential:
     """An adapter (…, F) -> (…, F), Xavier-uniform."""
     if kind == "linear":
         layers: list[nn.Module] = [nn.Linear(width, width, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)]
     else:
         inner = width // 2 if kind == "bottleneck" else width
         layers = [nn.Linear(width, inner), nn.LeakyReLU(SLOPE), nn.Linear(inner, width)]
-    return xavier(nn.Sequential(*layers))
+    return init_xavier(nn.Sequential(*layers))
 
 
-def head(width: int, out: int, *, activation: Literal["relu", "none"]) -> nn.Sequential:
+def make_head(width: int, out: int, *, activation: Literal["relu", "none"]) -> nn.Sequential:
     """A map (…, F) -> (…, D), Xavier-uniform: with LeakyReLU behind it, or the matrix alone, without bias."""
     if activation == "none":
-        return xavier(nn.Sequential(nn.Linear(width, out, bias=False)))
-    return xavier(nn.Sequential(nn.Linear(width, out), nn.LeakyReLU(SLOPE)))
+        return init_xavier(nn.Sequential(nn.Linear(width, out, bias=False)))
+    return init_xavier(nn.Sequential(nn.Linear(width, out), nn.LeakyReLU(SLOPE)))
 
 
-def final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequential:
+def make_final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequential:
     """What replaces CLIP's text projection (…, F) -> (…, D).
 
     Args:
@@ -43,7 +43,7 @@ def final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequen
             starts from random numbers with LeakyReLU behind, as the released code does.
     """
     if start is None:
-        return xavier(nn.Sequential(nn.Linear(width, out, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)))
+        return init_xavier(nn.Sequential(nn.Linear(width, out, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)))
     linear = nn.Linear(width, out, bias=False)
     if not start.is_meta:  # of a tower that was left out; what was trained is loaded then
         with torch.no_grad():
@@ -51,7 +51,7 @@ def final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequen
     return nn.Sequential(linear)
 
 
-def xavier(module: nn.Sequential) -> nn.Sequential:
+def init_xavier(module: nn.Sequential) -> nn.Sequential:
     """Xavier-uniform matrices; biases stay as torch draws them."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
@@ -59,7 +59,7 @@ def xavier(module: nn.Sequential) -> nn.Sequential:
     return module
 
 
-def mixed(x_BTF: Tensor, adapted_BTF: Tensor, *, weight: float, norm_preserving: bool) -> Tensor:
+def mix(x_BTF: Tensor, adapted_BTF: Tensor, *, weight: float, norm_preserving: bool) -> Tensor:
     """x = w·a + (1 − w)·x, the adapter's output first scaled to the norm of its input, token by token."""
     if norm_preserving:
         # an adapter that says nothing about a token leaves its direction undefined, not infinite

@@ -17,11 +17,11 @@ from aaclip.models.text import TextAdapter
 from aaclip.models.vision import (
     ImageAdapter,
     ImageFeatures,
-    default_levels,
-    require_levels,
+    check_levels,
+    choose_levels,
     visual_of,
 )
-from aaclip.models.vv_attention import default_surgery_blocks, surgery_features
+from aaclip.models.vv_attention import choose_vv_blocks, read_vv_patches
 from clip_common.backbones import Bundle, freeze, move
 
 
@@ -75,10 +75,10 @@ class AnomalyModel(FrozenCLIP):
 
     def __init__(self, bundle: Bundle, config: Config) -> None:
         super().__init__(bundle)
-        self.levels = list(config.levels or default_levels(self.image_tower))
+        self.levels = list(config.levels or choose_levels(self.image_tower))
         self.surgery = config.surgery
         blocks, depth = config.surgery.blocks, len(visual_of(self.image_tower).transformer.resblocks)
-        self.surgery_blocks = default_surgery_blocks(self.image_tower) if blocks is None else blocks
+        self.surgery_blocks = choose_vv_blocks(self.image_tower) if blocks is None else blocks
         if not 0 <= self.surgery_blocks <= depth:
             raise ValueError(f"surgery.blocks={blocks}: the image tower has {depth} blocks")
         self.text_adapter = TextAdapter(self.text_tower, config.adapters)
@@ -122,7 +122,7 @@ class AnomalyModel(FrozenCLIP):
 
     def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
         """What stage 1 compares texts with: patches (B, L, D) of the tower's V-V view, one a level."""
-        return surgery_features(
+        return read_vv_patches(
             self.image_tower, images_B3HW, levels=self.levels, blocks=self.surgery_blocks, axis=self.surgery.axis
         )
 
@@ -155,7 +155,7 @@ class PlainCLIP(FrozenCLIP):
     def __init__(self, bundle: Bundle, *, levels: Sequence[int] | None = None) -> None:
         super().__init__(bundle)
         depth = len(visual_of(self.image_tower).transformer.resblocks)
-        self.levels = require_levels(levels or default_levels(self.image_tower), depth=depth)
+        self.levels = check_levels(levels or choose_levels(self.image_tower), depth=depth)
 
     @property
     def device(self) -> torch.device:

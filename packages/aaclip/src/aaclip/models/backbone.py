@@ -18,7 +18,7 @@ def load_backbone(config: BackboneConfig, *, text: bool = True) -> Bundle:
     )
 
 
-def preprocess_of(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
+def make_preprocess(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
     """The backbone's statistics or ImageNet's, on a square that keeps no aspect."""
     own = bundle.preprocess
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.statistics == "imagenet" else (own.mean, own.std)

@@ -29,7 +29,7 @@ def differences(patches_BLD: Tensor, text_BD2: Tensor, *, temperature: Tensor | 
 
 def probability_map(difference_Bgg: Tensor, *, size: int) -> Tensor:
     """(B, S, S) probability of abnormal for training: interpolated logits, then the sigmoid."""
-    return upsampled(difference_Bgg, size=size).sigmoid()
+    return upsample(difference_Bgg, size=size).sigmoid()
 
 
 def anomaly_map(
@@ -55,7 +55,7 @@ def anomaly_map(
     side = mean_Bgg.shape[-1]
     width = min(width, 2 * side - 1)  # a reflected border reaches at most once across the grid
     blurred_B1gg = gaussian_blur(mean_Bgg[:, None], kernel_size=[width, width], sigma=[sigma, sigma])
-    return upsampled(blurred_B1gg[:, 0], size=size)
+    return upsample(blurred_B1gg[:, 0], size=size)
 
 
 def mean_level(difference_KBgg: Sequence[Tensor], *, weights_K: Tensor | None = None) -> Tensor:
@@ -71,6 +71,6 @@ def mean_level(difference_KBgg: Sequence[Tensor], *, weights_K: Tensor | None = 
     return torch.einsum("kbij,k->bij", stacked_KBgg, weights_K.float())
 
 
-def upsampled(map_Bgg: Tensor, *, size: int) -> Tensor:
+def upsample(map_Bgg: Tensor, *, size: int) -> Tensor:
     """(B, S, S), bilinear, corners on corners."""
     return interpolate(map_Bgg[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]

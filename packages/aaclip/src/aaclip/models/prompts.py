@@ -107,7 +107,7 @@ def _built_in() -> dict[str, Any]:
     return content
 
 
-def class_embeddings(
+def embed_classes(
     encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet, *, renormalise: bool
 ) -> Tensor:
     """(N, D, 2) normal and abnormal embedding of each name: encode, unit length, mean, unit length again.

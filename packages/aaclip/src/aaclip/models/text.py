@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aaclip.config import AdapterConfig
-from aaclip.models.adapters import adapter, final_projection, mixed
+from aaclip.models.adapters import make_adapter, make_final_projection, mix
 from clip_common.backbones import BackboneError, TextTower
 from clip_common.backbones.open_clip_trunks import OpenClipText
 
@@ -37,8 +37,8 @@ class TextAdapter(nn.Module):
                 f"adapters.text_blocks={blocks}: the text tower has {len(text.transformer.resblocks)} blocks"
             )
         width, out = projection.shape
-        self.layers = nn.ModuleList(adapter(config.kind, width) for _ in range(blocks))
-        self.final = final_projection(width, out, start=projection if config.final_init == "clip" else None)
+        self.layers = nn.ModuleList(make_adapter(config.kind, width) for _ in range(blocks))
+        self.final = make_final_projection(width, out, start=projection if config.final_init == "clip" else None)
         self.weight = config.text_weight
         self.norm_preserving = config.norm_preserving
 
@@ -53,7 +53,7 @@ class TextAdapter(nn.Module):
             x_PTF = block(x_PTF, attn_mask=text.attn_mask[:length, :length])
             if number < len(self.layers):
                 adapted_PTF = self.layers[number](x_PTF)
-                x_PTF = mixed(x_PTF, adapted_PTF, weight=self.weight, norm_preserving=self.norm_preserving)
+                x_PTF = mix(x_PTF, adapted_PTF, weight=self.weight, norm_preserving=self.norm_preserving)
         pooled_PF = text.ln_final(x_PTF[torch.arange(len(x_PTF), device=x_PTF.device), ends_P])
         return self.final(pooled_PF)
 

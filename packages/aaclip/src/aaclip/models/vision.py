@@ -13,7 +13,7 @@ from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from aaclip.config import AdapterConfig, HeadConfig
-from aaclip.models.adapters import adapter, head, mixed
+from aaclip.models.adapters import make_adapter, make_head, mix
 from clip_common.backbones import BackboneError, VisionTower
 from clip_common.backbones.open_clip_trunks import OpenClipVision
 
@@ -55,10 +55,10 @@ class ImageAdapter(nn.Module):
         if not 0 <= blocks <= depth:
             raise ValueError(f"adapters.image_blocks={blocks}: the image tower has {depth} blocks")
         width, out = visual.proj.shape
-        self.levels = require_levels(levels, depth=depth)
-        self.layers = nn.ModuleList(adapter(adapters.kind, width) for _ in range(blocks))
-        self.segmentation = nn.ModuleList(head(width, out, activation=heads.activation) for _ in self.levels)
-        self.detection = None if heads.class_token else head(width, out, activation=heads.activation)
+        self.levels = check_levels(levels, depth=depth)
+        self.layers = nn.ModuleList(make_adapter(adapters.kind, width) for _ in range(blocks))
+        self.segmentation = nn.ModuleList(make_head(width, out, activation=heads.activation) for _ in self.levels)
+        self.detection = None if heads.class_token else make_head(width, out, activation=heads.activation)
         self.weight = adapters.image_weight
         self.norm_preserving = adapters.norm_preserving
 
@@ -66,7 +66,7 @@ class ImageAdapter(nn.Module):
         """Patches of the levels and the detection token."""
         patches = self.patches(tower, images_B3HW)
         if self.detection is None:
-            detection_BD = class_token(tower, images_B3HW)
+            detection_BD = embed_class_token(tower, images_B3HW)
         else:
             detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
         return ImageFeatures(self.embedded(patches), detection_BD)
@@ -77,10 +77,10 @@ class ImageAdapter(nn.Module):
         x_BTF = visual._embeds(images_B3HW)
         patches = []
         for number, block in enumerate(visual.transformer.resblocks[: max(self.levels)], start=1):
-            x_BTF = through(block, x_BTF)
+            x_BTF = run_block(block, x_BTF)
             if number <= len(self.layers):
                 adapted_BTF = self.layers[number - 1](x_BTF)
-                x_BTF = mixed(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
+                x_BTF = mix(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
             if number in self.levels:
                 patches.append(visual.ln_post(x_BTF[:, 1:]))
         return patches
@@ -91,12 +91,12 @@ class ImageAdapter(nn.Module):
 
 
 @torch.no_grad()
-def class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
+def embed_class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
     """(B, D) unit class embedding of the frozen tower: what CLIP itself says of the images as a whole."""
     return normalize(tower.pooled(images_B3HW), dim=-1)
 
 
-def through(block: Any, x_BTF: Tensor) -> Tensor:
+def run_block(block: Any, x_BTF: Tensor) -> Tensor:
     """What a residual block of open_clip gives, by an attention that never holds its map (B, H, T, T).
 
     The block's own `nn.MultiheadAttention` does so in training alone: without gradients it takes a path that writes the
@@ -118,13 +118,13 @@ def through(block: Any, x_BTF: Tensor) -> Tensor:
     return x_BTF + block.ls_2(block.mlp.c_proj(hidden_BTM))
 
 
-def default_levels(tower: VisionTower) -> list[int]:
+def choose_levels(tower: VisionTower) -> list[int]:
     """Quarters of the depth: 6, 12, 18, 24 of 24."""
     depth = len(visual_of(tower).transformer.resblocks)
     return sorted({max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
-def require_levels(levels: Sequence[int], *, depth: int) -> list[int]:
+def check_levels(levels: Sequence[int], *, depth: int) -> list[int]:
     """The levels, or a ValueError that says which blocks there are."""
     if not levels or sorted(set(levels)) != list(levels) or not 1 <= levels[0] <= levels[-1] <= depth:
         raise ValueError(f"levels={list(levels)}: expected different blocks in rising order, from 1 to {depth}")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
-from aaclip.models.vision import through, visual_of
+from aaclip.models.vision import run_block, visual_of
 from clip_common.backbones import VisionTower
 
 
 @torch.no_grad()
-def surgery_features(
+def read_vv_patches(
     tower: VisionTower, images_B3HW: Tensor, *, levels: Sequence[int], blocks: int, axis: Literal["space", "batch"]
 ) -> list[Tensor]:
     """The frozen tower's patches (B, L, D) for stage 1: unit patches by V-V attention, plus the unit class embedding.
@@ -38,20 +38,20 @@ def surgery_features(
     plain_BTF = visual._embeds(images_B3HW)
     patches: dict[int, Tensor] = {}
     for number, block in enumerate(resblocks[:shared], start=1):
-        plain_BTF = through(block, plain_BTF)
+        plain_BTF = run_block(block, plain_BTF)
         patches[number] = plain_BTF
     surgery_BTF = plain_BTF
     for number, block in enumerate(resblocks[shared : max(levels)], start=shared + 1):
-        surgery_BTF = surgery_BTF + block.ls_1(value_attention(block.attn, block.ln_1(surgery_BTF), axis=axis))
+        surgery_BTF = surgery_BTF + block.ls_1(attend_by_values(block.attn, block.ln_1(surgery_BTF), axis=axis))
         surgery_BTF = surgery_BTF + block.ls_2(block.mlp(block.ln_2(surgery_BTF)))
         patches[number] = surgery_BTF
     for block in resblocks[shared:]:
-        plain_BTF = through(block, plain_BTF)
+        plain_BTF = run_block(block, plain_BTF)
     class_B1D = normalize(visual.ln_post(plain_BTF[:, 0]) @ visual.proj, dim=-1)[:, None]
     return [normalize(visual.ln_post(patches[level][:, 1:]) @ visual.proj, dim=-1) + class_B1D for level in levels]
 
 
-def value_attention(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
+def attend_by_values(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
     """Self-attention whose queries and keys are its values: softmax(V·Vᵀ/√d)·V, and the block's own output map."""
     width = x_BTF.shape[-1]
     if axis == "batch":
@@ -64,7 +64,7 @@ def value_attention(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Li
     return attention.out_proj(mixed_BTF)
 
 
-def default_surgery_blocks(tower: VisionTower) -> int:
+def choose_vv_blocks(tower: VisionTower) -> int:
     """19 of 24, and the same share of another depth (6 of 8)."""
     depth = len(visual_of(tower).transformer.resblocks)
     return round(depth * 19 / 24)

@@ -69,7 +69,7 @@ FLAGS = (
 )
 
 
-def overrides_of(given: Mapping[str, Any]) -> list[str]:
+def make_overrides(given: Mapping[str, Any]) -> list[str]:
     """Flags that were given, as overrides, in the order of `FLAGS`.
 
     Args:

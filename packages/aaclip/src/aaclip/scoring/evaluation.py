@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
-from aaclip.data.unreadable import Unreadable, attempt, none_readable
-from aaclip.detector.calibration import relative_scores
+from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
+from aaclip.detector.calibration import compute_relative_scores
 from aaclip.detector.detection import Scores
 from aaclip.detector.detector import Detector
-from aaclip.scoring.metrics import ClassMetrics, mean_of
+from aaclip.scoring.metrics import ClassMetrics, average_classes
 from clip_common.reporting import Progress
 
 
@@ -42,7 +42,7 @@ class Evaluation:
     @property
     def mean(self) -> dict[str, float | None]:
         """Each metric's mean over the classes that have it."""
-        return {name: mean.value for name, mean in mean_of(self.classes).items()}
+        return {name: mean.value for name, mean in average_classes(self.classes).items()}
 
 
 def evaluate(
@@ -70,7 +70,7 @@ def evaluate(
     if not records:
         raise ValueError("there is no image to test on: give a set with a test split")
     found, done = Evaluation({}, {}, {}), 0
-    for name, own in sorted(by_class(records).items()):
+    for name, own in sorted(group_by_class(records).items()):
         dataset = AnomalyDataset(own, preprocess=detector.preprocess, size=detector.size, seed=0)
         metrics, relative, scored = ClassMetrics(), Relative(), 0
         loader = DataLoader(Attempts(dataset), batch_size=batch_size, num_workers=workers, collate_fn=list)
@@ -89,11 +89,11 @@ def evaluate(
             found.intervals[name] = metrics.intervals(samples=samples)
             found.images[name] = scored
     if not found.classes:
-        raise none_readable(found.failures)
+        raise all_unreadable(found.failures)
     return found
 
 
-def by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+def group_by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records of each class, in their order."""
     of_class: dict[str, list[Record]] = {}
     for record in records:
@@ -116,7 +116,7 @@ class Attempts(Dataset[Sample | Unreadable]):
 
 @dataclass
 class Relative:
-    """What the released code's image scores of a class are made of (`calibration.relative_scores`).
+    """What the released code's image scores of a class are made of (`calibration.compute_relative_scores`).
 
     Attributes:
         abnormal: Cosines to "abnormal", a batch each.
@@ -135,7 +135,7 @@ class Relative:
 
     def scores(self, *, domain: Literal["industrial", "medical"]) -> NDArray[np.float64]:
         """(N,) in the order in which images were added."""
-        return relative_scores(
+        return compute_relative_scores(
             np.concatenate(self.abnormal), np.concatenate(self.peaks), lowest=self.lowest, domain=domain
         )
 
@@ -153,20 +153,20 @@ def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch:
             metrics.update(detector.image_logits(own), batch.anomalous_B[rows], maps_BSS, masks)
 
 
-def records_to_test(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
+def read_test_records(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
     """The test split of a set."""
     return read_dataset(root, format=format, classes=classes).of(split="test")
 
 
-def remember_normal(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
+def remember_training_split(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
     """Let a detector remember normal images of each class of a set, from its training split: the first by name.
 
     Raises:
         ValueError: A class whose training split has not as many.
     """
     dataset = read_dataset(root, format=format)
-    normal = by_class(record for record in dataset.of(split="train") if not record.anomalous)
-    for name in sorted(by_class(dataset.of(split="test"))):
+    normal = group_by_class(record for record in dataset.of(split="train") if not record.anomalous)
+    for name in sorted(group_by_class(dataset.of(split="test"))):
         own = sorted(normal.get(name, []), key=lambda record: str(record.image))
         if len(own) < images:
             raise DataError(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from aaclip.scoring.sketches import ImageSketch, pooled
+from aaclip.scoring.sketches import ImageSketch, pool_sketches
 from clip_common.metrics import StreamingAUPRO, StreamingCurve
 from clip_common.metrics.bootstrap import draw_resamples, percentile_intervals
 from clip_common.metrics.histogram import as_labels, as_scores
@@ -145,7 +145,7 @@ class ClassMetrics:
             )
         if values["pixel/auroc"] is not None:
             anomalous_N = np.array([sketch.anomalous for sketch in self._sketches])
-            mass_NK3 = pooled(self._sketches)
+            mass_NK3 = pool_sketches(self._sketches)
             drawn = _stack(
                 _of_pixels(mass_NK3, weights_SN)
                 for weights_SN in _draws(anomalous_N, samples=samples, seed=seed, width=mass_NK3[0].size)
@@ -168,7 +168,7 @@ class Mean(NamedTuple):
     classes: int
 
 
-def mean_of(classes: Mapping[str, Mapping[str, float | None]]) -> dict[str, Mean]:
+def average_classes(classes: Mapping[str, Mapping[str, float | None]]) -> dict[str, Mean]:
     """Each metric's mean over the classes where it exists, and how many those are."""
     means = {}
     for name in dict.fromkeys(name for values in classes.values() for name in values):

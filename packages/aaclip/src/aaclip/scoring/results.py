@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from aaclip.scoring.metrics import mean_of
+from aaclip.scoring.metrics import average_classes
 from clip_common.page import printable
 from clip_common.runs import MetricsCsv, write_atomically, write_json
 from clip_common.runs.files import write_text
@@ -47,7 +47,7 @@ def write_results(
     per_class = {printable(name): values for name, values in per_class.items()}
     intervals = {printable(name): values for name, values in intervals.items()}
     files = [folder / f"results.{suffix}" for suffix in ("json", "csv", "md")]
-    means = {name: mean._asdict() for name, mean in mean_of(per_class).items()}
+    means = {name: mean._asdict() for name, mean in average_classes(per_class).items()}
     whole = {"title": title, "note": note, "classes": per_class, "mean": means, "intervals": intervals}
     write_json(files[0], whole)
     with write_atomically(files[1]) as temporary:
@@ -56,12 +56,12 @@ def write_results(
     return files
 
 
-def as_table(per_class: Mapping[str, Values]) -> list[list[str]]:
+def format_table(per_class: Mapping[str, Values]) -> list[list[str]]:
     """Rows of text for a person, the heading first, the mean last: percent with one decimal, "n/a" where none is.
 
     A mean over fewer than all classes says over how many.
     """
-    means = mean_of(per_class)
+    means = average_classes(per_class)
     rows = [["class", *(LABELS.get(name, name) for name in means)]]
     rows += [[name, *(_percent(values.get(metric)) for metric in means)] for name, values in per_class.items()]
     partial = {name: f" ({mean.classes} of {len(per_class)})" for name, mean in means.items()}
@@ -73,11 +73,11 @@ def as_table(per_class: Mapping[str, Values]) -> list[list[str]]:
 
 
 def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals], *, title: str, note: str) -> str:
-    heading, *classes, mean = as_table(per_class)
+    heading, *classes, mean = format_table(per_class)
     rows = [heading, *([_escaped(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
     parts = [f"# {_escaped(title)}", note.strip(), _aligned(rows), "In percent; n/a: the class has not what it takes."]
     if intervals:
-        metrics = [name for name in mean_of(per_class) if any(name in values for values in intervals.values())]
+        metrics = [name for name in average_classes(per_class) if any(name in values for values in intervals.values())]
         ranges = [
             [_escaped(name), *(_range(values.get(metric)) for metric in metrics)] for name, values in intervals.items()
         ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aaclip.detector.regions import labelled
+from aaclip.detector.regions import label_regions
 from clip_common.metrics.histogram import ScoreHistogram
 
 POINTS = 512
@@ -53,7 +53,7 @@ class ImageSketch:
         scores_K, negatives_K, positives_K = _masses(map_HW, mask_HW, exact=exact)
         overlap_K = positives_K
         if mask_HW.any():
-            regions_HW = labelled(mask_HW)
+            regions_HW = label_regions(mask_HW)
             area_R = np.bincount(regions_HW.ravel())
             overlap_K = _masses(map_HW, mask_HW, weights_HW=1 / area_R[regions_HW], exact=exact)[2]
         mass_K3 = np.stack([negatives_K, positives_K, overlap_K], axis=1)
@@ -71,7 +71,7 @@ class ImageSketch:
         return float(self.mass_K3[:, 1].sum())
 
 
-def pooled(sketches: Sequence[ImageSketch]) -> NDArray[np.float64]:
+def pool_sketches(sketches: Sequence[ImageSketch]) -> NDArray[np.float64]:
     """(N, G, 3) masses of each image in common steps, the highest scores first, float64.
 
     A step holds about 1/1024 of the mass of all images together. All scores are steps where there are no more.

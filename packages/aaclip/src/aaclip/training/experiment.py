@@ -19,29 +19,29 @@ from aaclip.data import (
     Augment,
     DataError,
     Record,
+    check_masks,
+    check_no_overlap,
     collate,
     read_dataset,
-    refuse_overlap,
-    require_masks,
     save_list,
     training_records,
 )
-from aaclip.data.selection import TRAINING_LIST, hashes_of, require_same_images
+from aaclip.data.selection import TRAINING_LIST, check_same_images, read_hashes
 from aaclip.detector.calibration import Logistic
 from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone, preprocess_of
-from aaclip.models.prompts import PromptSet, class_embeddings, prompt_set
+from aaclip.models.backbone import load_backbone, make_preprocess
+from aaclip.models.prompts import PromptSet, embed_classes, prompt_set
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import ImageStage, StageData, TextStage
 from aaclip.training.stages import (
     Stage,
-    configuration_of,
-    continued,
+    check_free,
     holds_run,
-    pending,
-    require_free,
-    to_do,
+    list_pending,
+    list_stages,
+    read_config,
+    resume_config,
 )
 from clip_common.config import load_config, to_yaml
 from clip_common.metrics import StreamingCurve
@@ -97,7 +97,7 @@ def resolve(
             raise ValueError(
                 "--resume keeps the run's own configuration: leave out --config, overrides and other flags"
             )
-        return configuration_of(Run.open(resume))
+        return read_config(Run.open(resume))
     begun = folder is not None and holds_run(folder)
     own = folder / "config.yaml" if folder is not None and begun and config is None else config
     settings = load_config(Config, config=own, overrides=overrides, package="aaclip")
@@ -132,18 +132,18 @@ def train(
     place = folder if folder is not None and holds_run(folder) else resume
     begun = None if place is None else Run.open(place)
     if begun is not None:
-        config = continued(begun, config)
+        config = resume_config(begun, config)
     elif folder is not None:
-        require_free(folder)
+        check_free(folder)
     elif config.name is not None:
-        Run.check_new("aaclip", config.name, root=config.runs)
-    todo = to_do(config, stage, begun)
-    if begun is not None and not todo and (finished := as_it_is(begun, config)):
+        Run.require_new("aaclip", config.name, root=config.runs)
+    todo = list_stages(config, stage, begun)
+    if begun is not None and not todo and (finished := load_finished(begun, config)):
         return finished
-    check_trainer(config.trainer)
-    records = records_of(config)
+    require_trainer(config.trainer)
+    records = read_training_records(config)
     if begun is not None and (begun.path / TRAINING_LIST).exists():
-        require_same_images(begun.path / TRAINING_LIST, records)
+        check_same_images(begun.path / TRAINING_LIST, records)
     bundle = load_backbone(config.backbone)
     seed_everything(config.trainer.seed)
     model = AnomalyModel(bundle, config)
@@ -161,19 +161,19 @@ def train(
         run = Run.create("aaclip", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
     with run.locked():
         if begun is not None:
-            run = go_on(begun, config)
+            run = mark_resumed(begun, config)
         if rank() == 0:
             run.ledger.start(MODEL)  # a detector of an earlier call is not that of this run any more
             shutil.rmtree(run.path / MODEL, ignore_errors=True)
             if not (run.path / TRAINING_LIST).exists():
                 save_list(records, run.path / TRAINING_LIST, root=root)
         train_text(model, records, config, prompts, run, resume=begun is not None, reporter=reporter)
-        classes = known_classes(model, records, config, prompts)
+        classes = embed_training_classes(model, records, config, prompts)
         if stage != "text" or run.ledger.done("image"):
             train_image(model, records, config, classes, run, resume=begun is not None)
         if rank() != 0:
             return Trained(run, None, len(records))
-        if left := pending(config, run):
+        if left := list_pending(config, run):
             return Trained(run, None, len(records), tuple(left))
         detector = Detector(model, config, classes={prompts.name_of(name): text for name, text in classes.items()})
         with reporter("fitting the score") as progress:
@@ -184,25 +184,25 @@ def train(
     return Trained(run, detector, len(records))
 
 
-def as_it_is(run: Run, config: Config) -> Trained | None:
+def load_finished(run: Run, config: Config) -> Trained | None:
     """A run in which nothing that was asked for is left to do; None where its detector is not there."""
-    left = tuple(pending(config, run))
+    left = tuple(list_pending(config, run))
     if not left and not (run.ledger.done(MODEL) and (run.path / MODEL).is_dir()):
         return None
-    images = len(hashes_of(run.path / TRAINING_LIST))
+    images = len(read_hashes(run.path / TRAINING_LIST))
     return Trained(run, None if left or rank() != 0 else Detector.from_pretrained(run.path), images, left)
 
 
-def go_on(run: Run, config: Config) -> Run:
+def mark_resumed(run: Run, config: Config) -> Run:
     """Note in a run that it is gone on with, and with which configuration."""
-    own = configuration_of(run)
+    own = read_config(run)
     run = Run.resume(run.path.resolve(), config_yaml=to_yaml(own))
     if rank() == 0 and config != own:
         write_text(run.path / "config.yaml", to_yaml(config))
     return run
 
 
-def records_of(config: Config) -> list[Record]:
+def read_training_records(config: Config) -> list[Record]:
     """What is trained on, checked: masks are there, and nothing of it is in a set that will be tested.
 
     Raises:
@@ -212,18 +212,18 @@ def records_of(config: Config) -> list[Record]:
         raise DataError("data.root=… is needed: a folder of labelled images, see `aaclip data check`")
     dataset = read_dataset(Path(config.data.root), format=config.data.format, classes=config.data.classes)
     records = training_records(dataset, config.data, seed=config.trainer.seed)
-    require_masks(records)
+    check_masks(records)
     for other in config.data.test_roots:
-        refuse_overlap(records, read_dataset(Path(other)).of(split="test"))
+        check_no_overlap(records, read_dataset(Path(other)).of(split="test"))
     return records
 
 
-def dataset_of(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
+def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
     """Augmented samples."""
     size = model.bundle.image.spec.image_size
     return AnomalyDataset(
         records,
-        preprocess=preprocess_of(model.bundle, config.preprocess),
+        preprocess=make_preprocess(model.bundle, config.preprocess),
         size=size,
         seed=config.trainer.seed,
         augment=Augment(config.augment, size=size, colour=colour),
@@ -244,7 +244,7 @@ def train_text(
     stage = config.stages.text
     if stage.epochs == 0:
         return
-    dataset: AnomalyDataset | FrozenViews = dataset_of(model, records, config, colour=False)
+    dataset: AnomalyDataset | FrozenViews = make_dataset(model, records, config, colour=False)
     views = None
     if stage.cache_features and not run.ledger.done("text"):
         assert isinstance(dataset, AnomalyDataset)
@@ -272,21 +272,21 @@ def train_image(
     if stage.epochs == 0:
         return
     module = ImageStage(model, config, dict(classes))
-    data = StageData(dataset_of(model, records, config, colour=True), batch_size=stage.batch_size, config=config)
+    data = StageData(make_dataset(model, records, config, colour=True), batch_size=stage.batch_size, config=config)
     trainer = replace(config.trainer, max_epochs=stage.epochs)
     result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="image", resume=resume)
     load_weights(module, result.last)
 
 
 @torch.no_grad()
-def known_classes(
+def embed_training_classes(
     model: AnomalyModel, records: Sequence[Record], config: Config, prompts: PromptSet
 ) -> dict[str, Tensor]:
     """(D, 2) embedding of each class of the training set, by its folder's name, from the trained text tower."""
     model.eval()
     names = sorted({record.class_name for record in records})
     called = [prompts.name_of(name) for name in names]
-    text = class_embeddings(model.encode_text, called, prompts, renormalise=config.prompts.renormalise)
+    text = embed_classes(model.encode_text, called, prompts, renormalise=config.prompts.renormalise)
     return dict(zip(names, text.float(), strict=True))
 
 

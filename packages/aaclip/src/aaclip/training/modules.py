@@ -18,7 +18,7 @@ from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Batch, collate
 from aaclip.models import AnomalyModel
 from aaclip.models.maps import differences, probability_map
-from aaclip.models.prompts import PromptSet, class_embeddings
+from aaclip.models.prompts import PromptSet, embed_classes
 from aaclip.training.features import FrozenViews
 from aaclip.training.losses import orthogonal_loss, segmentation_loss
 from clip_common.training import ResumableLoader, ShuffledBatchSampler
@@ -83,7 +83,7 @@ class TextStage(Stage):
         classes = sorted(set(batch.class_names))
         names = [self.prompts.name_of(name) for name in classes]
         renormalise = self.config.prompts.renormalise
-        text_CD2 = class_embeddings(self.model.encode_text, names, self.prompts, renormalise=renormalise)
+        text_CD2 = embed_classes(self.model.encode_text, names, self.prompts, renormalise=renormalise)
         text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
         if self.views is None:
             patches = self.model.frozen_patches(batch.images_B3HW)

@@ -22,7 +22,7 @@ def holds_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
 
 
-def require_free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Refuse a folder that holds something else than a run. Later ranks ask nothing: the first may have made it.
 
     Raises:
@@ -35,7 +35,7 @@ def require_free(folder: Path) -> None:
         )
 
 
-def continued(run: Run, config: Config) -> Config:
+def resume_config(run: Run, config: Config) -> Config:
     """The configuration that a run goes on with: its own, but for stages that were not begun yet.
 
     0 epochs of a stage that is done mean "no more of it", as in the released code, and change nothing.
@@ -47,7 +47,7 @@ def continued(run: Run, config: Config) -> Config:
     Raises:
         ValueError: A change of something that what was trained so far rests on.
     """
-    own = configuration_of(run)
+    own = read_config(run)
     for name in STAGES:
         if run.ledger.done(name) and getattr(config.stages, name).epochs == 0:
             config = replace(config, stages=replace(config.stages, **{name: getattr(own.stages, name)}))
@@ -65,24 +65,24 @@ def continued(run: Run, config: Config) -> Config:
     return config
 
 
-def configuration_of(run: Run) -> Config:
+def read_config(run: Run) -> Config:
     """What a run was begun or gone on with."""
     return load_config(Config, config=run.path / "config.yaml")
 
 
-def pending(config: Config, run: Run | None) -> list[str]:
+def list_pending(config: Config, run: Run | None) -> list[str]:
     """Stages that the configuration has and the run has not done; None has done nothing."""
     wanted = [name for name in STAGES if getattr(config.stages, name).epochs > 0]
     return [name for name in wanted if run is None or not run.ledger.done(name)]
 
 
-def to_do(config: Config, stage: Stage, run: Run | None) -> list[str]:
+def list_stages(config: Config, stage: Stage, run: Run | None) -> list[str]:
     """The pending stages that `stage` asks for.
 
     Raises:
         ValueError: A stage that the configuration leaves out, or stage 2 before stage 1.
     """
-    left = pending(config, run)
+    left = list_pending(config, run)
     if stage == "both":
         return left
     if getattr(config.stages, stage).epochs == 0:
