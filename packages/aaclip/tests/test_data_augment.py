@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from aaclip.config import AugmentConfig
-from aaclip.data import AnomalyDataset, Augment, DataError, Record, collate, read_image
+from aaclip.data import AnomalyDataset, Augment, DataError, Record, collate
+from clip_common.images import read_image
 from clip_common.loader import ResumableLoader, ShuffledBatchSampler
 
 STILL = AugmentConfig(

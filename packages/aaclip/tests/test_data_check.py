@@ -95,9 +95,9 @@ def test_a_set_without_masks_has_no_problem_with_that(tmp_path):
 
 
 def test_every_file_is_read_once(root, monkeypatch):
-    opened = Counter()
-    whole = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.update([path]) or whole(path))
+    opened: Counter[Path] = Counter()
+    whole = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: opened.update([path]) or whole(path, *mode))
     dataset = read_dataset(root)
     assert not opened
     check(dataset)

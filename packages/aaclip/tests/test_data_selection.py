@@ -191,7 +191,7 @@ def test_a_run_that_goes_on_notices_other_images(stored, tmp_path):
     save_list(stored, listing, root=tmp_path)
     assert read_hashes(listing) == [json.loads(listing.read_text())["records"][n]["sha256"] for n in range(len(stored))]
     check_same_images(listing, stored[::-1])
-    with pytest.raises(DataError, match=r"begun with other images: 2 of them are gone or changed, 0 are new"):
+    with pytest.raises(DataError, match=r"started with other images: 2 of them are gone or changed, 0 are new"):
         check_same_images(listing, stored[2:])
     stored[0].image.write_bytes(b"x")
     with pytest.raises(

@@ -12,7 +12,6 @@ from aaclip.data.augment import Augment
 from aaclip.data.check import Count, Report, check
 from aaclip.data.dataset import AnomalyDataset, Batch, Sample, collate
 from aaclip.data.formats import FORMATS, read_dataset
-from aaclip.data.images import as_rgb, read_image, read_mask
 from aaclip.data.records import Dataset, Record
 from aaclip.data.selection import check_masks, check_no_overlap, few_shot, load_list, save_list, training_records
 from clip_common.errors import DataError
@@ -28,7 +27,6 @@ __all__ = [
     "Record",
     "Report",
     "Sample",
-    "as_rgb",
     "check",
     "check_masks",
     "check_no_overlap",
@@ -36,8 +34,6 @@ __all__ = [
     "few_shot",
     "load_list",
     "read_dataset",
-    "read_image",
-    "read_mask",
     "save_list",
     "training_records",
 ]

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from aaclip.data.images import read_image, read_mask
 from aaclip.data.records import Dataset, Record
 from clip_common.errors import DataError
+from clip_common.images import read_image, read_mask
 from clip_common.reporting import Progress
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from aaclip.data.augment import Augment, squash
-from aaclip.data.images import read_image, read_mask
 from aaclip.data.records import Record
+from clip_common.images import read_image, read_mask
 from clip_common.loader import epoch_seed
 
 

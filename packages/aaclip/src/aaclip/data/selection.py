@@ -173,7 +173,7 @@ def check_same_images(file: Path, records: Sequence[Record]) -> None:
     before, now = set(read_hashes(file)), {hash_file(record.image) for record in records}
     if before != now:
         raise DataError(
-            f"{file.parent} was begun with other images: {len(before - now)} of them are gone or changed, "
+            f"{file.parent} was started with other images: {len(before - now)} of them are gone or changed, "
             f"{len(now - before)} are new: restore the set, or name a new run"
         )
 

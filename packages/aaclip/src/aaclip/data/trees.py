@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from aaclip.data.records import Record
+from clip_common.images import IMAGE_SUFFIXES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NORMAL = ("normal", "good", "ok")
 ANOMALOUS = ("abnormal", "anomaly", "bad", "defective", "ko")
 
@@ -65,7 +65,7 @@ class Tree:
 
 def pictures(folder: Path) -> list[Path]:
     """Pictures directly in a folder, by name; none where there is no such folder. Hidden files are no pictures."""
-    return [file for file in _visible(folder) if file.suffix.lower() in SUFFIXES and file.is_file()]
+    return [file for file in _visible(folder) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
 def folders(folder: Path) -> list[Path]:
