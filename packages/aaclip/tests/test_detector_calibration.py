@@ -145,11 +145,12 @@ def evidence(seed, *, cls=1.5, top=1.5, normal=60, anomalous=20):
 
 def test_the_score_by_hand():
     score = Logistic(a=2.0, b=0.5, c=-1.0)
-    assert score([0.5, 1.0], [0.0, 2.0]) == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
-    assert score.logits(np.float32(0.5), torch.tensor(2.0)) == pytest.approx(1.0)
-    far = score([30.0, 40.0], [0.0, 0.0])
-    assert far[0] == far[1] == 1  # where scores are one, logits are not
-    assert score.logits([30.0, 40.0], 0.0).tolist() == [59, 79]
+    cls_B, top_B = torch.tensor([0.5, 1.0]), torch.tensor([0.0, 2.0])
+    assert score(cls_B, top_B).tolist() == pytest.approx([0.5, 1 / (1 + math.exp(-2))])
+    assert score.logits(torch.tensor(0.5), torch.tensor(2.0)).item() == pytest.approx(1.0)
+    far_B, nothing_B = torch.tensor([30.0, 40.0]), torch.zeros(2)
+    assert score(far_B, nothing_B).tolist() == [1, 1]  # where scores are one, logits are not
+    assert score.logits(far_B, nothing_B).tolist() == [59, 79]
 
 
 def test_the_fit_is_sklearns_on_scaled_inputs():
@@ -157,10 +158,10 @@ def test_the_fit_is_sklearns_on_scaled_inputs():
     fitted = Logistic.fit(cls, torch.from_numpy(top), labels.astype(int))
     inputs = StandardScaler().fit_transform(np.stack([cls, top], axis=1))
     expected = LogisticRegression(class_weight="balanced").fit(inputs, labels).predict_proba(inputs)[:, 1]
-    assert fitted(cls, top) == pytest.approx(expected, abs=1e-4)
+    assert fitted(torch.from_numpy(cls), torch.from_numpy(top)).numpy() == pytest.approx(expected, abs=1e-4)
     assert fitted.images == 80
     assert fitted.a > 0 < fitted.b
-    scores = fitted(cls, top)
+    scores = fitted(torch.from_numpy(cls), torch.from_numpy(top)).numpy()
     assert scores[labels].mean() - 0.5 == pytest.approx(0.5 - scores[~labels].mean(), abs=0.03)  # 60 against 20
 
 
@@ -186,7 +187,7 @@ def test_a_constant_input_has_no_say():
     _, top, labels = evidence(3)
     fitted = Logistic.fit(np.full(80, 0.3), top, labels)
     assert fitted.a == 0 < fitted.b
-    assert np.isfinite(fitted([0.9], [5.0])).all()
+    assert fitted(torch.tensor([0.9]), torch.tensor([5.0])).isfinite().all()
 
 
 def test_nothing_to_fit_is_told():

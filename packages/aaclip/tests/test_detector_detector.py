@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 from aaclip.data import DataError
 from aaclip.detector.calibration import Threshold
 from aaclip.detector.detector import Detector
-from aaclip.detector.files import CONFIG, DETECTOR, WEIGHTS, save_threshold
+from aaclip.detector.files import WEIGHTS, save_threshold
+from clip_common.runs.opening import MARKER
 
 
 @pytest.fixture
@@ -194,18 +195,18 @@ def truncate_weights(saved: Path) -> None:
 
 
 def truncate_description(saved: Path) -> None:
-    (saved / DETECTOR).write_text((saved / DETECTOR).read_text()[:60])
+    (saved / MARKER).write_text((saved / MARKER).read_text()[:60])
 
 
 def mix_detectors(saved: Path) -> None:
-    told = json.loads((saved / DETECTOR).read_text())
-    (saved / DETECTOR).write_text(json.dumps(told | {"classes": ["mug", "bottle"]}))
+    told = json.loads((saved / MARKER).read_text())
+    (saved / MARKER).write_text(json.dumps(told | {"classes": ["mug", "bottle"]}))
 
 
 def other_adapters(saved: Path) -> None:
-    text = (saved / CONFIG).read_text()
-    assert "kind: bottleneck" in text
-    (saved / CONFIG).write_text(text.replace("kind: bottleneck", "kind: mlp"))
+    text = (saved / MARKER).read_text()
+    assert '"kind": "bottleneck"' in text
+    (saved / MARKER).write_text(text.replace('"kind": "bottleneck"', '"kind": "mlp"'))
 
 
 def no_weights(saved: Path) -> None:
@@ -213,18 +214,18 @@ def no_weights(saved: Path) -> None:
 
 
 def no_description(saved: Path) -> None:
-    (saved / DETECTOR).unlink()
+    (saved / MARKER).unlink()
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (truncate_weights, rf"{WEIGHTS} is damaged"),
-        (truncate_description, rf"{DETECTOR} is damaged"),
-        (mix_detectors, rf"{WEIGHTS} is not of the same detector as {DETECTOR}"),
-        (other_adapters, "of other adapters than configured"),
+        (truncate_description, rf"{MARKER} is damaged"),
+        (mix_detectors, rf"{WEIGHTS} belongs to another detector than {MARKER}"),
+        (other_adapters, "does not fit the adapters of this configuration"),
         (no_weights, WEIGHTS),
-        (no_description, "neither a run folder of aaclip nor a folder with detector.json"),
+        (no_description, "is neither a run folder nor a saved model of aaclip"),
     ],
 )
 def test_a_damaged_detector_is_one_line(saved, damage, said):
@@ -236,14 +237,14 @@ def test_a_damaged_detector_is_one_line(saved, damage, said):
 
 def test_a_checkpoint_of_another_backbone(saved, clip_folder, other_clip):
     """The folder that the configuration names holds other weights than those that were trained on."""
-    text = (saved / CONFIG).read_text()
-    (saved / CONFIG).write_text(text.replace(str(clip_folder), str(other_clip)))
-    with pytest.raises(ValueError, match=r"was trained on other weights than those of .*: load the backbone"):
+    text = (saved / MARKER).read_text()
+    (saved / MARKER).write_text(text.replace(str(clip_folder), str(other_clip)))
+    with pytest.raises(ValueError, match=r"is of another model: it was made with an image tower .*: load the one"):
         Detector.from_pretrained(saved)
 
 
 def test_a_backbone_that_is_gone(saved, clip_folder, tmp_path):
-    (saved / CONFIG).write_text((saved / CONFIG).read_text().replace(str(clip_folder), str(tmp_path / "gone")))
+    (saved / MARKER).write_text((saved / MARKER).read_text().replace(str(clip_folder), str(tmp_path / "gone")))
     with pytest.raises(ValueError, match="gone") as error:
         Detector.from_pretrained(saved)
     assert "\n" not in str(error.value)

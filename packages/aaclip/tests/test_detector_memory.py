@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from aaclip.detector.calibration import Threshold
 from aaclip.detector.detector import Detector
-from aaclip.detector.memory import WEIGHT, Memory
+from aaclip.detector.memory import WEIGHT, Memory, measure_surprise
 
 
 def unit(*rows: list[float]) -> torch.Tensor:
@@ -17,18 +17,18 @@ def unit(*rows: list[float]) -> torch.Tensor:
 
 def test_surprise_is_the_distance_to_the_nearest_beyond_the_usual_one():
     """One patch along x, its mirror image along y: each is 1 from the other, which is the usual distance."""
-    memory = Memory.of([unit([1.0, 0, 0])[None]], [unit([0, 1.0, 0])[None]])
+    memory = Memory.from_patches([unit([1.0, 0, 0])[None]], [unit([0, 1.0, 0])[None]])
     assert memory.images == 1
     assert memory.levels[0].usual.item() == pytest.approx(1)
     looked_at = [unit([0, 0, 1.0])[None], unit([1.0, 0, 0])[None], unit([1.0, 1.0, 0])[None]]
-    found = [memory.surprise([one])[0].item() for one in looked_at]
+    found = [measure_surprise([one], memory.levels)[0].item() for one in looked_at]
     assert found == pytest.approx([0, -WEIGHT, -(0.5**0.5) * WEIGHT], abs=1e-5)
 
 
 def test_equals_a_loop_over_patches():
     torch.manual_seed(0)
     plain, mirror, asked = (normalize(torch.randn(count, 4, 8), dim=-1) for count in (3, 3, 2))
-    memory = Memory.of([plain], [mirror])
+    memory = Memory.from_patches([plain], [mirror])
     entries = [*plain, *mirror]
     usual = []
     for number, own in enumerate(entries):
@@ -38,7 +38,7 @@ def test_equals_a_loop_over_patches():
         [min(1 - float(patch @ other) for entry in entries for other in entry) - np.mean(usual) for patch in image]
         for image in asked
     ]
-    found = memory.surprise([asked])[0].flatten(1).numpy()
+    found = measure_surprise([asked], memory.levels)[0].flatten(1).numpy()
     np.testing.assert_allclose(found, WEIGHT * np.array(expected), atol=1e-4)
 
 

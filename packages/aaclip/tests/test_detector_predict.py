@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from aaclip.data import DataError
-from aaclip.data.pictures import files_of
 from aaclip.detector.calibration import Logistic, Threshold
 from aaclip.detector.detector import Detector
-from aaclip.detector.predict import LINES, calibrate_on, name_outputs, predict_files
+from aaclip.detector.predict import LINES, calibrate, name_outputs, predict_files
+from clip_common.images import find_images
 
 
 def picture(file: Path, *, seed: int = 0, size: tuple[int, int] = (40, 24)) -> Path:
@@ -24,7 +24,7 @@ def picture(file: Path, *, seed: int = 0, size: tuple[int, int] = (40, 24)) -> P
 
 
 def looked_at(detector: Detector, files: list[Path], folder: Path, **more):
-    return predict_files(detector, files, name="mug", folder=folder, model="small", **more)
+    return predict_files(detector, files, name="mug", folder=folder, **more)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -54,7 +54,7 @@ def kinds(tmp_path) -> Path:
 
 
 def test_every_kind_of_picture_gets_an_overlay_a_mask_and_a_line_of_its_own_size(detector, kinds, tmp_path):
-    files = files_of([str(kinds)])
+    files = find_images([str(kinds)])
     found = looked_at(detector, files, tmp_path / "out", page=tmp_path / "page.html")
     assert found.failures == {}
     assert [line["image"] for line in lines(tmp_path / "out")] == [str(file) for file in files]
@@ -88,7 +88,7 @@ def test_the_batch_goes_on_over_files_that_are_no_pictures(detector, tmp_path):
     cut.write_bytes(cut.read_bytes()[:300])
     (tmp_path / "in" / "text.jpg").write_text("not an image")
     (tmp_path / "in" / "void.png").touch()
-    files = files_of([str(tmp_path / "in")])
+    files = find_images([str(tmp_path / "in")])
     found = looked_at(detector, files, tmp_path / "out", page=tmp_path / "page.html")
     assert [line["image"] for line in lines(tmp_path / "out")] == [str(file) for file in good]
     assert sorted(Path(file).name for file in found.failures) == ["cut.png", "text.jpg", "void.png"]
@@ -132,7 +132,7 @@ def test_each_line_is_on_the_disk_before_the_next_picture_is_looked_at(detector,
 
 def test_a_name_that_is_none_leaves_nothing(detector, tmp_path):
     with pytest.raises(ValueError, match="name of a thing is empty"):
-        predict_files(detector, [picture(tmp_path / "a.png")], name=" ", folder=tmp_path / "out", model="small")
+        predict_files(detector, [picture(tmp_path / "a.png")], name=" ", folder=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -187,9 +187,7 @@ def test_a_page_of_somebody_else_is_refused_before_anything_is_looked_at(detecto
 def test_an_earlier_page_and_earlier_files_are_replaced(detector, tmp_path):
     file = picture(tmp_path / "a.png")
     for name in ("Erstes", "Zweites"):
-        predict_files(
-            detector, [file], name=name, folder=tmp_path / "out", model="small", page=tmp_path / "new" / "page.html"
-        )
+        predict_files(detector, [file], name=name, folder=tmp_path / "out", page=tmp_path / "new" / "page.html")
     assert "Zweites" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert [line["name"] for line in lines(tmp_path / "out")] == ["Zweites"]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a_mask.png", "a_overlay.png", LINES]
@@ -200,20 +198,20 @@ def test_files_folders_and_globs(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert files_of([str(tmp_path)]) == [tmp_path / name for name in ("a.jpg", "b.PNG", "deep/er/c.tif")]
-    assert files_of([str(tmp_path / "*.jpg"), str(tmp_path / "a.jpg")]) == [tmp_path / "a.jpg"]  # once
-    assert files_of([str(tmp_path / "**" / "*.tif")]) == [tmp_path / "deep/er/c.tif"]
-    assert tmp_path / "deep" not in files_of([str(tmp_path / "*")])  # a folder is no picture
-    assert files_of([str(tmp_path / ".hidden.png")]) == [tmp_path / ".hidden.png"]  # named by the user
+    assert find_images([str(tmp_path)]) == [tmp_path / name for name in ("a.jpg", "b.PNG", "deep/er/c.tif")]
+    assert find_images([str(tmp_path / "*.jpg"), str(tmp_path / "a.jpg")]) == [tmp_path / "a.jpg"]  # once
+    assert find_images([str(tmp_path / "**" / "*.tif")]) == [tmp_path / "deep/er/c.tif"]
+    assert tmp_path / "deep" not in find_images([str(tmp_path / "*")])  # a folder is no picture
+    assert find_images([str(tmp_path / ".hidden.png")]) == [tmp_path / ".hidden.png"]  # named by the user
     (tmp_path / "[ab].png").touch()
-    assert files_of([str(tmp_path / "[ab].png")]) == [tmp_path / "[ab].png"]  # a file before a pattern
+    assert find_images([str(tmp_path / "[ab].png")]) == [tmp_path / "[ab].png"]  # a file before a pattern
 
 
 def test_relative_globs(tmp_path, monkeypatch):
     (tmp_path / "x.png").touch()
     monkeypatch.chdir(tmp_path)
-    assert files_of(["*.png"]) == [Path("x.png")]
-    assert files_of(["."]) == [Path("x.png")]
+    assert find_images(["*.png"]) == [Path("x.png")]
+    assert find_images(["."]) == [Path("x.png")]
 
 
 @pytest.mark.parametrize("source", ["empty", "gone.png", "*.png", "text"])
@@ -222,7 +220,7 @@ def test_nothing_to_look_at_is_one_line(tmp_path, source):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").touch()
     with pytest.raises(DataError, match="no picture there") as error:
-        files_of([str(tmp_path / source)])
+        find_images([str(tmp_path / source)])
     assert str(tmp_path / source) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -230,7 +228,7 @@ def test_nothing_to_look_at_is_one_line(tmp_path, source):
 def test_outputs_beside_the_pictures_are_not_looked_at_the_next_time(detector, tmp_path):
     picture(tmp_path / "a.png")
     for _ in range(2):
-        files = files_of([str(tmp_path)], without=tmp_path / "out")
+        files = find_images([str(tmp_path)], exclude=tmp_path / "out")
         assert files == [tmp_path / "a.png"]
         looked_at(detector, files, tmp_path / "out")
 
@@ -243,7 +241,7 @@ def normal(tmp_path) -> list[Path]:
 @pytest.mark.parametrize(("guarantee", "above"), [(False, 2), (True, 1)])
 def test_calibration_sets_the_rate_of_false_alarms(detector, saved, normal, guarantee, above):
     """Of 10 scores a quantile at 0.2 lets 2 pass; a promise of 0.2 for the 11th lets floor(0.2 · 11) − 1 = 1 pass."""
-    calibration = calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=guarantee)
+    calibration = calibrate(saved, normal, name="mug", target_fpr=0.2, guarantee=guarantee)
     again, threshold = Detector.from_pretrained(saved), calibration.threshold
     assert calibration.failures == {}
     assert again.threshold == threshold
@@ -260,30 +258,30 @@ def test_normal_pictures_that_score_1_are_no_ground_for_a_threshold(detector, sa
     detector.score = Logistic(a=0.0, b=0.0, c=60.0)
     detector.save_pretrained(saved)
     with pytest.raises(ValueError, match="more than 20 % of the 10 normal pictures score 1"):
-        calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
+        calibrate(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
     assert Detector.from_pretrained(saved).threshold is None
 
 
 def test_too_few_pictures_for_a_promise_leave_the_detector_without_a_threshold(saved, normal):
     with pytest.raises(ValueError, match="10 normal images cannot promise it, 99 can"):
-        calibrate_on(saved, normal, name="mug", target_fpr=0.01, guarantee=True)
+        calibrate(saved, normal, name="mug", target_fpr=0.01, guarantee=True)
     assert Detector.from_pretrained(saved).threshold is None
 
 
 def test_a_normal_picture_that_cannot_be_read_is_left_out_and_told(saved, normal):
     normal[3].write_text("no")
     steps = []
-    calibration = calibrate_on(
+    calibration = calibrate(
         saved, normal, name="mug", target_fpr=0.2, guarantee=False, progress=lambda *step: steps.append(step)
     )
     assert list(calibration.failures) == [str(normal[3])]
     assert "3.png: not a readable image" in calibration.failures[str(normal[3])]
     assert steps == [(done, 10) for done in range(1, 11)]
-    alone = calibrate_on(saved, normal[:3] + normal[4:], name="mug", target_fpr=0.2, guarantee=False)
+    alone = calibrate(saved, normal[:3] + normal[4:], name="mug", target_fpr=0.2, guarantee=False)
     assert alone.threshold == calibration.threshold
     assert calibration.threshold.images == 9
     with pytest.raises(ValueError, match=r"9 normal images cannot promise it, 99 can.*\(1 of 10 could not be read\)"):
-        calibrate_on(saved, normal, name="mug", target_fpr=0.01, guarantee=True)
+        calibrate(saved, normal, name="mug", target_fpr=0.01, guarantee=True)
     assert Detector.from_pretrained(saved).threshold == calibration.threshold
 
 
@@ -291,18 +289,18 @@ def test_normal_pictures_of_which_none_can_be_read_leave_the_threshold(saved, no
     for file in normal:
         file.write_text("no")
     with pytest.raises(DataError, match=r"none of 10 images could be read, first .*0\.png: not a readable image"):
-        calibrate_on(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
+        calibrate(saved, normal, name="mug", target_fpr=0.2, guarantee=False)
     assert Detector.from_pretrained(saved).threshold is None
 
 
 def test_pictures_that_a_run_learned_from_set_no_threshold(trained, parts, tmp_path):
     run = Path(shutil.copytree(trained(), tmp_path / "run"))
-    files = files_of([str(parts / "mug" / "train" / "good")])
+    files = find_images([str(parts / "mug" / "train" / "good")])
     for source in (run, run / "model"):
         with pytest.raises(
             DataError, match=r"^2 of 2 images to calibrate on are among those that .*: calibrate on other"
         ):
-            calibrate_on(source, files, name="mug", target_fpr=0.2, guarantee=False)
+            calibrate(source, files, name="mug", target_fpr=0.2, guarantee=False)
     assert Detector.from_pretrained(run).threshold is None
-    calibrate_on(run, [picture(tmp_path / "new.png")], name="mug", target_fpr=0.2, guarantee=False)
+    calibrate(run, [picture(tmp_path / "new.png")], name="mug", target_fpr=0.2, guarantee=False)
     assert Detector.from_pretrained(run).threshold is not None

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aaclip.detector.regions import Region, find_regions
+from aaclip.detector.regions import find_regions
+from aaclip.report.findings import Region
 
 
 def drawn(*rows):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from PIL import Image
 
-from aaclip.detector.regions import Region
+from aaclip.report.findings import Region
 from aaclip.report.overlay import legend, overlay
 from clip_common.heatmap import COLOURS, OPAQUE
 

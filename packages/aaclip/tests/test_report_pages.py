@@ -13,7 +13,7 @@ from PIL import Image
 
 from aaclip.data import DataError
 from aaclip.detector.calibration import Threshold
-from aaclip.detector.regions import Finding, Region
+from aaclip.report.findings import Finding, Region
 from aaclip.report.pages import write_page
 
 THRESHOLD = Threshold(0.5, "conformal", target_fpr=0.01, images=120)
@@ -59,7 +59,9 @@ def finding(folder, name="part.png", *, score=0.75, anomalous=True, size=(60, 40
 
 def report(folder, *findings, file="report.html", **options):
     arguments = {"title": "Shift 3", "threshold": THRESHOLD, "model": "aaclip/first"} | options
-    return write_page(folder / file, findings, **arguments)
+    if threshold := arguments["threshold"]:
+        arguments |= {"threshold": threshold.value, "threshold_reason": threshold.describe()}
+    return write_page(folder / file, findings, **{"threshold_reason": ""} | arguments)
 
 
 def test_a_report_tells_what_was_found(tmp_path):
@@ -78,7 +80,7 @@ def test_a_report_tells_what_was_found(tmp_path):
     assert "✓ 1 normal" in page.text
     assert "✕ 1 could not be read" in page.text
     assert "no verdict" not in page.text
-    assert "scores 0.500 or more" in page.text
+    assert "A score of 0.500 or more means anomalous" in page.text
     assert "at most 1 %, judged by 120 images" in page.text
     assert "aaclip/first · 20" in page.text  # and the date
     assert "bad/ü <1>.png: not a readable image" in page.text
@@ -108,9 +110,9 @@ def test_without_a_threshold_there_are_no_verdicts(tmp_path):
 @pytest.mark.parametrize(
     ("threshold", "said"),
     [
-        (Threshold(0.25, "normal_quantile", 0.05, 40), "5 % of 40 images that are normal reach it, at most"),
+        (Threshold(0.25, "normal_quantile", 0.05, 40), "at most 5 % of 40 images that are normal reach it"),
         (Threshold(0.25, "best_f1", None, 1200), "the best F1 on 1,200 images"),
-        (Threshold(0.25, "given"), "0.250 or more: as given"),
+        (Threshold(0.25, "given"), "0.250 or more means anomalous: as given"),
     ],
 )
 def test_the_threshold_is_explained(tmp_path, threshold, said):
@@ -172,7 +174,11 @@ def test_findings_may_come_one_by_one_and_failures_with_them(tmp_path):
         yield finding(tmp_path)
         failures["late.png"] = "truncated"
 
-    page = Page(write_page(tmp_path / "r.html", looked(), title="t", threshold=None, model="m", failures=failures))
+    page = Page(
+        write_page(
+            tmp_path / "r.html", looked(), title="t", threshold=None, threshold_reason="", model="m", failures=failures
+        )
+    )
     assert "✕ 1 could not be read" in page.text
     assert "late.png: truncated" in page.text
 

@@ -9,6 +9,7 @@ from math import ceil, floor
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -40,6 +41,17 @@ class Threshold:
     target_fpr: float | None = None
     images: int = 0
     tile: int | None = None
+
+    def describe(self) -> str:
+        """Return where the threshold comes from, in half a sentence."""
+        images = f"{self.images:,} images"
+        rate = "" if self.target_fpr is None else f"{100 * self.target_fpr:g} %"
+        return {
+            "normal_quantile": f"at most {rate} of {images} that are normal reach it",
+            "conformal": f"a normal picture reaches it with a probability of at most {rate}, judged by {images}",
+            "best_f1": f"the best F1 on {images}",
+            "given": "as given",
+        }[self.method]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -121,16 +133,13 @@ class Logistic:
     c: float
     images: int = 0
 
-    def __call__(self, cls_B: ArrayLike, top_B: ArrayLike) -> Floats:
-        """(B,) scores from 0 to 1, float64."""
-        from scipy.special import expit
+    def __call__(self, cls_B: Tensor, top_B: Tensor) -> Tensor:
+        """Return (B,) scores from 0 to 1, float64."""
+        return self.logits(cls_B, top_B).sigmoid()
 
-        scores_B: Floats = expit(self.logits(cls_B, top_B))
-        return scores_B
-
-    def logits(self, cls_B: ArrayLike, top_B: ArrayLike) -> Floats:
-        """(B,) the scores before the sigmoid, float64: in the same order, and apart where scores round to 1."""
-        return self.a * np.asarray(cls_B, np.float64) + self.b * np.asarray(top_B, np.float64) + self.c
+    def logits(self, cls_B: Tensor, top_B: Tensor) -> Tensor:
+        """Return (B,) scores before the sigmoid, float64: same order, and still apart where scores round to 1."""
+        return self.a * cls_B.double() + self.b * top_B.double() + self.c
 
     @classmethod
     def fit(cls, cls_N: Tensor | ArrayLike, top_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> "Logistic":
@@ -183,7 +192,11 @@ class Logistic:
         from sklearn.utils import compute_sample_weight
 
         return float(
-            log_loss(anomalous, self(*inputs_N2.T), sample_weight=compute_sample_weight("balanced", anomalous))
+            log_loss(
+                anomalous,
+                self(*torch.from_numpy(inputs_N2).T).numpy(),
+                sample_weight=compute_sample_weight("balanced", anomalous),
+            )
         )
 
     def to_dict(self) -> dict[str, Any]:

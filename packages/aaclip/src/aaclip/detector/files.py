@@ -1,82 +1,152 @@
-"""A detector as a folder: what was trained, what it is called, and what it decides by. The CLIP stays where it is."""
+"""A detector as a folder: the trained weights, class embeddings, score, threshold and memories, without the CLIP.
+
+config.json          marker: package, format; configuration, fingerprints of the CLIP, score, border, threshold
+model.safetensors    trained weights, and the embedding of each class
+memory.safetensors   remembered normal images, in half precision
+"""
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aaclip.detector.calibration import Threshold
+from aaclip.config import Config
+from aaclip.detector.calibration import Logistic, Threshold
 from aaclip.detector.memory import Level, Memory
 from aaclip.models import AnomalyModel
-from clip_common.runs import Run, write_atomically, write_json
+from clip_common.config import load_config
+from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
+from clip_common.tensors import TensorsError, check_fit, read_metadata, read_tensors, write_tensors
 
-WEIGHTS, CONFIG, DETECTOR, MEMORY = "model.safetensors", "config.yaml", "detector.json", "memory.safetensors"
+PACKAGE, FORMAT = "aaclip", 3
+WEIGHTS, MEMORY = "model.safetensors", "memory.safetensors"
+OLDER = ("detector.json",)
+"""Marker of the formats 1 and 2."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a folder holds of a detector.
+
+    Attributes:
+        config: Of its training.
+        state: Trained weights by name (`trained_state`).
+        fingerprints: Of the backbone's `image` and `text` tower.
+        classes: Embedding (D, 2) of each class, by what the thing is called.
+        score: From classification and map to one number.
+        border: Logit difference of a map from which a pixel counts as part of a defect.
+        threshold: Of the score; None: no verdicts.
+        memories: Remembered normal images, by what they show.
+    """
+
+    config: Config
+    state: Mapping[str, Tensor]
+    fingerprints: Mapping[str, str]
+    classes: Mapping[str, Tensor]
+    score: Logistic
+    border: float
+    threshold: Threshold | None
+    memories: Mapping[str, Memory]
+
+
+def write_detector(folder: Path, stored: Stored) -> None:
+    """Write a detector's files, the marker last."""
+    names = sorted(stored.classes)
+    embeddings = {f"classes.{row}": stored.classes[name] for row, name in enumerate(names)}
+    write_tensors(folder / WEIGHTS, {**stored.state, **embeddings})
+    _write_memories(folder / MEMORY, stored.memories)
+    content = {
+        "config": asdict(stored.config),
+        "fingerprints": dict(stored.fingerprints),
+        "classes": names,
+        "score": stored.score.to_dict(),
+        "border": stored.border,
+        "threshold": None if stored.threshold is None else stored.threshold.to_dict(),
+    }
+    write_marker(folder, content, package=PACKAGE, format=FORMAT)
+
+
+def read_detector(source: Path) -> Stored:
+    """Read a detector from a run folder, or from a folder that `write_detector` wrote.
+
+    Raises:
+        ValueError: One line: neither of the two, a run without a model yet, an older format, or damaged files.
+    """
+    folder = find_detector(source)
+    content = read_marker(folder, package=PACKAGE, format=FORMAT)
+    state = read_tensors(folder / WEIGHTS)
+    rows = {name: f"classes.{row}" for row, name in enumerate(content["classes"])}
+    if not state.keys() >= set(rows.values()):
+        raise TensorsError(f"{folder / WEIGHTS} belongs to another detector than {MARKER} beside it: copy both again")
+    return Stored(
+        config=load_config(Config, config=content["config"]),
+        classes={name: state.pop(key) for name, key in rows.items()},
+        state=state,
+        fingerprints=content["fingerprints"],
+        score=Logistic.from_dict(content["score"]),
+        border=float(content["border"]),
+        threshold=None if content["threshold"] is None else Threshold.from_dict(content["threshold"]),
+        memories=_read_memories(folder / MEMORY),
+    )
+
+
+def find_detector(source: Path) -> Path:
+    """Return the folder of a saved detector: that of a run's model, or `source` itself.
+
+    Raises:
+        ValueError: See `clip_common.runs.opening.find_model`.
+    """
+    return find_model(source, package=PACKAGE, format=FORMAT, older=OLDER)
 
 
 def trained_state(model: AnomalyModel) -> dict[str, Tensor]:
-    """The state of what the two stages train."""
+    """Return the weights that the two stages train, by name."""
     kept = ("text_adapter.", "image_adapter.", "log_temperature", "level_logits")
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith(kept)}
 
 
 def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Path) -> None:
-    """The inverse of `trained_state`.
+    """Load what `trained_state` returned.
 
     Raises:
         ValueError: Weights of other adapters.
     """
-    own = trained_state(model)
-    wrong = sorted(own.keys() ^ state.keys()) or [key for key in own if own[key].shape != state[key].shape]
-    if wrong:
-        raise ValueError(f"{source}: {len(wrong)} weights are of other adapters than configured, such as {wrong[0]}")
+    check_fit(trained_state(model), state, source=source, called="the adapters of this configuration")
     model.load_state_dict(dict(state), strict=False)
 
 
-def write_tensors(file: Path, state: Mapping[str, Tensor]) -> None:
-    """A safetensors file that is whole or not there."""
-    with write_atomically(file) as temporary:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, temporary, {"format": "pt"})
+def save_threshold(source: Path, threshold: Threshold) -> None:
+    """Write a saved detector's threshold; the weights stay as they are."""
+    _update_marker(find_detector(source), threshold=threshold.to_dict())
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The inverse of `write_tensors`.
-
-    Raises:
-        ValueError: A damaged file.
-    """
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+def save_memories(source: Path, memories: Mapping[str, Memory]) -> None:
+    """Write a saved detector's memories; its threshold is removed first, because scores change."""
+    folder = find_detector(source)
+    _update_marker(folder, threshold=None)
+    _write_memories(folder / MEMORY, memories)
 
 
-def write_memories(file: Path, memories: Mapping[str, Memory]) -> None:
-    """All memories in one file, in half precision; what they are of stands in its header."""
+def _update_marker(folder: Path, **changes: Any) -> None:
+    content = read_marker(folder, package=PACKAGE, format=FORMAT)
+    write_marker(folder, content | changes, package=PACKAGE, format=FORMAT)
+
+
+def _write_memories(file: Path, memories: Mapping[str, Memory]) -> None:
     names, state = sorted(memories), {}
     for row, name in enumerate(names):
         for number, level in enumerate(memories[name].levels):
-            state[f"{row}.{number}.patches"] = level.patches_ND.half().contiguous().cpu()
-            state[f"{row}.{number}.usual"] = level.usual.float().cpu()
-    about = json.dumps([[name, memories[name].images] for name in names])
-    with write_atomically(file) as temporary:
-        save_file(state, temporary, {"format": "pt", "memories": about})
+            state[f"{row}.{number}.patches"] = level.patches_ND.half()
+            state[f"{row}.{number}.usual"] = level.usual.float()
+    about = json.dumps([[name, memories[name].images, len(memories[name].levels)] for name in names])
+    write_tensors(file, state, metadata={"memories": about})
 
 
-def read_memories(file: Path, *, levels: int) -> dict[str, Memory]:
-    """The inverse of `write_memories`; nothing where no file is.
-
-    Raises:
-        ValueError: A damaged file.
-    """
-    if not file.exists():
-        return {}
-    state = read_tensors(file)
-    with safe_open(file, framework="pt") as stored:
-        about = json.loads(stored.metadata()["memories"])
+def _read_memories(file: Path) -> dict[str, Memory]:
+    state, about = read_tensors(file), json.loads(read_metadata(file)["memories"])
     return {
         name: Memory(
             [
@@ -85,43 +155,5 @@ def read_memories(file: Path, *, levels: int) -> dict[str, Memory]:
             ],
             images=images,
         )
-        for row, (name, images) in enumerate(about)
+        for row, (name, images, levels) in enumerate(about)
     }
-
-
-def model_folder(source: Path) -> Path:
-    """The folder of a run's model, or the folder itself where it holds one."""
-    if (source / DETECTOR).exists():
-        return source
-    if (source / "phases.json").exists():
-        folder = Run.open(source).path / "model"
-        if (folder / DETECTOR).exists():
-            return folder
-        raise ValueError(f"{source} is a run without a model yet: finish it with `aaclip train --resume {source}`")
-    raise ValueError(f"{source}: neither a run folder of aaclip nor a folder with {DETECTOR} in it")
-
-
-def described(folder: Path) -> dict[str, Any]:
-    """What `save_pretrained` wrote beside the weights.
-
-    Raises:
-        ValueError: A damaged file.
-    """
-    try:
-        told: dict[str, Any] = json.loads((folder / DETECTOR).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / DETECTOR} is damaged: {error}") from error
-    return told
-
-
-def save_threshold(source: Path, threshold: Threshold) -> None:
-    """Write a saved detector's threshold; the weights stay as they are."""
-    folder = model_folder(source)
-    write_json(folder / DETECTOR, described(folder) | {"threshold": threshold.to_dict()})
-
-
-def save_memories(source: Path, memories: Mapping[str, Memory]) -> None:
-    """Write what a saved detector remembers; its threshold, of other scores, goes first."""
-    folder = model_folder(source)
-    write_json(folder / DETECTOR, described(folder) | {"threshold": None})
-    write_memories(folder / MEMORY, memories)

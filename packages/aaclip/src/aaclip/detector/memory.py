@@ -1,9 +1,10 @@
-"""What normal images of a class look like, patch by patch: remembered, not trained.
+"""Patches of a few normal images of a class, remembered without training, and how far other patches are from them.
 
-Shapes: B images, k remembered ones, g patches a side, L = g² patches, D shared width, N = 2kL remembered patches.
+Shapes: B images, k remembered images, g patches a side, L = g² patches, D shared width, N = 2kL remembered patches.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isqrt
 from typing import NamedTuple
 
@@ -11,68 +12,74 @@ import torch
 from torch import Tensor
 
 WEIGHT = 25.0
-"""Logits of a map for one unit of distance, a quarter of what texts weigh: more drowned them where few images were
-remembered (on drawn kinds that no figure of ours is about)."""
+"""Logits that one unit of distance adds to a map: a quarter of the weight of the texts. With more, few remembered
+images drowned the texts (measured on drawn kinds that none of the published figures uses)."""
 
 
 class Level(NamedTuple):
-    """One level's share of a memory.
+    """One level of a memory.
 
     Attributes:
         patches_ND: Unit patches of the normal images and of their mirror images.
-        usual: Mean distance of a normal patch from the nearest one of another image: what is no surprise.
+        usual: Mean distance from a normal patch to the nearest patch of another remembered image.
     """
 
     patches_ND: Tensor
     usual: Tensor
 
 
+@dataclass(frozen=True)
 class Memory:
-    """Unit patches of a few normal images, a level each, with which an image's patches are compared.
+    """Unit patches of a few normal images.
 
-    The distance is one minus the cosine to the nearest remembered patch, as in PatchCore (Roth et al., CVPR 2022)
-    without its subsampling, and WinCLIP+ (Jeong et al., CVPR 2023). From it the usual distance among the normal images
-    is taken, so that a normal patch adds nothing on average.
-
-    Args:
-        levels: See `Level`.
+    Attributes:
+        levels: One for each level of the model.
         images: k.
     """
 
-    def __init__(self, levels: Sequence[Level], *, images: int) -> None:
-        self.levels = list(levels)
-        self.images = images
+    levels: list[Level]
+    images: int
 
     @classmethod
-    def of(cls, levels_KLD: Sequence[Tensor], mirrored_KLD: Sequence[Tensor]) -> "Memory":
+    def from_patches(cls, levels_KLD: Sequence[Tensor], mirrored_KLD: Sequence[Tensor]) -> "Memory":
         """Remember images.
 
         Args:
-            levels_KLD: Unit patches (k, L, D) of k normal images, one tensor a level.
+            levels_KLD: Unit patches (k, L, D) of k normal images, one tensor for each level.
             mirrored_KLD: The same of their mirror images.
         """
-        found = []
+        levels = []
         for plain_KLD, mirror_KLD in zip(levels_KLD, mirrored_KLD, strict=True):
-            # image i and its mirror image are entries i and k + i; every entry is held against all others
+            # Image i and its mirror image are entries i and k + i. Each entry is compared with all the others.
             entries_ELD = torch.cat([plain_KLD, mirror_KLD])
             usual = []
             for number, own_LD in enumerate(entries_ELD):
                 others_ND = torch.cat([entries_ELD[:number], entries_ELD[number + 1 :]]).flatten(0, 1)
-                usual.append(_nearest(own_LD, others_ND).mean())
-            found.append(Level(entries_ELD.flatten(0, 1), torch.stack(usual).mean()))
-        return cls(found, images=len(levels_KLD[0]))
-
-    def surprise(self, levels_BLD: Sequence[Tensor]) -> list[Tensor]:
-        """(B, g, g) logits for the distance beyond the usual one, one a level."""
-        found = []
-        for patches_BLD, level in zip(levels_BLD, self.levels, strict=True):
-            # image by image: B·L·N cosines at once are too many
-            distance_BL = torch.stack([_nearest(patches_LD, level.patches_ND) for patches_LD in patches_BLD])
-            side = isqrt(distance_BL.shape[1])
-            found.append(WEIGHT * (distance_BL - level.usual).unflatten(1, (side, side)))
-        return found
+                usual.append(_distance_to_nearest(own_LD, others_ND).mean())
+            levels.append(Level(entries_ELD.flatten(0, 1), torch.stack(usual).mean()))
+        return cls(levels, images=len(levels_KLD[0]))
 
 
-def _nearest(patches_LD: Tensor, others_ND: Tensor) -> Tensor:
-    """(L,) one minus the cosine to the nearest."""
+def measure_surprise(levels_BLD: Sequence[Tensor], memory: Sequence[Level]) -> list[Tensor]:
+    """Return (B, g, g) logits for the distance beyond the usual one, for each level.
+
+    The distance is one minus the cosine to the nearest remembered patch, as in PatchCore (Roth et al., CVPR 2022)
+    without its subsampling, and in WinCLIP+ (Jeong et al., CVPR 2023). The usual distance among the normal images is
+    subtracted, so that a normal patch adds nothing on average.
+
+    Args:
+        levels_BLD: Unit patches of the images, one tensor for each level.
+        memory: The levels of a `Memory`.
+    """
+    surprises = []
+    for patches_BLD, level in zip(levels_BLD, memory, strict=True):
+        # one image at a time: B·L·N cosines would not fit in memory
+        distance_BL = torch.stack([_distance_to_nearest(patches_LD, level.patches_ND) for patches_LD in patches_BLD])
+        side = isqrt(distance_BL.shape[1])
+        surprises.append(WEIGHT * (distance_BL - level.usual).unflatten(1, (side, side)))
+    return surprises
+
+
+def _distance_to_nearest(patches_LD: Tensor, others_ND: Tensor) -> Tensor:
+    """Return (L,) one minus the cosine to the nearest of `others_ND`."""
     return 1 - (patches_LD @ others_ND.T).amax(dim=1)

@@ -1,4 +1,4 @@
-"""Verdicts for files, a folder or a glob, and what a person looks at: overlays, masks, one JSON line each, a page."""
+"""Predict, calibrate and remember on files: overlays, masks, one JSON line each, an HTML page, a threshold."""
 
 import json
 import os
@@ -10,37 +10,41 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
-from aaclip.data import read_image
 from aaclip.data.selection import check_not_trained_on
 from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
 from aaclip.detector.calibration import Threshold, conformal, normal_quantile
 from aaclip.detector.detection import Detection
 from aaclip.detector.detector import Detector
 from aaclip.detector.files import save_memories, save_threshold
-from aaclip.detector.regions import Finding
+from aaclip.report.findings import Finding
 from aaclip.report.overlay import overlay
-from aaclip.report.pages import require_replaceable, write_page
+from aaclip.report.pages import check_replaceable, write_page
+from clip_common.images import find_images, read_image
 from clip_common.page import printable
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import write_atomically
 
 LINES = "predictions.jsonl"
 STEM = 180
-"""Bytes of an output's name before what is added to it; file systems allow 255 in all."""
+"""Bytes of an output's name before its suffix; file systems allow 255 in all."""
 
 
 @dataclass
 class Predictions:
-    """What `predict_files` leaves.
+    """Result of `predict_files`.
 
     Attributes:
         folder: Where everything was written.
+        images: Pictures that were given.
+        threshold: Behind the verdicts; None: there are none.
         lines: The JSON lines, as they were written.
-        failures: File → what is wrong with it; the others were looked at all the same.
+        failures: File → what is wrong with it; the others were predicted all the same.
         page: The HTML report, if one was asked for.
     """
 
     folder: Path
+    images: int
+    threshold: Threshold | None
     lines: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     page: Path | None = None
@@ -48,61 +52,68 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate_on` leaves.
+    """Result of `calibrate`.
 
     Attributes:
         threshold: As it was written beside the weights.
-        failures: File → what is wrong with it; the threshold rests on the others.
+        images: Pictures that were given.
+        failures: File → what is wrong with it; the threshold is from the others.
     """
 
     threshold: Threshold
+    images: int
     failures: dict[str, str]
 
 
 def predict_files(
     detector: Detector,
-    files: Sequence[Path],
+    images: Sequence[str | Path],
     *,
     name: str,
-    tile: int | None = None,
     folder: Path,
+    threshold: float | None = None,
+    tile: int | None = None,
     page: Path | None = None,
-    model: str,
     reporter: Reporter = silent,
 ) -> Predictions:
-    """Look at every file; one that cannot be read does not stop the others.
+    """Predict every picture; one that cannot be read does not stop the others.
 
-    A picture's files and its line are written as it is looked at, so that a killed job leaves those of what it did.
+    A picture's files and its line are written before the next picture, so that a killed job leaves what it finished.
 
     Args:
-        detector: Its threshold makes the verdicts.
-        files: Pictures.
-        name: What is in them.
+        detector: Makes the predictions.
+        images: Files, folders or globs; pictures in `folder` are left out.
+        name: What they show.
+        folder: Gets an overlay and a mask for each picture, and predictions.jsonl.
+        threshold: Of the score, instead of the detector's own.
         tile: Side of the tiles to look at; None: whole pictures.
-        folder: Gets an overlay and a mask a picture, and predictions.jsonl.
         page: An HTML report besides.
-        model: What the report calls the model.
         reporter: Shows progress.
 
     Raises:
-        ValueError: A name that is none, a page that is somebody else's, or tiles that the threshold is not for; nothing
-            has been written then.
+        ValueError: No picture, an empty name, a page that another program wrote, or tiles that the threshold was not
+            calibrated with; nothing has been written then.
     """
+    files = find_images(images, exclude=folder)
     if page is not None:
-        require_replaceable(page)
+        check_replaceable(page)
     detector.class_embedding(name)
-    detector.limit(None, tile=tile)
-    predictions = Predictions(folder, page=page)
+    limit = detector.choose_threshold(threshold, tile=tile)
+    predictions = Predictions(folder, images=len(files), threshold=limit, page=page)
     stems, failures = name_outputs(files), predictions.failures
     folder.mkdir(parents=True, exist_ok=True)
 
     def findings(stream: TextIO, progress: Progress | None) -> Iterator[Finding]:
-        for file, picture, found in looks(detector, files, name=name, tile=tile, failures=failures, progress=progress):
-            line = write_one(folder, stems[file], file, picture, found, name=name)
+        seen = _predict_each(
+            detector, files, name=name, threshold=threshold, tile=tile, failures=failures, progress=progress
+        )
+        for file, picture, found in seen:
+            line = _write_outputs(folder, stems[file], file, picture, found, name=name)
             predictions.lines.append(line)
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             stream.flush()
-            yield finding_of(file, found, name=name)
+            anomalous = None if found.verdict is None else found.verdict == "anomalous"
+            yield Finding(file, name, found.score, anomalous, found.heatmap_HW, tuple(found.boxes))
 
     with (
         reporter(f"looking at {len(files):,} pictures") as progress,
@@ -112,60 +123,21 @@ def predict_files(
             for _ in findings(stream, progress):
                 continue
         else:
-            title, threshold, found = f"{name}: {len(files):,} pictures", detector.threshold, findings(stream, progress)
-            write_page(page, found, title=title, threshold=threshold, model=model, failures=failures)
+            write_page(
+                page,
+                findings(stream, progress),
+                title=f"{name}: {len(files):,} pictures",
+                threshold=None if limit is None else limit.value,
+                threshold_reason="" if limit is None else limit.describe(),
+                model=detector.name,
+                failures=failures,
+            )
     return predictions
 
 
-def looks(
-    detector: Detector,
-    files: Sequence[Path],
-    *,
-    name: str,
-    tile: int | None,
-    failures: dict[str, str],
-    progress: Progress | None = None,
-) -> Iterator[tuple[Path, Image.Image, Detection]]:
-    """One file after another with what is found in it; those that cannot be read go to `failures` instead."""
-    for done, file in enumerate(files, start=1):
-        picture = attempt(read_image, file, file=file)
-        if isinstance(picture, Unreadable):
-            failures[picture.file] = picture.problem
-        else:
-            yield file, picture, next(detector.predictions([picture], name=name, tile=tile))
-        if progress is not None:
-            progress(done, len(files))
-
-
-def write_one(
-    folder: Path, stem: str, file: Path, picture: Image.Image, found: Detection, *, name: str
-) -> dict[str, Any]:
-    """Overlay and mask of one picture; what its line says."""
-    shown = overlay(picture, found.heatmap_HW, regions=found.boxes)
-    mask = Image.fromarray(found.mask_HW.astype(np.uint8) * 255)
-    written = {"overlay": folder / f"{stem}_overlay.png", "mask": folder / f"{stem}_mask.png"}
-    for image, target in ((shown, written["overlay"]), (mask, written["mask"])):
-        with write_atomically(target) as temporary:
-            image.save(temporary, format="PNG")
-    return {
-        "image": printable(file),
-        "name": name,
-        "verdict": found.verdict,
-        "score": round(found.score, 6),
-        "boxes": [asdict(region) for region in found.boxes],
-        **{key: printable(path) for key, path in written.items()},
-    }
-
-
-def finding_of(file: Path, found: Detection, *, name: str) -> Finding:
-    """What the report shows."""
-    anomalous = None if found.verdict is None else found.verdict == "anomalous"
-    return Finding(file, name, found.score, anomalous, found.heatmap_HW, tuple(found.boxes))
-
-
-def calibrate_on(
+def calibrate(
     source: Path,
-    files: Sequence[Path],
+    images: Sequence[str | Path],
     *,
     name: str,
     target_fpr: float,
@@ -179,8 +151,8 @@ def calibrate_on(
 
     Args:
         source: A run folder or a saved detector.
-        files: Normal pictures; any that the run was trained on are refused.
-        name: What is in them.
+        images: Normal pictures: files, folders or globs; any that the run was trained on are refused.
+        name: What they show.
         target_fpr: Share of normal pictures that may be called anomalous.
         guarantee: Promise that share for the next picture (`calibration.conformal`).
         tile: Side of the tiles that will be looked at; None: whole pictures.
@@ -188,14 +160,15 @@ def calibrate_on(
 
     Raises:
         ValueError: Pictures that the run learned from, none that can be read, too few for the promise, or too many that
-            score 1 to five digits: nothing scores more, so there would be no verdict but "normal". The threshold stays
-            as it was.
+            score 1 to five digits: no score is higher, so every verdict would be "normal". The threshold stays
+            unchanged.
     """
+    files = find_images(images)
     check_not_trained_on(source, files, purpose="calibrate")
     detector = Detector.from_pretrained(source)
+    detector.threshold = None  # it may be for other tiles
     failures: dict[str, str] = {}
-    detector.threshold = None  # of whichever tiles
-    seen = looks(detector, files, name=name, tile=tile, failures=failures, progress=progress)
+    seen = _predict_each(detector, files, name=name, tile=tile, failures=failures, progress=progress)
     scores = [found.score for *_, found in seen]
     if not scores:
         raise all_unreadable(failures)
@@ -211,15 +184,24 @@ def calibrate_on(
             "give a higher --target-fpr or a fitting --name, or train on pictures like these"
         )
     save_threshold(source, threshold)
-    return Calibration(threshold, failures)
+    return Calibration(threshold, len(files), failures)
 
 
-def remember_files(source: Path, files: Sequence[Path], *, name: str) -> int:
-    """Let a saved detector remember normal pictures (`Detector.remember`), and write it. Returns how many.
+def remember_files(source: Path, images: Sequence[str | Path], *, name: str) -> int:
+    """Let a saved detector remember normal pictures (`Detector.remember`), and save them beside the weights.
+
+    Args:
+        source: A run folder or a saved detector.
+        images: Normal pictures: files, folders or globs.
+        name: What they show.
+
+    Returns:
+        Number of pictures.
 
     Raises:
         ValueError: A picture that cannot be read; nothing is changed then.
     """
+    files = find_images(images)
     detector = Detector.from_pretrained(source)
     detector.remember(files, name=name)
     save_memories(source, detector.memories)
@@ -227,7 +209,7 @@ def remember_files(source: Path, files: Sequence[Path], *, name: str) -> int:
 
 
 def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
-    """What the outputs of each file are called: its name, with its folders where names repeat."""
+    """Return the stem of each file's outputs: its own, with its folders before it if names repeat."""
     stems: dict[Path, str] = {}
     taken: set[str] = set()
     for file in files:
@@ -241,6 +223,47 @@ def name_outputs(files: Sequence[Path]) -> dict[Path, str]:
         taken.add(stem)
         stems[file] = stem
     return stems
+
+
+def _predict_each(
+    detector: Detector,
+    files: Sequence[Path],
+    *,
+    name: str,
+    threshold: float | None = None,
+    tile: int | None,
+    failures: dict[str, str],
+    progress: Progress | None = None,
+) -> Iterator[tuple[Path, Image.Image, Detection]]:
+    """Yield each file with its picture and prediction; those that cannot be read go to `failures` instead."""
+    for done, file in enumerate(files, start=1):
+        picture = attempt(read_image, file, file=file)
+        if isinstance(picture, Unreadable):
+            failures[picture.file] = picture.problem
+        else:
+            yield file, picture, next(detector.predictions([picture], name=name, threshold=threshold, tile=tile))
+        if progress is not None:
+            progress(done, len(files))
+
+
+def _write_outputs(
+    folder: Path, stem: str, file: Path, picture: Image.Image, found: Detection, *, name: str
+) -> dict[str, Any]:
+    """Write overlay and mask of one picture, and return its JSON line."""
+    shown = overlay(picture, found.heatmap_HW, regions=found.boxes)
+    mask = Image.fromarray(found.mask_HW.astype(np.uint8) * 255)
+    written = {"overlay": folder / f"{stem}_overlay.png", "mask": folder / f"{stem}_mask.png"}
+    for image, target in ((shown, written["overlay"]), (mask, written["mask"])):
+        with write_atomically(target) as temporary:
+            image.save(temporary, format="PNG")
+    return {
+        "image": printable(file),
+        "name": name,
+        "verdict": found.verdict,
+        "score": round(found.score, 6),
+        "boxes": [asdict(region) for region in found.boxes],
+        **{key: printable(path) for key, path in written.items()},
+    }
 
 
 def _cut(stem: str) -> str:

@@ -1,57 +1,11 @@
-"""Where a picture is anomalous: connected regions of a mask, and what was found in one picture.
-
-H and W pixels of a map or mask.
-"""
-
-from dataclasses import dataclass
-from pathlib import Path
+"""Connected regions of a mask, with their boxes and peaks. H and W pixels of a map or mask."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aaclip.report.findings import Region
+
 EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-
-
-@dataclass(frozen=True)
-class Region:
-    """A connected region: its box, in pixels of the map it was found in, and how high it scores.
-
-    Attributes:
-        left: First column.
-        top: First row.
-        right: Column after the last, as PIL crops.
-        bottom: Row after the last.
-        area: Pixels of the region itself.
-        peak: Its highest score.
-    """
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-    area: int
-    peak: float
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One picture's answer, for a report.
-
-    Attributes:
-        path: The picture.
-        name: The noun that was asked for, such as "metal nut".
-        score: Its score, 0 to 1.
-        anomalous: The verdict; None where no threshold is set.
-        map_HW: Score of each pixel, on one scale for all pictures; of any size.
-        regions: Regions of the map.
-    """
-
-    path: Path
-    name: str
-    score: float
-    anomalous: bool | None
-    map_HW: NDArray[np.float32]
-    regions: tuple[Region, ...] = ()
 
 
 def find_regions(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Region]:

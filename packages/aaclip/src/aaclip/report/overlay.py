@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from aaclip.detector.regions import Region
+from aaclip.report.findings import Region
 from clip_common.heatmap import OPAQUE, blend, colours
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from aaclip.data.images import read_image
-from aaclip.detector.calibration import Threshold
-from aaclip.detector.regions import Finding, Region
+from aaclip.report.findings import Finding, Region
 from aaclip.report.overlay import legend, overlay
 from clip_common import page
+from clip_common.images import read_image
 from clip_common.page import data_uri, text
 
 LONGEST = 360
@@ -21,7 +20,7 @@ MAKER = "aaclip predict"
 VERDICTS = {True: ("anomalous", "▲"), False: ("normal", "✓"), None: ("no verdict", "–")}
 
 
-def require_replaceable(file: Path) -> None:
+def check_replaceable(file: Path) -> None:
     """Refuse to overwrite what is no report of ours: to be told before any picture is looked at.
 
     Raises:
@@ -35,7 +34,8 @@ def write_page(
     findings: Iterable[Finding],
     *,
     title: str,
-    threshold: Threshold | None,
+    threshold: float | None,
+    threshold_reason: str,
     model: str,
     failures: Mapping[str, str] | None = None,
 ) -> Path:
@@ -46,7 +46,8 @@ def write_page(
         findings: One a picture, taken one after another: only their thumbnails are kept. Scores and maps are shown on
             the scale from 0 to 1.
         title: Heading.
-        threshold: What the verdicts rest on; None where there are none.
+        threshold: Score from which a picture is anomalous; None without verdicts.
+        threshold_reason: Where the threshold comes from, half a sentence; unused without one.
         model: Name of the model.
         failures: Picture → what is wrong with it, of those that could not be read. It is looked at after the findings
             were taken, so that it can grow with them.
@@ -54,7 +55,7 @@ def write_page(
     Raises:
         ValueError: The name is taken by something else, or a picture is gone.
     """
-    require_replaceable(file)
+    check_replaceable(file)
     cards: list[tuple[float, int, str]] = []
     counts = dict.fromkeys(VERDICTS, 0)
     for finding in findings:
@@ -63,7 +64,7 @@ def write_page(
     body = _BODY.format(
         title=text(title),
         counts=_counts(counts, failed=len(failures or {})),
-        threshold=_threshold(threshold),
+        threshold=_threshold(threshold, threshold_reason),
         legend=", ".join(legend()),
         cards="\n".join(card for _, _, card in sorted(cards)),
         failures=_failures(failures or {}),
@@ -73,14 +74,14 @@ def write_page(
     return page.write_page(file, maker=MAKER, title=title, style=_STYLE, body=body)
 
 
-def _card(finding: Finding, threshold: Threshold | None) -> str:
+def _card(finding: Finding, threshold: float | None) -> str:
     picture = read_image(finding.path)
     small = picture.copy()
     small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     heated = overlay(small, finding.map_HW, regions=finding.regions)
     name, (verdict, mark) = text(finding.path.as_posix()), VERDICTS[finding.anomalous]
-    against = "" if threshold is None else f", threshold {threshold.value:.3f}"
-    tick = "" if threshold is None else f'<u style="left:{_percent(threshold.value)}"></u>'
+    against = "" if threshold is None else f", threshold {threshold:.3f}"
+    tick = "" if threshold is None else f'<u style="left:{_percent(threshold)}"></u>'
     return (
         f'<li class="{verdict.replace(" ", "-")}">'
         f'<div class="pair"><img src="{data_uri(small, longest=LONGEST)}" alt="{name}">'
@@ -116,18 +117,10 @@ def _counts(counts: Mapping[bool | None, int], *, failed: int) -> str:
     return " ".join(f'<b class="{kind}">{line}</b>' for kind, line in shown) or "<b>no picture</b>"
 
 
-def _threshold(threshold: Threshold | None) -> str:
+def _threshold(threshold: float | None, reason: str) -> str:
     if threshold is None:
         return "No threshold is set, so there are no verdicts: aaclip calibrate finds one."
-    images = f"{threshold.images:,} images"
-    rate = "" if threshold.target_fpr is None else f"{100 * threshold.target_fpr:g} %"
-    reason = {
-        "normal_quantile": f"{rate} of {images} that are normal reach it, at most",
-        "conformal": f"a normal picture reaches it with a probability of at most {rate}, judged by {images}",
-        "best_f1": f"the best F1 on {images}",
-        "given": "as given",
-    }[threshold.method]
-    return f"Anomalous is what scores {threshold.value:.3f} or more: {reason}."
+    return f"A score of {threshold:.3f} or more means anomalous: {text(reason)}."
 
 
 def _failures(failures: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 def load_config(
     schema: type[T],
     *,
-    config: str | Path | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     package: str | None = None,
 ) -> T:
@@ -33,8 +33,8 @@ def load_config(
 
     Args:
         schema: Dataclass of dataclasses; fields are numbers, str, bool, Literal, optional ones, lists, tuples, dicts.
-        config: Name of a YAML in the package's `configs/`, or a path to one.
-        overrides: `section.field=value` each; values are YAML (`null`, `[1, 2]`, `1e-4`), text is literal.
+        config: Name of a YAML in the package's `configs/`, a path to one, or its content.
+        overrides: `section.field=value` each; the value is YAML (`null`, `[1, 2]`, `1e-4`), for text as it stands.
         package: Import name of the package whose `configs/` folder is searched.
 
     Raises:
@@ -42,7 +42,8 @@ def load_config(
     """
     tree = OmegaConf.structured(schema)
     if config is not None:
-        for key, value, hint in _leaves(schema, _read_yaml(config, package=package)):
+        content = config if isinstance(config, Mapping) else _read_yaml(config, package=package)
+        for key, value, hint in _leaves(schema, content):
             _assign(tree, key, value, hint)
     for text in overrides:
         _assign(tree, *_parse_override(schema, text))
