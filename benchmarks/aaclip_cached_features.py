@@ -20,9 +20,8 @@ from _measure import alternate, report
 from torch import Tensor
 
 from aaclip.data import AnomalyDataset, Batch
-from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone
-from aaclip.models.prompts import prompt_set
+from aaclip.models.backbone import load_backbone, make_model
+from aaclip.models.prompts import load_prompts
 from aaclip.training.experiment import make_dataset, read_training_records, resolve
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import StageData, TextStage
@@ -55,10 +54,14 @@ class Epochs:
     def __init__(self, root: Path, *overrides: str) -> None:
         self.config = resolve(config="tiny", overrides=[f"data.root={root}", *overrides])
         records = read_training_records(self.config)
-        self.model = AnomalyModel(load_backbone(self.config.backbone), self.config)
+        self.model = make_model(load_backbone(self.config.backbone), self.config)
         self.plain = make_dataset(self.model, records, self.config, colour=False)
-        self.views = FrozenViews(root.parent / "cache", self.plain, self.model, self.config)
-        self.stage = TextStage(self.model, self.config, prompt_set(self.config.prompts.set))
+        self.views = FrozenViews(
+            root.parent / "cache", self.plain, self.model, views=self.config.stages.text.cache_features
+        )
+        self.stage = TextStage(
+            self.model, self.config.stages.text, self.config.loss, prompts=load_prompts(self.config.prompts)
+        )
         self.stage.log = self.stage.log_dict = lambda *_, **__: None  # no trainer is there to log to
         self.optimizer = self.stage.configure_optimizers()
         self.batches = list(self.loader(self.views))
@@ -66,7 +69,9 @@ class Epochs:
 
     def loader(self, dataset: AnomalyDataset | FrozenViews) -> Iterable[Batch]:
         """Training's own; iterated again it gives the same epoch again."""
-        data = StageData(dataset, batch_size=self.config.stages.text.batch_size, config=self.config)
+        data = StageData(
+            dataset, batch_size=self.config.stages.text.batch_size, seed=self.config.trainer.seed, workers=0
+        )
         data.trainer = SimpleNamespace(global_rank=0, world_size=1)
         return data.train_dataloader()
 

@@ -18,7 +18,8 @@ from _measure import report
 
 from aaclip.config import Config
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import evaluate, read_test_records
+from aaclip.scoring.evaluation import evaluate
+from aaclip.scoring.score import read_test_records
 from aaclip.training.experiment import resolve, train
 from clip_common import cli
 from clip_common.synthetic import write_mvtec

@@ -16,7 +16,8 @@ from _measure import report
 
 from aaclip.config import BackboneConfig
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import evaluate, read_test_records
+from aaclip.scoring.evaluation import evaluate
+from aaclip.scoring.score import read_test_records
 from aaclip.training.experiment import resolve, train
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data"

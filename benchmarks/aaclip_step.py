@@ -21,7 +21,7 @@ from _measure import PeakMemory, alternate, arm_in_own_process, report
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from aaclip.config import AdapterConfig, Config, HeadConfig, LossConfig
+from aaclip.config import AdapterConfig, HeadConfig, LossConfig, SurgeryConfig
 from aaclip.models import AnomalyModel, Evidence
 from aaclip.models.adapters import mix
 from aaclip.models.maps import probability_map
@@ -54,7 +54,11 @@ def model_of(width: int, size: int) -> AnomalyModel:
     bundle = load_clip("six blocks", pretrained="random", model_config=shape)
     torch.manual_seed(0)
     model = AnomalyModel(
-        bundle, Config(adapters=AdapterConfig(image_blocks=BLOCKS), heads=HeadConfig(class_token=False))
+        bundle,
+        levels=None,
+        surgery=SurgeryConfig(),
+        adapters=AdapterConfig(image_blocks=BLOCKS),
+        heads=HeadConfig(class_token=False),
     )
     model.text_adapter.requires_grad_(False)
     return model

@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader
 from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Record, collate
 from aaclip.detector.detector import Detector
-from aaclip.models import AnomalyModel
-from aaclip.scoring.evaluation import evaluate, read_test_records
+from aaclip.models.backbone import make_model
+from aaclip.scoring.evaluation import evaluate
 from aaclip.scoring.metrics import ClassMetrics
+from aaclip.scoring.score import read_test_records
 from clip_common.backbones import load_clip
 from clip_common.metrics import StreamingCurve
 
@@ -72,7 +73,7 @@ def _save(picture: Image.Image, file: Path) -> None:
 def detector() -> Detector:
     bundle = load_clip("one block", pretrained="random", model_config=SHAPE)
     torch.manual_seed(0)
-    return Detector(AnomalyModel(bundle, Config()), Config())
+    return Detector(make_model(bundle, Config()), Config())
 
 
 def memory(root: Path, images: int) -> None:
@@ -97,7 +98,7 @@ def maps_of(records: list[Record]) -> Maps:
         text_BD2 = own.class_embedding("part").expand(len(batch.names), -1, -1)
         scores = own.scores(batch.images_B3HW, text_BD2)
         raised_BSS = scores.maps_BSS + scores.maps_BSS.std() * batch.masks_BHW
-        found = (own.image_logits(scores), batch.anomalous_B, raised_BSS, batch.masks_BHW.bool())
+        found = (scores.logits_B, batch.anomalous_B, raised_BSS, batch.masks_BHW.bool())
         for column, value in zip(columns, found, strict=True):
             column.append(np.asarray(value))
     scores_N, anomalous_N, maps_NSS, masks_NSS = map(np.concatenate, columns)

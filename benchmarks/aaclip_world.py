@@ -16,7 +16,8 @@ from _measure import report
 
 from aaclip.detector.calibration import Logistic
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import Evaluation, evaluate, read_test_records
+from aaclip.scoring.evaluation import Evaluation, evaluate
+from aaclip.scoring.score import read_test_records
 from aaclip.training.experiment import resolve, train
 from clip_common.synthetic import write_mvtec
 from clip_common.synthetic.parts import HELD_KINDS

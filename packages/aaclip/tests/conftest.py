@@ -121,10 +121,10 @@ def detector(bundle, config):
 
     from aaclip.detector.calibration import Logistic
     from aaclip.detector.detector import Detector
-    from aaclip.models import AnomalyModel
+    from aaclip.models.backbone import make_model
 
     torch.manual_seed(0)
-    model = AnomalyModel(bundle, config)
+    model = make_model(bundle, config)
     return Detector(model, config, score=Logistic(a=20.0, b=0.3, c=0.1, images=8))
 
 

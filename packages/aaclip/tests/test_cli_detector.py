@@ -15,19 +15,19 @@ def test_calibrate_goes_on_past_what_cannot_be_read(aaclip, saved, photos):
     assert error.strip() == "error: 1 of 4 images could not be read, listed above"
     assert "normal quantile of 3 normal images" in printed
     assert f"{photos / '[b]bad.png'}: not a readable image" in printed
-    assert json.loads((saved / "detector.json").read_text())["threshold"]["images"] == 3
-    before = (saved / "detector.json").read_text()
+    assert json.loads((saved / "config.json").read_text())["threshold"]["images"] == 3
+    before = (saved / "config.json").read_text()
     for file in photos.iterdir():
         file.write_text("no")
     refused(aaclip(*command), "none of 4 images could be read")
-    assert (saved / "detector.json").read_text() == before
+    assert (saved / "config.json").read_text() == before
 
 
 def test_calibrate_refuses_what_the_run_learned_from(aaclip, trained, photos, tmp_path):
     run = shutil.copytree(trained(), tmp_path / "run")
-    before = (run / "model" / "detector.json").read_text()
+    before = (run / "model" / "config.json").read_text()
     refused(aaclip("calibrate", run, photos, "--name=mug"), "3 of 3 images to calibrate on", "learned from")
-    assert (run / "model" / "detector.json").read_text() == before
+    assert (run / "model" / "config.json").read_text() == before
 
 
 def test_predict_before_calibration_with_a_threshold_and_after_it(aaclip, saved, photos, tmp_path):
@@ -100,11 +100,11 @@ def test_predict_on_nothing_and_on_a_page_of_somebody_else(aaclip, saved, photos
 
 
 def test_remember_then_test_with_a_memory(aaclip, saved, photos, parts, tmp_path):
-    before = json.loads((saved / "detector.json").read_text())
+    before = json.loads((saved / "config.json").read_text())
     code, printed, _ = aaclip("remember", saved, photos, "--name", "mug")
     assert code == 0
     assert "normal images of mug remembered" in printed
-    assert json.loads((saved / "detector.json").read_text()) == before | {"threshold": None}
+    assert json.loads((saved / "config.json").read_text()) == before | {"threshold": None}
     (tmp_path / "broken.png").write_bytes(b"no picture")
     refused(aaclip("remember", saved, tmp_path / "broken.png", "--name", "mug"), "broken.png")
     code, printed, _ = aaclip("test", saved, parts, "--memory", 1, "--out", tmp_path / "results")
@@ -116,7 +116,7 @@ def test_remember_then_test_with_a_memory(aaclip, saved, photos, parts, tmp_path
 def test_tiles_are_calibrated_with_and_predicted_with(aaclip, saved, photos, tmp_path):
     files = sorted(photos.glob("*.png")) or sorted(photos.rglob("*.png"))
     assert aaclip("calibrate", saved, *files, "--name", "mug", "--target-fpr", "0.5", "--tile", 24)[0] == 0
-    assert json.loads((saved / "detector.json").read_text())["threshold"]["tile"] == 24
+    assert json.loads((saved / "config.json").read_text())["threshold"]["tile"] == 24
     out = tmp_path / "out"
     refused(aaclip("predict", saved, files[0], "--name", "mug", "--out", out), "calibrated with tile=24, not None")
     assert not out.exists()

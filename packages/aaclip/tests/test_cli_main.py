@@ -104,7 +104,7 @@ def test_train_in_two_calls_by_the_source_s_flags(aaclip, small, trained, tmp_pa
     assert f"Train the image stage:  aaclip train --resume {folder}" in printed
     assert "learned from" not in printed
     refused(aaclip("test", folder, tmp_path), "no labelled images")
-    refused(aaclip("train", "--save_path", folder, "--text_lr=1"), "begun with stages.text.lr=0.001, not 1.0")
+    refused(aaclip("train", "--save_path", folder, "--text_lr=1"), "started with stages.text.lr=0.001, not 1.0")
     printed = succeeded(aaclip("train", "--save_path", folder, "--image_epoch=2", "--image_batch_size=8"))
     assert "learned from 20 images of 2 classes" in printed
     assert f"aaclip test {folder}" in printed
@@ -146,14 +146,14 @@ def test_what_is_no_detector_is_one_line(
         return aaclip(verb, source, *([parts] if verb == "test" else [photos, "--name=mug"]))
 
     refused(call(tmp_path / "gone"), "gone")
-    refused(call(photos), "photos", "neither a run folder of aaclip nor")
+    refused(call(photos), "photos", "neither a run folder nor a saved model of aaclip")
     unfinished = Path(shutil.copytree(trained(), tmp_path / "unfinished", ignore=shutil.ignore_patterns("model")))
     (unfinished / "training.json").unlink()  # `test` would refuse the images first
     refused(call(unfinished), "run without a model yet", "aaclip train --resume")
-    config = (saved / "config.yaml").read_text()
-    (saved / "config.yaml").write_text(config.replace(str(clip_folder), str(other_clip)))
-    refused(call(saved), "was trained on other weights")
-    (saved / "config.yaml").write_text(config)
+    config = (saved / "config.json").read_text()
+    (saved / "config.json").write_text(config.replace(str(clip_folder), str(other_clip)))
+    refused(call(saved), "is of another model")
+    (saved / "config.json").write_text(config)
     (saved / "model.safetensors").write_bytes(b"\x00" * 40)
     refused(call(saved), "model.safetensors is damaged")
 

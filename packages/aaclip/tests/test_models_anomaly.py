@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig, Config, HeadConfig
-from aaclip.models import AnomalyModel, PlainCLIP
+from aaclip.models import PlainCLIP
 from aaclip.models.adapters import make_adapter, make_final_projection, make_head, mix
+from aaclip.models.backbone import make_model
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import ImageAdapter
 from aaclip.models.vv_attention import attend_by_values, read_vv_patches
@@ -163,14 +164,14 @@ def test_over_space_an_image_is_the_same_in_any_batch_and_over_the_batch_it_is_n
 
 
 def test_sizes_of_a_small_tower_keep_the_shares_of_the_large_one(bundle):
-    model = AnomalyModel(bundle, Config())
+    model = make_model(bundle, Config())
     assert model.levels == [2, 4, 6, 8]
-    assert model.surgery_blocks == 6
+    assert model.vv_blocks == 6
     assert (len(model.text_adapter.layers), len(model.image_adapter.layers)) == (1, 2)
 
 
 def test_only_adapters_have_gradients_and_the_towers_stay_in_eval_mode(bundle):
-    model = AnomalyModel(bundle, Config()).train()
+    model = make_model(bundle, Config()).train()
     text = normalize(model.encode_text(["a mug.", "a damaged mug."]), dim=-1).T.expand(3, -1, -1)
     evidence = model(IMAGES, text)
     (sum(level.sum() for level in evidence.levels) + evidence.classification.sum()).backward()
@@ -182,7 +183,7 @@ def test_only_adapters_have_gradients_and_the_towers_stay_in_eval_mode(bundle):
 
 
 def test_evidence_is_the_difference_of_the_products(bundle):
-    model = AnomalyModel(bundle, Config())
+    model = make_model(bundle, Config())
     text = normalize(torch.randn(3, 24, 2), dim=1)
     evidence = model(IMAGES, text)
     features = model.image_adapter(model.image_tower, IMAGES)
@@ -217,7 +218,7 @@ def test_plain_clip_reads_its_own_projection(bundle):
 )
 def test_blocks_that_do_not_exist_are_one_line(bundle, override, said):
     with pytest.raises(ValueError, match=said) as error:
-        AnomalyModel(bundle, load_config(Config, overrides=[override]))
+        make_model(bundle, load_config(Config, overrides=[override]))
     assert "\n" not in str(error.value)
 
 

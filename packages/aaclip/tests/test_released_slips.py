@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize, softplus
 
-from aaclip.config import Config
+from aaclip.config import Config, PromptConfig
 from aaclip.data import Batch
-from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone
+from aaclip.models.backbone import load_backbone, make_model
 from aaclip.models.maps import differences, probability_map
-from aaclip.models.prompts import embed_classes, prompt_set
+from aaclip.models.prompts import embed_classes, load_prompts
 from aaclip.training.losses import orthogonal_loss, segmentation_loss
 from aaclip.training.modules import ImageStage, TextStage
 from clip_common.config import load_config
@@ -70,7 +69,7 @@ def test_the_preset_is_its_slips_and_nothing_else():
 def test_the_activation_of_both_towers(clip_folder, activation, expected):
     small = [f"backbone.name=local-dir:{clip_folder}", "backbone.pretrained=null", "backbone.image_size=null"]
     config = load_config(Config, overrides=[*small, f"backbone.activation={activation}"])
-    model = AnomalyModel(load_backbone(config.backbone), config)
+    model = make_model(load_backbone(config.backbone), config)
     for trunk in (model.image_tower.trunk.visual, model.text_tower.trunk.text):
         found = trunk.transformer.resblocks[0].mlp.gelu(torch.tensor([-1.0, 0.5, 2.0]))
         assert found.tolist() == pytest.approx([expected(x) for x in (-1.0, 0.5, 2.0)], abs=1e-6)
@@ -95,16 +94,16 @@ def batch():
 def made(bundle, config, *overrides):
     config = load_config(Config, overrides=["prompts.set=compact", *overrides])
     torch.manual_seed(0)
-    return AnomalyModel(bundle, config), config
+    return make_model(bundle, config), config
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("levels", ["all", "last"])
 def test_in_stage_1_the_last_level_overwrites_the_others(bundle, config, batch, levels):
     model, config = made(bundle, config, f"stages.text.levels_in_loss={levels}")
-    prompts = prompt_set("compact")
-    loss = TextStage(model, config, prompts).training_step(batch, 0)
-    text_BD2 = embed_classes(model.encode_text, ["mug"], prompts, renormalise=True).expand(2, -1, -1)
+    prompts = load_prompts(PromptConfig(set="compact"))
+    loss = TextStage(model, config.stages.text, config.loss, prompts=prompts).training_step(batch, 0)
+    text_BD2 = embed_classes(model.encode_text, ["mug"], prompts).expand(2, -1, -1)
     each = []
     for patches_BLD in model.frozen_patches(batch.images_B3HW):
         p_BHW = probability_map(differences(patches_BLD, text_BD2), size=32)
@@ -120,7 +119,7 @@ def test_in_stage_1_the_last_level_overwrites_the_others(bundle, config, batch, 
 def test_in_stage_2_the_released_cross_entropy_is_of_bare_cosines(bundle, config, batch, scale):
     model, config = made(bundle, config, f"loss.classification_scale={scale}", "heads.class_token=false")
     text_D2 = normalize(torch.randn(24, 2, generator=torch.Generator().manual_seed(1)), dim=0)
-    stage = ImageStage(model, config, {"mug": text_D2})
+    stage = ImageStage(model, config.stages.image, config.loss, classes={"mug": text_D2})
     loss = stage.training_step(batch, 0)
     features = model.features(batch.images_B3HW)
     segmentation = sum(

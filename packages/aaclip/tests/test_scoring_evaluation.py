@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from aaclip.data import DataError, Record, read_image, read_mask
+from aaclip.data import DataError, Record
 from aaclip.data.selection import check_not_trained_on
-from aaclip.scoring.evaluation import evaluate, read_test_records, remember_training_split
+from aaclip.scoring.evaluation import evaluate
 from aaclip.scoring.metrics import METRICS
-from aaclip.scoring.results import write_results
+from aaclip.scoring.score import read_test_records, remember_training_split, write_results
+from clip_common.images import read_image, read_mask
 
 IMAGE = [name for name in METRICS if name.startswith("image/")]
 PIXEL = [name for name in METRICS if name.startswith("pixel/")]

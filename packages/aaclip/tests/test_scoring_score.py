@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aaclip.scoring.metrics import METRICS
-from aaclip.scoring.results import LABELS, format_table, write_results
+from aaclip.scoring.score import LABELS, format_table, write_results
 
 ODD = ["nut, metal", "a|b", "back\\|slash", "雪 “café”", "<b>*bold*</b> `code` [link]", "metal_nut"]
 

@@ -16,10 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aaclip.config import Config
-from aaclip.models import AnomalyModel
-from aaclip.models.prompts import prompt_set
+from aaclip.models.backbone import make_model
+from aaclip.models.prompts import load_prompts
 from aaclip.models.vision import run_block, visual_of
-from aaclip.training.experiment import embed_training_classes, make_dataset, read_training_records, resolve, train
+from aaclip.training.experiment import Job, embed_training_classes, make_dataset, read_training_records, resolve, train
 from aaclip.training.modules import ImageStage, Stage, StageData, TextStage
 from clip_common.config import load_config
 
@@ -37,14 +37,15 @@ def stage_of(small, bundle):
 
     def get(name: str) -> tuple[Stage, object]:
         config = load_config(Config, overrides=small)
-        records, prompts = read_training_records(config), prompt_set(config.prompts.set)
-        model = AnomalyModel(bundle, config)
+        records, prompts = read_training_records(config), load_prompts(config.prompts)
+        model = make_model(bundle, config)
         if name == "text":
-            stage: Stage = TextStage(model, config, prompts)
+            stage: Stage = TextStage(model, config.stages.text, config.loss, prompts=prompts)
         else:
-            stage = ImageStage(model, config, embed_training_classes(model, records, config, prompts))
+            classes = embed_training_classes(Job(config, "both", records, model, prompts))
+            stage = ImageStage(model, config.stages.image, config.loss, classes=classes)
         stage.log = stage.log_dict = lambda *_, **__: None  # no trainer is there to log to
-        data = StageData(make_dataset(model, records, config, colour=False), batch_size=4, config=config)
+        data = StageData(make_dataset(model, records, config, colour=False), batch_size=4, seed=0, workers=0)
         data.trainer = type("OneProcess", (), {"global_rank": 0, "world_size": 1})
         return stage.train(), next(iter(data.train_dataloader()))
 
@@ -112,7 +113,7 @@ def test_an_attention_map_that_was_kept_would_be_seen(bundle):
 
 
 def test_neither_a_test_nor_frozen_features_write_attention_maps_out(bundle, config):
-    model = AnomalyModel(bundle, config).eval()
+    model = make_model(bundle, config).eval()
     images_B3HW = torch.randn(2, 3, 32, 32)
     with torch.inference_mode(), Outputs() as found:
         model(images_B3HW, torch.randn(2, 24, 2))
@@ -143,7 +144,7 @@ def test_what_is_kept_for_the_way_back_grows_with_the_tokens_not_with_their_squa
 
     def kept(size: int) -> float:
         shape = {**bundle.spec.config, "vision_cfg": {**bundle.spec.config["vision_cfg"], "image_size": size}}
-        model = AnomalyModel(load_clip("small", pretrained="random", model_config=shape), config)
+        model = make_model(load_clip("small", pretrained="random", model_config=shape), config)
         total = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -161,7 +162,8 @@ def test_what_is_kept_for_the_way_back_grows_with_the_tokens_not_with_their_squa
 VIT_L = """
 import json, resource, sys
 from pathlib import Path
-from aaclip.scoring.evaluation import evaluate, read_test_records
+from aaclip.scoring.evaluation import evaluate
+from aaclip.scoring.score import read_test_records
 from aaclip.training.experiment import resolve, train
 
 trained = train(resolve(overrides=sys.argv[2:]))
@@ -216,7 +218,8 @@ def test_the_command_of_the_published_table_runs_on_drawn_sets(tmp_path):
 
 @pytest.mark.real
 def test_trained_on_real_bottles_and_tested_on_real_tiles(tmp_path):
-    from aaclip.scoring.evaluation import evaluate, read_test_records
+    from aaclip.scoring.evaluation import evaluate
+    from aaclip.scoring.score import read_test_records
 
     for name in ("bottle", "magnetic_tile"):
         if not (REAL / name).exists():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from aaclip.detector.detector import Detector
+from aaclip.released import training as released
 from aaclip.training.experiment import resolve, train
 from clip_common.config import ConfigError
 from clip_common.runs import Run, read_rows
@@ -37,7 +38,7 @@ def ran(small, tmp_path):
 
     def call(*more: str, stage: str = "both", whole: bool | None = None):
         given = [*(small if whole or (whole is None and not folder.exists()) else []), *more]
-        return train(resolve(overrides=given, folder=folder), folder=folder, stage=stage)
+        return released.train(released.resolve(folder, overrides=given), save_path=folder, stage=stage)
 
     return call
 
@@ -96,8 +97,8 @@ def test_stage_two_may_be_set_otherwise_until_it_is_begun(ran, trained):
 
 def test_a_finished_run_stays_as_it_is(ran, parts):
     run = ran().run
-    described = json.loads((run.path / "model" / "detector.json").read_text())
-    (run.path / "model" / "detector.json").write_text(json.dumps(described | {"threshold": {
+    described = json.loads((run.path / "model" / "config.json").read_text())
+    (run.path / "model" / "config.json").write_text(json.dumps(described | {"threshold": {
         "value": 0.5, "method": "given"}}))  # fmt: skip
     before = files(run.path)
     for whole in (True, False):
@@ -118,10 +119,14 @@ def test_a_detector_that_went_away_is_made_again(ran, trained):
 @pytest.mark.parametrize(
     ("stage", "more", "match"),
     [
-        ("both", ["stages.text.lr=1"], r"was begun with stages.text.lr=0.001, not 1.0: leave that out to go on"),
-        ("both", ["stages.text.epochs=3"], r"begun with stages.text.epochs=2, not 3"),
-        ("both", ["adapters.kind=linear"], r'begun with adapters.kind="bottleneck", not "linear"'),
-        ("both", ["data.classes=[mug]"], r'begun with data.classes=null, not \["mug"\]'),
+        (
+            "both",
+            ["stages.text.lr=1"],
+            r"was started with stages.text.lr=0.001, not 1.0: leave that out to continue",
+        ),
+        ("both", ["stages.text.epochs=3"], r"started with stages.text.epochs=2, not 3"),
+        ("both", ["adapters.kind=linear"], r'started with adapters.kind="bottleneck", not "linear"'),
+        ("both", ["data.classes=[mug]"], r'started with data.classes=null, not \["mug"\]'),
         ("image", ["stages.image.epochs=0"], r"--stage image: stages.image.epochs=0 leaves it out"),
     ],
 )
@@ -136,7 +141,7 @@ def test_what_stage_one_rests_on_stays(ran, stage, more, match):
 
 def test_stage_one_is_closed_where_stage_two_was_begun(ran):
     ran("stages.text.epochs=0")
-    with pytest.raises(ValueError, match=r"begun with stages.text.epochs=0, not 2"):
+    with pytest.raises(ValueError, match=r"started with stages.text.epochs=0, not 2"):
         ran("stages.text.epochs=2")
 
 
@@ -144,22 +149,22 @@ def test_a_preset_named_again_is_taken_whole(small, tmp_path):
     """`--config` stands before the run's own configuration, so that the same line goes on."""
     (tmp_path / "own.yaml").write_text("stages: {image: {milestones: [7]}}")
     for stage in ("text", "both"):
-        settings = resolve(config=str(tmp_path / "own.yaml"), overrides=small, folder=tmp_path / "run")
-        done = train(settings, folder=tmp_path / "run", stage=stage)
+        settings = released.resolve(tmp_path / "run", config=str(tmp_path / "own.yaml"), overrides=small)
+        done = released.train(settings, save_path=tmp_path / "run", stage=stage)
     assert done.left == ()
-    settings = resolve(config="official", overrides=small, folder=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"was begun with .*: leave that out"):
-        train(settings, folder=tmp_path / "run")
+    settings = released.resolve(tmp_path / "run", config="official", overrides=small)
+    with pytest.raises(ValueError, match=r"was started with .*: leave that out"):
+        released.train(settings, save_path=tmp_path / "run")
 
 
 def test_a_run_that_was_begun_by_name_goes_on_by_its_folder(small, trained, tmp_path):
     first = train(resolve(overrides=[*small, "name=first"]), stage="text")
     folder = tmp_path / "runs" / "aaclip" / "first"
     assert first.run.path == folder
-    train(resolve(folder=folder), folder=folder)
+    released.train(released.resolve(folder), save_path=folder)
     assert same(folder, trained())
-    with pytest.raises(ValueError, match=r'begun with name="first", not "second"'):
-        train(resolve(overrides=["name=second"], folder=folder), folder=folder)
+    with pytest.raises(ValueError, match=r'started with name="first", not "second"'):
+        released.train(released.resolve(folder, overrides=["name=second"]), save_path=folder)
 
 
 def test_other_images_are_no_ground_to_go_on(ran, parts, tmp_path):
@@ -167,7 +172,7 @@ def test_other_images_are_no_ground_to_go_on(ran, parts, tmp_path):
     run = ran(f"data.root={root}", stage="text").run
     before = files(run.path)
     next((root / "mug" / "train" / "good").iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"begun with other images: 1 of them are gone or changed, 0 are new"):
+    with pytest.raises(ValueError, match=r"started with other images: 1 of them are gone or changed, 0 are new"):
         ran(stage="image")
     assert files(run.path) == before
 
@@ -175,7 +180,7 @@ def test_other_images_are_no_ground_to_go_on(ran, parts, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "more", "match"),
     [
-        ("image", [], r"--stage image: stage 1 is not done: begin with --stage text, or leave it out"),
+        ("image", [], r"--stage image: stage 1 is not done: start with --stage text, or leave it out"),
         ("text", ["stages.text.epochs=0"], r"--stage text: stages.text.epochs=0 leaves it out"),
         ("text", ["data.root=gone"], r"gone: no such folder"),
     ],
@@ -198,9 +203,9 @@ def test_a_folder_of_somebody_else_is_left_alone(small, saved, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     for folder in (theirs, saved, file):
-        settings = resolve(overrides=small, folder=folder)
+        settings = released.resolve(folder, overrides=small)
         with pytest.raises(ValueError, match=rf"{folder} exists and is no run of aaclip: name a new folder"):
-            train(settings, folder=folder)
+            released.train(settings, save_path=folder)
     assert [entry.name for entry in theirs.iterdir()] == ["text_adapter.pth"]
     assert file.read_text() == "mine"
 
@@ -209,13 +214,13 @@ def test_an_empty_folder_and_names_without_a_parent(small, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("made").mkdir()
     for folder in ("made", "sub/../new"):
-        settings = resolve(overrides=[*small, "stages.image.epochs=0"], folder=Path(folder))
+        settings = released.resolve(Path(folder), overrides=[*small, "stages.image.epochs=0"])
         if folder != "made":
             Path("sub").mkdir()
-        assert train(settings, folder=Path(folder)).run.path == Path(folder)
+        assert released.train(settings, save_path=Path(folder)).run.path == Path(folder)
         assert same(tmp_path / folder, trained("stages.image.epochs=0"))
     with pytest.raises(ValueError, match=r"exists and is no run of aaclip"):
-        train(settings, folder=Path())
+        released.train(settings, save_path=Path())
 
 
 def test_damaged_configurations_of_a_run_are_one_line(ran, tmp_path):

@@ -1,19 +1,16 @@
-"""`aaclip`: the verbs. It parses, calls and prints; what is done is elsewhere."""
+"""The command `aaclip`: verbs that parse, call one function and print."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column
 
 from aaclip.cli.data import Format, Root, console, data
-from aaclip.released.flags import PANEL, make_overrides, with_source_flags
+from aaclip.released import flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
-
-if TYPE_CHECKING:
-    from aaclip.detector.detector import Detector
 
 app = cli.application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
@@ -32,26 +29,38 @@ LISTED = 10
 
 
 @app.command()
-@with_source_flags
 def train(
     overrides: Overrides = None,
     config: ConfigName = None,
-    resume: Resume = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run.")] = None,
     stage: Annotated[
-        Literal["text", "image", "both"], typer.Option(help="What to do now; --resume does the rest later.")
+        Literal["text", "image", "both"], typer.Option(help="What to train now; --resume trains the rest later.")
     ] = "both",
-    save_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--save_path", help="the run's folder; named again, it goes on", rich_help_panel=PANEL, show_default=False
-        ),
-    ] = None,
-    *,
-    flags: Mapping[str, Any],
+    save_path: flags.SavePath = None,
+    dataset: flags.Dataset = None,
+    shot: flags.Shot = None,
+    training_mode: flags.TrainingMode = None,
+    text_epoch: flags.TextEpoch = None,
+    image_epoch: flags.ImageEpoch = None,
+    text_batch_size: flags.TextBatchSize = None,
+    image_batch_size: flags.ImageBatchSize = None,
+    text_lr: flags.TextLr = None,
+    image_lr: flags.ImageLr = None,
+    text_adapt_until: flags.TextAdaptUntil = None,
+    image_adapt_until: flags.ImageAdaptUntil = None,
+    text_adapt_weight: flags.TextAdaptWeight = None,
+    image_adapt_weight: flags.ImageAdaptWeight = None,
+    text_norm_weight: flags.TextNormWeight = None,
+    relu: flags.Relu = None,
+    surgery_until_layer: flags.SurgeryUntilLayer = None,
+    model_name: flags.ModelName = None,
+    img_size: flags.ImgSize = None,
+    seed: flags.Seed = None,
+    criterion: flags.Criterion = None,
 ) -> None:
-    """Train the text adapters, then the image adapters, and leave a run folder with a detector in it.
+    """Train the text adapters, then the image adapters; leave a run folder with a detector in it.
 
-    The released code's flags set the field that each names; section.field=value has the last word.
+    Each flag of the released code sets the field in its description; section.field=value wins over it.
 
     Examples:
 
@@ -65,12 +74,38 @@ def train(
 
         aaclip train --dataset mvtec/ --shot 32 --text_epoch 5 --image_epoch 20 --save_path ckpt/mvtec
     """
-    from aaclip.training.experiment import resolve
-    from aaclip.training.experiment import train as run_training
+    from aaclip.released.training import train_or_resume
 
-    given = [*make_overrides(flags), *(overrides or [])]
-    settings = resolve(config=config, overrides=given, resume=resume, folder=save_path)
-    trained = run_training(settings, resume=resume, folder=save_path, stage=stage, reporter=cli.progress)
+    given = flags.make_overrides(
+        dataset=dataset,
+        shot=shot,
+        training_mode=training_mode,
+        text_epoch=text_epoch,
+        image_epoch=image_epoch,
+        text_batch_size=text_batch_size,
+        image_batch_size=image_batch_size,
+        text_lr=text_lr,
+        image_lr=image_lr,
+        text_adapt_until=text_adapt_until,
+        image_adapt_until=image_adapt_until,
+        text_adapt_weight=text_adapt_weight,
+        image_adapt_weight=image_adapt_weight,
+        text_norm_weight=text_norm_weight,
+        relu=relu,
+        surgery_until_layer=surgery_until_layer,
+        model_name=model_name,
+        img_size=img_size,
+        seed=seed,
+        criterion=criterion,
+    )
+    trained = train_or_resume(
+        config=config,
+        overrides=[*given, *(overrides or [])],
+        resume=resume,
+        save_path=save_path,
+        stage=stage,
+        reporter=cli.progress,
+    )
     path = trained.run.path
     if trained.left:
         cli.print_files("run", [path])
@@ -79,7 +114,9 @@ def train(
         )
     elif trained.detector is not None:  # None: another rank reports
         console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
-        cli.print_files("run", [path])
+        console.print(f"run    {path}", soft_wrap=True)
+        for plot in trained.plots:
+            console.print(f"plot   {plot}", soft_wrap=True)
         console.print(f"\nTest it:  aaclip test {path} other-set/", soft_wrap=True)
 
 
@@ -107,34 +144,17 @@ def run_test(
 
         aaclip test runs/aaclip/visa-full mvtec/ --memory 4 --out results/four-normal-images
     """
-    from aaclip.data.selection import check_not_trained_on
-    from aaclip.scoring.evaluation import evaluate, read_test_records, remember_training_split
-    from aaclip.scoring.results import format_table, write_results
+    from aaclip.scoring.score import format_table, score
 
-    records = read_test_records(root, format=format)
-    check_not_trained_on(Path(source), [record.image for record in records])
-    detector = open_detector(source)
-    if memory:
-        remember_training_split(detector, root, images=memory, format=format)
-    with cli.progress(f"scoring {len(records):,} images") as progress:
-        found = evaluate(detector, records, batch_size=batch_size, progress=progress)
-    folder = (
-        out or (Path(source) if Path(source).is_dir() else Path("results") / source) / f"test-{root.resolve().name}"
-    )
-    title = f"{Path(source).name} on {root.resolve().name}"
-    note = f"{sum(found.images.values()):,} images, {detector.size} pixels."
-    if memory:
-        note += f" {memory} normal images of each class remembered."
-    if found.failures:
-        note += f" {len(found.failures):,} more could not be read."
-    heading, *rows = format_table(found.classes)
-    table = Table(*(Column(name, overflow="fold") for name in heading), title=title, box=box.SIMPLE)
+    scored = score(source, root, format=format, out=out, batch_size=batch_size, memory=memory, reporter=cli.progress)
+    heading, *rows = format_table(scored.evaluation.classes)
+    table = Table(*(Column(name, overflow="fold") for name in heading), title=scored.title, box=box.SIMPLE)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
-    for file in write_results(folder, found.classes, found.intervals, title=title, note=note):
+    for file in scored.files:
         console.print(f"written to {file}", soft_wrap=True)
-    tell(found.failures, of=len(records))
+    list_failures(scored.evaluation.failures, images=scored.images)
 
 
 @app.command()
@@ -157,20 +177,18 @@ def calibrate(
 
         aaclip calibrate runs/aaclip/first good-parts/ --name "metal nut" --target-fpr 0.05 --guarantee
     """
-    from aaclip.data.pictures import files_of
-    from aaclip.detector.predict import calibrate_on
+    from aaclip.detector.predict import calibrate as calibrate_detector
 
-    files = files_of(images)
     with cli.progress("scoring normal images") as progress:
-        found = calibrate_on(
-            source, files, name=name, target_fpr=target_fpr, guarantee=guarantee, tile=tile, progress=progress
+        found = calibrate_detector(
+            source, images, name=name, target_fpr=target_fpr, guarantee=guarantee, tile=tile, progress=progress
         )
     threshold = found.threshold
     console.print(
         f"threshold {threshold.value:.4f}: {threshold.method.replace('_', ' ')} of {threshold.images} normal images, "
         f"target {100 * target_fpr:g} % false alarms"
     )
-    cli.check_all_read(found.failures, of=len(files), what="images")
+    list_failures(found.failures, images=found.images)
 
 
 @app.command()
@@ -197,16 +215,18 @@ def predict(
 
         aaclip predict runs/aaclip/first sheet-20-megapixels.jpg --name "steel sheet" --tile 1024
     """
-    from aaclip.data.pictures import files_of
-    from aaclip.detector.calibration import Threshold
+    from aaclip.detector.detector import Detector
     from aaclip.detector.predict import predict_files
 
-    files = files_of(images, without=out)
-    detector = open_detector(source)
-    if threshold is not None:
-        detector.threshold = Threshold(threshold, method="given", tile=tile)
     found = predict_files(
-        detector, files, name=name, tile=tile, folder=out, page=html, model=Path(source).name, reporter=cli.progress
+        Detector.open(source),
+        images,
+        name=name,
+        folder=out,
+        threshold=threshold,
+        tile=tile,
+        page=html,
+        reporter=cli.progress,
     )
     hottest = sorted(found.lines, key=lambda line: -line["score"])[:LISTED]
     cli.print_table(
@@ -215,10 +235,11 @@ def predict(
     )
     if len(found.lines) > LISTED:
         console.print(f"and {len(found.lines) - LISTED:,} more")
-    if detector.threshold is None:
+    if found.threshold is None:
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
-    cli.print_files("written to", [found.folder, *([found.page] if found.page else [])])
-    cli.check_all_read(found.failures, of=len(files), what="images")
+    for written in [found.folder, *([found.page] if found.page else [])]:
+        console.print(f"written to {written}", soft_wrap=True)
+    list_failures(found.failures, images=found.images)
 
 
 @app.command()
@@ -227,18 +248,17 @@ def remember(
     images: Normal,
     name: Name,
 ) -> None:
-    """Let a detector remember a few normal images of a thing, without training; what they do not show adds to maps.
+    """Remember a few normal images of a thing, without training. Patches unlike these raise the anomaly map.
 
-    In place of those remembered of it before. A calibrated threshold is forgotten: scores are others from here on.
+    Replaces earlier images of this thing and clears the threshold, because scores change.
 
     Example:
 
         aaclip remember runs/aaclip/first four-good-parts/ --name "metal nut"
     """
-    from aaclip.data.pictures import files_of
     from aaclip.detector.predict import remember_files
 
-    count = remember_files(source, files_of(images), name=name)
+    count = remember_files(source, images, name=name)
     console.print(f"{count} normal images of {name} remembered; set the threshold anew with aaclip calibrate")
 
 
@@ -270,28 +290,56 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
         aaclip info --config tiny
     """
-    from aaclip.models import AnomalyModel
-    from aaclip.models.backbone import load_backbone
+    from aaclip.models.backbone import load_backbone, make_model
     from aaclip.training.experiment import resolve
 
     settings = resolve(config=config, overrides=overrides or [])
-    model = AnomalyModel(load_backbone(settings.backbone), settings)
-    rows = [(name, f"{count:,}", state) for name, count, state in model.inventory()]
-    cli.print_table(["module", "parameters", ""], rows, title=settings.backbone.name)
-    console.print(f"levels {model.levels}, V-V attention in the last {model.surgery_blocks} blocks")
+    model = make_model(load_backbone(settings.backbone), settings)
+    table = Table("module", "parameters", "", title=settings.backbone.name, box=box.SIMPLE)
+    for name, count, state in model.inventory():
+        table.add_row(name, f"{count:,}", state)
+    console.print(table)
+    console.print(f"levels {model.levels}, V-V attention in the last {model.vv_blocks} blocks")
 
 
-cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
-cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")
+@app.command()
+def prefetch(
+    name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")] = "ViT-L-14-336",
+    pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = "openai",
+) -> None:
+    """Download weights once, verify them, and say where they lie; afterwards no network is needed.
+
+    Example:
+
+        aaclip prefetch ViT-L-14-336 openai
+    """
+    from clip_common.backbones import prefetch as fetch
+
+    console.print(str(fetch(name, pretrained=pretrained)), soft_wrap=True)
 
 
-def open_detector(source: str) -> "Detector":
-    """A run or a saved detector, or plain CLIP by its name."""
-    from aaclip.detector.detector import Detector
+@app.command("config")
+def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
+    """Print the full configuration as YAML: every knob with its value.
 
-    return Detector.from_pretrained(source) if Path(source).is_dir() else Detector.plain(source)
+    Example:
+
+        aaclip config --config official > official.yaml
+    """
+    from aaclip.config import Config
+    from clip_common.config import load_config, to_yaml
+
+    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="aaclip")))
+
+
+def list_failures(failures: Mapping[str, str], *, images: int) -> None:
+    """Print what could not be read, and exit with code 2 if anything was."""
+    for problem in failures.values():
+        console.print(problem, soft_wrap=True)
+    if failures:
+        raise ValueError(f"{len(failures)} of {images} images could not be read, listed above")
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line."""
     cli.main(app)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from aaclip.config import Config
+from aaclip.config import AdapterConfig, HeadConfig, SurgeryConfig
 from aaclip.models.maps import TEMPERATURE, differences
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import (
@@ -66,28 +66,36 @@ class AnomalyModel(FrozenCLIP):
 
     Args:
         bundle: The CLIP; it is frozen here.
-        config: Adapters, heads, levels, surgery, and what stage 2 learns besides.
+        levels: Image blocks, from 1, whose patches are read; None: quarters of the depth.
+        surgery: Of the view that stage 1 reads.
+        adapters, heads: The trained modules.
 
     Raises:
         ValueError: Levels or blocks that the towers do not have.
         BackboneError: Towers of another kind than CLIP's.
     """
 
-    def __init__(self, bundle: Bundle, config: Config) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        levels: Sequence[int] | None,
+        surgery: SurgeryConfig,
+        adapters: AdapterConfig,
+        heads: HeadConfig,
+    ) -> None:
         super().__init__(bundle)
-        self.levels = list(config.levels or choose_levels(self.image_tower))
-        self.surgery = config.surgery
-        blocks, depth = config.surgery.blocks, len(visual_of(self.image_tower).transformer.resblocks)
-        self.surgery_blocks = choose_vv_blocks(self.image_tower) if blocks is None else blocks
-        if not 0 <= self.surgery_blocks <= depth:
-            raise ValueError(f"surgery.blocks={blocks}: the image tower has {depth} blocks")
-        self.text_adapter = TextAdapter(self.text_tower, config.adapters)
-        self.image_adapter = ImageAdapter(
-            self.image_tower, levels=self.levels, adapters=config.adapters, heads=config.heads
-        )
-        stage = config.stages.image
-        self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log(), requires_grad=stage.learned_temperature)
-        self.level_logits = nn.Parameter(torch.zeros(len(self.levels)), requires_grad=stage.learned_levels)
+        self.levels = list(levels or choose_levels(self.image_tower))
+        self.axis = surgery.axis
+        depth = len(visual_of(self.image_tower).transformer.resblocks)
+        self.vv_blocks = choose_vv_blocks(self.image_tower) if surgery.blocks is None else surgery.blocks
+        if not 0 <= self.vv_blocks <= depth:
+            raise ValueError(f"surgery.blocks={surgery.blocks}: the image tower has {depth} blocks")
+        self.text_adapter = TextAdapter(self.text_tower, adapters)
+        self.image_adapter = ImageAdapter(self.image_tower, levels=self.levels, adapters=adapters, heads=heads)
+        # trained by stage 2 if configured
+        self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log(), requires_grad=False)
+        self.level_logits = nn.Parameter(torch.zeros(len(self.levels)), requires_grad=False)
 
     @property
     def device(self) -> torch.device:
@@ -122,9 +130,7 @@ class AnomalyModel(FrozenCLIP):
 
     def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
         """What stage 1 compares texts with: patches (B, L, D) of the tower's V-V view, one a level."""
-        return read_vv_patches(
-            self.image_tower, images_B3HW, levels=self.levels, blocks=self.surgery_blocks, axis=self.surgery.axis
-        )
+        return read_vv_patches(self.image_tower, images_B3HW, levels=self.levels, blocks=self.vv_blocks, axis=self.axis)
 
     def features(self, images_B3HW: Tensor) -> ImageFeatures:
         """What is known of images before any class is named."""

@@ -1,14 +1,13 @@
-"""The frozen CLIP that a configuration names, and how its images are prepared."""
+"""The frozen CLIP that a configuration names, how its images are prepared, and the model around it."""
 
-from torch import nn
-
-from aaclip.config import BackboneConfig, PreprocessConfig
-from clip_common.backbones import Bundle, fingerprint, load_clip
+from aaclip.config import BackboneConfig, Config, PreprocessConfig
+from aaclip.models.anomaly import AnomalyModel
+from clip_common.backbones import Bundle, load_clip
 from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
 def load_backbone(config: BackboneConfig, *, text: bool = True) -> Bundle:
-    """The CLIP of a configuration; without `text` its text tower has shapes but no weights."""
+    """Load the CLIP of a configuration; without `text` its text tower has shapes but no weights."""
     return load_clip(
         config.name,
         pretrained=config.pretrained,
@@ -19,7 +18,7 @@ def load_backbone(config: BackboneConfig, *, text: bool = True) -> Bundle:
 
 
 def make_preprocess(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
-    """The backbone's statistics or ImageNet's, on a square that keeps no aspect."""
+    """Return the preparation of images: squashed to a square, with the backbone's statistics or ImageNet's."""
     own = bundle.preprocess
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.statistics == "imagenet" else (own.mean, own.std)
     return Preprocess(
@@ -27,11 +26,8 @@ def make_preprocess(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
     )
 
 
-def require_same(expected: str, tower: nn.Module, backbone: BackboneConfig, *, source: object) -> None:
-    """Raise ValueError where a tower is not the one that a detector was trained with."""
-    found = fingerprint(tower)
-    if found != expected:
-        raise ValueError(
-            f"{source} was trained on other weights than those of {backbone.name} here (fingerprint {expected[:12]}…, "
-            f"found {found[:12]}…): load the backbone that it names"
-        )
+def make_model(bundle: Bundle, config: Config) -> AnomalyModel:
+    """Return an untrained model from the sections of a configuration."""
+    return AnomalyModel(
+        bundle, levels=config.levels, surgery=config.surgery, adapters=config.adapters, heads=config.heads
+    )

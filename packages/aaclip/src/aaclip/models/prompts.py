@@ -13,6 +13,8 @@ import yaml
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from aaclip.config import PromptConfig
+
 SETS = ("full", "compact")
 
 
@@ -29,6 +31,7 @@ class PromptSet:
     templates: tuple[str, ...]
     names: Mapping[str, str]
     mend_articles: bool = True
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         for kind in ("normal", "abnormal", "templates"):
@@ -56,15 +59,24 @@ class PromptSet:
         return _mended(text) if self.mend_articles else text
 
 
-def prompt_set(source: str) -> PromptSet:
-    """`full`, `compact`, or a YAML file with normal, abnormal, templates and names; where silent, the built-in ones.
+def load_prompts(config: PromptConfig) -> PromptSet:
+    """Load `full`, `compact`, or a YAML file with normal, abnormal, templates and names.
+
+    A file may leave some of the four out; the built-in ones are used then.
 
     Raises:
-        ValueError: No such set or file, or one that is not readable.
+        ValueError: No such set or file, or one that cannot be read.
     """
-    built_in = _built_in()
+    source, built_in = config.set, _built_in()
     if source in SETS:
-        return _read(built_in[source] | {"names": built_in["names"]}, source)
+        content = built_in[source] | {"names": built_in["names"]}
+    else:
+        content = built_in["full"] | _read_file(source)
+        content["names"] = built_in["names"] | (content.get("names") or {})
+    return _make(content, source, renormalise=config.renormalise)
+
+
+def _read_file(source: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -76,11 +88,10 @@ def prompt_set(source: str) -> PromptSet:
     ):
         found = f"the unknown key {unknown[0]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"prompts.set={source}: expected normal, abnormal, templates and names, got {found}")
-    names = built_in["names"] | (content.pop("names", None) or {})
-    return _read(built_in["full"] | content | {"names": names}, source)
+    return content
 
 
-def _read(content: Mapping[str, Any], source: str) -> PromptSet:
+def _make(content: Mapping[str, Any], source: str, *, renormalise: bool) -> PromptSet:
     lists = {}
     for kind in ("normal", "abnormal", "templates"):
         given = content[kind]
@@ -88,7 +99,7 @@ def _read(content: Mapping[str, Any], source: str) -> PromptSet:
             raise ValueError(f"prompts.set={source}: {kind} must be a list of texts, got {given!r}")
         lists[kind] = tuple(given)
     names = {str(key): str(value) for key, value in content["names"].items()}
-    return PromptSet(**lists, names=names, mend_articles=source != "compact")
+    return PromptSet(**lists, names=names, mend_articles=source != "compact", renormalise=renormalise)
 
 
 def _mended(text: str) -> str:
@@ -107,21 +118,19 @@ def _built_in() -> dict[str, Any]:
     return content
 
 
-def embed_classes(
-    encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet, *, renormalise: bool
-) -> Tensor:
-    """(N, D, 2) normal and abnormal embedding of each name: encode, unit length, mean, unit length again.
+def embed_classes(encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet) -> Tensor:
+    """Return the (N, D, 2) normal and abnormal embedding of each name: encode, unit length, mean, unit length again.
 
     Args:
-        encode: Texts to embeddings (P, D).
+        encode: From texts to embeddings (P, D).
         names: What the things are called.
-        prompts: What is said about each.
-        renormalise: False leaves the means as they are (the reference document's slip).
+        prompts: States and templates. Without `renormalise` the means keep their length (the reference document's
+            slip).
     """
-    said = [prompts.prompts(name) for name in names]
-    embedded_PD = normalize(encode([text for sides in said for side in sides for text in side]), dim=-1)
-    sizes = [len(side) for sides in said for side in sides]
+    texts = [prompts.prompts(name) for name in names]
+    embedded_PD = normalize(encode([text for sides in texts for side in sides for text in side]), dim=-1)
+    sizes = [len(side) for sides in texts for side in sides]
     means = torch.stack([part.mean(dim=0) for part in embedded_PD.split(sizes)])
-    if renormalise:
+    if prompts.renormalise:
         means = normalize(means, dim=-1)
     return means.unflatten(0, (len(names), 2)).transpose(1, 2)

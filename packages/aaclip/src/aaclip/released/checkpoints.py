@@ -1,4 +1,4 @@
-"""Checkpoints of the released code, `text_adapter.pth` and `image_adapter.pth`: read without executing any pickle."""
+"""Import checkpoints of the released code, `text_adapter.pth` and `image_adapter.pth`; no pickle is executed."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,12 @@ from torch import Tensor
 from aaclip.config import Config
 from aaclip.detector.detector import Detector
 from aaclip.detector.files import load_trained, trained_state
-from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone
+from aaclip.models.backbone import load_backbone, make_model
 from clip_common.training.checkpoint import read_checkpoint
 
 FILES = {"text_adapter": "text_adapter.pth", "image_adapter": "image_adapter.pth"}
 
-# the released `fc.0`, and the documents' `fc1` and `fc2`, by where the layer stands in ours
+# the released `fc.0`, and the documents' `fc1` and `fc2`, by the position of the layer in ours
 _LAYER = r"(?:fc\.0|fc|(?P<second>fc2)|fc1)\.(?P<what>weight|bias)"
 _PATTERNS = {
     rf"(?P<number>\d+)\.{_LAYER}": "text_adapter.layers.{number}",
@@ -26,31 +25,31 @@ _PATTERNS = {
 
 
 def import_official(folder: Path, config: Config) -> Detector:
-    """A detector from a folder with the two files of a released training.
+    """Return a detector from a folder with the two files of a released training.
 
     Args:
-        folder: Holds text_adapter.pth, and image_adapter.pth where stage 2 was run.
+        folder: Holds text_adapter.pth, and image_adapter.pth after stage 2.
         config: Must describe what was trained: `--config official` for the released code.
 
     Raises:
-        ValueError: One line: a file that is absent or is no such checkpoint, or other adapters than configured.
+        ValueError: One line: a missing file, another kind of file, or other adapters than configured.
     """
-    model = AnomalyModel(load_backbone(config.backbone), config)
+    model = make_model(load_backbone(config.backbone), config)
     state = dict(trained_state(model))
     for key, name in FILES.items():
         file = folder / name
         if key == "image_adapter" and not file.exists():
             continue
-        state |= renamed(read_checkpoint(file, key=key)[key], blocks=len(model.text_adapter.layers), file=file)
+        state |= rename_weights(read_checkpoint(file, key=key)[key], blocks=len(model.text_adapter.layers), file=file)
     load_trained(model, state, source=folder)
     return Detector(model, config)
 
 
-def renamed(theirs: Mapping[str, Tensor], *, blocks: int, file: Path) -> dict[str, Tensor]:
-    """Their names to ours; text adapter number `blocks` is the final projection.
+def rename_weights(theirs: Mapping[str, Tensor], *, blocks: int, file: Path) -> dict[str, Tensor]:
+    """Rename weights of the released code to ours; text adapter number `blocks` is the final projection.
 
     Raises:
-        ValueError: A name that is none of theirs.
+        ValueError: A name that the released code does not use.
     """
     ours = {}
     for name, tensor in theirs.items():

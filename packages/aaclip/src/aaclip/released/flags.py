@@ -1,115 +1,95 @@
-"""The flags of the released train.py, on `aaclip train`: each is an override of a configuration field.
+"""The options of the released train.py, and the configuration field that each one sets.
 
     aaclip train --dataset MVTec --training_mode few_shot --shot 32 --text_epoch 5 --save_path ckpt/mvtec
 
-What stands on the line as `section.field=value` comes after the flags, so that it has the last word. A flag that is not
-given leaves its field as it is. `--save_path` is no field: it is the run's folder, see
-`aaclip.training.experiment.train`.
+An override `section.field=value` on the line wins over a flag. A flag that is not given leaves its field unchanged.
+`--save_path` is not a field but the run's folder, see `aaclip.released.training`.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-PANEL = "The released code's flags"
+_SHOWN: dict[str, Any] = {"rich_help_panel": "The released code's flags", "show_default": False}
+
+Dataset = Annotated[str | None, typer.Option("--dataset", help="data.root: the set's folder", **_SHOWN)]
+Shot = Annotated[int | None, typer.Option("--shot", help="data.shot, and data.mode=few_shot", **_SHOWN)]
+TrainingMode = Annotated[str | None, typer.Option("--training_mode", help="data.mode: few_shot or full_shot", **_SHOWN)]
+TextEpoch = Annotated[int | None, typer.Option("--text_epoch", help="stages.text.epochs", **_SHOWN)]
+ImageEpoch = Annotated[int | None, typer.Option("--image_epoch", help="stages.image.epochs", **_SHOWN)]
+TextBatchSize = Annotated[int | None, typer.Option("--text_batch_size", help="stages.text.batch_size", **_SHOWN)]
+ImageBatchSize = Annotated[int | None, typer.Option("--image_batch_size", help="stages.image.batch_size", **_SHOWN)]
+TextLr = Annotated[float | None, typer.Option("--text_lr", help="stages.text.lr", **_SHOWN)]
+ImageLr = Annotated[float | None, typer.Option("--image_lr", help="stages.image.lr", **_SHOWN)]
+TextAdaptUntil = Annotated[int | None, typer.Option("--text_adapt_until", help="adapters.text_blocks", **_SHOWN)]
+ImageAdaptUntil = Annotated[int | None, typer.Option("--image_adapt_until", help="adapters.image_blocks", **_SHOWN)]
+TextAdaptWeight = Annotated[float | None, typer.Option("--text_adapt_weight", help="adapters.text_weight", **_SHOWN)]
+ImageAdaptWeight = Annotated[float | None, typer.Option("--image_adapt_weight", help="adapters.image_weight", **_SHOWN)]
+TextNormWeight = Annotated[float | None, typer.Option("--text_norm_weight", help="loss.orthogonal", **_SHOWN)]
+Relu = Annotated[bool | None, typer.Option("--relu", help="heads.activation=relu", **_SHOWN)]
+SurgeryUntilLayer = Annotated[
+    int | None,
+    typer.Option("--surgery_until_layer", help="surgery.blocks plus one: 20 means the last 19", **_SHOWN),
+]
+ModelName = Annotated[str | None, typer.Option("--model_name", help="backbone.name", **_SHOWN)]
+ImgSize = Annotated[int | None, typer.Option("--img_size", help="backbone.image_size", **_SHOWN)]
+Seed = Annotated[int | None, typer.Option("--seed", help="trainer.seed", **_SHOWN)]
+Criterion = Annotated[str | None, typer.Option("--criterion", hidden=True)]
+SavePath = Annotated[
+    Path | None, typer.Option("--save_path", help="the run's folder; named again, the run continues", **_SHOWN)
+]
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One flag.
-
-    Attributes:
-        name: Without dashes.
-        type: Of its value; bool for a flag without one.
-        overrides: What it stands for, `{}` for its value.
-        note: For `--help`; default: the field.
-        less: How much lower the field is than the flag.
-        refusal: Why it has no meaning here; None where it has one.
-    """
-
-    name: str
-    type: type
-    overrides: tuple[str, ...] = ()
-    note: str = ""
-    less: int = 0
-    refusal: str | None = None
-
-    @property
-    def help(self) -> str:
-        return self.note or self.overrides[-1].partition("=")[0]
-
-
-FLAGS = (
-    Flag("dataset", str, ("data.root={}",), note="data.root: the set's folder"),
-    # released default: few_shot, so that a shot alone means few; --training_mode comes after it and has its say
-    Flag("shot", int, ("data.mode=few_shot", "data.shot={}"), note="data.shot, and data.mode=few_shot"),
-    Flag("training_mode", str, ("data.mode={}",), note="data.mode: few_shot or full_shot"),
-    Flag("text_epoch", int, ("stages.text.epochs={}",)),
-    Flag("image_epoch", int, ("stages.image.epochs={}",)),
-    Flag("text_batch_size", int, ("stages.text.batch_size={}",)),
-    Flag("image_batch_size", int, ("stages.image.batch_size={}",)),
-    Flag("text_lr", float, ("stages.text.lr={}",)),
-    Flag("image_lr", float, ("stages.image.lr={}",)),
-    Flag("text_adapt_until", int, ("adapters.text_blocks={}",)),
-    Flag("image_adapt_until", int, ("adapters.image_blocks={}",)),
-    Flag("text_adapt_weight", float, ("adapters.text_weight={}",)),
-    Flag("image_adapt_weight", float, ("adapters.image_weight={}",)),
-    Flag("text_norm_weight", float, ("loss.orthogonal={}",)),
-    Flag("relu", bool, ("heads.activation=relu",), note="heads.activation=relu"),
-    # released: blocks -1 to -(N - 1)
-    Flag("surgery_until_layer", int, ("surgery.blocks={}",), less=1, note="surgery.blocks and one: 20 is the last 19"),
-    Flag("model_name", str, ("backbone.name={}",)),
-    Flag("img_size", int, ("backbone.image_size={}",)),
-    Flag("seed", int, ("trainer.seed={}",)),
-    Flag("criterion", str, refusal="has no meaning here, the loss of a map is focal and Dice always: leave it out"),
-)
-
-
-def make_overrides(given: Mapping[str, Any]) -> list[str]:
-    """Flags that were given, as overrides, in the order of `FLAGS`.
+def make_overrides(
+    *,
+    dataset: str | None = None,
+    shot: int | None = None,
+    training_mode: str | None = None,
+    surgery_until_layer: int | None = None,
+    relu: bool | None = None,
+    criterion: str | None = None,
+    **others: str | float | None,
+) -> list[str]:
+    """Return the flags that were given as overrides of the configuration.
 
     Args:
-        given: Name → value.
+        dataset, shot, training_mode, surgery_until_layer, relu, criterion: Flags with a rule of their own.
+        others: Flags that set the field of `FIELDS`.
 
     Raises:
-        ValueError: A flag without a meaning here, or a value that its field cannot have.
+        ValueError: A flag without a meaning here.
     """
+    if criterion is not None:
+        raise ValueError("--criterion has no meaning here, the loss of a map is always focal and Dice: leave it out")
     overrides = []
-    for flag in FLAGS:
-        if flag.name not in given:
-            continue
-        value = given[flag.name]
-        if flag.refusal is not None:
-            raise ValueError(f"--{flag.name} {flag.refusal}")
-        value = value - flag.less if flag.less else value
-        overrides += [template.format(value) for template in flag.overrides]
-    return overrides
+    if dataset is not None:
+        overrides.append(f"data.root={dataset}")
+    if shot is not None:  # the released default is few_shot, so that a shot alone means it; --training_mode wins
+        overrides += ["data.mode=few_shot", f"data.shot={shot}"]
+    if training_mode is not None:
+        overrides.append(f"data.mode={training_mode}")
+    if relu:
+        overrides.append("heads.activation=relu")
+    if surgery_until_layer is not None:  # the released code counts blocks from -1 to -(N - 1)
+        overrides.append(f"surgery.blocks={surgery_until_layer - 1}")
+    return overrides + [f"{FIELDS[name]}={value}" for name, value in others.items() if value is not None]
 
 
-def with_source_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with every flag as an option of its own; it is called with those that were given as `flags`."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "flags"]
-    options = [
-        inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(flag))
-        for flag in FLAGS
-    ]
-
-    @wraps(command)
-    def accepting(**values: Any) -> None:
-        given = {flag.name: value for flag in FLAGS if (value := values.pop(flag.name)) is not None}
-        command(**values, flags=given)
-
-    accepting.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    return accepting
-
-
-def _option(flag: Flag) -> Any:
-    hidden = flag.refusal is not None
-    info = typer.Option(
-        f"--{flag.name}", help="" if hidden else flag.help, rich_help_panel=PANEL, show_default=False, hidden=hidden
-    )
-    return Annotated[flag.type | None, info]
+FIELDS = {
+    "text_epoch": "stages.text.epochs",
+    "image_epoch": "stages.image.epochs",
+    "text_batch_size": "stages.text.batch_size",
+    "image_batch_size": "stages.image.batch_size",
+    "text_lr": "stages.text.lr",
+    "image_lr": "stages.image.lr",
+    "text_adapt_until": "adapters.text_blocks",
+    "image_adapt_until": "adapters.image_blocks",
+    "text_adapt_weight": "adapters.text_weight",
+    "image_adapt_weight": "adapters.image_weight",
+    "text_norm_weight": "loss.orthogonal",
+    "model_name": "backbone.name",
+    "img_size": "backbone.image_size",
+    "seed": "trainer.seed",
+}
+"""Flag → field that takes its value."""

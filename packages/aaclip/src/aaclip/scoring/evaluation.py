@@ -6,7 +6,6 @@ B images of a batch, S pixels of the model's input.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from aaclip.data import AnomalyDataset, Batch, DataError, Record, Sample, collate, read_dataset
+from aaclip.data import AnomalyDataset, Batch, Record, Sample, collate
 from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
 from aaclip.detector.calibration import compute_relative_scores
-from aaclip.detector.detection import Scores
 from aaclip.detector.detector import Detector
+from aaclip.detector.scorer import Scores
 from aaclip.scoring.metrics import ClassMetrics, average_classes
 from clip_common.reporting import Progress
 
@@ -147,29 +146,7 @@ def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch:
     for known in (True, False):
         rows = torch.nonzero(batch.masks_known_B == known)[:, 0]
         if len(rows):
-            own = scores[rows]
+            own = scores.select(rows)
             relative.add(own)
             maps_BSS, masks = (own.maps_BSS.cpu(), batch.masks_BHW[rows]) if known else (None, None)
-            metrics.update(detector.image_logits(own), batch.anomalous_B[rows], maps_BSS, masks)
-
-
-def read_test_records(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
-    """The test split of a set."""
-    return read_dataset(root, format=format, classes=classes).of(split="test")
-
-
-def remember_training_split(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
-    """Let a detector remember normal images of each class of a set, from its training split: the first by name.
-
-    Raises:
-        ValueError: A class whose training split has not as many.
-    """
-    dataset = read_dataset(root, format=format)
-    normal = group_by_class(record for record in dataset.of(split="train") if not record.anomalous)
-    for name in sorted(group_by_class(dataset.of(split="test"))):
-        own = sorted(normal.get(name, []), key=lambda record: str(record.image))
-        if len(own) < images:
-            raise DataError(
-                f"--memory {images}: the training split of {root} has {len(own)} normal images of {name}: ask for fewer"
-            )
-        detector.remember([record.image for record in own[:images]], name=name)
+            metrics.update(own.logits_B.cpu(), batch.anomalous_B[rows], maps_BSS, masks)

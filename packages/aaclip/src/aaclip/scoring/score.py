@@ -1,13 +1,21 @@
-"""The scores of a test, class by class, as JSON for programs, CSV for spreadsheets and Markdown for people."""
+"""Score a run on a labelled set: numbers of each class, the files that hold them, and a row in the registry."""
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from aaclip.config import Config
+from aaclip.data import DataError, Record, read_dataset
+from aaclip.data.selection import check_not_trained_on
+from aaclip.detector.detector import Detector
+from aaclip.scoring.evaluation import Evaluation, evaluate, group_by_class
 from aaclip.scoring.metrics import average_classes
 from clip_common.page import printable
-from clip_common.runs import MetricsCsv, write_atomically, write_json
+from clip_common.reporting import Reporter, silent
+from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
 from clip_common.runs.files import write_text
+from clip_common.runs.folder import is_run
 
 LABELS = {
     "image/auroc": "image AUROC",
@@ -22,6 +30,99 @@ MISSING = "n/a"
 
 Values = Mapping[str, float | None]
 Intervals = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Result of `score`.
+
+    Attributes:
+        evaluation: The numbers, and the images that could not be read.
+        title: Of the run on the set.
+        images: Images of the set's test split, those that could not be read included.
+        files: results.json, results.csv and results.md.
+    """
+
+    evaluation: Evaluation
+    title: str
+    images: int
+    files: list[Path]
+
+
+def score(
+    source: str | Path,
+    root: Path,
+    *,
+    format: str = "auto",
+    out: Path | None = None,
+    batch_size: int = 8,
+    memory: int = 0,
+    reporter: Reporter = silent,
+) -> Scored:
+    """Score every class of a set's test split, and write the results.
+
+    Args:
+        source: A run, a saved detector, or the name of a CLIP, which is scored without training.
+        root: The set's folder.
+        format: `auto`, or one of `aaclip.data.FORMATS`.
+        out: Folder of the results; default: inside the run, or results/ for a CLIP.
+        batch_size: Images at a time; changes no score.
+        memory: Remember this many normal images of each class first, from the set's training split.
+        reporter: Shows progress.
+
+    Raises:
+        ValueError: Images that the run learned from are in the set, no image that can be read, or too few normal images
+            to remember; nothing has been written then.
+    """
+    records = read_test_records(root, format=format)
+    check_not_trained_on(Path(source), [record.image for record in records])
+    detector = Detector.open(source)
+    if memory:
+        remember_training_split(detector, root, images=memory, format=format)
+    with reporter(f"scoring {len(records):,} images") as progress:
+        evaluation = evaluate(detector, records, batch_size=batch_size, progress=progress)
+    home = Path(source) if Path(source).is_dir() else Path("results") / source
+    title = f"{detector.name} on {root.resolve().name}"
+    note = f"{sum(evaluation.images.values()):,} images, {detector.size} pixels."
+    if memory:
+        note += f" {memory} normal images of each class remembered."
+    if evaluation.failures:
+        note += f" {len(evaluation.failures):,} more could not be read."
+    files = write_results(
+        out or home / f"test-{root.resolve().name}", evaluation.classes, evaluation.intervals, title=title, note=note
+    )
+    if is_run(Path(source)):
+        run = Run.open(source)
+        register(run, detector.config, {"split": "test", "set": root.resolve().name} | evaluation.mean)
+    return Scored(evaluation, title, len(records), files)
+
+
+def register(run: Run, config: Config, row: Mapping[str, str | int | float | None]) -> None:
+    """Append a row to the registry of the runs folder; a run that `--save_path` put elsewhere has none."""
+    if run.path.resolve().parent == (Path(config.runs) / "aaclip").resolve():
+        run.register({"model": config.backbone.name, "seed": config.trainer.seed} | dict(row))
+
+
+def read_test_records(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
+    """The test split of a set."""
+    return read_dataset(root, format=format, classes=classes).of(split="test")
+
+
+def remember_training_split(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
+    """Let a detector remember normal images of each class of a set, from its training split: the first by name.
+
+    Raises:
+        ValueError: A class whose training split has not as many.
+    """
+    dataset = read_dataset(root, format=format)
+    normal = group_by_class(record for record in dataset.of(split="train") if not record.anomalous)
+    for name in sorted(group_by_class(dataset.of(split="test"))):
+        own = sorted(normal.get(name, []), key=lambda record: str(record.image))
+        if len(own) < images:
+            raise DataError(
+                f"--memory {images}: the training split of {root} has {len(own)} normal images of {name}: ask for fewer"
+            )
+        detector.remember([record.image for record in own[:images]], name=name)
 
 
 def write_results(

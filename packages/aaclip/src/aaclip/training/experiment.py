@@ -30,180 +30,198 @@ from aaclip.data.selection import TRAINING_LIST, check_same_images, read_hashes
 from aaclip.detector.calibration import Logistic
 from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone, make_preprocess
-from aaclip.models.prompts import PromptSet, embed_classes, prompt_set
+from aaclip.models.backbone import load_backbone, make_model, make_preprocess
+from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
+from aaclip.report.plots import draw_losses
+from aaclip.scoring.score import register
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import ImageStage, StageData, TextStage
-from aaclip.training.stages import (
-    Stage,
-    check_free,
-    holds_run,
-    list_pending,
-    list_stages,
-    read_config,
-    resume_config,
-)
+from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
 from clip_common.config import load_config, to_yaml
 from clip_common.metrics import StreamingCurve
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
-from clip_common.runs.files import write_text
-from clip_common.training import check_trainer, fit, load_weights
+from clip_common.runs.opening import MODEL
+from clip_common.training import fit, load_weights, require_trainer
 from clip_common.training.determinism import seed_everything
 
-MODEL = "model"
-"""Phase of the ledger that fits the score and saves the detector, and the folder that it fills."""
+DETECTOR = "model"
+"""Phase of the ledger that fits the score and saves the detector."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` leaves.
+    """Result of `train`.
 
     Attributes:
         run: The run folder; `model/` in it is a detector, once no stage is left.
         detector: The same, ready to use; None while a stage is left, and on ranks other than the first.
         images: Images it learned from.
         left: Stages that are still to do.
+        plots: PNG files of the run.
     """
 
     run: Run
     detector: Detector | None
     images: int
     left: tuple[str, ...] = ()
+    plots: tuple[Path, ...] = ()
 
 
-def resolve(
-    *,
-    config: str | None = None,
-    overrides: Sequence[str] = (),
-    resume: Path | None = None,
-    folder: Path | None = None,
-) -> Config:
-    """The configuration of a new run, or of one to go on with, which keeps its own.
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, loaded and checked before anything is written (`prepare`).
+
+    Attributes:
+        config: Of the run.
+        stage: What to do now.
+        records: Images to learn from.
+        model: Untrained.
+        prompts: States and templates.
+    """
+
+    config: Config
+    stage: Stage
+    records: list[Record]
+    model: AnomalyModel
+    prompts: PromptSet
+
+
+def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
+    """Return the configuration of a new run, or the own configuration of one to resume.
 
     Args:
         config: Name of a configuration, or a file.
         overrides: `section.field=value` each.
-        resume: A run to go on with as it is.
-        folder: Where `train` is to make a run, or to go on with one; then its own configuration stands in for `config`
-            where that is not given, and the overrides are over it.
+        resume: A run to resume with its own configuration.
 
     Raises:
-        ValueError: An unknown key, a wrong value, no such run, overrides for a run that is resumed, or a second name.
+        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
     """
-    if resume is not None:
-        if config or overrides or folder:
-            raise ValueError(
-                "--resume keeps the run's own configuration: leave out --config, overrides and other flags"
-            )
-        return read_config(Run.open(resume))
-    begun = folder is not None and holds_run(folder)
-    own = folder / "config.yaml" if folder is not None and begun and config is None else config
-    settings = load_config(Config, config=own, overrides=overrides, package="aaclip")
-    if folder is not None and not begun and settings.name is not None:
-        raise ValueError(f"name={settings.name} and --save_path {folder} both say where the run is: give one of them")
-    return settings
+    if resume is None:
+        return load_config(Config, config=config, overrides=overrides, package="aaclip")
+    if config or overrides:
+        raise ValueError(
+            "--resume continues with the run's own configuration: leave out --config, overrides and other flags"
+        )
+    return read_config(Run.open(resume))
 
 
-def train(
-    config: Config,
-    *,
-    resume: Path | None = None,
-    folder: Path | None = None,
-    stage: Stage = "both",
-    reporter: Reporter = silent,
-) -> Trained:
+def train(config: Config, *, resume: Path | None = None, stage: Stage = "both", reporter: Reporter = silent) -> Trained:
     """Train the text adapters, then the image adapters; fit the image score; leave a complete run folder.
 
     Args:
         config: See `aaclip.config`.
-        resume: Go on with this run folder where it stopped. `config` is its configuration, but for stages that were
-            not begun yet.
-        folder: The run folder itself, in place of one that `config.runs` and `config.name` say: made, or gone on with
-            where a run was begun in it.
-        stage: What to do now; a run of which a stage is left has no detector yet.
+        resume: Continue this run folder where it stopped. `config` is its configuration, except for stages that were
+            not started yet.
+        stage: What to do now; a run with a stage left has no detector yet.
         reporter: Shows progress of what precedes and follows the fits.
 
     Raises:
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing has
             been written then.
     """
-    place = folder if folder is not None and holds_run(folder) else resume
-    begun = None if place is None else Run.open(place)
-    if begun is not None:
-        config = resume_config(begun, config)
-    elif folder is not None:
-        check_free(folder)
-    elif config.name is not None:
+    if resume is not None:
+        return _resume(Run.open(resume), config, stage=stage, reporter=reporter)
+    if config.name is not None:
         Run.require_new("aaclip", config.name, root=config.runs)
-    todo = list_stages(config, stage, begun)
-    if begun is not None and not todo and (finished := load_finished(begun, config)):
+    job = prepare(config, stage=stage)
+    label = f"{Path(str(config.data.root)).resolve().name}-{config.backbone.name}-s{config.trainer.seed}"
+    run = Run.create(
+        "aaclip", config_yaml=to_yaml(config), name=config.name, label=label.replace("/", "-"), root=config.runs
+    )
+    with run.locked():
+        return run_job(job, run, resumed=False, reporter=reporter)
+
+
+def _resume(run: Run, config: Config, *, stage: Stage, reporter: Reporter) -> Trained:
+    config = resume_config(run, config)
+    if not list_stages(config, stage, run) and (finished := load_finished(run, config)):
         return finished
+    job = prepare(config, stage=stage, run=run)
+    with run.locked():
+        return run_job(job, mark_resumed(run, config), resumed=True, reporter=reporter)
+
+
+def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
+    """Load and check everything a run needs; nothing is written.
+
+    Args:
+        config: Of the run.
+        stage: What to do now.
+        run: The run to resume; None for a new one.
+
+    Raises:
+        ValueError: See `train`.
+    """
+    list_stages(config, stage, run)
     require_trainer(config.trainer)
     records = read_training_records(config)
-    if begun is not None and (begun.path / TRAINING_LIST).exists():
-        check_same_images(begun.path / TRAINING_LIST, records)
+    if run is not None and (run.path / TRAINING_LIST).exists():
+        check_same_images(run.path / TRAINING_LIST, records)
     bundle = load_backbone(config.backbone)
     seed_everything(config.trainer.seed)
-    model = AnomalyModel(bundle, config)
-    prompts = prompt_set(config.prompts.set)
-    root = Path(str(config.data.root))
+    return Job(config, stage, records, make_model(bundle, config), load_prompts(config.prompts))
 
-    if begun is not None:
-        run = begun
-    elif folder is not None:  # `create` makes root/group/name
-        run = Run.create(
-            "aaclip", config_yaml=to_yaml(config), name=folder.name, group=folder.parent.name, root=folder.parent.parent
-        )
-    else:
-        label = f"{root.resolve().name}-{config.backbone.name}-s{config.trainer.seed}".replace("/", "-")
-        run = Run.create("aaclip", config_yaml=to_yaml(config), name=config.name, label=label, root=config.runs)
-    with run.locked():
-        if begun is not None:
-            run = mark_resumed(begun, config)
-        if rank() == 0:
-            run.ledger.start(MODEL)  # a detector of an earlier call is not that of this run any more
-            shutil.rmtree(run.path / MODEL, ignore_errors=True)
-            if not (run.path / TRAINING_LIST).exists():
-                save_list(records, run.path / TRAINING_LIST, root=root)
-        train_text(model, records, config, prompts, run, resume=begun is not None, reporter=reporter)
-        classes = embed_training_classes(model, records, config, prompts)
-        if stage != "text" or run.ledger.done("image"):
-            train_image(model, records, config, classes, run, resume=begun is not None)
-        if rank() != 0:
-            return Trained(run, None, len(records))
-        if left := list_pending(config, run):
-            return Trained(run, None, len(records), tuple(left))
-        detector = Detector(model, config, classes={prompts.name_of(name): text for name, text in classes.items()})
-        with reporter("fitting the score") as progress:
-            fit_scores(detector, records, progress=progress)
-        detector.save_pretrained(run.folder(MODEL))
-        run.write_result(run.result | {"images": len(records), "classes": sorted(classes)})
-        run.ledger.finish(MODEL)
-    return Trained(run, detector, len(records))
+
+def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -> Trained:
+    """Train in a run folder, whose lock the caller holds; finish it if no stage is left afterwards.
+
+    Args:
+        job: Of `prepare`.
+        run: Its folder.
+        resumed: Continue from the checkpoints in it.
+        reporter: Shows progress of what precedes and follows the fits.
+    """
+    config, model = job.config, job.model
+    if rank() == 0:
+        run.ledger.start(DETECTOR)  # a detector of an earlier call is out of date from here on
+        shutil.rmtree(run.path / MODEL, ignore_errors=True)
+        if not (run.path / TRAINING_LIST).exists():
+            save_list(job.records, run.path / TRAINING_LIST, root=Path(str(config.data.root)))
+    train_text(job, run, resumed=resumed, reporter=reporter)
+    classes = embed_training_classes(job)
+    if job.stage != "text" or run.ledger.done("image"):
+        train_image(job, classes, run, resumed=resumed)
+    if rank() != 0:
+        return Trained(run, None, len(job.records))
+    if left := list_pending(config, run):
+        return Trained(run, None, len(job.records), left=tuple(left))
+    called = {job.prompts.name_of(name): text_D2 for name, text_D2 in classes.items()}
+    detector = Detector(model, config, classes=called, name=run.name)
+    with reporter("fitting the score") as progress:
+        fit_scores(detector, job.records, progress=progress)
+    return finish(run, detector, job.records)
+
+
+def finish(run: Run, detector: Detector, records: Sequence[Record]) -> Trained:
+    """Save the detector, and complete the run folder: result, plots, model card, and a row in the registry."""
+    detector.save_pretrained(run.folder(MODEL))
+    classes = sorted({record.class_name for record in records})
+    counts = {"images": len(records), "classes": classes}
+    run.write_result(run.result | counts)
+    plots = draw_losses(run.path / "metrics.csv", run.folder("plots"))
+    write_card(run, detector, counts)
+    root = Path(str(detector.config.data.root)).resolve()
+    row = {"split": "train", "set": root.name, "images": len(records), "classes": len(classes)}
+    register(run, detector.config, row)
+    run.ledger.finish(DETECTOR)
+    return Trained(run, detector, len(records), plots=tuple(plots))
 
 
 def load_finished(run: Run, config: Config) -> Trained | None:
-    """A run in which nothing that was asked for is left to do; None where its detector is not there."""
+    """Load a run in which nothing that was asked for is left to do; None if its detector is missing."""
     left = tuple(list_pending(config, run))
-    if not left and not (run.ledger.done(MODEL) and (run.path / MODEL).is_dir()):
+    if not left and not (run.ledger.done(DETECTOR) and (run.path / MODEL).is_dir()):
         return None
     images = len(read_hashes(run.path / TRAINING_LIST))
-    return Trained(run, None if left or rank() != 0 else Detector.from_pretrained(run.path), images, left)
-
-
-def mark_resumed(run: Run, config: Config) -> Run:
-    """Note in a run that it is gone on with, and with which configuration."""
-    own = read_config(run)
-    run = Run.resume(run.path.resolve(), config_yaml=to_yaml(own))
-    if rank() == 0 and config != own:
-        write_text(run.path / "config.yaml", to_yaml(config))
-    return run
+    detector = None if left or rank() != 0 else Detector.from_pretrained(run.path)
+    return Trained(run, detector, images, left=left, plots=tuple(sorted((run.path / "plots").glob("*.png"))))
 
 
 def read_training_records(config: Config) -> list[Record]:
-    """What is trained on, checked: masks are there, and nothing of it is in a set that will be tested.
+    """Read the records to train on, and check them: every mask is there, and none is in a set that will be tested.
 
     Raises:
         DataError: One line.
@@ -219,8 +237,8 @@ def read_training_records(config: Config) -> list[Record]:
 
 
 def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
-    """Augmented samples."""
-    size = model.bundle.image.spec.image_size
+    """Return augmented samples; `colour` changes colours too."""
+    size = model.bundle.spec.image_size
     return AnomalyDataset(
         records,
         preprocess=make_preprocess(model.bundle, config.preprocess),
@@ -230,70 +248,56 @@ def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config,
     )
 
 
-def train_text(
-    model: AnomalyModel,
-    records: Sequence[Record],
-    config: Config,
-    prompts: PromptSet,
-    run: Run,
-    *,
-    resume: bool,
-    reporter: Reporter,
-) -> None:
-    """Stage 1; afterwards the model holds its last weights."""
-    stage = config.stages.text
+def train_text(job: Job, run: Run, *, resumed: bool, reporter: Reporter) -> None:
+    """Run stage 1; afterwards the model holds its last weights."""
+    config, stage = job.config, job.config.stages.text
     if stage.epochs == 0:
         return
-    dataset: AnomalyDataset | FrozenViews = make_dataset(model, records, config, colour=False)
+    dataset = make_dataset(job.model, job.records, config, colour=False)
     views = None
     if stage.cache_features and not run.ledger.done("text"):
-        assert isinstance(dataset, AnomalyDataset)
+        folder = Path(config.runs) / "cache" / "aaclip"
         with reporter("frozen features of the training images") as progress:
-            views = FrozenViews(Path(config.runs) / "cache" / "aaclip", dataset, model, config, progress=progress)
-        dataset = views
-    module = TextStage(model, config, prompts, views=views)
-    data = StageData(dataset, batch_size=stage.batch_size, config=config)
+            views = FrozenViews(folder, dataset, job.model, views=stage.cache_features, progress=progress)
+    module = TextStage(job.model, stage, config.loss, prompts=job.prompts, views=views)
+    data = StageData(
+        dataset if views is None else views,
+        batch_size=stage.batch_size,
+        seed=config.trainer.seed,
+        workers=config.data.workers,
+    )
     trainer = replace(config.trainer, max_epochs=stage.epochs)
-    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="text", resume=resume)
+    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="text", resume=resumed)
     load_weights(module, result.last)
 
 
-def train_image(
-    model: AnomalyModel,
-    records: Sequence[Record],
-    config: Config,
-    classes: Mapping[str, Tensor],
-    run: Run,
-    *,
-    resume: bool,
-) -> None:
-    """Stage 2; afterwards the model holds its last weights."""
-    stage = config.stages.image
+def train_image(job: Job, classes: Mapping[str, Tensor], run: Run, *, resumed: bool) -> None:
+    """Run stage 2; afterwards the model holds its last weights."""
+    config, stage = job.config, job.config.stages.image
     if stage.epochs == 0:
         return
-    module = ImageStage(model, config, dict(classes))
-    data = StageData(make_dataset(model, records, config, colour=True), batch_size=stage.batch_size, config=config)
+    module = ImageStage(job.model, stage, config.loss, classes=classes)
+    dataset = make_dataset(job.model, job.records, config, colour=True)
+    data = StageData(dataset, batch_size=stage.batch_size, seed=config.trainer.seed, workers=config.data.workers)
     trainer = replace(config.trainer, max_epochs=stage.epochs)
-    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="image", resume=resume)
+    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="image", resume=resumed)
     load_weights(module, result.last)
 
 
 @torch.no_grad()
-def embed_training_classes(
-    model: AnomalyModel, records: Sequence[Record], config: Config, prompts: PromptSet
-) -> dict[str, Tensor]:
-    """(D, 2) embedding of each class of the training set, by its folder's name, from the trained text tower."""
-    model.eval()
-    names = sorted({record.class_name for record in records})
-    called = [prompts.name_of(name) for name in names]
-    text = embed_classes(model.encode_text, called, prompts, renormalise=config.prompts.renormalise)
-    return dict(zip(names, text.float(), strict=True))
+def embed_training_classes(job: Job) -> dict[str, Tensor]:
+    """Return the (D, 2) embedding of each class of the training set, by its folder's name."""
+    job.model.eval()
+    names = sorted({record.class_name for record in job.records})
+    called = [job.prompts.name_of(name) for name in names]
+    text_CD2 = embed_classes(job.model.encode_text, called, job.prompts)
+    return dict(zip(names, text_CD2.float(), strict=True))
 
 
 def fit_scores(detector: Detector, records: Sequence[Record], *, progress: Progress | None = None) -> None:
     """Fit the image score and the border of masks (the pixel threshold of best F1) on the unaugmented training images.
 
-    Where all images are of one kind, or nothing was learned, the detector keeps what it has unfitted; the latter warns.
+    If all images have the same label, or nothing was learned, the detector keeps its unfitted score; the latter warns.
     """
     dataset = AnomalyDataset(records, preprocess=detector.preprocess, size=detector.size, seed=0)
     columns: list[list[NDArray[Any]]] = [[], [], []]
@@ -315,3 +319,31 @@ def fit_scores(detector: Detector, records: Sequence[Record], *, progress: Progr
         detector.score = Logistic.fit(classification, top, anomalous)
     except ValueError as error:
         warnings.warn(f"image score not fitted: {error}", stacklevel=2)
+
+
+def write_card(run: Run, detector: Detector, counts: Mapping[str, Any]) -> Path:
+    """Write the run's README.md, as a model card."""
+    config, score = detector.config, detector.score
+    fitted = f"fitted on {score.images:,} images" if score.images else "not fitted: the untrained weights"
+    return run.write_model_card(
+        title=f"{run.name}: anomaly detection",
+        summary=(
+            f"Adapters for {config.backbone.name}, trained by aaclip on {counts['images']:,} images of "
+            f"{len(counts['classes'])} classes of {Path(str(config.data.root)).name}. For an image and any noun they "
+            "give a score, a heatmap and, once `aaclip calibrate` has set a threshold, a verdict. No number here is of "
+            "images that were not trained on: score another set with `aaclip test`."
+        ),
+        results={
+            "training images": counts["images"],
+            "classes": ", ".join(counts["classes"]),
+            "image score": f"sigmoid({score.a:.4g} · classification + {score.b:.4g} · map {score.c:+.4g}), {fitted}",
+            "border of masks": detector.border,
+        },
+        usage=(
+            "from aaclip import Detector\n\n"
+            f'detector = Detector.from_pretrained("{run.path.as_posix()}")\n'
+            'found = detector.predict("part.jpg", name="metal nut")\n'
+            "print(found.verdict, found.score, found.boxes)"
+        ),
+        tags=["clip", "anomaly-detection"],
+    )

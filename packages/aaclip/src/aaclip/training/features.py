@@ -1,4 +1,4 @@
-"""What stage 1 reads of a frozen tower, computed once: a few augmented views of each image, on the disk.
+"""Stage 1's frozen patches, computed once and kept on disk for a few augmented views of each image.
 
 Shapes: N images, K views of each, B images of a batch, V levels, L patches, D shared width, P bytes of a mask.
 """
@@ -6,7 +6,6 @@ Shapes: N images, K views of each, B images of a batch, V levels, L patches, D s
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,27 +16,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Sample, collate
 from aaclip.models import AnomalyModel
+from clip_common import images
+from clip_common.reporting import Progress
 from clip_common.runs import write_atomically
 
 SPARE = 2**30
-"""Bytes that stay free on the disk."""
+"""Bytes to leave free on the disk."""
 
 
 class FrozenViews(Dataset[Sample]):
     """Samples whose images are already patches: in epoch e every image is shown in its view e mod K.
 
     Args:
-        folder: Where the views are kept; they are computed where they are not there yet.
+        folder: Where the views are kept; missing ones are computed.
         dataset: Augmented samples by (seed, epoch, index); view k is what epoch k shows.
         model: The frozen tower.
-        config: Of the run: views, and everything that changes what they hold.
+        views: K.
         progress: Called as `progress(done, total)` while they are computed.
 
     Raises:
-        ValueError: The disk does not hold them: says how many bytes they take.
+        ValueError: The disk has too little room; the message says how many bytes the views take.
     """
 
     def __init__(
@@ -45,32 +45,32 @@ class FrozenViews(Dataset[Sample]):
         folder: Path,
         dataset: AnomalyDataset,
         model: AnomalyModel,
-        config: Config,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        views: int,
+        progress: Progress | None = None,
     ) -> None:
-        self.dataset, self.views, self.epoch = dataset, config.stages.text.cache_features, 0
-        spec, rows = model.bundle.image.spec, len(dataset) * self.views
+        self.dataset, self.views, self.epoch = dataset, views, 0
+        spec, rows = model.bundle.spec, len(dataset) * self.views
         side = spec.image_size // spec.patch_size
         shape = (rows, len(model.levels), side * side, spec.embed_dim)
-        key = self._key(model, config)
+        key = self._key(model)
         patches, masks = folder / f"{key}.patches.npy", folder / f"{key}.masks.npy"
         if not (patches.exists() and masks.exists()):
-            self._require_room(folder, size=2 * int(np.prod(shape)) + rows * dataset.size**2 // 8)
+            self._check_room(folder, size=2 * int(np.prod(shape)) + rows * dataset.size**2 // 8)
             with write_atomically(patches) as patch_file, write_atomically(masks) as mask_file:
                 self._compute(patch_file, mask_file, shape, model, progress=progress)
         self.patches_NVLD: NDArray[np.float16] = np.load(patches, mmap_mode="r")
         self.masks_NP: NDArray[np.uint8] = np.load(masks, mmap_mode="r")
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch: the next view."""
+        """Set the epoch, and with it the view."""
         self.epoch = epoch % self.views
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of this epoch's view, without pixels."""
+        """Return the sample of this epoch's view, without pixels."""
         record, side = self.dataset.records[index], self.dataset.size
         bits = np.unpackbits(self.masks_NP[index * self.views + self.epoch], count=side * side)
         return Sample(
@@ -84,7 +84,7 @@ class FrozenViews(Dataset[Sample]):
         )
 
     def patches(self, indices_B: Tensor, *, epoch: int) -> list[Tensor]:
-        """(B, L, D) float32 a level, of the views that `epoch` shows."""
+        """Return (B, L, D) float32 patches of the views that `epoch` shows, one tensor for each level."""
         rows = (indices_B.cpu() * self.views + epoch % self.views).numpy()
         patches_BVLD = torch.from_numpy(self.patches_NVLD[rows].astype(np.float32))
         return list(patches_BVLD.unbind(dim=1))
@@ -97,7 +97,7 @@ class FrozenViews(Dataset[Sample]):
         shape: tuple[int, ...],
         model: AnomalyModel,
         *,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> None:
         packed = (shape[0], -(-(self.dataset.size**2) // 8))
         patches_NVLD = open_memmap(patch_file, mode="w+", dtype=np.float16, shape=shape)
@@ -116,21 +116,24 @@ class FrozenViews(Dataset[Sample]):
         patches_NVLD.flush()
         masks_NP.flush()
 
-    def _key(self, model: AnomalyModel, config: Config) -> str:
+    def _key(self, model: AnomalyModel) -> str:
+        """Return a hash of everything that changes what the views hold."""
         files = [(str(record.image), record.image.stat().st_mtime_ns) for record in self.dataset.records]
-        told = {
-            "version": 1,
+        augment = None if self.dataset.augment is None else asdict(self.dataset.augment.config)
+        content = {
+            "version": 2,
+            "pixels": images.VERSION,
             "fingerprint": model.bundle.spec.fingerprint,
-            "surgery": [model.surgery_blocks, config.surgery.axis],
+            "surgery": [model.vv_blocks, model.axis],
             "levels": model.levels,
-            "preprocess": [config.preprocess.statistics, self.dataset.size],
-            "augment": asdict(config.augment),
+            "preprocess": [repr(self.dataset.preprocess), self.dataset.size],
+            "augment": augment,
             "views": [self.views, self.dataset.seed],
             "files": files,
         }
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
-    def _require_room(self, folder: Path, *, size: int) -> None:
+    def _check_room(self, folder: Path, *, size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if size + SPARE > free:

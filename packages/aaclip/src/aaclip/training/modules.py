@@ -1,9 +1,9 @@
-"""The LightningModules of the two stages and their data; `experiment.train` puts them to work.
+"""The LightningModules of the two stages, and their data.
 
 B images of a batch, C classes of a set, D shared width, H and W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
-from aaclip.config import Config
+from aaclip.config import ImageStageConfig, LossConfig, TextStageConfig
 from aaclip.data import AnomalyDataset, Batch, collate
 from aaclip.models import AnomalyModel
 from aaclip.models.maps import differences, probability_map
@@ -29,27 +29,27 @@ BETAS = (0.5, 0.999)
 class Stage(L.LightningModule):
     """What both stages share: one model, one batch format, Adam(0.5, 0.999) over what the stage trains."""
 
-    def __init__(self, model: AnomalyModel, config: Config, *, trained: Sequence[str]) -> None:
+    def __init__(self, model: AnomalyModel, losses: LossConfig, *, trained: str) -> None:
         super().__init__()
         self.model = model
-        self.config = config
+        self.losses = losses
         for name in ("text_adapter", "image_adapter"):
-            getattr(model, name).requires_grad_(name in trained)
+            getattr(model, name).requires_grad_(name == trained)
 
     def segmentation(self, differences_B: Sequence[Tensor], masks_BHW: Tensor) -> Tensor:
-        """Sum over levels of the segmentation loss of their maps."""
-        size, alpha = masks_BHW.shape[-1], self.config.loss.focal_alpha
+        """Return the segmentation loss of the levels' maps, summed."""
+        size, alpha = masks_BHW.shape[-1], self.losses.focal_alpha
         maps = [probability_map(level.float(), size=size) for level in differences_B]
         return torch.stack([segmentation_loss(p_BHW, masks_BHW, focal_alpha=alpha) for p_BHW in maps]).sum()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the tensors of a batch; its names stay."""
+        """Move the tensors of a batch; its lists of names are left alone."""
         moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
         return Batch(**moved)
 
     def describe_batch(self, batch: Batch) -> str:
-        """File names of a batch, for the message of a loss that is not finite."""
+        """Return the file names of a batch, for the message of a loss that is not finite."""
         return ", ".join(batch.names)
 
     def _adam(self, lr: float) -> Adam:
@@ -61,43 +61,49 @@ class TextStage(Stage):
 
     Args:
         model: Its text adapters are trained.
-        config: Of the run.
-        prompts: What is said about a class.
-        views: Frozen patches that are there already; None computes them.
+        stage: Of this stage.
+        losses: Of the maps, and the weight of the orthogonal term.
+        prompts: States and templates.
+        views: Cached frozen patches; None computes them.
     """
 
     def __init__(
-        self, model: AnomalyModel, config: Config, prompts: PromptSet, *, views: FrozenViews | None = None
+        self,
+        model: AnomalyModel,
+        stage: TextStageConfig,
+        losses: LossConfig,
+        *,
+        prompts: PromptSet,
+        views: FrozenViews | None = None,
     ) -> None:
-        super().__init__(model, config, trained=["text_adapter"])
+        super().__init__(model, losses, trained="text_adapter")
         model.log_temperature.requires_grad_(False)
         model.level_logits.requires_grad_(False)
+        self.stage = stage
         self.prompts = prompts
         self.views = views
 
     def configure_optimizers(self) -> Adam:
-        return self._adam(self.config.stages.text.lr)
+        return self._adam(self.stage.lr)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        stage = self.config.stages.text
         classes = sorted(set(batch.class_names))
         names = [self.prompts.name_of(name) for name in classes]
-        renormalise = self.config.prompts.renormalise
-        text_CD2 = embed_classes(self.model.encode_text, names, self.prompts, renormalise=renormalise)
+        text_CD2 = embed_classes(self.model.encode_text, names, self.prompts)
         text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
         if self.views is None:
             patches = self.model.frozen_patches(batch.images_B3HW)
         else:
             patches = self.views.patches(batch.indices_B, epoch=self.current_epoch)
-        if stage.levels_in_loss == "last":
+        if self.stage.levels_in_loss == "last":
             patches = patches[-1:]
         levels = [differences(patches_BLD.to(text_BD2), text_BD2) for patches_BLD in patches]
         segmentation = self.segmentation(levels, batch.masks_BHW)
         orthogonal = orthogonal_loss(text_BD2)
-        loss = segmentation + self.config.loss.orthogonal * orthogonal
-        if stage.classification:
+        loss = segmentation + self.losses.orthogonal * orthogonal
+        if self.stage.classification:
             image_BD = normalize(patches[-1].float().mean(dim=1), dim=-1)
-            logits_B2 = self.config.loss.classification_scale * torch.einsum("bd,bdc->bc", image_BD, text_BD2)
+            logits_B2 = self.losses.classification_scale * torch.einsum("bd,bdc->bc", image_BD, text_BD2)
             loss = loss + cross_entropy(logits_B2, batch.anomalous_B)
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({"train/segmentation": segmentation.detach(), "train/orthogonal": orthogonal.detach()})
@@ -105,34 +111,37 @@ class TextStage(Stage):
 
 
 class ImageStage(Stage):
-    """Stage 2: adapters and heads of the image tower, against class embeddings that stay as they are.
+    """Stage 2: adapters and heads of the image tower, against fixed class embeddings.
 
     Args:
-        model: Its image adapters are trained, and temperature and level weights where asked for.
-        config: Of the run.
-        text: (D, 2) embedding of each class by name.
+        model: Its image adapters are trained, and temperature and level weights if configured.
+        stage: Of this stage.
+        losses: Of the maps, and the scale of the classification.
+        classes: (D, 2) embedding of each class by name.
     """
 
-    def __init__(self, model: AnomalyModel, config: Config, text: dict[str, Tensor]) -> None:
-        super().__init__(model, config, trained=["image_adapter"])
-        model.log_temperature.requires_grad_(config.stages.image.learned_temperature)
-        model.level_logits.requires_grad_(config.stages.image.learned_levels)
-        self.text = text
+    def __init__(
+        self, model: AnomalyModel, stage: ImageStageConfig, losses: LossConfig, *, classes: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(model, losses, trained="image_adapter")
+        model.log_temperature.requires_grad_(stage.learned_temperature)
+        model.level_logits.requires_grad_(stage.learned_levels)
+        self.stage = stage
+        self.classes = dict(classes)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        stage = self.config.stages.image
-        optimizer = self._adam(stage.lr)
-        scheduler = MultiStepLR(optimizer, milestones=stage.milestones, gamma=0.5)
+        optimizer = self._adam(self.stage.lr)
+        scheduler = MultiStepLR(optimizer, milestones=self.stage.milestones, gamma=0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        text_BD2 = torch.stack([self.text[name] for name in batch.class_names]).to(self.device)
-        if self.model.image_adapter.detection is None:  # of the image as a whole nothing is trained
+        text_BD2 = torch.stack([self.classes[name] for name in batch.class_names]).to(self.device)
+        if self.model.image_adapter.detection is None:  # nothing is trained for the image as a whole
             levels, classification = self.model.patch_evidence(batch.images_B3HW, text_BD2), None
         else:
             evidence = self.model(batch.images_B3HW, text_BD2)
             levels, classification = evidence.levels, self.classification(evidence.classification, batch.anomalous_B)
-        # learned weights keep the sum of the levels' losses where equal ones put it
+        # times the number of levels, so that equal weights leave each level unscaled
         weights = self.model.level_weights * len(self.model.levels)
         loss = segmentation = self.segmentation(
             [weight * level for weight, level in zip(weights, levels, strict=True)], batch.masks_BHW
@@ -145,8 +154,8 @@ class ImageStage(Stage):
         return loss
 
     def classification(self, difference_B: Tensor, anomalous_B: Tensor) -> Tensor:
-        """Cross-entropy of images as a whole: of two logits it is the logistic loss of their difference."""
-        logit_B = self.config.loss.classification_scale * difference_B
+        """Return the cross-entropy of images as a whole: for two logits, the logistic loss of their difference."""
+        logit_B = self.losses.classification_scale * difference_B
         return cross_entropy(torch.stack([torch.zeros_like(logit_B), logit_B], dim=1), anomalous_B)
 
 
@@ -155,22 +164,24 @@ class StageData(L.LightningDataModule):
 
     Args:
         dataset: Samples by (seed, epoch, index).
-        batch_size: Images per step; all of them where there are fewer.
-        config: Of the run.
+        batch_size: Images per step; all of them if there are fewer.
+        seed: Of the order.
+        workers: Loader processes; 0 decodes in the training process.
     """
 
-    def __init__(self, dataset: AnomalyDataset | FrozenViews, *, batch_size: int, config: Config) -> None:
+    def __init__(self, dataset: AnomalyDataset | FrozenViews, *, batch_size: int, seed: int, workers: int) -> None:
         super().__init__()
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
-        self.config = config
+        self.seed = seed
+        self.workers = workers
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.trainer is not None
         sampler = ShuffledBatchSampler(
             len(self.dataset),
             batch_size=self.batch_size,
-            seed=self.config.trainer.seed,
+            seed=self.seed,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
@@ -178,6 +189,6 @@ class StageData(L.LightningDataModule):
             self.dataset,
             batch_sampler=sampler,
             collate_fn=collate,
-            num_workers=self.config.data.workers,
+            num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )

@@ -1,83 +1,74 @@
-"""The two stages of a run that is gone on with: what may still be set otherwise, and what is left to do."""
+"""Resume a two-stage run: which stages remain, and what may still change."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from aaclip.config import Config
-from clip_common.config import load_config
+from clip_common.config import load_config, to_yaml
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
+from clip_common.runs.files import write_text
 
 STAGES = ("text", "image")
-"""In the order in which they are trained; names of their phases in the run's ledger."""
+"""In the order of training; also the names of their phases in the run's ledger."""
 Stage = Literal["text", "image", "both"]
-"""What `aaclip train` does now."""
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder; a saved detector is none."""
-    return (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
-
-
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds something else than a run. Later ranks ask nothing: the first may have made it.
-
-    Raises:
-        ValueError: One line.
-    """
-    if rank() == 0 and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{folder} exists and is no run of aaclip: name a new folder (for text_adapter.pth of the released code "
-            "there is `aaclip import`)"
-        )
+"""Stages to train in one call; `both` trains what is left."""
 
 
 def resume_config(run: Run, config: Config) -> Config:
-    """The configuration that a run goes on with: its own, but for stages that were not begun yet.
+    """Return the configuration to resume a run with: its own, except for stages that were not started yet.
 
-    0 epochs of a stage that is done mean "no more of it", as in the released code, and change nothing.
+    0 epochs of a finished stage mean "no more of it", as in the released code, and change nothing.
 
     Args:
-        run: Begun before.
-        config: What is asked for now.
+        run: Started before.
+        config: Asked for now.
 
     Raises:
-        ValueError: A change of something that what was trained so far rests on.
+        ValueError: `config` changes something that the finished training depends on.
     """
     own = read_config(run)
     for name in STAGES:
         if run.ledger.done(name) and getattr(config.stages, name).epochs == 0:
             config = replace(config, stages=replace(config.stages, **{name: getattr(own.stages, name)}))
     begun = [run.ledger.started(name) for name in STAGES]
-    # stage 2 stands on stage 1, which is closed with it
+    # stage 2 depends on stage 1, so that starting it fixes the settings of both
     free = tuple(f"stages.{name}." for index, name in enumerate(STAGES) if not any(begun[index:]))
     was, wanted = dict(_leaves(asdict(own))), dict(_leaves(asdict(config)))
     fixed = [key for key, value in was.items() if wanted[key] != value and not key.startswith(free)]
     if fixed:
         key = fixed[0]
         raise ValueError(
-            f"run {run.path} was begun with {key}={_shown(was[key])}, not {_shown(wanted[key])}: leave that out to go "
-            "on with it, or name a new run"
+            f"run {run.path} was started with {key}={_shown(was[key])}, not {_shown(wanted[key])}: leave that out to "
+            "continue it, or name a new run"
         )
     return config
 
 
 def read_config(run: Run) -> Config:
-    """What a run was begun or gone on with."""
+    """Read the configuration that a run was last trained with."""
     return load_config(Config, config=run.path / "config.yaml")
 
 
+def mark_resumed(run: Run, config: Config) -> Run:
+    """Record in the run folder that it was resumed, and with which configuration."""
+    own = read_config(run)
+    run = Run.resume(run.path.resolve(), config_yaml=to_yaml(own))
+    if rank() == 0 and config != own:
+        write_text(run.path / "config.yaml", to_yaml(config))
+    return run
+
+
 def list_pending(config: Config, run: Run | None) -> list[str]:
-    """Stages that the configuration has and the run has not done; None has done nothing."""
+    """Return the stages that the configuration has and the run has not finished; a run of None has finished none."""
     wanted = [name for name in STAGES if getattr(config.stages, name).epochs > 0]
     return [name for name in wanted if run is None or not run.ledger.done(name)]
 
 
 def list_stages(config: Config, stage: Stage, run: Run | None) -> list[str]:
-    """The pending stages that `stage` asks for.
+    """Return the pending stages that `stage` asks for.
 
     Raises:
         ValueError: A stage that the configuration leaves out, or stage 2 before stage 1.
@@ -89,7 +80,7 @@ def list_stages(config: Config, stage: Stage, run: Run | None) -> list[str]:
         raise ValueError(f"--stage {stage}: stages.{stage}.epochs=0 leaves it out: give it epochs, or another stage")
     if stage == "image" and "text" in left:
         raise ValueError(
-            "--stage image: stage 1 is not done: begin with --stage text, or leave it out with stages.text.epochs=0"
+            "--stage image: stage 1 is not done: start with --stage text, or leave it out with stages.text.epochs=0"
         )
     return [name for name in left if name == stage]
 
