@@ -18,9 +18,10 @@ from _measure import report
 
 from aaclip.config import Config
 from aaclip.detector.detector import Detector
+from aaclip.released.training import train
 from aaclip.scoring.evaluation import evaluate
 from aaclip.scoring.score import read_test_records
-from aaclip.training.experiment import resolve, train
+from aaclip.training.experiment import resolve
 from clip_common import cli
 from clip_common.synthetic import write_mvtec
 
@@ -69,7 +70,7 @@ def trained(preset: str, sets: dict[str, Path], options: argparse.Namespace) -> 
         config=PRESETS[preset], overrides=[f"data.root={sets['visa']}", *overrides, *options.overrides]
     )
     config.data.test_roots = [str(root) for name, root in sets.items() if name != "visa"]
-    found = train(config, folder=options.runs / preset, reporter=cli.progress)
+    found = train(config, save_path=options.runs / preset, reporter=cli.progress)
     assert found.detector is not None
     return found.detector
 

@@ -1,13 +1,12 @@
 """The command `aaclip`: verbs that parse, call one function and print."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Column
 
-from aaclip.cli.data import Format, Root, console, data
+from aaclip.cli.data import Format, Root, data
 from aaclip.released import flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
@@ -32,7 +31,7 @@ LISTED = 10
 def train(
     overrides: Overrides = None,
     config: ConfigName = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue this run.")] = None,
+    resume: Resume = None,
     stage: Annotated[
         Literal["text", "image", "both"], typer.Option(help="What to train now; --resume trains the rest later.")
     ] = "both",
@@ -114,9 +113,8 @@ def train(
         )
     elif trained.detector is not None:  # None: another rank reports
         console.print(f"learned from {trained.images:,} images of {len(trained.detector.classes)} classes")
-        console.print(f"run    {path}", soft_wrap=True)
-        for plot in trained.plots:
-            console.print(f"plot   {plot}", soft_wrap=True)
+        cli.print_files("run", [path])
+        cli.print_files("plot", trained.plots)
         console.print(f"\nTest it:  aaclip test {path} other-set/", soft_wrap=True)
 
 
@@ -148,13 +146,9 @@ def run_test(
 
     scored = score(source, root, format=format, out=out, batch_size=batch_size, memory=memory, reporter=cli.progress)
     heading, *rows = format_table(scored.evaluation.classes)
-    table = Table(*(Column(name, overflow="fold") for name in heading), title=scored.title, box=box.SIMPLE)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-    for file in scored.files:
-        console.print(f"written to {file}", soft_wrap=True)
-    list_failures(scored.evaluation.failures, images=scored.images)
+    cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=scored.title)
+    cli.print_files("written to", scored.files)
+    cli.check_all_read(scored.evaluation.failures, of=scored.images, what="images")
 
 
 @app.command()
@@ -188,7 +182,7 @@ def calibrate(
         f"threshold {threshold.value:.4f}: {threshold.method.replace('_', ' ')} of {threshold.images} normal images, "
         f"target {100 * target_fpr:g} % false alarms"
     )
-    list_failures(found.failures, images=found.images)
+    cli.check_all_read(found.failures, of=found.images, what="images")
 
 
 @app.command()
@@ -237,9 +231,8 @@ def predict(
         console.print(f"and {len(found.lines) - LISTED:,} more")
     if found.threshold is None:
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
-    for written in [found.folder, *([found.page] if found.page else [])]:
-        console.print(f"written to {written}", soft_wrap=True)
-    list_failures(found.failures, images=found.images)
+    cli.print_files("written to", [found.folder, *([found.page] if found.page else [])])
+    cli.check_all_read(found.failures, of=found.images, what="images")
 
 
 @app.command()
@@ -295,49 +288,13 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
     settings = resolve(config=config, overrides=overrides or [])
     model = make_model(load_backbone(settings.backbone), settings)
-    table = Table("module", "parameters", "", title=settings.backbone.name, box=box.SIMPLE)
-    for name, count, state in model.inventory():
-        table.add_row(name, f"{count:,}", state)
-    console.print(table)
+    rows = [(name, f"{count:,}", state) for name, count, state in model.inventory()]
+    cli.print_table(["module", "parameters", ""], rows, title=settings.backbone.name)
     console.print(f"levels {model.levels}, V-V attention in the last {model.vv_blocks} blocks")
 
 
-@app.command()
-def prefetch(
-    name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")] = "ViT-L-14-336",
-    pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = "openai",
-) -> None:
-    """Download weights once, verify them, and say where they lie; afterwards no network is needed.
-
-    Example:
-
-        aaclip prefetch ViT-L-14-336 openai
-    """
-    from clip_common.backbones import prefetch as fetch
-
-    console.print(str(fetch(name, pretrained=pretrained)), soft_wrap=True)
-
-
-@app.command("config")
-def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Print the full configuration as YAML: every knob with its value.
-
-    Example:
-
-        aaclip config --config official > official.yaml
-    """
-    from aaclip.config import Config
-    from clip_common.config import load_config, to_yaml
-
-    typer.echo(to_yaml(load_config(Config, config=config, overrides=overrides or [], package="aaclip")))
-
-
-def list_failures(failures: Mapping[str, str], *, images: int) -> None:
-    """Print what could not be read, and exit with code 2 if anything was."""
-    for problem in failures.values():
-        console.print(problem, soft_wrap=True)
-    if failures:
-        raise ValueError(f"{len(failures)} of {images} images could not be read, listed above")
+cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
+cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")
 
 
 def main() -> None:

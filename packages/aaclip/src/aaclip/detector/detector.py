@@ -74,8 +74,8 @@ class Detector:
         name: str | None = None,
     ) -> None:
         self.model = model.eval()
-        self.scorer = Scorer(self.model, logistic=score or UNFITTED, domain=config.score.domain).eval()
         self.config = config
+        self.score = score or UNFITTED
         self.classes = dict(classes or {})
         self.threshold = threshold
         self.border = border
@@ -149,13 +149,9 @@ class Detector:
         return folder
 
     @property
-    def score(self) -> Logistic:
-        """Weights of the image score."""
-        return self.scorer.logistic
-
-    @score.setter
-    def score(self, logistic: Logistic) -> None:
-        self.scorer.logistic = logistic
+    def scorer(self) -> Scorer:
+        """The computation as one module, with the score and the configuration of now."""
+        return Scorer(self.model, logistic=self.score, domain=self.config.score.domain).eval()
 
     @cached_property
     def prompts(self) -> PromptSet:
@@ -165,7 +161,7 @@ class Detector:
     @property
     def size(self) -> int:
         """S."""
-        return self.scorer.size
+        return self.model.bundle.spec.image_size
 
     @property
     def preprocess(self) -> Preprocess:

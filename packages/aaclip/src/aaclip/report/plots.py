@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from clip_common.plots import curves
+from clip_common.plots import draw_curves
 
 LOSSES = {
-    "train/loss": "sum",
-    "train/segmentation": "maps: focal and Dice",
+    "train/loss": "all parts",
     "train/orthogonal": "normal against abnormal",
     "train/classification": "images as a whole",
 }
@@ -21,4 +20,4 @@ def draw_losses(metrics: Path, folder: Path) -> list[Path]:
     """
     if not metrics.exists():
         return []
-    return [curves(metrics, LOSSES, folder / "loss.png", title="training losses, text stage, then image stage")]
+    return [draw_curves(metrics, LOSSES, folder / "loss.png", title="training losses, text stage, then image stage")]

@@ -93,7 +93,7 @@ def score(
     )
     if is_run(Path(source)):
         run = Run.open(source)
-        register(run, detector.config, {"split": "test", "set": root.resolve().name} | evaluation.mean)
+        register(run, detector.config, {"split": "test", "set": root.resolve().name, **evaluation.mean})
     return Scored(evaluation, title, len(records), files)
 
 

@@ -43,7 +43,7 @@ from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
 from clip_common.runs.opening import MODEL
-from clip_common.training import fit, load_weights, require_trainer
+from clip_common.training import check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 
 DETECTOR = "model"
@@ -102,9 +102,7 @@ def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume:
     if resume is None:
         return load_config(Config, config=config, overrides=overrides, package="aaclip")
     if config or overrides:
-        raise ValueError(
-            "--resume continues with the run's own configuration: leave out --config, overrides and other flags"
-        )
+        raise ValueError("--resume keeps the run's own configuration: leave out --config, overrides and other flags")
     return read_config(Run.open(resume))
 
 
@@ -125,7 +123,7 @@ def train(config: Config, *, resume: Path | None = None, stage: Stage = "both", 
     if resume is not None:
         return _resume(Run.open(resume), config, stage=stage, reporter=reporter)
     if config.name is not None:
-        Run.require_new("aaclip", config.name, root=config.runs)
+        Run.check_new("aaclip", config.name, root=config.runs)
     job = prepare(config, stage=stage)
     label = f"{Path(str(config.data.root)).resolve().name}-{config.backbone.name}-s{config.trainer.seed}"
     run = Run.create(
@@ -156,7 +154,7 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
         ValueError: See `train`.
     """
     list_stages(config, stage, run)
-    require_trainer(config.trainer)
+    check_trainer(config.trainer)
     records = read_training_records(config)
     if run is not None and (run.path / TRAINING_LIST).exists():
         check_same_images(run.path / TRAINING_LIST, records)
@@ -204,8 +202,11 @@ def finish(run: Run, detector: Detector, records: Sequence[Record]) -> Trained:
     plots = draw_losses(run.path / "metrics.csv", run.folder("plots"))
     write_card(run, detector, counts)
     root = Path(str(detector.config.data.root)).resolve()
-    row = {"split": "train", "set": root.name, "images": len(records), "classes": len(classes)}
-    register(run, detector.config, row)
+    register(
+        run,
+        detector.config,
+        {"split": "train", "set": root.name, "images": len(records), "classes": len(classes)},
+    )
     run.ledger.finish(DETECTOR)
     return Trained(run, detector, len(records), plots=tuple(plots))
 
