@@ -161,7 +161,7 @@ class Detector:
     @property
     def size(self) -> int:
         """S."""
-        return self.model.bundle.spec.image_size
+        return self.model.bundle.image.spec.image_size
 
     @property
     def preprocess(self) -> Preprocess:

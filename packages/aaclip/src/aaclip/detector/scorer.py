@@ -58,7 +58,7 @@ class Scorer(nn.Module):
     @property
     def size(self) -> int:
         """S."""
-        return self.model.bundle.spec.image_size
+        return self.model.bundle.image.spec.image_size
 
     def forward(self, images_B3SS: Tensor, text_BD2: Tensor, memory: Sequence[Level] = ()) -> Scores:
         """Score preprocessed images.

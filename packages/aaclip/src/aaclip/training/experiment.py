@@ -239,7 +239,7 @@ def read_training_records(config: Config) -> list[Record]:
 
 def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
     """Return augmented samples; `colour` changes colours too."""
-    size = model.bundle.spec.image_size
+    size = model.bundle.image.spec.image_size
     return AnomalyDataset(
         records,
         preprocess=make_preprocess(model.bundle, config.preprocess),

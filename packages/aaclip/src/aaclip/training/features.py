@@ -50,7 +50,7 @@ class FrozenViews(Dataset[Sample]):
         progress: Progress | None = None,
     ) -> None:
         self.dataset, self.views, self.epoch = dataset, views, 0
-        spec, rows = model.bundle.spec, len(dataset) * self.views
+        spec, rows = model.bundle.image.spec, len(dataset) * self.views
         side = spec.image_size // spec.patch_size
         shape = (rows, len(model.levels), side * side, spec.embed_dim)
         key = self._key(model)
@@ -123,7 +123,7 @@ class FrozenViews(Dataset[Sample]):
         content = {
             "version": 2,
             "pixels": images.VERSION,
-            "fingerprint": model.bundle.spec.fingerprint,
+            "fingerprint": model.bundle.image.spec.fingerprint,
             "surgery": [model.vv_blocks, model.axis],
             "levels": model.levels,
             "preprocess": [repr(self.dataset.preprocess), self.dataset.size],
