@@ -1,10 +1,10 @@
-"""A run of scripts/pretrain_tiny.py as package data of clip_common: half precision, checksums, and its card.
+"""Export a run of scripts/pretrain_tiny.py as package data of clip_common: half precision, checksums, model card.
 
     uv run python benchmarks/tiny.py --model local-dir:runs/tiny/clipse/tiny-112/model
     uv run python scripts/export_tiny.py runs/tiny/clipse/tiny-64 runs/tiny/clipse/tiny-112
 
-Name every run that led to the weights, the last one last. The card repeats what benchmarks/tiny.py found last
-(results/benchmarks/tiny.json): score the same weights first.
+Name every run that led to the weights, the last one last. The card repeats the latest results of benchmarks/tiny.py
+(results/benchmarks/tiny.json): run it on the same weights first.
 """
 
 import argparse
@@ -31,35 +31,36 @@ CARD = """# The tiny CLIP
 
 {parameters:,} parameters: a ViT of 8 blocks, width 128, patch 8, at {image_size} pixels, and a causal text
 transformer of 4 blocks over a byte-level BPE of {vocabulary} tokens. It knows the procedural world (version {version})
-of `clip_common.synthetic` and nothing else: it is there so that every command, test and demo runs without a network. Do
+of `clip_common.synthetic` and nothing else. It exists so that every command, test and demo runs without a network. Do
 not use it on photographs.
 
     from clip_common.backbones import load_clip
     bundle = load_clip("tiny")
 
-## What it reaches
+## Results
 
-On worlds of other seeds than those it was trained on (`benchmarks/tiny.py`); {note}.
+On worlds of seeds that it was not trained on (`benchmarks/tiny.py`); {note}.
 
 {scores}
 
-"oracle" reads every attribute of every scene: what is left to reach. The damage figures are zero-shot: nothing of the
-set was seen. "held pair": this damage was never seen on this kind; "held kind": no damage of this kind was seen. The
-thumbnail guard is a linear classifier on 16 x 16 pixels that did see examples. "kind, scenes": one thing anywhere
-on a background, asked for in all its sizes, textures and colours; what is mistaken are thin outlines (fish, keys and
-leaves, for stars), and things of twelve pixels.
+"oracle" reads every attribute of every scene: the best possible result. The damage figures are zero-shot: the model
+saw no picture of the set. "held pair": it never saw this damage on this kind; "held kind": it never saw any damage on
+this kind. The thumbnail guard is a linear classifier on 16 x 16 pixels that was trained on examples. "kind, scenes":
+one thing anywhere on a background, queried in all sizes, textures and colours. The mistakes are thin outlines (fish,
+keys and leaves taken for stars) and things of twelve pixels.
 
-## How it was trained
+## Training
 
-By `clipse train` (`scripts/pretrain_tiny.py`, configuration `pretrain-tiny`, seed 0), CLIP's loss in batches of 128, on
-scenes and parts of the world of seed 0 and, in the same batch, pictures that differ from them in one word.{remark}
+Trained with `clipse train` (`scripts/pretrain_tiny.py`, configuration `pretrain-tiny`, seed 0) and CLIP's loss, in
+batches of 128, on scenes and parts of the world of seed 0. Each batch also holds pictures that differ from them in one
+word.{remark}
 
 {runs}
 """
 
 
 def describe(path: Path) -> str:
-    """A run's log: where and how long, then a row an epoch."""
+    """Return the log of a run: the machine and the duration, then a row for each epoch."""
     run = Run.open(path)
     machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["hardware"]
     ledger = json.loads((run.path / "phases.json").read_text(encoding="utf-8")).get("fit", {})
@@ -79,7 +80,7 @@ def describe(path: Path) -> str:
 
 
 def draw_curve(runs: Sequence[Path], file: Path) -> None:
-    """Loss and validation rsum of all runs, one after another."""
+    """Draw loss and validation rsum of all runs, one after another."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -103,7 +104,7 @@ def draw_curve(runs: Sequence[Path], file: Path) -> None:
 
 
 def main() -> None:
-    """Write the package data anew, whole or not at all."""
+    """Replace the package data, whole or not at all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--remark", default="", help="a sentence for the card")
@@ -117,7 +118,7 @@ def main() -> None:
         for name in KEPT:
             shutil.copyfile(model / name, draft / name)
         config = json.loads((draft / "open_clip_config.json").read_text(encoding="utf-8"))
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # its files lie beside; no path of this machine
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # in the same folder; no path of this machine
         (draft / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(draft / "open_clip_model.safetensors", state)
         header = ["what", "mean", *(key for key in found["rows"][0] if key.startswith("seed"))]
@@ -139,7 +140,8 @@ def main() -> None:
             raise SystemExit(
                 f"{size / 2**20:.1f} MiB is more than the {LARGEST / 2**20:.0f} MiB that package data may have"
             )
-        sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
+        covered = [path for path in files if path.suffix != ".md"]
+        sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in covered)
         (draft / SUMS).write_text(sums, encoding="utf-8")
         shutil.rmtree(TINY, ignore_errors=True)
         draft.rename(TINY)

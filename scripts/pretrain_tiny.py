@@ -3,8 +3,8 @@
     uv run python scripts/pretrain_tiny.py                                   # the recipe: hours on two cores
     uv run python scripts/pretrain_tiny.py --folder runs/small --scenes 1000 --parts 500 --epochs 6 --epochs-112 1
 
-Draws the world and the tokenizer, trains at 64 pixels and then at 112, and leaves the second run's folder. Each step
-that is finished is skipped when the command is typed again, and a run that was stopped goes on where it was.
+Draw the world, train the tokenizer, train at 64 pixels and then at 112, and print the second run's folder. Repeating
+the command skips finished steps and resumes a run that was stopped.
 """
 
 import argparse
@@ -26,14 +26,14 @@ SPECIAL = ("<pad>", "<start>", "<end>")  # the end has the largest id: CLIP pool
 
 
 def texts(count: int = 4000) -> Iterator[str]:
-    """Captions to learn the tokenizer from."""
+    """Yield the captions from which the tokenizer is trained."""
     for index in range(count):
         part = sample_part(0, index)
         yield from (*captions(sample_scene(0, index)), *part_captions(part), *part_captions(part.flawless()))
 
 
 def write_tokenizer(folder: Path) -> int:
-    """A byte-level BPE of the world's words, in lower case: every other word is spelled. Returns its size."""
+    """Train a byte-level BPE on the world's words, in lower case; other words take several tokens. Return its size."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -55,8 +55,8 @@ def write_tokenizer(folder: Path) -> int:
     return len(whole)
 
 
-def trained(name: str, overrides: list[str], *, root: Path) -> Path:
-    """The folder of a finished run: trained now, or gone on with, or there already."""
+def train_stage(name: str, overrides: list[str], *, root: Path) -> Path:
+    """Return the folder of a finished run: train it, resume it, or reuse it."""
     folder = root / "clipse" / name
     if (folder / "model" / "config.json").exists():
         print(f"{folder} is finished")
@@ -71,22 +71,22 @@ def trained(name: str, overrides: list[str], *, root: Path) -> Path:
 
 
 def main() -> None:
-    """Every step of the recipe."""
+    """Run every step of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "tiny")
     parser.add_argument("--scenes", type=int, default=8_000)
     parser.add_argument("--parts", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=10, help="at 64 pixels")
     parser.add_argument("--epochs-112", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument("--start", help="go on from these weights (local-dir:FOLDER or tiny) instead of from scratch")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that draw")
+    parser.add_argument("--start", help="start from these weights (local-dir:FOLDER or tiny) instead of from scratch")
     options = parser.parse_args()
 
-    told = {name: str(value) for name, value in vars(options).items() if name != "workers"}
+    given = {name: str(value) for name, value in vars(options).items() if name != "workers"}
     recipe = options.folder / "recipe.json"
-    if recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")) != told:
-        raise SystemExit(f"{recipe} was begun with other options: type the same ones, or name another --folder")
-    write_json(recipe, told)
+    if recipe.exists() and json.loads(recipe.read_text(encoding="utf-8")) != given:
+        raise SystemExit(f"{recipe} was started with other options: repeat those, or name another --folder")
+    write_json(recipe, given)
     world, tokenizer = options.folder / "world", options.folder / "tokenizer"
     if not world.exists():
         counts = {"scenes": options.scenes, "parts": options.parts}
@@ -98,14 +98,14 @@ def main() -> None:
     size = len(json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]) + len(SPECIAL)
     text = "model.architecture.text_cfg"
     start = [f"{text}.vocab_size={size}", f"{text}.hf_tokenizer_name={tokenizer}"]
-    own = ["model.architecture=null", "model.pretrained=null"]  # weights bring their own
+    own = ["model.architecture=null", "model.pretrained=null"]  # the weights determine them
     if options.start:
         start = [f"model.name={options.start}", "model.image_size=64", *own]
     data = [f"data.root={world}"]
-    first = trained("tiny-64", [*data, *start, f"trainer.max_epochs={options.epochs}"], root=options.folder)
+    first = train_stage("tiny-64", [*data, *start, f"trainer.max_epochs={options.epochs}"], root=options.folder)
     weights = [f"model.name=local-dir:{first / 'model'}", *own]
     gentle = ["model.image_size=112", "optim.lr=0.0006", f"trainer.max_epochs={options.epochs_112}"]
-    print(trained("tiny-112", [*data, *weights, *gentle], root=options.folder))
+    print(train_stage("tiny-112", [*data, *weights, *gentle], root=options.folder))
 
 
 if __name__ == "__main__":
