@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: the commands a person would type, on pictures that it draws itself and the tiny CLIP that clip_common ships.
+# The demo: the main commands of each system, on generated data and with the tiny CLIP that clip_common contains.
 # About ten minutes on two cores; nothing is downloaded.
 set -euo pipefail
 folder=runs/demo
@@ -14,49 +14,49 @@ type_and_run() {
 }
 where=(runs="$folder/runs" results="$folder/results")
 
-say "clipse 1/5: close-ups of parts, flawless and damaged; the tiny CLIP knows the words, but never saw this damage on these kinds"
+say "clipse 1/5: draw close-ups of parts, flawless and damaged. The tiny CLIP knows the words, but has not seen this damage on these kinds"
 type_and_run clipse data synthetic "$folder/parts" --what parts --train 1200 --val 200 --test 200 --size 112
 
-say "clipse 2/5: retrieval as it is, beside chance and the ceiling that a reader of the attributes reaches"
+say "clipse 2/5: measure retrieval before training, next to chance and to the ceiling of a reader who knows every attribute"
 type_and_run clipse eval tiny data.root="$folder/parts" "${where[@]}"
 
-say "clipse 3/5: a minute of fine-tuning with similarity-aware negative weighting (SANW-Bandpass)"
+say "clipse 3/5: fine-tune for a minute with similarity-aware negative weighting (SANW-Bandpass)"
 type_and_run clipse train --config tiny data.root="$folder/parts" name=adapted "${where[@]}"
 
-say "clipse 4/5: after, against before, on the test split"
+say "clipse 4/5: compare retrieval after and before training on the test split"
 type_and_run clipse eval "$folder/runs/clipse/adapted" --against tiny
 
-say "clipse 5/5: search the pictures in words"
+say "clipse 5/5: search the pictures by text"
 type_and_run clipse search "$folder/runs/clipse/adapted" "a cracked bell" "$folder/parts/Images" --k 12 --html "$folder/search.html"
 
-say "aaclip 1/5: parts of twelve kinds to learn what damage is; and of four kinds whose damage neither aaclip nor the tiny CLIP has seen"
+say "aaclip 1/5: draw parts of twelve kinds for training, and of four kinds whose damage neither aaclip nor the tiny CLIP has seen"
 type_and_run aaclip data synthetic "$folder/seen" --good 16 --damaged 4
 type_and_run aaclip data synthetic "$folder/unseen" --unseen --train 20 --good 12 --damaged 3 --seed 2
 
-say "aaclip 2/5: defects of the unseen kinds by plain CLIP, with the same prompts"
+say "aaclip 2/5: detect defects on the unseen kinds with plain CLIP and the same prompts"
 type_and_run aaclip test tiny "$folder/unseen" --out "$folder/plain"
 
-say "aaclip 3/5: train the adapters of text and image on the seen kinds"
+say "aaclip 3/5: train the text and image adapters on the seen kinds"
 type_and_run aaclip train --config tiny data.root="$folder/seen" stages.text.epochs=1 stages.image.epochs=3 stages.image.milestones='[240,320]' name=defects runs="$folder/runs"
 
-say "aaclip 4/5: the unseen kinds again"
+say "aaclip 4/5: detect defects on the unseen kinds again, now with the trained adapters"
 type_and_run aaclip test "$folder/runs/aaclip/defects" "$folder/unseen"
 
-say "aaclip 5/5: a threshold from flawless bells, then verdicts, heatmaps and masks for a folder of bells"
+say "aaclip 5/5: set a threshold from flawless bells, then write verdicts, heatmaps and masks for a folder of bells"
 type_and_run aaclip calibrate "$folder/runs/aaclip/defects" "$folder/unseen/bell/train/good" --name bell --target-fpr 0.1
 type_and_run aaclip predict "$folder/runs/aaclip/defects" "$folder/unseen/bell/test" --name bell --out "$folder/bells" --html "$folder/bells.html"
 
-say "videoclip 1/4: a hundred and twenty people walk; some drag a foot, some hold an arm stiffly; a doctor attended some regions"
+say "videoclip 1/4: draw videos of 120 people who walk. Some drag a foot, some hold an arm stiffly; a doctor watched some regions"
 type_and_run videoclip data synthetic "$folder/walks" --subjects 120 --clips 2 --size 64
 
-say "videoclip 2/4: a minute of training on some of them: pooled where the doctor looked, aligned with the doctor's maps"
+say "videoclip 2/4: train for a minute on some of the people, with the doctor's attention maps for pooling and alignment"
 type_and_run videoclip train --config walking data.root="$folder/walks" name=walks runs="$folder/runs"
 
-say "videoclip 3/4: people whom it never saw; and the same without the doctor's maps"
+say "videoclip 3/4: test on people that were not in training, then again without the doctor's maps"
 type_and_run videoclip test "$folder/runs/videoclip/walks"
 type_and_run videoclip test "$folder/runs/videoclip/walks" data.control=absent
 
-say "videoclip 4/4: where the doctor looked, and where the model did"
+say "videoclip 4/4: show where the doctor looked and where the model looked"
 type_and_run videoclip overlay "$folder/runs/videoclip/walks" --count 2
 
 say "To look at"

@@ -1,8 +1,8 @@
-"""The pictures of docs/world.md: a sheet of each kind of sample of the procedural world.
+"""Draw the pictures of docs/world.md: one sheet for each kind of sample of the procedural world.
 
     uv run python scripts/gallery.py            # writes docs/pictures/*.png
 
-Look at them afterwards.
+Look at the pictures before you commit them.
 """
 
 import argparse
@@ -41,14 +41,14 @@ WRAP = 34
 
 
 def show(axes: Axes, picture: Image | NDArray[Any], text: str = "", *, wrap: int = WRAP) -> None:
-    """A picture with a few words under it."""
+    """Show a picture with a few words below."""
     axes.imshow(picture)
     axes.axis("off")
     axes.text(0.5, -0.03, textwrap.fill(text, wrap), transform=axes.transAxes, ha="center", va="top", fontsize=8)
 
 
 def make_sheet(rows: int, columns: int, *, height: float = 2.6) -> tuple[plt.Figure, np.ndarray]:
-    """Empty axes, as many as there are samples."""
+    """Return a figure with a grid of empty axes, one for each sample."""
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, height * rows), squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, top=0.985, bottom=0.09, wspace=0.05, hspace=0.34)
     return figure, axes
