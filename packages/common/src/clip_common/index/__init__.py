@@ -1,9 +1,9 @@
-"""Vectors of a collection of any items (images, texts, sounds): kept on disk, brought up to date, searched exactly.
+"""An index of vectors of any items (images, texts, sounds): stored on disk, updated in place, searched exactly.
 
 Needs the extra `clip` (safetensors, filelock).
 
     index = VectorIndex.open_or_create(folder, model=fingerprint, model_name="ViT-B-32", collection="photos")
-    changes = index.changes(stamps)  # {id: stamp} of what is there now
+    changes = index.changes(stamps)  # {id: stamp} of the current items
     index.delete([*changes.gone, *changes.changed])
     index.add(ids, vectors_ND, stamps=[stamps[id] for id in ids])
     index.save()

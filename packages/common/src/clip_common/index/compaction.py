@@ -1,4 +1,4 @@
-"""When segments are merged: many small ones into a larger one, and all of them once many rows are deleted."""
+"""Merging of segments: many small ones into a larger one, and all of them once many rows are deleted."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,22 @@ from clip_common.index.rows import Rows, collect_deleted
 from clip_common.index.segments import Segment, select_rows
 
 SEGMENTS = 16
-"""With more segments than this, the small ones are merged."""
+"""If there are more segments than this, the small ones are merged."""
 DELETED_SHARE = 0.25
-"""Everything is written anew once more than this share of the rows is deleted."""
+"""If more than this share of the rows is deleted, all segments are merged into one."""
 
 
 def compact(segments: Sequence[Segment], rows: Rows) -> tuple[int, Segment]:
-    """Return the place of the first segment that is replaced, and the segment that replaces it and all after it.
+    """Merge the last segments of an index if there are too many, or all if many rows are deleted.
 
-    Merging holds the merged rows in memory.
+    The merged rows are held in memory.
 
     Args:
-        segments: All of an index, the last one not yet written.
-        rows: Their items.
+        segments: All segments of the index; the last one is not yet written.
+        rows: The rows of the items in them.
+
+    Returns:
+        The number of segments to keep, and one segment that replaces all others.
     """
     first = 0
     if len(rows.deleted) <= DELETED_SHARE * rows.count:
@@ -33,17 +36,14 @@ def compact(segments: Sequence[Segment], rows: Rows) -> tuple[int, Segment]:
 
 
 def choose_merge(sizes: Sequence[int], *, limit: int) -> int:
-    """Return the segment from which on all become one, so that few are left and large ones are seldom written again.
+    """Return the number of the first segment to merge with all after it; the last segment if there is nothing to merge.
 
-    No segment before it is smaller than all after it together: a row is then written again about log2(rows) times in
-    all, and about `limit` + log2(rows) segments are left.
+    The choice keeps segments few and seldom rewrites large ones: afterwards no segment is smaller than all later ones
+    together. Over time each row is rewritten about log2(rows) times, and about `limit` + log2(rows) segments remain.
 
     Args:
-        sizes: What each segment costs to write.
+        sizes: The cost of writing each segment.
         limit: Number of segments that need no merging.
-
-    Returns:
-        Its place; that of the last one if nothing is to be merged.
     """
     last = len(sizes) - 1
     if len(sizes) <= limit:

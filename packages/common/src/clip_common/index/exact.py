@@ -1,4 +1,4 @@
-"""Exact search: the similarity of every row to a query, and the k rows that are most similar.
+"""Exact search: the similarity of every row to a query, and the k most similar rows.
 
 N rows in several matrices (the parts), D their width, d the width that is compared, Q queries.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 TILE_SCORES = 2**24
-"""Similarities held at a time; more queries than fit are searched in turn."""
+"""Largest number of similarities in memory; further queries are searched afterwards."""
 SHORTEST = 1e-12
-"""Prefixes shorter than this are not scaled up to unit length, as in `torch.nn.functional.normalize`."""
+"""Prefixes shorter than this are not scaled to unit length, as in `torch.nn.functional.normalize`."""
 
 
 def find_nearest(
@@ -24,7 +24,7 @@ def find_nearest(
     lengths_N: Tensor | None = None,
     dim: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
-    """Return the k rows most similar to each query, best first; of equal ones the earlier row first.
+    """Return the k rows most similar to each query, best first; of equally similar rows the earlier one first.
 
     The parts are not copied: only the N similarities of a query are.
 
@@ -66,7 +66,7 @@ def check_query(query_QD: Tensor, k: int, *, width: int, dim: int | None = None)
     if query_QD.ndim != 2 or query_QD.shape[1] != width:
         raise ValueError(f"queries of shape {tuple(query_QD.shape)}: expected (Q, {width}), the width of the vectors")
     if not bool(query_QD.isfinite().all()):
-        raise ValueError("a query holds a NaN or an infinity: look at what the model yields for it")
+        raise ValueError("a query holds a NaN or an infinity: check the output of the model for it")
     if dim is not None and not 1 <= dim <= width:
         raise ValueError(f"dim={dim}: expected 1 to {width}, the width of the vectors")
 
@@ -76,7 +76,7 @@ def _similarities(parts: Sequence[Tensor], query_TD: Tensor, deleted: Tensor, le
     start = 0
     for part in parts:
         block_TS = similarity_TN[:, start : start + len(part)]
-        if len(query_TD) == 1:  # reads the part once, at the speed of memory; a matrix product takes longer
+        if len(query_TD) == 1:  # bound by memory bandwidth; a matrix product takes longer
             torch.mv(part, query_TD[0], out=block_TS[0])
         else:
             torch.mm(query_TD, part.T, out=block_TS)

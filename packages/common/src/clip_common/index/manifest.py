@@ -1,6 +1,7 @@
-"""The manifest of an index: what made its vectors, and the segments that it consists of.
+"""The manifest of an index: the model of its vectors, and its list of segments.
 
-It is replaced whole, so that an index has one state at any moment: a segment that it does not list is not part of it.
+A new manifest replaces the old one atomically, so that an index has one state at any moment: segments that the manifest
+does not list are not part of the index.
 """
 
 import json
@@ -17,7 +18,7 @@ NAME = "index.json"
 LOCK = ".lock"
 FORMAT = 2
 OURS = re.compile(r"segment-[0-9a-f]{32}\.safetensors|\.lock|\.(segment-|index\.json).*\.tmp|\.tmp\w{6}")
-"""Names that a killed writer may leave; the last is that of safetensors for a file that it has not finished."""
+"""Names of files that a killed writer may leave; the last pattern is that of safetensors' unfinished files."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Manifest:
     """One state of an index on disk.
 
     Attributes:
-        model: Fingerprint of all that a vector depends on besides the item.
-        model_name: For messages.
-        collection: What the items are of, such as a folder.
+        model: Fingerprint of everything that a vector depends on except its item.
+        model_name: Name of the model, for messages.
+        collection: Source of the items, such as a folder.
         width: D.
         segments: File names, in the order of their rows.
     """
@@ -40,10 +41,10 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the state of the index in a folder; None if there is no index.
+    """Return the state of the index in a folder, or None if there is no index.
 
     Raises:
-        VectorIndexError: Damaged, or of another format.
+        VectorIndexError: The index is damaged, or has another format.
     """
     if folder.is_file():
         raise explain_damage(folder, "a file: an index is a folder")
@@ -59,20 +60,21 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Make `manifest` the state of the index: from here on readers see it.
+    """Make `manifest` the state of the index; readers see it from now on.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
     content = {"format": FORMAT} | asdict(manifest)
-    write_text(folder / NAME, json.dumps(content, indent=2) + "\n")  # ASCII: a folder's name may be no UTF-8
+    # ASCII, because the name of a folder need not be UTF-8
+    write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
 
 
 def read_state(folder: Path) -> tuple[Manifest, tuple[Segment, ...]] | None:
-    """Map the segments of the index in a folder; None if there is no index.
+    """Memory-map the segments of the index in a folder; return None if there is no index.
 
     Raises:
-        VectorIndexError: Damaged, or of another format.
+        VectorIndexError: The index is damaged, or has another format.
     """
     manifest = read_manifest(folder)
     while manifest is not None:
@@ -82,7 +84,7 @@ def read_state(folder: Path) -> tuple[Manifest, tuple[Segment, ...]] | None:
                 before = sum(map(len, segments))
                 segments.append(read_segment(folder / name, width=manifest.width, rows_before=before))
             return manifest, tuple(segments)
-        except (TensorsError, RuntimeError) as error:  # the latter from torch, for a file that is gone as it is mapped
+        except (TensorsError, RuntimeError) as error:  # torch raises RuntimeError if the file disappears meanwhile
             newer = read_manifest(folder)
             if newer == manifest:
                 raise explain_damage(folder, f"{name} cannot be used") from error
@@ -91,12 +93,12 @@ def read_state(folder: Path) -> tuple[Manifest, tuple[Segment, ...]] | None:
 
 
 def name_segment() -> str:
-    """Return a file name for a segment that no other has."""
+    """Return an unused file name for a segment."""
     return f"segment-{uuid.uuid4().hex}.safetensors"
 
 
 def remove_unlisted(folder: Path) -> None:
-    """Remove what killed or failed writers left and what was merged. Only for the process that holds the lock."""
+    """Remove merged segments and the files of killed or failed writers. Call it only while holding the lock."""
     manifest = read_manifest(folder)
     listed = {LOCK} if manifest is None else {LOCK, *manifest.segments}
     for file in folder.iterdir():
@@ -105,14 +107,14 @@ def remove_unlisted(folder: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise VectorIndexError if a folder without an index holds anything that an index does not."""
+    """Raise VectorIndexError if a folder without an index holds files that are not part of one."""
     foreign = sorted(file.name for file in folder.iterdir() if not OURS.fullmatch(file.name)) if folder.is_dir() else []
     if foreign:
         raise VectorIndexError(f"{folder} holds {foreign[0]} and no index: name a new folder for the index")
 
 
 def explain_damage(folder: Path, reason: str) -> VectorIndexError:
-    """Return the error for what cannot be read as an index."""
+    """Return the error for a folder that cannot be read as an index."""
     line = " ".join(reason.split())
     return VectorIndexError(
         f"{folder} is damaged, or no index of this version ({line}): delete it, and the items are encoded again"

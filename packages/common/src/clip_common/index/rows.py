@@ -1,4 +1,4 @@
-"""What an index holds in memory: changes that are not saved yet, the row of each item, and what a search reads."""
+"""In-memory state of an index: unsaved changes, the row of each item, and the data of a search."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Rows:
         row_of: Rows by id, in ascending order.
         deleted: Rows whose items were deleted or replaced.
         count: Number of rows, deleted ones included.
-        edits: Number of edits that are taken in.
+        edits: Number of edits that were applied.
     """
 
     row_of: dict[str, int]
@@ -43,10 +43,10 @@ class Rows:
         return cls({id: row for row, id in enumerate(ids) if row not in deleted}, deleted, len(ids))
 
     def apply(self, edit: Edit) -> None:
-        """Take in one edit."""
+        """Apply one edit."""
         ids = edit.added.ids.decode()
         for id in (*edit.deleted, *ids):
-            row = self.row_of.pop(id, None)  # popped, so that a replaced item comes last, as its new row does
+            row = self.row_of.pop(id, None)  # removed, so that a replaced item is last in the dict, like its new row
             if row is not None:
                 self.deleted.add(row)
         self.row_of.update(zip(ids, range(self.count, self.count + len(ids)), strict=True))
@@ -56,11 +56,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class View:
-    """What a search reads, made anew after each change.
+    """The data of a search, rebuilt after each change.
 
     Attributes:
-        segments: Their rows are counted through all of them.
-        deleted: int64, the rows to leave out, ascending.
+        segments: All segments; rows are counted through all of them.
+        deleted: int64, the rows to skip, ascending.
         lengths: Lengths of the prefixes of all rows, by the width of the prefix.
     """
 
@@ -77,24 +77,24 @@ class View:
         return [segment.vectors_SD for segment in self.segments]
 
     def at(self, row: int) -> tuple[Segment, int]:
-        """Return the segment of a row, and the row's place in it."""
+        """Return the segment of a row, and the row's number in it."""
         starts = [0, *accumulate(map(len, self.segments))]
         place = bisect_right(starts, row) - 1
         return self.segments[place], row - starts[place]
 
 
 def collect_deleted(segments: Sequence[Segment]) -> Tensor:
-    """Return the rows that these segments delete, ascending."""
+    """Return the rows that these segments delete, in ascending order."""
     return torch.cat([torch.empty(0, dtype=torch.int64), *(segment.deleted for segment in segments)]).unique()
 
 
 def merge_edits(edits: Sequence[Edit], rows: Rows, *, saved_rows: int) -> Edit:
-    """Return one edit that does what these do; items that were deleted again are left out.
+    """Merge edits into one; items that a later edit deletes are dropped.
 
     Args:
         edits: One or more.
-        rows: With all of them taken in.
-        saved_rows: Number of rows before the first of them.
+        rows: Rows after all of the edits.
+        saved_rows: Number of rows before the first edit.
     """
     kept = [row - saved_rows for row in rows.row_of.values() if row >= saved_rows]
     added = select_rows([edit.added for edit in edits], kept, deleted=torch.empty(0, dtype=torch.int64))

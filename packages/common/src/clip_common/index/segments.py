@@ -18,13 +18,13 @@ from clip_common.tensors import TensorsError, read_tensors, write_tensors
 
 
 class VectorIndexError(ValueError):
-    """An index that cannot be used: one line that says which, why, and what to do."""
+    """An index that cannot be used. The message is one line: which index, why, and what to do."""
 
 
 class Texts:
-    """Texts in one array of bytes; each is decoded when it is asked for.
+    """Texts in one array of bytes; each is decoded on access.
 
-    File names that are not UTF-8 come back as they were given: the encoding is that of `os.fsencode` on Linux.
+    File names that are not UTF-8 are returned unchanged: the encoding is that of `os.fsencode` on Linux.
     """
 
     def __init__(self, data: Tensor, ends: Tensor) -> None:
@@ -36,7 +36,7 @@ class Texts:
         """Encode texts.
 
         Raises:
-            ValueError: A text with half a surrogate pair, which UTF-8 cannot hold.
+            ValueError: A text contains half a surrogate pair, which UTF-8 cannot encode.
         """
         encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
         data = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
@@ -51,7 +51,7 @@ class Texts:
         return self.data[start : int(self.ends[row])].numpy().tobytes().decode("utf-8", "surrogateescape")
 
     def decode(self) -> list[str]:
-        """Return all texts: quicker than one by one."""
+        """Return all texts, faster than one by one."""
         data, ends = self.data.numpy().tobytes(), self.ends.tolist()
         return [data[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise([0, *ends])]
 
@@ -65,7 +65,7 @@ class Segment:
         stamps: S stamps; "" for an item without one.
         payloads: S JSON values as text; "" for an item without one.
         vectors_SD: (S, D) float32 on the CPU; memory-mapped if it was read.
-        deleted: int64, the rows of earlier segments that are deleted from here on.
+        deleted: int64, the rows of earlier segments that this segment deletes.
     """
 
     ids: Texts
@@ -91,15 +91,15 @@ def write_segment(file: Path, segment: Segment) -> None:
 
 
 def read_segment(file: Path, *, width: int, rows_before: int) -> Segment:
-    """Map what `write_segment` wrote.
+    """Memory-map a segment that `write_segment` wrote.
 
     Args:
         file: The segment.
-        width: D, as the index has it.
+        width: D of the index.
         rows_before: Number of rows in earlier segments.
 
     Raises:
-        TensorsError: Damaged, or no segment of such an index.
+        TensorsError: The file is damaged, or is not a segment of an index of this width.
     """
     tensors = read_tensors(file)
     try:

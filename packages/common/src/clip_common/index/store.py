@@ -1,8 +1,8 @@
-"""Vectors of a collection, kept in a folder that is brought up to date by what changed.
+"""The index of a collection's vectors, stored in a folder and updated by writing changes only.
 
-The folder holds segments, safetensors files that are written once, and `index.json`, which lists them. Saving writes
-what was added and deleted as one more segment and then replaces the list: a kill leaves the former state or the new
-one, and readers see one of the two. Writers take turns at a file lock. Now and then saving merges segments and drops
+The folder holds segments, safetensors files that are written once, and `index.json`, which lists them. `save` writes
+the changes as one more segment and then replaces the list, so that a kill leaves the old state or the new one, and
+readers see one of the two. A file lock lets one writer in at a time. Now and then `save` merges segments and drops
 deleted rows (`clip_common.index.compaction`).
 
 N items, D the width of their vectors, Q queries.
@@ -43,7 +43,7 @@ from clip_common.index.segments import (
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One answer: an item, its similarity to the query, and the JSON value that was stored with it."""
+    """One result of a search: an item, its similarity to the query, and the JSON value stored with it."""
 
     id: str
     similarity: float
@@ -51,18 +51,18 @@ class Neighbour:
 
 
 class VectorIndex:
-    """The items of a collection: id, vector, stamp (text that changes when the item does), payload (any JSON value).
+    """Items of a collection: id, vector, stamp (text that changes when the item does), payload (any JSON value).
 
-    An id is any text, such as a path; file names that are not UTF-8 come back as given. Changes stay in memory until
-    `save`. Several processes may hold one index open: each sees the state that it opened, and its `save` applies its
-    changes to the newest state, item by item.
+    An id is any text, such as a path; file names that are not UTF-8 are returned unchanged. Changes stay in memory
+    until `save`. Several processes may open the same index: each sees the state that it opened, and its `save` applies
+    its changes to the newest state, item by item.
 
     Args:
-        model: Fingerprint of all that a vector depends on besides its item: weights, preprocessing, and for images
-            `clip_common.images.VERSION`, so that vectors of images that were decoded otherwise are not mixed.
-        model_name: Shown in messages.
-        collection: Where the items are from, such as the path of a folder.
-        folder: Where `save` writes, made when first needed; None for an index in memory.
+        model: Fingerprint of everything that a vector depends on except its item: weights, preprocessing, and for
+            images `clip_common.images.VERSION`, so that vectors of differently decoded images are not mixed.
+        model_name: Name of the model, for messages.
+        collection: Source of the items, such as the path of a folder.
+        folder: Folder for `save`, created when first needed; None for an index in memory.
 
     Raises:
         VectorIndexError: `folder` holds other files.
@@ -80,11 +80,11 @@ class VectorIndex:
 
     @classmethod
     def open(cls, folder: Path) -> "VectorIndex":
-        """Map the index in a folder; a vector is read when it is first compared.
+        """Memory-map the index in a folder; a vector is read when it is first compared.
 
         Raises:
             FileNotFoundError: There is no index.
-            VectorIndexError: Damaged, or of another format.
+            VectorIndexError: The index is damaged, or has another format.
         """
         state = read_state(folder)
         if state is None:
@@ -96,11 +96,11 @@ class VectorIndex:
 
     @classmethod
     def open_or_create(cls, folder: Path, *, model: str, model_name: str, collection: str) -> "VectorIndex":
-        """Open the index in a folder, or start one there; arguments as for the class.
+        """Open the index in a folder, or create one; arguments as for the class.
 
         Raises:
-            VectorIndexError: The index is damaged, or of another model, collection or format; or no index, but other
-                files in `folder`.
+            VectorIndexError: The index is damaged, or has another model, collection or format; or `folder` holds other
+                files but no index.
         """
         try:
             index = cls.open(folder)
@@ -114,7 +114,7 @@ class VectorIndex:
         return index
 
     def check_model(self, model: str, *, name: str) -> None:
-        """Raise VectorIndexError unless the model of this fingerprint made the vectors; `name` is for the message."""
+        """Raise VectorIndexError unless the model of this fingerprint made the vectors; `name` is for messages."""
         if self.model != model:
             raise VectorIndexError(
                 f"{self.folder} was made with another model ({self.model_name}, fingerprint {self.model[:12]}…; this "
@@ -133,7 +133,7 @@ class VectorIndex:
 
     @property
     def collection(self) -> str:
-        """Where the items are from."""
+        """Source of the items."""
         return self._manifest.collection
 
     @property
@@ -143,17 +143,17 @@ class VectorIndex:
 
     @property
     def ids(self) -> list[str]:
-        """The N ids in the order in which they were added; an updated item counts as added anew."""
+        """The N ids in the order in which they were added; an update adds an item again."""
         return list(self._rows().row_of)
 
     @property
     def parts(self) -> list[Tensor]:
-        """Matrices of width D with the vectors of all items, and of `deleted_rows`; mapped from disk where saved."""
+        """Matrices of width D with the vectors of all items and of `deleted_rows`; memory-mapped if saved."""
         return self._view().parts
 
     @property
     def deleted_rows(self) -> Tensor:
-        """int64, the rows of `parts`, counted through all of them, that are no longer in the index."""
+        """int64, the rows of `parts` that are no longer in the index, counted through all parts."""
         return self._view().deleted
 
     def __len__(self) -> int:
@@ -172,7 +172,7 @@ class VectorIndex:
         return torch.stack([segment.vectors_SD[row] for segment, row in places]) if ids else torch.empty(0, self.width)
 
     def payload(self, id: str) -> Any:
-        """Return the JSON value that was stored with an item, None if there is none.
+        """Return the JSON value stored with an item, or None.
 
         Raises:
             ValueError: The id is not in the index.
@@ -180,16 +180,16 @@ class VectorIndex:
         return _payload(*self._find(id))
 
     def stamps(self) -> dict[str, str]:
-        """Return the stamp of every item by its id; "" for an item without one."""
+        """Return the stamps of all items by id; "" for an item without one."""
         segments, rows = self._view().segments, self._rows()
         known = [stamp for segment in segments for stamp in segment.stamps.decode()]
         return {id: known[row] for id, row in rows.row_of.items()}
 
     def changes(self, stamps: Mapping[str, str]) -> Changes:
-        """Return what is new, changed and gone in the collection as it is now.
+        """Return the differences between the current items and the index.
 
         Args:
-            stamps: The stamp of every item by its id, such as `scan_folder` returns; "" for items that never change.
+            stamps: The stamps of all current items by id, as from `scan_folder`; "" for items that never change.
         """
         return find_changes(self.stamps(), stamps)
 
@@ -205,13 +205,13 @@ class VectorIndex:
 
         Args:
             ids: M different ids that the index does not hold.
-            vectors_MD: (M, D), kept as float32 on the CPU; unit vectors if similarities are to be cosines.
-            stamps: M texts that change when their items do: `stamp_file`, or a digest of the content.
-            payloads: M values that JSON can hold, such as a caption; None for nothing.
+            vectors_MD: (M, D), stored as float32 on the CPU; unit vectors, if similarities shall be cosines.
+            stamps: M texts that change when their items do, from `stamp_file` or a digest of the content.
+            payloads: M JSON values, such as captions; None for no payload.
 
         Raises:
-            ValueError: An id that the index holds or that is given twice, or a vector of another width or not finite.
-            TypeError: A payload that JSON cannot hold.
+            ValueError: An id is in the index or given twice, or a vector has another width or is not finite.
+            TypeError: A payload is not a JSON value.
         """
         known = next((id for id in ids if id in self), None)
         if known is not None:
@@ -226,7 +226,7 @@ class VectorIndex:
         stamps: Sequence[str] | None = None,
         payloads: Sequence[Any] | None = None,
     ) -> None:
-        """Add M items in place of those with the same ids, if there are any; arguments and errors as for `add`."""
+        """Add M items, replacing those with the same ids; arguments and other errors as for `add`."""
         vectors_MD = vectors_MD.detach().to("cpu", torch.float32, copy=True)
         if vectors_MD.ndim != 2 or (self.width and vectors_MD.shape[1] != self.width):
             width = self.width or "D"
@@ -240,7 +240,7 @@ class VectorIndex:
             raise ValueError(f"{len(vectors_MD)} vectors for {counts}: give as many of each")
         if not bool(vectors_MD.isfinite().all()):
             row = int((~vectors_MD.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"the vector of {ids[row]!r} holds a NaN or an infinity: look at what the model yields")
+            raise ValueError(f"the vector of {ids[row]!r} holds a NaN or an infinity: check the output of the model")
         if ids:
             added = Segment(Texts.of(ids), Texts.of(stamps), Texts.of(texts), vectors_MD, deleted=_NO_ROWS)
             self._edit(Edit((), added))
@@ -259,23 +259,23 @@ class VectorIndex:
             self._edit(Edit(tuple(ids), Segment(none, none, none, torch.empty(0, self.width), deleted=_NO_ROWS)))
 
     def nearest(self, vector_D: Tensor, k: int, *, dim: int | None = None) -> list[Neighbour]:
-        """Return the k items most similar to a vector, best first; of equal ones the one that was added first.
+        """Return the k items most similar to a vector, best first; of equally similar items the one added first.
 
-        Every item is compared, in float32. The last bit of a similarity may depend on the place of the item.
+        Every item is compared, in float32. The last bit of a similarity may depend on the row of the item.
 
         Args:
             vector_D: (D,) query.
-            k: All items if there are fewer.
+            k: Number of items; if the index has fewer, all are returned.
             dim: Compare the first `dim` numbers of the vectors by their cosine (Matryoshka embeddings). By default
                 whole vectors are compared by their inner product, the cosine of unit vectors.
 
         Raises:
-            ValueError: k below 1, a query of another width or that is not finite, or a `dim` outside 1 to D.
+            ValueError: k is below 1, `dim` is outside 1 to D, or the query has another width or is not finite.
         """
         return self.nearest_to_each(vector_D[None], k, dim=dim)[0]
 
     def nearest_to_each(self, query_QD: Tensor, k: int, *, dim: int | None = None) -> list[list[Neighbour]]:
-        """Return what `nearest` does for each of Q queries, in less time than one by one; only last bits may differ.
+        """Return the results of `nearest` for each of Q queries, faster than one by one; last bits may differ.
 
         Args:
             query_QD: (Q, D).
@@ -294,15 +294,15 @@ class VectorIndex:
         return [[_neighbour(view, *pair) for pair in zip(rows, scores, strict=True)] for rows, scores in found]
 
     def save(self) -> None:
-        """Write what was added and deleted since the last save; nothing is written if nothing was.
+        """Write the changes since the last save; without changes, write nothing.
 
         Raises:
             ValueError: The index is in memory only.
-            VectorIndexError: The index on disk was deleted, or replaced by that of another model.
-            OSError: The disk is full, or the folder cannot be written: the former state stays, and so do the changes.
+            VectorIndexError: The index on disk was deleted, or replaced by one of another model or collection.
+            OSError: The disk is full, or the folder cannot be written. The old state and the unsaved changes are kept.
         """
         if self.folder is None:
-            raise ValueError("the index is in memory only: make it with a folder to save it")
+            raise ValueError("the index is in memory only: create it with a folder to save it")
         if not self._edits:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -343,10 +343,10 @@ class VectorIndex:
 
     def _edit(self, edit: Edit) -> None:
         self._current_view = None
-        self._edits.append(edit)  # in one step: Ctrl-C leaves all of the edit or nothing
+        self._edits.append(edit)  # one step, so that Ctrl-C leaves the whole edit or nothing
 
     def _rows(self) -> Rows:
-        rows, self._known_rows = self._known_rows or Rows.of(self._saved), None  # None if Ctrl-C comes meanwhile
+        rows, self._known_rows = self._known_rows or Rows.of(self._saved), None  # None if Ctrl-C interrupts
         for edit in self._edits[rows.edits :]:
             rows.apply(edit)
         self._known_rows = rows
