@@ -15,7 +15,7 @@ from clipse.config import LossConfig
 from clipse.data import read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.scoring.score import evaluate
-from clipse.series.compare import compare, loss_of, scores
+from clipse.series.compare import compare, parse_loss, score_member
 from clipse.series.members import series_folder
 from clipse.training.modules import RetrievalModule
 
@@ -102,7 +102,9 @@ def test_the_table_the_picture_and_the_numbers(quick, tmp_path, steps, scenes):
     assert found.rows[1].against.difference == pytest.approx(found.rows[1].mean - found.rows[0].mean)
     results = {
         loss: [
-            scores(Run.open(runs / f"{loss}-s{seed}"), configured(overrides), "val", records["val"], reporter=None)
+            score_member(
+                Run.open(runs / f"{loss}-s{seed}"), configured(overrides), "val", records["val"], reporter=None
+            )
             for seed in SEEDS
         ]
         for loss in LOSSES[:2]
@@ -193,8 +195,8 @@ def test_locked_towers_are_scored_through_their_cached_features(small, tmp_path)
 
 def test_a_parameter_holds_for_the_losses_that_weigh(quick):
     base = LossConfig(parameters={"alpha": 0.5})
-    assert loss_of(base, "clip").parameters == {}
-    assert loss_of(base, "sanw_debias:aggressive") == LossConfig(
+    assert parse_loss(base, "clip").parameters == {}
+    assert parse_loss(base, "sanw_debias:aggressive") == LossConfig(
         name="sanw_debias", preset="aggressive", parameters={"alpha": 0.5}
     )
 
@@ -207,7 +209,7 @@ def test_a_parameter_holds_for_the_losses_that_weigh(quick):
             "loss.name=sanw_debais: unknown loss; known: clip, siglip, sanw_bandpass, sanw",
         ),
         (["losses=[sanw_debias:mild]"], "losses: sanw_debias:mild: sanw_debias has default, conservative, aggressive;"),
-        (["losses=[clip:default]"], "losses: clip:default: clip is no loss with presets; write NAME or NAME:PRESET"),
+        (["losses=[clip:default]"], "losses: clip:default: clip has no presets; write NAME or NAME:PRESET"),
         (["losses=[]"], "losses=[]: give at least one, and each once, e.g. losses=[clip,sanw_debias]"),
         (["seeds=[]"], "seeds=[]: give at least one, and each once, e.g. seeds=[13,17,23]"),
         (["seeds=[1,1]"], "seeds=[1,1]: give at least one, and each once"),
@@ -231,7 +233,7 @@ def test_the_command_prints_the_table_and_refuses_another_configuration(clipse, 
     assert code == 0, error
     assert "minus clip" in printed
     assert "sanw_debias" in printed
-    assert "with one seed nothing is known of the next" in " ".join(printed.split())
+    assert "one seed says nothing about the spread between seeds" in " ".join(printed.split())
     assert "sanw_debias, seed 3 (2 of 2)" in error
     folder = Path("runs/compare/some")
     code, _, error = clipse("eval", tmp_path / folder)

@@ -156,7 +156,7 @@ def test_parameters_that_are_set_are_not_searched_and_the_band_stays_a_band():
         (["trials=many"], "trials: expected int, got 'many'"),
         (
             ["loss=sanw_debias", "loss.alpha=1", "loss.delta=0.5", "loss.lambda=4"],
-            "loss=sanw_debias: every parameter is set (alpha, delta, lam): leave one of them open",
+            "loss=sanw_debias: every parameter is set (alpha, delta, lam): leave at least one out",
         ),
         (["trainer.devices=0,1"], "tune trains one run after another on one device"),
         (["loss=sanw_debias", "loss.m1=0.2"], "does not take"),

@@ -109,7 +109,7 @@ def test_tune_searches_the_parameters_that_state_a_range_and_are_not_set(clipse,
     assert "loss.name=mine loss.exponent=2\n" in printed
     code, _, error = clipse("tune", "loss=mine", "loss.tau=3", "loss.exponent=1", *quick)
     assert code == 2
-    assert "loss=mine: every parameter is set (tau, power): leave one of them open" in error
+    assert "loss=mine: every parameter is set (tau, power): leave at least one out" in error
 
 
 @pytest.mark.usefixtures("mine")

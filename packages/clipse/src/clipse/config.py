@@ -1,6 +1,7 @@
-"""Every knob of clipse, with its unit and default. `clipse config` prints them; `section.field=value` sets one.
+"""Every setting of clipse, with its unit and default. `clipse config` prints them; `section.field=value` sets one.
 
-Nothing here imports torch, so that `clipse --help` and `clipse config` answer at once.
+Nothing here imports torch, so that `clipse --help` and `clipse config` are quick. Weightings, which need torch, are
+imported only when one of their parameters is set.
 """
 
 from collections.abc import Mapping
@@ -14,14 +15,14 @@ from clip_common.config import ConfigError, OptimConfig, TrainerConfig
 
 @dataclass
 class TopicalConfig:
-    """Batches of which a share is about one topic: k-means over the mean text features of each image's captions."""
+    """Batches with a share of images from one topic: k-means over the mean text features of each image's captions."""
 
     fraction: float = 0.0
-    """Share of a batch (over all devices) from one topic, the rest mixed; 0 shuffles plainly, 1 is all of it."""
+    """Share of a batch (over all devices) from one topic, the rest mixed; 0 shuffles plainly, 1 takes all from it."""
     clusters: int = 100
-    """Topics; at most as many as training images."""
+    """Number of topics, at most the number of training images."""
     every: int = 0
-    """Epochs after which topics are found again, from the model's text features of then; 0 keeps the first ones."""
+    """Find topics again every so many epochs, from the current model's text features; 0 keeps the first topics."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
@@ -35,33 +36,33 @@ class TopicalConfig:
 
 @dataclass
 class DataConfig:
-    """Where the pairs come from and how they become batches."""
+    """Source of the image-caption pairs, and how batches are made of them."""
 
     root: str | None = None
     """Folder of the images and captions (Flickr8k, Flickr30k, COCO Karpathy, CSV/TSV, webdataset shards)."""
     format: str = "auto"
-    """Caption format; `auto` looks for the known files. `clipse data check` prints what it found."""
+    """Caption format; `auto` detects it from the files. `clipse data check` prints the format found."""
     hold_out: int = 0
-    """Training images set aside for selection, for a set without a `val` split; 0 sets none aside."""
+    """Number of training images set aside for validation, for a set without a `val` split."""
     split_seed: int = 0
-    """Seed of the split by image, where the set brings none, and of `hold_out`."""
+    """Seed of the split by image for a set without splits, and of `hold_out`."""
     captions: Literal["one", "all"] = "one"
-    """Captions of an image in a batch: one at random each epoch, or all of them with the image encoded once."""
+    """Captions of an image in a batch: a random one each epoch, or all of them with the image encoded once."""
     together: str | None = None
-    """A CSV file (image,group) in the root: training images of one group stand in one batch, as contrast pairs do."""
+    """CSV file (image,group) in the root: training images of one group share a batch, such as contrast pairs."""
     topical: TopicalConfig = field(default_factory=TopicalConfig)
     batch_size: int = 64
-    """Images per optimizer step and accumulation, over all devices together: a multiple of their number."""
+    """Images per batch, over all devices together: a multiple of their number."""
     mini_batch: int | None = None
-    """Images a device encodes at a time (GradCache), for batches that memory does not hold; null: a batch whole."""
+    """Images that a device encodes at a time (GradCache), for batches larger than memory; null: the whole batch."""
     augment: bool = True
-    """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied where features are cached."""
+    """Random resized crop in training (open_clip's, scale 0.9 to 1). Not applied to cached features."""
     cache: bool = False
-    """Decode each image once into a uint8 cache under `cache_dir`."""
+    """Decode each image once, into a uint8 cache under `cache_dir`."""
     cache_dir: str | None = None
-    """Folder of decoded images and of frozen features; default: `cache` among the run folders."""
+    """Folder of decoded images, frozen features and search indexes; default: `cache` in the folder `runs`."""
     on_error: Literal["raise", "skip"] = "raise"
-    """A missing or broken image stops the run, or is left out and counted in result.json."""
+    """`raise`: a missing or broken image stops the run. `skip`: it is left out and counted in result.json."""
     workers: int = 0
     """Loader processes per device; 0 decodes in the training process."""
 
@@ -75,20 +76,20 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """Which two towers."""
+    """The two towers."""
 
     kind: Literal["open_clip", "dual"] = "open_clip"
     """`open_clip`: a CLIP. `dual`: a locked vision model and a locked text model under trainable heads."""
     name: str = "ViT-B-32"
-    """open_clip architecture, `hf-hub:org/name`, `local-dir:/folder`, or a weights file (then `weights_of`)."""
+    """open_clip architecture, `tiny`, `hf-hub:org/name`, `local-dir:/folder`, or a weights file (with `weights_of`)."""
     pretrained: str | None = None
     """Tag of the pretrained weights (`clipse prefetch NAME TAG`); `random` starts from scratch."""
     weights_of: str | None = None
     """The open_clip architecture of a weights file given as `name`."""
     architecture: dict[str, Any] | None = None
-    """A small CLIP from scratch: an open_clip model configuration (embed_dim, vision_cfg, text_cfg)."""
+    """open_clip model configuration of a CLIP from scratch (embed_dim, vision_cfg, text_cfg)."""
     image_size: int | None = None
-    """Pixels a side; other than the pretrained size, position embeddings are interpolated."""
+    """Pixels per side; for a size other than the pretrained one, position embeddings are interpolated."""
     vision: str | None = None
     """`dual`: folder or hub name of a transformers vision model (DINOv2, CLIP, SigLIP)."""
     text: str | None = None
@@ -96,7 +97,7 @@ class ModelConfig:
     embed_dim: int = 512
     """`dual`: width of the shared space."""
     head: Literal["linear", "mlp"] = "linear"
-    """`dual`: the trainable map from a tower's features to the shared space."""
+    """`dual`: the trainable head from a tower's features to the shared space."""
     lock_image: bool = False
     """Freeze the image tower (LiT); its features are then computed once."""
     lock_text: bool = False
@@ -112,7 +113,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SearchRange:
-    """Values of a weighting's parameter among which `clipse tune` searches, given in the metadata of its field.
+    """Range of a weighting's parameter for `clipse tune`, given in the metadata of its field.
 
     Example:
         tau: float = field(default=1.0, metadata={"search": SearchRange(0.1, 10.0, log=True)})
@@ -183,23 +184,24 @@ class LossConfig:
     name: str = "clip"
     """`clip`, `siglip`, `sanw_debias`, `sanw_bandpass`, or a weighting registered under `clipse.weightings`."""
     preset: Literal["default", "conservative", "aggressive"] = "default"
-    """Values of the weighting's parameters; `conservative` and `aggressive` are nearly CLIP (see docs/clipse.md)."""
+    """Values of the weighting's parameters that are not set; `conservative` and `aggressive` are nearly CLIP."""
     parameters: dict[str, Any] = field(default_factory=dict, metadata={"fields": parameter_types})
-    """Parameters of the weighting. Each is a key of this section: alpha, delta, lambda, kernel and mix of sanw_debias,
-    alpha, m1, m2, gamma and mix of sanw_bandpass, or the fields of a registered one. A parameter that is not set, or is
-    null, has the preset's value."""
+    """Parameters of the weighting, each a key of this section: alpha, delta, lambda, kernel, mix of sanw_debias; alpha,
+    m1, m2, gamma, mix of sanw_bandpass; the fields of a registered weighting. One that is not set, or is null, has the
+    preset's value."""
     references: Literal["online", "frozen", "ema"] = "online"
-    """Whose features A is computed from: the model in training, the model before training, or a moving average."""
+    """Features from which similarities are computed: of the model in training, of the model before training, or of a
+    moving average."""
     ema_decay: float = 0.99
     """Decay per step of the moving average (`references=ema`)."""
     form: Literal["infonce", "decoupled", "boosted"] = "infonce"
-    """The denominator that the weights enter."""
+    """How the weights enter the denominator of the loss."""
     beta: float = 1.0
-    """Boost of weighted negatives (`form=boosted`)."""
+    """Strength of the weighted negatives (`form=boosted`)."""
     normalise: Literal["none", "mean1"] = "mean1"
-    """Scale a row's negative weights to mean 1, or leave them."""
+    """`mean1` scales the weights of each row and column to mean 1; `none` leaves them."""
     temperature: float | None = None
-    """A fixed softmax temperature such as 0.07; null learns it from the model's own."""
+    """A fixed softmax temperature such as 0.07; null learns it, starting from the model's."""
 
     def __post_init__(self) -> None:
         self.parameters = {name: value for name, value in self.parameters.items() if value is not None}
@@ -213,16 +215,16 @@ class LossConfig:
 
 @dataclass
 class Config:
-    """A training run of clipse."""
+    """Configuration of a training run."""
 
     name: str | None = None
-    """Name of the run folder; default: the loss, the model, the seed and the time. Needed under torchrun and srun."""
+    """Name of the run folder; default: loss, model, seed and time. Required under torchrun and srun."""
     runs: str = "runs"
-    """Folder that holds the run folders and their registry."""
+    """Folder of the run folders and their registry."""
     results: str = "results"
     """Folder of the training_*.csv files and run_registry.csv."""
     split: Literal["train", "val", "test"] = "test"
-    """The split that `clipse eval` scores. Training fits on `train` and selects on `val`, whatever this says."""
+    """The split that `clipse eval` scores. Training always fits on `train` and selects on `val`."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -237,21 +239,21 @@ class Config:
 
 @dataclass
 class CompareConfig:
-    """What `clipse compare` takes besides the configuration of its runs."""
+    """Options of `clipse compare` beside the configuration of its runs."""
 
     losses: list[str] = field(default_factory=lambda: ["clip", "sanw_debias", "sanw_bandpass"])
     """`NAME` or `NAME:PRESET` each; the first is the baseline."""
     seeds: list[int] = field(default_factory=lambda: [13, 17, 23])
     """Seeds of training."""
     split: Literal["train", "val", "test"] = "val"
-    """The split that is scored; weights are selected on `val`, so score `test` once, at the end."""
+    """The split to score; weights are selected on `val`, so score `test` once, at the end."""
 
 
 @dataclass
 class TuneConfig:
-    """What `clipse tune` takes besides the configuration of its runs."""
+    """Options of `clipse tune` beside the configuration of its runs."""
 
     loss: str = "sanw_bandpass"
-    """The weighting whose parameters are searched: `sanw_debias`, `sanw_bandpass` or a registered one."""
+    """The weighting to tune: `sanw_debias`, `sanw_bandpass` or a registered one."""
     trials: int = 40
-    """Runs in all, those of earlier calls included."""
+    """Number of runs, including those of earlier calls."""

@@ -1,6 +1,5 @@
-"""`clipse`: the verbs. It parses, calls and prints; what is done is elsewhere."""
+"""`clipse`: the commands. Each parses its arguments, calls the API and prints the result."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,25 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from clip_common import cli
-from clip_common.cli import ConfigName, NewFolder, Overrides, Resume, console
+from clip_common.cli import ConfigName, Overrides, Resume, console
+from clipse.cli import data
 
 if TYPE_CHECKING:
     from clipse.scoring.evaluation import Evaluation
 
 app = cli.application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
-data = cli.application("data", help="Look at a set of captioned images, or make one.")
-app.add_typer(data, name="data")
-
-
-class World(StrEnum):
-    """What `clipse data synthetic` draws."""
-
-    scenes = "scenes"
-    parts = "parts"
-
-
-Root = Annotated[Path, typer.Argument(help="Folder of images and captions.", show_default=False)]
-Format = Annotated[str, typer.Option(help="Caption format; auto looks for the known files.")]
+app.add_typer(data.app, name="data")
 
 
 @app.command()
@@ -37,7 +25,7 @@ def train(
     config: ConfigName = None,
     resume: Resume = None,
 ) -> None:
-    """Train, select on the validation split, and leave a run folder.
+    """Train a model, select its best epoch on the validation split, and write a run folder.
 
     Examples:
 
@@ -59,7 +47,7 @@ def train(
     if trained.validation is None:  # another rank reports
         return
     write_training(settings, trained.run)
-    show(trained.validation, title=f"{trained.run.name}: validation split")
+    print_evaluation(trained.validation, title=f"{trained.run.name}: validation split")
     cli.print_files("run", [trained.run.path])
     cli.print_files("plot", trained.plots)
     console.print(f"\nScore it:  clipse eval {trained.run.path} data.root={settings.data.root}", soft_wrap=True)
@@ -70,10 +58,10 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, model name or weights file.")],
     overrides: Overrides = None,
     against: Annotated[
-        str | None, typer.Option(metavar="RUN-or-MODEL[:TAG]", help="Score this one too, and say what differs.")
+        str | None, typer.Option(metavar="RUN-or-MODEL[:TAG]", help="Score this model too, and print the difference.")
     ] = None,
 ) -> None:
-    """Score retrieval both ways, with 95 % intervals, and append to results/run_registry.csv.
+    """Score retrieval in both directions, with 95 % intervals, and append the scores to results/run_registry.csv.
 
     Examples:
 
@@ -90,7 +78,7 @@ def evaluate(
 
     scored = score(source, against=against, overrides=overrides or [], reporter=cli.progress)
     settings = scored.config
-    show(scored.evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
+    print_evaluation(scored.evaluation, title=f"{Path(source).name}: {settings.split} split of {settings.data.root}")
     if scored.against is not None:
         name, theirs, ahead = scored.against.name, scored.against.evaluation.result, scored.against.ahead
         low, high = theirs.intervals["rsum"]
@@ -111,13 +99,13 @@ def search(
     k: Annotated[int, typer.Option("--k", min=1, help="Images to return.")] = 10,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a page that works offline; an earlier search page is replaced."),
+        typer.Option(metavar="FILE", help="Write a page that works offline; replaces an earlier search page."),
     ] = None,
 ) -> None:
-    """Find the images of a folder that are most like some words, or like an image.
+    """Find the images of a folder that are most similar to words or to an image.
 
-    The folder is encoded once. The index is kept in runs/cache/index; later searches encode what is new or changed.
-    Images that cannot be read are left out and named.
+    The folder is encoded once. The index is kept in runs/cache/index; later searches encode only new and changed
+    images. Images that cannot be read are left out and listed.
 
     Examples:
 
@@ -145,15 +133,16 @@ def search(
         lines.append(f"skipped {len(found.skipped):,} that cannot be read, such as")
         lines += [f"  {problem}" for problem in list(found.skipped.values())[:LISTED]]
     for line in lines:
-        console.print(Text(line), soft_wrap=True)  # as it is: a file name may hold [brackets]
+        console.print(Text(line), soft_wrap=True)  # no markup: a file name may contain [brackets]
 
 
 @app.command()
 def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Train losses × seeds and say how far each is from the first: losses=[…] seeds=[…], then overrides of the runs.
+    """Train each loss with each seed and compare them with the first loss.
 
-    A loss is NAME or NAME:PRESET. The val split is scored, on which weights are selected; split=test once, at the end.
-    The same command typed again goes on where it was stopped, with more losses or seeds too.
+    Set losses=[…] and seeds=[…], then overrides of the runs. A loss is NAME or NAME:PRESET. The val split is scored, on
+    which weights are selected: score split=test once, at the end. The same command resumes a stopped comparison; losses
+    and seeds may be added.
 
     Examples:
 
@@ -184,10 +173,10 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
 
 @app.command()
 def tune(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Search a weighting's parameters for validation rsum: loss=… trials=…, then overrides of the runs.
+    """Search a weighting's parameters for the best validation rsum.
 
-    Parameters that are set (loss.alpha=1) are not searched. The same command typed again goes on where it was stopped;
-    the test split is not touched. Compare the best on seeds that it was not found with.
+    Set loss=… and trials=…, then overrides of the runs. Parameters that are set (loss.alpha=1) are not searched. The
+    same command resumes a stopped search. The test split is not used. Compare the best parameters on other seeds.
 
     Examples:
 
@@ -211,84 +200,8 @@ cli.add_prefetch_verb(app, package="clipse", example="ViT-B-32 laion2b_s34b_b79k
 cli.add_config_verb(app, package="clipse", example="--config scenes loss.name=sanw_debias > my.yaml")
 
 
-@data.command()
-def check(root: Root, format: Format = "auto") -> None:
-    """Read every caption and decode every image; list what is wrong and exit with 2 if anything is.
-
-    Example:
-
-        clipse data check flickr8k/
-    """
-    from clipse.data import check as check_data
-
-    with cli.progress("decoding images") as progress:
-        report = check_data(root, format=format, progress=progress)
-    rows = [(split, f"{images:,}", f"{report.captions[split]:,}") for split, images in report.images.items()]
-    cli.print_table(["split", "images", "captions"], rows, title=f"{root}: {report.format}")
-    if report.unlisted:
-        console.print(f"{report.unlisted} captioned images are in no split list and are not used")
-    cli.check_no_problems(root, report.problems, advice="data.on_error=skip trains without them")
-    console.print("every image decodes, every caption has words")
-
-
-@data.command()
-def stats(root: Root, format: Format = "auto") -> None:
-    """Count images, captions, words and sizes.
-
-    Example:
-
-        clipse data stats flickr8k/
-    """
-    from clipse.data import stats as data_stats
-
-    figures = data_stats(root, format=format)
-    rows = []
-    for name in list(figures.rows[0])[1:]:
-        values = (row[name] for row in figures.rows)
-        cells = (f"{value:.4g}" if isinstance(value, float) else f"{value:,}" for value in values)
-        rows.append([name.replace("_", " "), *cells])
-    cli.print_table(["", *(str(row["split"]) for row in figures.rows)], rows, title=f"{root}: {figures.format}")
-    console.print(
-        f"{figures.vocabulary:,} different words; {figures.repeated_captions:,} captions that another image carries too"
-    )
-
-
-@data.command()
-def synthetic(
-    folder: NewFolder,
-    what: Annotated[
-        World, typer.Option(help="Scenes of one to four things, or close-ups of damaged and flawless parts.")
-    ] = World.scenes,
-    train: Annotated[int, typer.Option(help="Training images.")] = 3000,
-    val: Annotated[int, typer.Option(help="Validation images.")] = 200,
-    test: Annotated[int, typer.Option(help="Test images.")] = 200,
-    size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
-    seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
-) -> None:
-    """Draw a set of the procedural world as a Flickr8k folder, five captions an image.
-
-    Parts come in pairs, with and without a defect, of kinds and defects that the tiny CLIP never saw together;
-    data.together=together.csv keeps the pairs in one batch.
-
-    Examples:
-
-        clipse data synthetic scenes/ --train 3000
-
-        clipse data synthetic parts/ --what parts --train 1200 --size 112
-    """
-    from clip_common.synthetic import write_flickr8k, write_parts
-
-    if what is World.parts and any(count % 2 for count in (train, val, test)):
-        raise ValueError(f"parts come in pairs: give even numbers, got --train {train} --val {val} --test {test}")
-    write, images = (write_parts, 2) if what is World.parts else (write_flickr8k, 1)  # parts come in pairs
-    counts = {split: count // images for split, count in (("train", train), ("val", val), ("test", test))}
-    with cli.progress(f"drawing {what}") as progress:
-        write(folder, **counts, size=size, seed=seed, progress=progress)
-    console.print(f"{images * sum(counts.values()):,} {what} in {folder}", soft_wrap=True)
-
-
-def show(evaluation: "Evaluation", *, title: str) -> None:
-    """One table: each metric above its interval, both ways, with chance and ceiling where they are known."""
+def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
+    """Print a table: each metric above its interval, in both directions, with chance and the oracle if known."""
     metrics, intervals, ceiling = evaluation.result.metrics, evaluation.result.intervals, evaluation.ceiling
     table = Table(title=Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
@@ -314,7 +227,7 @@ def show(evaluation: "Evaluation", *, title: str) -> None:
 
 
 LISTED = 5
-"""Skipped images that are named."""
+"""Number of skipped images that are listed."""
 COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
 
 
@@ -323,5 +236,5 @@ def _number(name: str, value: float) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     cli.main(app)

@@ -1,4 +1,4 @@
-"""Files to embeddings: every image of a split once, all of its captions, in the order of the records.
+"""Embed a split: every image once and all of its captions, in the order of the records.
 
 N images, T captions, D the shared width.
 """
@@ -35,7 +35,7 @@ def embed_pairs(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> EmbeddedPairs:
-    """Encode every image and every caption of `records`; the model is put into eval mode for it and back afterwards.
+    """Encode every image and every caption of `records`; the model is in eval mode meanwhile.
 
     Raises:
         DataError: An image cannot be read or decoded.
@@ -58,6 +58,6 @@ def embed_pairs(
 
 
 def owners(records: Sequence[ImageRecord]) -> Tensor:
-    """(T,) long: the position in `records` of the image that each caption belongs to."""
+    """Return (T,) long: the position in `records` of the image of each caption."""
     counts = torch.tensor([len(record.captions) for record in records])
     return torch.repeat_interleave(torch.arange(len(records)), counts)

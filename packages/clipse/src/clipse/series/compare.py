@@ -1,4 +1,4 @@
-"""Losses × presets × seeds: train what is missing, score all of it on one split, and say what differs by how much."""
+"""Compare losses: train each with each seed, score all runs on one split, and compute paired differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +18,7 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run, write_atomically
 from clip_common.runs.files import write_text
 from clip_common.runs.series import Announce, check_choices, split_options, train_member
+from clip_common.tables import markdown_table
 from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel
@@ -27,7 +28,7 @@ from clipse.scoring.evaluation import chance_rsum, evaluate_pairs
 from clipse.scoring.score import evaluate, read_ceiling
 from clipse.series.members import check_same_captions, member_config, series_folder
 from clipse.training.experiment import train
-from clipse.training.features import frozen_features
+from clipse.training.features import load_frozen_features
 from clipse.training.losses import build_loss, presets_of
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
@@ -38,10 +39,10 @@ class Row:
     """One loss, over all seeds.
 
     Attributes:
-        label: As it was asked for, e.g. `sanw_debias:conservative`.
+        label: The loss as given, e.g. `sanw_debias:conservative`.
         rsums: rsum of each seed, in the order of the seeds.
-        metrics: Mean over the seeds of each metric.
-        against: The paired difference of rsum to the first loss, over images and seeds; None for the first itself.
+        metrics: Mean of each metric over the seeds.
+        against: Paired difference of rsum to the first loss, over images and seeds; None for the first loss.
     """
 
     label: str
@@ -56,22 +57,22 @@ class Row:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation of rsum between seeds; None for one seed."""
+        """Standard deviation of rsum over the seeds; None for one seed."""
         return stdev(self.rsums) if len(self.rsums) > 1 else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` leaves.
+    """Result of `compare`.
 
     Attributes:
-        folder: The comparison's folder; the runs are in `clipse/` in it.
+        folder: The comparison's folder, with the runs in `clipse/`.
         split: The split that was scored.
-        seeds: Of the runs of each loss.
-        rows: One a loss, the baseline first.
-        images, captions: How many were scored.
-        chance: rsum of a random order.
-        ceiling: rsum of a reader of the attributes on the procedural world, else None.
+        seeds: Seeds of training.
+        rows: One per loss, the baseline first.
+        images, captions: Number of each that was scored.
+        chance: Expected rsum of a random ranking.
+        ceiling: rsum of the attribute oracle on the procedural world, else None.
         table: The Markdown file.
         plot: The PNG.
     """
@@ -89,7 +90,7 @@ class Comparison:
 
 
 def resolve_comparison(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, CompareConfig]:
-    """The configuration of the runs, and what is compared: `losses=`, `seeds=` and `split=` among the overrides.
+    """Return the configuration of the runs, and the options `losses=`, `seeds=` and `split=` among the overrides.
 
     Raises:
         ValueError: An unknown key or a wrong value.
@@ -109,24 +110,25 @@ def compare(
 ) -> Comparison:
     """Train each loss with each seed, score all runs on `split`, and compare them with the first loss.
 
-    Called again it goes on where it was: finished runs are kept, killed ones resumed, more losses and seeds added. The
-    weights of each run are selected on `val`, so its scores there flatter all of them alike; `test` is for the end.
+    A repeated call resumes: finished runs are kept, killed runs are resumed, and losses and seeds may be added. Each
+    run's weights are selected on `val`, so scores there are too high, for all losses alike; score `test` once, at the
+    end.
 
     Args:
-        config: Of every run, but for the loss and the seed. Parameters of a weighting hold for every loss but `clip`
-            and `siglip`. `name` is the comparison's; default: the model and the data.
+        config: Configuration of every run, apart from the loss and the seed. Parameters of a weighting apply to every
+            loss but `clip` and `siglip`. `name` names the comparison; default: the model and the data.
         losses: `NAME` or `NAME:PRESET` each; the first is the baseline.
         seeds: Seeds of training.
-        split: `val` or `test` (`train` says how well the training set was learned).
-        reporter: Shows progress of what is not training.
-        announce: Told of each run as it begins.
+        split: `val`, `test` or `train`.
+        reporter: Shows progress of the work around training.
+        announce: Called with one line as each run begins.
 
     Raises:
-        ValueError: One line: no loss or seed, one twice, an unknown loss or preset, several devices, a folder of that
-            name with another configuration, other data than it began with or another process at work in it, and
-            whatever `train` refuses.
+        ValueError: One line: no loss or seed, one given twice, an unknown loss or preset, several devices, a comparison
+            of that name with another configuration, with changed data or in use by another process, or any error of
+            `train`.
     """
-    losses_of = {label: loss_of(config.loss, label) for label in losses}
+    losses_of = {label: parse_loss(config.loss, label) for label in losses}
     for name, given, example in (("losses", losses, "[clip,sanw_debias]"), ("seeds", seeds, "[13,17,23]")):
         check_choices(name, given, example=example)
     check_one_device(config.trainer, verb="compare")
@@ -140,7 +142,7 @@ def compare(
         check_same_captions(series, {name: splits[name] for name in ("train", "val", split)})
         results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
         total = len(losses) * len(seeds)
-        pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: what a kill leaves is comparable
+        pairs = [(seed, label) for seed in seeds for label in losses]  # seed by seed: runs before a kill are comparable
         for number, (seed, label) in enumerate(pairs, start=1):
             member = replace(
                 member_config(config, series, name=f"{label.replace(':', '-')}-s{seed}"),
@@ -149,7 +151,7 @@ def compare(
             )
             announce(f"{label}, seed {seed} ({number} of {total})")
             run = train_member(series, member, train, reporter=reporter)
-            results[label].append(scores(run, member, split, records, reporter=reporter))
+            results[label].append(score_member(run, member, split, records, reporter=reporter))
 
         baseline = results[losses[0]]
         rows = [
@@ -184,8 +186,8 @@ def compare(
         return comparison
 
 
-def loss_of(base: LossConfig, label: str) -> LossConfig:
-    """The loss that `NAME` or `NAME:PRESET` stands for.
+def parse_loss(base: LossConfig, label: str) -> LossConfig:
+    """Return the loss configuration of `NAME` or `NAME:PRESET`, with the other fields of `base`.
 
     Raises:
         ValueError: An unknown loss or preset, or parameters that it does not take.
@@ -193,24 +195,24 @@ def loss_of(base: LossConfig, label: str) -> LossConfig:
     name, colon, preset = label.partition(":")
     presets = {} if name in ("clip", "siglip") else presets_of(name)
     if colon and preset not in presets:
-        known = f"has {', '.join(presets)}" if presets else "is no loss with presets"
+        known = f"has {', '.join(presets)}" if presets else "has no presets"
         raise ValueError(f"losses: {label}: {name} {known}; write NAME or NAME:PRESET")
     given: dict[str, Any] = {"name": name, "preset": preset or base.preset}
     if name in ("clip", "siglip"):
         given["parameters"] = {}
-    loss = replace(base, **given)
-    build_loss(loss)
-    return loss
+    settings = replace(base, **given)
+    build_loss(settings)  # raises if the loss cannot be built
+    return settings
 
 
-def scores(
+def score_member(
     run: Run, config: Config, split: str, records: Sequence[ImageRecord], *, reporter: Reporter
 ) -> ImageTextResult:
-    """What a run's best weights reach on a split, kept beside them as scores-SPLIT.npz."""
+    """Score a run's best weights on a split, or read the scores that scores-SPLIT.npz in the run folder keeps."""
     file = run.path / f"scores-{split}.npz"
     if not file.exists():
         model = RetrievalModel.from_pretrained(run.path)
-        result = scored(model, config, split, records, reporter=reporter)
+        result = score_records(model, config, split, records, reporter=reporter)
         columns: dict[str, Any] = {
             f"{way}/{name}": values
             for way, direction in (("i2t", result.image_to_text), ("t2i", result.text_to_image))
@@ -232,13 +234,13 @@ def scores(
         )
 
 
-def scored(
+def score_records(
     model: RetrievalModel, config: Config, split: str, records: Sequence[ImageRecord], *, reporter: Reporter
 ) -> ImageTextResult:
-    """Scores of a model: through its heads alone where both trunks are locked and their features are at hand."""
+    """Score a model on records; a dual model is scored from cached features, through its heads only."""
     if config.model.kind == "dual":
         cache = FeatureCache(config.cache_folder / "features")
-        features = frozen_features(model, {split: records}, config.model, cache=cache, reporter=reporter)
+        features = load_frozen_features(model, {split: records}, config.model, cache=cache, reporter=reporter)
         assert features.texts is not None
         with torch.inference_mode():
             image_ND = model.image_tower.head(features.images[split])
@@ -250,16 +252,14 @@ def scored(
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table, and what it says."""
+    """Return the caption and the table as Markdown."""
     head = ["loss", "rsum, mean ± sd", f"minus {comparison.rows[0].label} (95 % interval)", "p"]
-    lines = [" | ".join([*head, *COLUMNS]), " | ".join(["---"] * (len(head) + len(COLUMNS)))]
-    for row in comparison.rows:
-        lines.append(" | ".join([*cells(row), *(f"{row.metrics[name]:.3f}" for name in COLUMNS)]))
-    return f"{caption(comparison)}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    rows = [[*cells(row), *(f"{row.metrics[name]:.3f}" for name in COLUMNS)] for row in comparison.rows]
+    return f"{caption(comparison)}\n\n{markdown_table([*head, *COLUMNS], rows)}\n"
 
 
 def cells(row: Row) -> list[str]:
-    """Label, rsum, difference and p of a row, as text."""
+    """Return label, rsum, difference and p of a row, as text."""
     spread = "" if row.sd is None else f" ± {row.sd:.1f}"
     against = row.against
     if against is None:
@@ -281,10 +281,10 @@ def dots_of(row: Row) -> Dots:
 
 
 def caption(comparison: Comparison) -> str:
-    """What was scored and how, in a few sentences."""
+    """Return two sentences that say what was scored and how."""
     seeds = comparison.seeds
     count = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"one seed ({seeds[0]})"
-    over = "images and seeds" if len(seeds) > 1 else "images only: with one seed nothing is known of the next"
+    over = "images and seeds" if len(seeds) > 1 else "images only; one seed says nothing about the spread between seeds"
     selected = "; weights were selected on this split" if comparison.split == "val" else ""
     top = f", attribute oracle {comparison.ceiling:.1f}" if comparison.ceiling is not None else ""
     return (

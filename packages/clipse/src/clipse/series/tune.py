@@ -1,7 +1,5 @@
-"""Search the parameters of a weighting by Optuna, on the validation split: trials that survive a kill."""
+"""Search the parameters of a weighting with Optuna, on the validation split; a killed search resumes."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs.files import write_text
 from clip_common.runs.series import Announce, split_options, train_member
+from clip_common.tables import csv_text, markdown_table
 from clip_common.training.guards import LossNotFiniteError
 from clipse.config import (
     Config,
@@ -33,7 +32,7 @@ from clipse.training.losses import build_loss
 
 @dataclass(frozen=True)
 class Trial:
-    """One run with its parameters (fields of `LossConfig`) and the validation rsum of its best epoch."""
+    """One run: its parameters by field name, and the validation rsum of its best epoch."""
 
     number: int
     parameters: dict[str, float]
@@ -47,13 +46,13 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune` leaves.
+    """Result of `tune`.
 
     Attributes:
-        folder: The study's folder; the runs are in `clipse/` in it.
-        trials: All that ended well, in their order.
+        folder: The study's folder, with the runs in `clipse/`.
+        trials: All trials with a finite loss, in order.
         overrides: The best parameters as overrides of `clipse train`.
-        table, csv: The trials as Markdown, best first, and as CSV, in their order.
+        table, csv: The trials as Markdown, best first, and as CSV, in order.
         plot: The PNG.
     """
 
@@ -71,7 +70,7 @@ class Tuning:
 
 
 def resolve_tuning(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, TuneConfig]:
-    """The configuration of the runs, and what is searched: `loss=` and `trials=` among the overrides.
+    """Return the configuration of the runs, and the options `loss=` and `trials=` among the overrides.
 
     Raises:
         ValueError: An unknown key or a wrong value.
@@ -88,24 +87,25 @@ def tune(
     reporter: Reporter = silent,
     announce: Announce = lambda line: None,
 ) -> Tuning:
-    """Search the parameters that `config.loss` leaves open, by Optuna's TPE, for the best validation rsum.
+    """Search the parameters that `config.loss` leaves open, with Optuna's TPE sampler, for the best validation rsum.
 
-    The first trial is the `default` preset. Called again it goes on where it was, a killed trial included, up to
-    `trials` in all: what is proposed next depends on the seed and the trials so far alone. A trial whose loss becomes
-    NaN or infinite has failed: it counts, without a score. Validation decides, the test split is not scored. The best
-    of many trials flatters itself: compare it on other seeds before believing it.
+    The first trial has the weighting's defaults. A repeated call resumes, up to `trials` trials in all, beginning with
+    a killed trial: each proposal depends only on the seed and the trials so far. A trial whose loss becomes NaN or
+    infinite has failed; it counts, without a score. The test split is not scored. The best score of many trials is too
+    high: compare the parameters on other seeds before you rely on them.
 
     Args:
-        config: Of every run. Parameters set in `loss` are kept; `name` is the study's, default: loss, model, data.
+        config: Configuration of every run. Parameters that it sets are not searched. `name` names the study; default:
+            loss, model and data.
         loss: `sanw_debias`, `sanw_bandpass`, or a registered weighting whose fields state search ranges.
-        trials: Runs in all.
-        reporter: Shows progress of what is not training.
-        announce: Told of each trial as it begins, and of one that failed.
+        trials: Number of runs, including those of earlier calls.
+        reporter: Shows progress of the work around training.
+        announce: Called with one line as each trial begins, and as one fails.
 
     Raises:
-        ValueError: One line: a loss without parameters to search, all of them set, no trial, several devices, a folder
-            of that name with another configuration, other data than it began with or another process at work in it, no
-            trial that ended well, and whatever `train` refuses.
+        ValueError: One line: a loss without parameters to search, all of them set, no trial, several devices, a study
+            of that name with another configuration, with changed data or in use by another process, no trial with a
+            finite loss, or any error of `train`.
         ImportError: Optuna is not installed.
     """
     known = searchable_weightings()
@@ -116,7 +116,7 @@ def tune(
     ranges = search_ranges(config.loss, loss)
     if not ranges:
         names = ", ".join(search_ranges(LossConfig(), loss))
-        raise ValueError(f"loss={loss}: every parameter is set ({names}): leave one of them open")
+        raise ValueError(f"loss={loss}: every parameter is set ({names}): leave at least one out")
     config = replace(config, loss=replace(config.loss, name=loss))
     build_loss(config.loss)
     check_one_device(config.trainer, verb="tune")
@@ -133,16 +133,16 @@ def tune(
         distributions = {name: _distribution(optuna, types[name][1], found) for name, found in ranges.items()}
         state = optuna.trial.TrialState
         for half in study.get_trials(states=[state.RUNNING]):
-            if half.params.keys() != ranges.keys():  # killed while it was drawn
+            if half.params.keys() != ranges.keys():  # killed while its parameters were drawn
                 study.tell(half.number, state=state.FAIL)
         default = {name: value for name, value in default_parameters(loss).items() if name in ranges}
-        # a kill may have come before the first trial was drawn
+        # unless a kill came before the first trial was drawn
         if not any(found.params == default or found.state == state.WAITING for found in study.trials):
             study.enqueue_trial(default)
         ended = sum(found.state.is_finished() and found.params.keys() == ranges.keys() for found in study.trials)
         for done in range(ended, trials):
             killed = study.get_trials(states=[state.RUNNING])
-            # a sampler that went on after a resume as it began would propose its first points again
+            # a new seed per trial: a sampler that restarts with the same seed would propose its first points again
             study.sampler = optuna.samplers.TPESampler(seed=epoch_seed(config.trainer.seed, done) % 2**32)
             trial: Any = killed[0] if killed else study.ask(distributions)
             parameters = rounded(trial.params)
@@ -176,7 +176,7 @@ def tune(
             csv=series.path / "trials.csv",
             plot=series.path / "trials.png",
         )
-        write(tuning)
+        write_trials(tuning)
         keys = parameter_keys(load_weighting(loss))
         draw_tuning(
             tuning.plot,
@@ -188,15 +188,15 @@ def tune(
         return tuning
 
 
-def search_ranges(loss: LossConfig, name: str) -> dict[str, SearchRange]:
+def search_ranges(config: LossConfig, name: str) -> dict[str, SearchRange]:
     """Return the parameters of a weighting that a configuration leaves open, by field name, with their ranges."""
     weighting = load_weighting(name)
     ranges = {
         field.name: field.metadata["search"]
         for field in (fields(weighting) if is_dataclass(weighting) else ())
-        if "search" in field.metadata and field.name not in loss.parameters
+        if "search" in field.metadata and field.name not in config.parameters
     }
-    return weighting.narrow_search(ranges, loss.parameters) if hasattr(weighting, "narrow_search") else ranges
+    return weighting.narrow_search(ranges, config.parameters) if hasattr(weighting, "narrow_search") else ranges
 
 
 def searchable_weightings() -> list[str]:
@@ -220,18 +220,16 @@ def as_overrides(name: str, parameters: Mapping[str, float]) -> list[str]:
     return [f"loss.{keys[parameter]}={value:g}" for parameter, value in parameters.items()]
 
 
-def write(tuning: Tuning) -> None:
-    """The trials as CSV and as Markdown."""
+def write_trials(tuning: Tuning) -> None:
+    """Write the trials as CSV and as Markdown."""
     names = list(tuning.trials[0].parameters)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *names, "rsum"])
-    writer.writerows([trial.number, *trial.parameters.values(), trial.rsum] for trial in tuning.trials)
-    write_text(tuning.csv, text.getvalue())
+    rows = ([trial.number, *trial.parameters.values(), trial.rsum] for trial in tuning.trials)
+    write_text(tuning.csv, csv_text(["trial", *names, "rsum"], rows))
     ranked = sorted(tuning.trials, key=lambda trial: -trial.rsum)
-    rows = [["trial", *names, "validation rsum"], ["---"] * (len(names) + 2)]
-    rows += [[str(t.number), *(f"{value:g}" for value in t.parameters.values()), f"{t.rsum:.1f}"] for t in ranked]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = markdown_table(
+        ["trial", *names, "validation rsum"],
+        [[str(t.number), *(f"{value:g}" for value in t.parameters.values()), f"{t.rsum:.1f}"] for t in ranked],
+    )
     best = f"Best of {len(ranked)}, on the validation split: `{' '.join(tuning.overrides)}`"
     write_text(tuning.table, f"{best}\n\n{table}\n")
 

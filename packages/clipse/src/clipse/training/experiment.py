@@ -1,4 +1,4 @@
-"""From a configuration to a run folder with a model, its numbers and its pictures."""
+"""Train a model from a configuration and leave a run folder with its weights, scores, plots and model card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ from clipse.models.retrieval import RetrievalModel, load_towers
 from clipse.report.plots import draw_run
 from clipse.scoring.evaluation import Evaluation
 from clipse.scoring.score import evaluate
-from clipse.training.features import frozen_features
+from clipse.training.features import load_frozen_features
 from clipse.training.modules import RetrievalData, RetrievalModule
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` leaves.
+    """Result of `train`.
 
     Attributes:
-        run: The run folder; `model/` in it holds the best weights, `checkpoints/fit/last.ckpt` the last.
-        validation: Scores of the best weights on the validation split; None on ranks other than the first.
+        run: The run folder, with the best weights in `model/` and the last in `checkpoints/fit/last.ckpt`.
+        validation: Scores of the best weights on the validation split; None on ranks above 0.
         plots: PNG files of the run.
     """
 
@@ -36,17 +36,16 @@ class Trained:
 
 
 def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
-    """Train as configured; select the weights with the best validation rsum; leave a complete run folder.
+    """Train, select the weights with the best validation rsum, and leave a complete run folder.
 
     Args:
         config: See `clipse.config`.
-        resume: Go on with this run folder, whose configuration `config` is, where it stopped; the weights it ends with
-            are those of an uninterrupted run.
-        reporter: Shows progress of what precedes and follows the fit.
+        resume: Run folder to resume; `config` must be its configuration. It ends with the weights of an uninterrupted
+            run.
+        reporter: Shows progress of the work before and after the fit.
 
     Raises:
-        ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing has
-            been written then.
+        ValueError: One line: data, model or configuration that cannot be used. Nothing was written then.
     """
     if resume is None and config.name is not None:
         Run.check_new("clipse", config.name, root=config.runs)
@@ -57,7 +56,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     towers = load_towers(config.model, seed=config.trainer.seed)
     model = RetrievalModel(towers, temperature=config.loss.temperature, bias=config.loss.name == "siglip")
     fitted = {split: records.splits[split] for split in ("train", "val")}
-    features = frozen_features(
+    features = load_frozen_features(
         model,
         fitted,
         config.model,
@@ -68,7 +67,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     image_caches = {}
     if config.data.cache and not features.images:
         for split, rows in fitted.items():
-            # random crops keep nine tenths of the area at least: a little more than the towers' size loses nothing
+            # random crops keep at least nine tenths of the area, so a little more than the towers' size is enough
             side = round(towers.preprocess.size * (1.15 if split == "train" and config.data.augment else 1.0))
             with reporter(f"decoding images of the {split} split") as progress:
                 image_caches[split] = ImageCache(config.cache_folder / "images", rows, side=side, progress=progress)
@@ -89,7 +88,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     with reporter("scoring the best weights") as progress:
         validation = evaluate(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
-    run.write_result(run.result | counts | {"val": validation.as_dict()})  # a resumed run may have been scored on test
+    run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
     if not run.ledger.done("register"):
         run.ledger.start("register")
         run.register(
@@ -102,15 +101,15 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
 
 
 def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:
-    """Refuse what cannot train before anything is written."""
+    """Raise DataError if a split is too small to train, validate or fill a batch."""
     if len(splits["train"]) < 2:
         raise DataError(
-            f"{config.root}: {len(splits['train'])} training image(s); contrastive training needs at least 2"
+            f"{config.root}: {len(splits['train'])} training image(s): contrastive training needs at least 2"
         )
     if len(splits["val"]) < 2:
         raise DataError(
-            f"{config.root}: {len(splits['val'])} validation image(s); selection needs at least 2: set data.hold_out=N "
-            "to set training images aside"
+            f"{config.root}: {len(splits['val'])} validation image(s): selection needs at least 2; set data.hold_out=N "
+            "to use training images"
         )
     if config.batch_size > len(splits["train"]):
         raise DataError(
@@ -120,7 +119,7 @@ def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> Non
 
 
 def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
-    """The run's README.md, as a model card."""
+    """Write the run's README.md, a model card."""
     low, high = validation.result.intervals["rsum"]
     results = {key: round(value, 4) for key, value in validation.result.metrics.items()}
     return run.write_model_card(
@@ -129,8 +128,8 @@ def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
             f"{config.model.label} trained by clipse with the {config.loss.name} loss on "
             f"{Path(str(config.data.root)).name}. Validation rsum {validation.result.metrics['rsum']:.1f} "
             f"(95 % interval {low:.1f} to {high:.1f}) over {validation.images} images and {validation.captions} "
-            f"captions; a random order reaches {validation.chance:.1f}. "
-            "These weights were selected on that split: score another one with `clipse eval`."
+            f"captions; a random ranking reaches {validation.chance:.1f}. "
+            "The weights were selected on that split: score another one with `clipse eval`."
         ),
         results=results,
         usage=(

@@ -1,4 +1,4 @@
-"""Locked towers: what their frozen trunks yield is computed once, and training reads rows instead of pixels and words.
+"""Cached features of locked towers: computed once, then read by row instead of pixels and tokens.
 
 N images, F features of a trunk, T texts.
 """
@@ -20,13 +20,13 @@ from clipse.models.retrieval import RetrievalModel
 
 
 class ImageFeatureDataset(Dataset[Sample]):
-    """`Flickr8kDataset` with a feature row in place of an image; captions are chosen the same way.
+    """`Flickr8kDataset` with feature rows instead of images; captions are chosen the same way.
 
     Args:
         records: N images.
-        features_NF: Their rows, in the order of `records`.
-        seed: Root of the caption choice.
-        captions: `one` at random an epoch, or `all`.
+        features_NF: Their feature rows, in the order of `records`.
+        seed: Root seed of the caption choice.
+        captions: `one` shows one random caption per epoch; `all` shows every caption.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class ImageFeatureDataset(Dataset[Sample]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which changes captions."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -51,7 +52,7 @@ class ImageFeatureDataset(Dataset[Sample]):
 
 
 class TextFeatures:
-    """Stands where a tokenizer stands: T known texts -> their (T, F) feature rows."""
+    """Lookup that is called like a tokenizer: T known texts -> their (T, F) feature rows."""
 
     def __init__(self, texts: Sequence[str], features_TF: Tensor) -> None:
         self.rows = {text: row for row, text in enumerate(texts)}
@@ -63,18 +64,18 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """What the locked trunks of a model yield for its data; empty for a tower that trains.
+    """Features of the locked trunks of a model for its data; empty for a tower that trains.
 
     Attributes:
-        images: Feature rows (N, F) by split, in the order of its records.
-        texts: Stands in for the tokenizer over every caption of every split.
+        images: Split → (N, F) feature rows, in the order of its records.
+        texts: Replaces the tokenizer for the captions of all splits.
     """
 
     images: Mapping[str, Tensor] = field(default_factory=dict)
     texts: TextFeatures | None = None
 
 
-def frozen_features(
+def load_frozen_features(
     model: RetrievalModel,
     records: Mapping[str, Sequence[ImageRecord]],
     config: ModelConfig,
@@ -83,7 +84,16 @@ def frozen_features(
     reporter: Reporter,
     devices: str = "auto",
 ) -> FrozenFeatures:
-    """Compute, or read back, the features of every locked trunk, on a GPU if `devices` (`trainer.devices`) allows."""
+    """Compute the features of every locked trunk, or read them from the cache.
+
+    Args:
+        model: Moved to the device for the computation, and back.
+        records: Split → images.
+        config: Which towers are locked.
+        cache: Where features are kept.
+        reporter: Shows progress.
+        devices: `trainer.devices`: a GPU is used if available, unless this says CPU.
+    """
     dual = config.kind == "dual"
     if not (dual or config.lock_image or config.lock_text):
         return FrozenFeatures()

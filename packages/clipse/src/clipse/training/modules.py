@@ -1,6 +1,6 @@
-"""The LightningModule and the DataModule of clipse; `experiment.train` puts them to work.
+"""The LightningModule and the LightningDataModule of clipse; `experiment.train` runs them.
 
-B images of a batch, T texts, D the shared width.
+B images of a batch, T texts, N images of a split, D the shared width.
 """
 
 import math
@@ -42,16 +42,19 @@ from clipse.training.losses import build_loss
 from clipse.training.references import ReferenceModel
 
 TEXTS_AT_ONCE = 256
-"""Captions embedded together when topics are found."""
+"""Captions encoded at a time when topics are found."""
 
 
 class RetrievalModule(L.LightningModule):
-    """One training step, and retrieval over the whole validation split at the end of each epoch.
+    """Training steps, and retrieval metrics over the whole validation split at the end of each epoch.
 
     Args:
         model: The towers and the temperature.
         config: The run's configuration.
-        image_rows, text_rows: Whether batches carry feature rows of a locked trunk in place of pixels or tokens.
+        image_rows, text_rows: Whether batches hold feature rows of a locked trunk instead of pixels or tokens.
+
+    Raises:
+        ValueError: A loss that cannot be built, or `data.mini_batch` for a model with batch normalisation.
     """
 
     def __init__(self, model: RetrievalModel, config: Config, *, image_rows: bool, text_rows: bool) -> None:
@@ -62,8 +65,8 @@ class RetrievalModule(L.LightningModule):
         self.text_rows = text_rows
         if config.data.mini_batch is not None and any(isinstance(part, _BatchNorm) for part in model.modules()):
             raise ValueError(
-                "data.mini_batch encodes rows apart, but batch normalisation, which this model has, makes them depend "
-                "on each other: leave data.mini_batch out, or take a transformer"
+                "data.mini_batch encodes rows separately, but this model's batch normalisation makes them depend on "
+                "each other: leave data.mini_batch out, or use a transformer"
             )
         self.loss = build_loss(config.loss)
         self.contrastive_log_b = math.log(config.data.batch_size)
@@ -72,9 +75,9 @@ class RetrievalModule(L.LightningModule):
         self.reference = None if decay is None else ReferenceModel(model, decay=decay)
 
     def on_train_epoch_start(self) -> None:
-        """Find the topics of the training images where they are due; a resume inside an epoch has them saved."""
+        """Find the topics of the training images if they are due; a resume inside an epoch reads the saved ones."""
         epoch, topical = self.current_epoch, self.config.data.topical
-        # overfitting repeats the first epoch's batches, so its topics stay too
+        # overfitting repeats the batches of the first epoch, so their topics are kept
         again = topical.every > 0 and epoch % topical.every == 0 and self.config.trainer.overfit_batches is None
         if topical.fraction and (epoch == 0 or again):
             data = self.trainer.datamodule
@@ -82,28 +85,28 @@ class RetrievalModule(L.LightningModule):
             found = find_topics(
                 features_ND, clusters=topical.clusters, seed=epoch_seed(self.config.trainer.seed, epoch)
             )
-            data.set_topics(self.trainer.strategy.broadcast(found))  # devices may round otherwise; batches are shared
+            data.set_topics(self.trainer.strategy.broadcast(found))  # the same on all devices, whatever their rounding
 
     def configure_optimizers(self) -> dict[str, Any]:
         return optimizer_and_schedule(self, self.config.optim)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B, D) images and (T, D) texts of a batch, not normalised."""
-        return self._in_parts(self._image, batch.images_B3HW), self._in_parts(self._text, batch.tokens)
+        """Encode a batch to (B, D) images and (T, D) texts, not normalised."""
+        return self._in_parts(self._encode_images, batch.images_B3HW), self._in_parts(self._encode_texts, batch.tokens)
 
     def references(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Features (B, ·) and (T, ·) that pairs are compared by; None for the embeddings themselves."""
+        """Return the reference features (B, ·) and (T, ·) for the weights; None to use the embeddings themselves."""
         if self.reference is None:
             return None
         image = partial(self.reference.image, rows=self.image_rows)
         text = partial(self.reference.text, rows=self.text_rows)
         return self._in_parts(image, batch.images_B3HW), self._in_parts(text, batch.tokens)
 
-    def _image(self, images: Tensor) -> Tensor:
+    def _encode_images(self, images: Tensor) -> Tensor:
         tower = self.model.image_tower
         return tower.head(images) if self.image_rows else tower.pooled(images)
 
-    def _text(self, tokens: Tokens) -> Tensor:
+    def _encode_texts(self, tokens: Tokens) -> Tensor:
         tower = self.model.text_tower
         return tower.head(tokens) if self.text_rows else tower(tokens)
 
@@ -112,7 +115,7 @@ class RetrievalModule(L.LightningModule):
         return encoder(inputs) if size is None else embed_in_parts(encoder, inputs, size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the tensors of a batch; its file names stay."""
+        """Move the tensors of a batch to the device; file names are kept."""
         return Batch(
             images_B3HW=batch.images_B3HW.to(device, non_blocking=True),
             tokens=move(batch.tokens, device),
@@ -123,7 +126,7 @@ class RetrievalModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         image_BD, text_TD = self.embed(batch)
-        # with all captions of an image its row stands once for each; rows of one image are no negatives of each other
+        # an image with several captions is repeated for each; rows of one image are not negatives of each other
         references = self.references(batch)
         if references is not None:
             references = (references[0][batch.owner_T], references[1])
@@ -142,14 +145,14 @@ class RetrievalModule(L.LightningModule):
         return output.loss
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """Step, then clamp and move the references: within the step, so that a checkpoint behind it holds all three."""
+        """Step, then clamp the logit scale and update the references, so that a checkpoint holds all three."""
         super().optimizer_step(*arguments, **keywords)
         self.model.logit_scale.clamp_()
         if self.reference is not None:
             self.reference.update(self.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # frozen parameters are left out of checkpoints, but a moving average cannot be had from the configuration again
+        # checkpoints leave frozen parameters out, but a moving average cannot be rebuilt from the configuration
         if self.reference is not None and self.config.loss.references == "ema":
             checkpoint["reference"] = self.reference.state_dict()
 
@@ -177,9 +180,9 @@ class RetrievalModule(L.LightningModule):
     def validation_loss(
         self, image_ND: Tensor, text_ND: Tensor, *, references: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """The training loss on pairs, in batches of the training size (one smaller batch where there are fewer).
+        """Compute the training loss on N pairs, in batches of the training size (one smaller batch if N is smaller).
 
-        Every rank holds all pairs and gives the loss its share of each batch: the loss gathers the shares again.
+        Every rank has all pairs and passes its share of each batch to the loss, which gathers the shares.
         """
         size = min(self.config.data.batch_size, len(image_ND))
         rank, world = self.trainer.global_rank, self.trainer.world_size
@@ -193,25 +196,28 @@ class RetrievalModule(L.LightningModule):
         return torch.stack(losses).mean()
 
     def describe_batch(self, batch: Batch) -> str:
-        """File names of a batch, for the message of a loss that is not finite."""
+        """Return the file names of a batch, for the message about a loss that is not finite."""
         return ", ".join(batch.names)
 
 
 def first_of_each(owner_T: Tensor, images: int) -> Tensor:
-    """(N,) long: the position of the first caption of each image."""
+    """Return (N,) long: the position of the first caption of each image."""
     positions = torch.arange(len(owner_T))
     return torch.full((images,), len(owner_T)).scatter_reduce(0, owner_T, positions, reduce="amin")
 
 
 class RetrievalData(L.LightningDataModule):
-    """Loaders over the training and the validation split, each rank its own rows.
+    """Loaders of the training and validation splits; each rank loads its own rows.
 
     Args:
-        model: For its preprocessing and its tokenizer.
+        model: Provides the preprocessing and the tokenizer.
         records: Images of `train` and `val`.
         config: The run's configuration.
-        features: Rows of locked trunks, in place of pixels and tokens.
-        image_caches: Decoded images by split; none decodes each time.
+        features: Feature rows of locked trunks, used instead of pixels and tokens.
+        image_caches: Split → decoded images; a split without cache is decoded each time.
+
+    Raises:
+        DataError: A groups file that cannot be used, more topics than images, or both kinds of batches at once.
     """
 
     def __init__(
@@ -237,7 +243,7 @@ class RetrievalData(L.LightningDataModule):
             check_clusters(config.data.topical.clusters, images=len(records["train"]))
             if together:
                 raise DataError(
-                    "data.together and data.topical.fraction both say who meets in a batch: set one of them"
+                    "data.together and data.topical.fraction both decide which images share a batch: set one of them"
                 )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -262,26 +268,26 @@ class RetrievalData(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The topics, for a resume in the epochs that they hold for: the model has moved on since they were found."""
+        """Return the topics: a resume cannot find them again, because the model has changed since."""
         return {"topics": self.topics_N} if self.config.data.topical.fraction else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the saved topics."""
+        """Restore the saved topics."""
         self.set_topics(state_dict["topics"])
 
     def set_topics(self, topics_N: Tensor) -> None:
-        """Make batches about these topics from the next epoch's beginning, or the resumed one's rest."""
+        """Use these topics from the next epoch on, or for the rest of a resumed one."""
         self.topics_N = topics_N
         if isinstance(self.sampler, TopicalBatchSampler):
             self.sampler.set_topics(topics_N)
 
     @torch.no_grad()
     def caption_features(self, model: RetrievalModel, *, frozen: bool) -> Tensor:
-        """(N, D) mean text features of each training image's captions, each caption of unit length, on the CPU.
+        """Compute (N, D) mean text features of each training image's unit-length caption features, on the CPU.
 
         Args:
-            model: As it is now; run in eval mode.
-            frozen: For a locked text tower, what its trunk yields, without the head that trains on top.
+            model: The current model; it is run in eval mode.
+            frozen: With a locked text tower, take the trunk's features without the trainable head.
         """
         records, size = self.records["train"], TEXTS_AT_ONCE
         captions = [text for record in records for text in record.captions]
@@ -312,11 +318,11 @@ class RetrievalData(L.LightningDataModule):
 
     @property
     def collate(self) -> CLIPCollator:
-        """With the tokenizer, or with the features of a locked text tower in its place."""
+        """Collator with the tokenizer, or with the feature rows of a locked text tower in its place."""
         return CLIPCollator(self.features.texts or self.bundle.tokenizer)
 
     def dataset(self, split: str) -> Dataset[Sample]:
-        """Pixels through the preprocessing, or feature rows where the image trunk is locked."""
+        """Return the dataset of a split: preprocessed pixels, or feature rows of a locked image trunk."""
         training = split == "train"
         captions = self.config.data.captions if training else "all"
         seed = self.config.trainer.seed

@@ -1,6 +1,8 @@
-"""The features that SANW's similarities are computed from: online, frozen, or a moving average of the model.
+"""Reference features for SANW's similarities: from a frozen copy of the model or from a moving average.
 
-Online references drift toward the loss that they weight; the other two do not, or slowly.
+Online references, the embeddings themselves, drift toward the loss that they weight; a moving average drifts slowly, a
+frozen copy not at all.
+
 B images, T texts.
 """
 
@@ -14,11 +16,11 @@ from clipse.models.retrieval import RetrievalModel
 
 
 class ReferenceModel(nn.Module):
-    """A copy of the model, made before training, that follows it by a moving average or not at all.
+    """Copy of the model from before training, frozen or following it as a moving average.
 
     Args:
-        model: The model as training begins.
-        decay: Share of the old value kept at each `update`; 1 never moves (frozen).
+        model: The model at the start of training.
+        decay: Share of the old value kept at each `update`; 1 keeps the copy frozen.
     """
 
     def __init__(self, model: RetrievalModel, *, decay: float = 1.0) -> None:
@@ -30,14 +32,14 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def image(self, images: Tensor, *, rows: bool) -> Tensor:
-        """(B, ·) of pixels, or of rows of a locked trunk: those are references themselves where nothing moves."""
+        """Return (B, ·) features of pixels or of feature rows; a frozen reference takes the rows themselves."""
         if rows:
             return (images if self.decay == 1.0 else self.image_tower.head(images)).float()
         return self.image_tower.pooled(images).float()
 
     @torch.no_grad()
     def text(self, tokens: Tokens, *, rows: bool) -> Tensor:
-        """(T, ·) of tokens, or of rows of a locked trunk."""
+        """Return (T, ·) features of tokens or of feature rows."""
         if rows:
             assert isinstance(tokens, Tensor)
             return (tokens if self.decay == 1.0 else self.text_tower.head(tokens)).float()
@@ -45,7 +47,7 @@ class ReferenceModel(nn.Module):
 
     @torch.no_grad()
     def update(self, model: RetrievalModel) -> None:
-        """Move towards the model's weights, after an optimizer step."""
+        """Move toward the model's weights; call after each optimizer step."""
         for tower, source in ((self.image_tower, model.image_tower), (self.text_tower, model.text_tower)):
             for reference, weight in zip(tower.parameters(), source.parameters(), strict=True):
                 if weight.requires_grad:
