@@ -1,10 +1,10 @@
-"""Memory of one step with a large batch: encoded whole, and a mini-batch at a time (`data.mini_batch`, GradCache).
+"""Memory of one step with a large batch, encoded whole and in mini-batches (`data.mini_batch`, GradCache).
 
     uv run python benchmarks/mini_batch.py             # ViT-B-32, batch 256; some minutes on two cores
     uv run python benchmarks/mini_batch.py --quick     # batch 64
 
-Forward, loss and backward of random pixels and short texts; each arm in a process of its own, its peak above weights
-and inputs. The losses are asserted to be equal, and so are the norms of the gradients.
+Forward, loss and backward of random pixels and short texts. Each arm runs in its own process; peaks are above weights
+and inputs. Losses and norms of the gradients are asserted to be equal.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MODEL = "ViT-B-32"
 
 
 def measure(batch: int, mini_batch: int) -> dict[str, float]:
-    """One step; the whole batch is one mini-batch where they are equal."""
+    """Measure one step; with `mini_batch` equal to `batch` it is encoded whole."""
     bundle = load_clip(MODEL, pretrained="random", seed=0)
     torch.manual_seed(0)
     images = torch.randn(batch, 3, bundle.image.spec.image_size, bundle.image.spec.image_size)

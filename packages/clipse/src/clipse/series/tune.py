@@ -245,6 +245,6 @@ def _optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise ImportError("tune needs Optuna; install it with: pip install 'clipse[tune]'") from error
+        raise ImportError("tune needs Optuna; install it with: pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
