@@ -1,47 +1,31 @@
-"""Training on drawn scenes: what a run leaves, what each knob does, kill and resume, ranks, learning."""
+"""Training on drawn scenes: what a run leaves, and what each setting does."""
 
-import csv
-import json
+import importlib.util
 import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
-from clip_common.runs import Run, table
-from clipse import Config, Retriever, evaluate, read_records, score, train
-from clipse.released.results import write_registry, write_training
+from clip_common.runs import table
+from clipse import Config, Retriever, score, train
+from clipse.released.results import write_training
 from clipse.training.losses import SANWDebias
 from clipse.training.modules import RetrievalModule, first_of_each
 
+_spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
+assert _spec
+assert _spec.loader
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
 
-def configured(small: list[str], *overrides: str) -> Config:
-    return load_config(Config, overrides=[*small, *overrides], package="clipse")
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
-def losses(run: Path) -> list[float]:
-    return [float(row["train/loss"]) for row in rows(run / "metrics.csv") if row["train/loss"]]
+configured = toy.configured
+weights = toy.weights
+same = toy.same
+rows = toy.rows
+losses = toy.losses
 
 
 def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
@@ -65,86 +49,6 @@ def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):
     assert [row["epoch"] for row in documented] == ["1", "2"]
     assert {"method", "seed", "epoch", "model", "pretrained", "R1_I2T", "mAP10_T2I"} <= documented[0].keys()
     assert rows(tmp_path / "runs" / "registry.csv")[0]["name"] == "whole"
-
-
-def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
-    trained = train(configured(small, "name=saved"))
-    records = read_records(trained_config := configured(small).data).splits
-    again = evaluate(Retriever.from_pretrained(trained.run.path).model, records["val"])
-    assert again.result.metrics == trained.validation.result.metrics
-    assert trained_config.root is not None
-
-    scored = score(str(trained.run.path))
-    assert scored.config.split == "test"
-    assert scored.evaluation.ceiling["rsum"] > scored.evaluation.result.metrics["rsum"]
-    assert write_registry(scored) == tmp_path / "results" / "run_registry.csv"
-    assert rows(tmp_path / "results" / "run_registry.csv")[0]["run"] == "saved"
-    assert json.loads((trained.run.path / "result.json").read_text())["test"]["images"] == 16
-    assert all(file.exists() for file in scored.written)
-
-
-def test_eval_against_another_model_says_what_differs(small, trained, clipse):
-    run, other = (str(one) for one in (trained(), trained("trainer.seed=1")))
-    code, out, _ = clipse("eval", run, "--against", other)
-    assert code == 0
-    first, second = (float(part.split()[0]) for part in out.split("rsum ")[1:3])
-    minus = float(out.split(f"minus {Path(other).name}: ")[1].split()[0])
-    assert minus == pytest.approx(first - second, abs=0.11)
-    same_twice = clipse("eval", run, "--against", run)[1]
-    assert "+0.0 (+0.0 to +0.0, paired by image)" in same_twice
-
-
-def test_a_wrong_name_to_compare_with_is_told_before_anything_is_scored(trained, clipse):
-    run = trained()
-    before = (run / "result.json").read_bytes()
-    for name, said in (("nosuchmodel", "unknown model"), ("ViT-B-32:nosuchtag", "has no weights 'nosuchtag'")):
-        code, out, error = clipse("eval", run, "--against", name)
-        assert (code, out) == (2, "")
-        assert said in error
-    assert (run / "result.json").read_bytes() == before
-
-
-def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
-    config = configured(small, "name=done", "trainer.max_epochs=1")
-    run = train(config).run
-    score(str(run.path))
-    before, registered = run.result, rows(tmp_path / "runs" / "registry.csv")
-    train(config, resume=run.path)
-    assert run.result == before
-    assert before.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
-    assert rows(tmp_path / "runs" / "registry.csv") == registered
-    assert [row["epoch"] for row in rows(write_training(config, run))] == ["1"]
-
-
-def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tmp_path, monkeypatch):
-    config = configured(small, "name=unscored", "trainer.max_epochs=1")
-    with monkeypatch.context() as patch:
-        patch.setattr("clipse.training.experiment.evaluate", lambda *arguments, **keywords: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train(config)
-    run = Run.open(tmp_path / "runs" / "clipse" / "unscored")
-    write_registry(score(str(run.path)))
-    assert rows(tmp_path / "results" / "run_registry.csv")[0]["epoch"] == "1"
-    train(config, resume=run.path)
-    assert run.result.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
-    assert [row["split"] for row in rows(tmp_path / "runs" / "registry.csv")] == ["test", "val"]
-
-
-def test_a_run_that_was_moved_is_resumed_where_it_lies(small, tmp_path):
-    config = configured(small, "name=moved", "trainer.max_epochs=1")
-    moved = shutil.move(train(config).run.path, tmp_path / "archive" / "renamed")
-    assert train(config, resume=moved).run.path == moved
-    assert not (tmp_path / "clipse").exists()
-    assert not (tmp_path / "runs" / "clipse" / "moved").exists()
-
-
-def test_later_ranks_of_a_finished_run_publish_nothing(small, tmp_path, monkeypatch):
-    config = configured(small, "name=ranks", "trainer.max_epochs=1")
-    run = train(config).run
-    shutil.rmtree(run.path / "model")
-    monkeypatch.setenv("RANK", "1")
-    assert train(config, resume=run.path).validation is None
-    assert not (run.path / "model").exists()
 
 
 def test_the_training_csv_is_whole_or_as_it_was(small, tmp_path, monkeypatch):
@@ -312,75 +216,6 @@ def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(sma
     assert not same(before, after)
     many = [count for count in calls if count > 1]  # a single row finds out how wide features are
     assert sum(many) == 48 + 16 + 16  # each image once, and the validation split again when the saved model is scored
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from functools import partial
-from clip_common.runs.resolve import resolve as resolve_run
-from clipse.config import Config
-from clipse.training.experiment import train
-resolve = partial(resolve_run, Config, package="clipse")
-resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
-train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
-"""
-
-
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-
-
-@pytest.mark.parametrize("loss", [pytest.param("clip", marks=pytest.mark.slow), "sanw_bandpass"])
-def test_killed_at_any_step_and_resumed_equals_uninterrupted(small, tmp_path, loss):
-    extra = [f"loss.name={loss}", "loss.references=ema", "data.augment=true"]
-    extra += ["trainer.max_epochs=6", "trainer.checkpoint_every=1"]
-    whole = train(configured(small, "name=whole", *extra)).run.path
-
-    process = start("fresh", *small, "name=killed", *extra)
-    metrics = tmp_path / "runs" / "clipse" / "killed" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) > 5 + int(os.urandom(1)[0]) % 8:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed = metrics.parent
-    assert not (killed / "model").exists(), "it had finished before it was killed"
-    finish(start("resume", killed))
-
-    assert same(weights(whole), weights(killed))
-    expected, found = (
-        [(row["epoch"], row["step"], row["train/loss"], row["val/rsum"]) for row in rows(run / "metrics.csv")]
-        for run in (whole, killed)
-    )
-    assert found == expected
-
-
-@pytest.mark.slow
-def test_two_ranks_train_as_one(small, tmp_path):
-    one = train(configured(small, "name=one", "optim.lr=1e-4")).run.path
-    script = tmp_path / "script.py"  # a file: Lightning starts the second rank by the same command
-    script.write_text(SCRIPT, encoding="utf-8")
-    options = [*small, "name=two", "optim.lr=1e-4", "trainer.devices=cpu:2", "trainer.strategy=ddp"]
-    process = subprocess.run([sys.executable, script, "fresh", *options], capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    two = tmp_path / "runs" / "clipse" / "two"
-    first, second = (torch.tensor(losses(run)) for run in (one, two))
-    torch.testing.assert_close(second, first, atol=1e-4, rtol=0)
-    last, found = (torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True) for run in (one, two))
-    assert last["state_dict"].keys() == found["state_dict"].keys()
-    for name, weight in last["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], weight, atol=1e-4, rtol=0)
-    rsums = [[float(row["val/rsum"]) for row in rows(run / "metrics.csv") if row["val/rsum"]] for run in (one, two)]
-    assert rsums[1] == pytest.approx(rsums[0], abs=1e-3)
 
 
 def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):
