@@ -24,7 +24,7 @@ from clip_common.metrics import ImageTextResult, image_text_retrieval
 from clipse import Config, read_records, train
 from clipse.config import DataConfig
 from clipse.data import ImageRecord
-from clipse.scoring.embedding import owners
+from clipse.scoring.embedding import find_owners
 from clipse.scoring.score import score as score_run
 
 ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
@@ -46,7 +46,7 @@ def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dic
     def fit(names: list[str], penalty: float) -> Ridge:
         records = [record for name in names for record in splits[name]]
         image, text = features(records)
-        owner = owners(records).numpy()
+        owner = find_owners(records).numpy()
         mean = np.stack([text[owner == row].mean(axis=0) for row in range(len(image))])
         return Ridge(alpha=penalty).fit(image, mean)
 
@@ -55,7 +55,7 @@ def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dic
         mapped = model.predict(image) - model.intercept_  # compare directions about the mean caption
         centred = text - model.intercept_
         return image_text_retrieval(
-            torch.from_numpy(mapped).float(), torch.from_numpy(centred).float(), owners(splits[name])
+            torch.from_numpy(mapped).float(), torch.from_numpy(centred).float(), find_owners(splits[name])
         )
 
     penalties = [10.0**power for power in range(-3, 4)]
@@ -64,14 +64,14 @@ def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dic
     return score(fit(["train", "val"], best), "test")
 
 
-def row(method: str, seed: int | str, result: ImageTextResult) -> dict[str, object]:
+def make_row(method: str, seed: int | str, result: ImageTextResult) -> dict[str, object]:
     low, high = result.intervals["rsum"]
     values: dict[str, object] = {key: round(result.metrics[key], 3 if key != "rsum" else 1) for key in KEYS}
     return {"method": method, "seed": seed} | values | {"rsum 95 %": f"{low:.1f}-{high:.1f}"}
 
 
-def trained(loss: str, seed: int, options: argparse.Namespace, towers: dict[str, Path]) -> ImageTextResult:
-    """One clipse run on the same split, and its score on the test images."""
+def train_and_score(loss: str, seed: int, options: argparse.Namespace, towers: dict[str, Path]) -> ImageTextResult:
+    """Train one clipse run on the same split, and score it on the test images."""
     name = f"{loss}-{seed}"
     overrides = [
         *(f"model.{tower}={path}" for tower, path in towers.items()),
@@ -103,9 +103,11 @@ if __name__ == "__main__":
             parser.error(f"{part} is absent: this benchmark needs real weights and images, see CONTRIBUTING.md")
     config = DataConfig(root=str(options.captions), hold_out=HOLD_OUT)
     rows = [
-        row("ridge", "", ridge(FeatureCache(options.runs / "cache" / "features"), read_records(config).splits, towers))
+        make_row(
+            "ridge", "", ridge(FeatureCache(options.runs / "cache" / "features"), read_records(config).splits, towers)
+        )
     ]
     for loss in ("clip", "sanw_debias", "sanw_bandpass"):
         for seed in range(1 if options.quick else options.seeds):
-            rows.append(row(loss, seed, trained(loss, seed, options, towers)))
+            rows.append(make_row(loss, seed, train_and_score(loss, seed, options, towers)))
     report("clipse_real_captions", rows, note="test: 201 images, 1005 captions; recalls as fractions, rsum of 600")

@@ -22,7 +22,7 @@ from clipse.scoring.evaluation import Evaluation
 LOSSES = ("clip", "sanw_debias", "sanw_bandpass")
 
 
-def scored(loss: str, seed: int, options: argparse.Namespace) -> Evaluation:
+def train_and_score(loss: str, seed: int, options: argparse.Namespace) -> Evaluation:
     """Train one run from scratch and score its best weights on the test scenes."""
     name = f"{loss}-{seed}"
     overrides = [
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     if not (options.folder / "scenes").exists():
         write_flickr8k(options.folder / "scenes", train=3000, val=200, test=500, seed=0)
     seeds = range(1 if options.quick else options.seeds)
-    scores = {loss: [scored(loss, seed, options) for seed in seeds] for loss in LOSSES}
+    scores = {loss: [train_and_score(loss, seed, options) for seed in seeds] for loss in LOSSES}
     rows = []
     for loss, evaluations in scores.items():
         rsums = [evaluation.result.metrics["rsum"] for evaluation in evaluations]

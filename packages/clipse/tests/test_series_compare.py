@@ -16,7 +16,7 @@ from clipse.data import read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.scoring.score import evaluate
 from clipse.series.compare import compare, parse_loss, score_member
-from clipse.series.members import series_folder
+from clipse.series.members import open_series_folder
 from clipse.training.modules import RetrievalModule
 
 LOSSES, SEEDS = ["clip", "sanw_debias", "sanw_bandpass:conservative"], [13, 17]
@@ -157,7 +157,7 @@ def test_results_on_other_images_or_captions_are_not_put_beside_each_other(clips
 
 
 def test_one_process_at_a_time_works_on_a_comparison(clipse, quick, steps):
-    with FileLock(series_folder("compare", configured(quick)).path / ".lock"):  # as another process holds it
+    with FileLock(open_series_folder("compare", configured(quick)).path / ".lock"):  # as another process holds it
         code, _, error = clipse("compare", "losses=[clip]", "seeds=[1]", *quick)
     assert code == 2
     assert "another process" in error

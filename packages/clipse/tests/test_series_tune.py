@@ -13,7 +13,7 @@ from clip_common.config import load_config
 from clipse import Config
 from clipse.config import LossConfig, SearchRange
 from clipse.data import read_records
-from clipse.series.tune import search_ranges, tune
+from clipse.series.tune import list_search_ranges, tune
 from clipse.training.losses import SANWBandpass, SANWDebias, build_loss
 from clipse.training.modules import RetrievalModule
 
@@ -139,7 +139,7 @@ def test_one_process_at_a_time_works_on_a_search_and_on_the_data_it_began_with(c
 
 def test_parameters_that_are_set_are_not_searched_and_the_band_stays_a_band():
     def left_open(name: str, **parameters: float) -> dict[str, SearchRange]:
-        return search_ranges(LossConfig(parameters=parameters), name)
+        return list_search_ranges(LossConfig(parameters=parameters), name)
 
     assert list(left_open("sanw_bandpass", alpha=1.0)) == ["m1", "m2", "gamma"]
     assert left_open("sanw_bandpass", m2=0.3)["m1"].high < 0.3

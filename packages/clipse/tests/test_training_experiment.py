@@ -13,7 +13,7 @@ from clip_common.runs import table
 from clipse import Config, Retriever, score, train
 from clipse.released.results import write_training
 from clipse.training.losses import SANWDebias
-from clipse.training.modules import RetrievalModule, first_of_each
+from clipse.training.modules import RetrievalModule, find_first_of_each
 
 _spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
 assert _spec
@@ -225,7 +225,7 @@ def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):
 
 
 def test_the_first_caption_of_each_image_is_found_in_any_order():
-    assert first_of_each(torch.tensor([1, 0, 1, 0, 2]), 3).tolist() == [1, 0, 4]
+    assert find_first_of_each(torch.tensor([1, 0, 1, 0, 2]), 3).tolist() == [1, 0, 4]
 
 
 @pytest.mark.real

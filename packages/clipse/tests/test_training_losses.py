@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 from clip_common.losses import Boosted, Decoupled, InfoNCE
 from clipse.config import LossConfig
 from clipse.training.losses import RetrievalLoss, SANWBandpass, SANWDebias, build_loss, build_weighting
-from clipse.training.statistics import weight_statistics
+from clipse.training.statistics import compute_statistics
 
 WEIGHTINGS = [
     SANWDebias(delta=0.1, lam=6.0),
@@ -184,7 +184,7 @@ class Fixed:
 def test_the_statistics_by_hand():
     eye = torch.eye(3)
     image = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6, 0.8]])
-    statistics = weight_statistics(Fixed(), image, eye, references=(image, eye), scale=10.0)
+    statistics = compute_statistics(Fixed(), image, eye, references=(image, eye), scale=10.0)
     # normalised to mean 1 a row: (0.5, 1.5), (1, 1), (0.2, 1.8); logits of the negatives: 0, 0, 0, 0, 0, 6
     found = {name: round(value.item(), 4) for name, value in statistics.items()}
     assert found["w_mean"] == 1.0
@@ -201,12 +201,12 @@ def test_the_statistics_by_hand():
 
 def test_pairs_of_one_image_are_no_negatives_in_the_statistics():
     eye = torch.eye(3)
-    statistics = weight_statistics(
+    statistics = compute_statistics(
         Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.tensor([7, 7, 8]), normalise="none"
     )
     # left are 3, 2, 0.2 and 1.8
     assert statistics["w_mean"].item() == pytest.approx(1.75)
-    assert weight_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.zeros(3)) == {}
+    assert compute_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.zeros(3)) == {}
 
 
 @given(st.integers(1, 9), st.integers(0, 50), st.sampled_from(WEIGHTINGS))

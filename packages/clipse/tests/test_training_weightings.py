@@ -135,6 +135,13 @@ def test_a_weighting_that_cannot_be_imported_is_named(clipse, small, install):
     assert "loss.name=mine: mine:Mine cannot be imported (No module named 'absent_package'): reinstall" in error
 
 
+def test_a_parameter_without_a_default_must_be_set(clipse, small, install):
+    install(MINE.replace('sign: str = "minus"', "sign: str"))
+    code, _, error = clipse("train", *small, "loss.name=mine")
+    assert code == 2
+    assert "loss.name=mine needs loss.sign=…" in error
+
+
 def test_a_parameter_with_the_name_of_a_field_of_every_loss_is_refused(clipse, install):
     install(MINE.replace("sign", "form"))
     code, _, error = clipse("config", "loss.tau=1")

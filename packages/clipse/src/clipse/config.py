@@ -129,7 +129,7 @@ class SearchRange:
             raise ValueError(f"{self}: expected low below high, and low above 0 if log")
 
 
-def registered_weightings() -> dict[str, EntryPoint]:
+def find_weightings() -> dict[str, EntryPoint]:
     """Return the weightings that installed packages register under the entry-point group `clipse.weightings`."""
     return {entry.name: entry for entry in sorted(entry_points(group="clipse.weightings"))}
 
@@ -140,7 +140,7 @@ def load_weighting(name: str) -> Any:
     Raises:
         ValueError: An unknown name, or a package that cannot be imported.
     """
-    registered = registered_weightings()
+    registered = find_weightings()
     if name not in registered:
         raise ValueError(f"loss.name={name}: unknown loss; known: clip, siglip, {', '.join(registered)}")
     try:
@@ -151,23 +151,23 @@ def load_weighting(name: str) -> Any:
         ) from error
 
 
-def parameter_keys(weighting: Any) -> dict[str, str]:
+def list_parameter_keys(weighting: Any) -> dict[str, str]:
     """Return the parameters of a weighting by field name, each with the key that a user types (its alias, if any)."""
     own = fields(weighting) if is_dataclass(weighting) else ()
     return {field.name: field.metadata.get("alias", field.name) for field in own}
 
 
-def parameter_types() -> Mapping[str, tuple[str, Any]]:
+def list_parameter_types() -> Mapping[str, tuple[str, Any]]:
     """Return the keys that weightings add to the section `loss`: name or alias → name and type, or null.
 
     Raises:
         ValueError: A weighting that cannot be imported, or a parameter named like a field of `LossConfig`.
     """
     found: dict[str, tuple[str, Any]] = {}
-    for name in registered_weightings():
+    for name in find_weightings():
         weighting = load_weighting(name)
         hints = get_type_hints(weighting)
-        for parameter, key in parameter_keys(weighting).items():
+        for parameter, key in list_parameter_keys(weighting).items():
             if {parameter, key} & {field.name for field in fields(LossConfig)}:
                 raise ValueError(f"loss.{key} is a field of every loss: rename this parameter of the weighting {name}")
             hint = hints[parameter] | None
@@ -185,7 +185,7 @@ class LossConfig:
     """`clip`, `siglip`, `sanw_debias`, `sanw_bandpass`, or a weighting registered under `clipse.weightings`."""
     preset: Literal["default", "conservative", "aggressive"] = "default"
     """Values of the weighting's parameters that are not set; `conservative` and `aggressive` are nearly CLIP."""
-    parameters: dict[str, Any] = field(default_factory=dict, metadata={"fields": parameter_types})
+    parameters: dict[str, Any] = field(default_factory=dict, metadata={"fields": list_parameter_types})
     """Parameters of the weighting, each a key of this section: alpha, delta, lambda, kernel, mix of sanw_debias; alpha,
     m1, m2, gamma, mix of sanw_bandpass; the fields of a registered weighting. One that is not set, or is null, has the
     preset's value."""

@@ -153,8 +153,8 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
         clipse compare losses=[clip,sanw_bandpass] seeds=[1,2] --config scenes data.root=scenes/ split=test
     """
     from clipse.released.results import write_series
-    from clipse.series.compare import caption, cells, resolve_comparison
     from clipse.series.compare import compare as run_comparison
+    from clipse.series.compare import describe, format_row, resolve_comparison
 
     settings, options = resolve_comparison(config=config, overrides=overrides or [])
     found = run_comparison(
@@ -166,8 +166,8 @@ def compare(overrides: Overrides = None, config: ConfigName = None) -> None:
         announce=cli.announce,
     )
     write_series(found.folder)
-    cli.print_table(["loss", "rsum", f"minus {options.losses[0]}", "p"], [cells(row) for row in found.rows])
-    console.print(caption(found))
+    cli.print_table(["loss", "rsum", f"minus {options.losses[0]}", "p"], [format_row(row) for row in found.rows])
+    console.print(describe(found))
     cli.print_files("written to", [found.table, found.plot])
 
 

@@ -75,13 +75,13 @@ def parse_karpathy(file: Path) -> Iterator[Row]:
         for image in content["images"]:
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             sentences = image["sentences"]
-            captions = tuple(caption_of(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
+            captions = tuple(parse_caption(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
             yield Row(name, captions, _split(image.get("split"), at=f"{file}: {name}"))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
 
 
-def caption_of(value: Any, *, sample: str) -> str:
+def parse_caption(value: Any, *, sample: str) -> str:
     """Return a caption from JSON, where null is an empty caption.
 
     Raises:
@@ -135,7 +135,7 @@ def detect(root: Path) -> tuple[str, Path]:
     raise DataError(f"{root}: no captions found; looked for {_looked_for()}")
 
 
-def captions_file(root: Path, format: str) -> Path:
+def find_captions_file(root: Path, format: str) -> Path:
     """Return the captions file of a given format.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import Literal
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from clipse.config import DataConfig
-from clipse.data.formats import PARSERS, Row, captions_file, detect
+from clipse.data.formats import PARSERS, Row, detect, find_captions_file
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.shards import read_shards
-from clipse.data.splits import draw_splits, hold_out, split_lists
+from clipse.data.splits import draw_splits, hold_out, read_split_lists
 from clipse.data.unreadable import find_unreadable
 
 FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
@@ -43,11 +43,11 @@ def load_captions(
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder; data.root is the folder of images and captions")
-    name, file = detect(root) if format == "auto" else (format, captions_file(root, format))
+    name, file = detect(root) if format == "auto" else (format, find_captions_file(root, format))
     if name == "webdataset":
         records = read_shards(root)
     else:
-        records = _records(merged(PARSERS[name](file), file=file), file.parent)
+        records = _records(merge_rows(PARSERS[name](file), file=file), file.parent)
     if not records:
         raise DataError(f"{file}: holds no captions")
     # split before anything is skipped, so that a broken image does not move others to another split
@@ -99,7 +99,7 @@ def read_records(config: DataConfig) -> Records:
     return Records(splits=splits, skipped=data.skipped)
 
 
-def merged(rows: Iterable[Row], *, file: Path) -> list[Row]:
+def merge_rows(rows: Iterable[Row], *, file: Path) -> list[Row]:
     """Merge rows into one per image, in the order of first appearance, with all its captions and its split.
 
     Raises:
@@ -124,7 +124,7 @@ def merged(rows: Iterable[Row], *, file: Path) -> list[Row]:
 
 def _records(rows: list[Row], folder: Path) -> list[ImageRecord]:
     """Return records with the paths of their files, and with the stated splits; "" if none is stated."""
-    lists = {} if any(row.split for row in rows) else split_lists(folder)
+    lists = {} if any(row.split for row in rows) else read_split_lists(folder)
     images = _image_folder(rows, folder)
     records = []
     for number, row in enumerate(rows):

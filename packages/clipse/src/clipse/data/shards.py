@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clip_common.errors import DataError
-from clipse.data.formats import caption_of
+from clipse.data.formats import parse_caption
 from clipse.data.records import ImageRecord
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -73,4 +73,4 @@ def _captions(text: str, suffix: str, *, sample: str) -> tuple[str, ...]:
         return tuple(line for line in text.split("\n") if line.strip())
     content = json.loads(text)
     found = content.get("captions", content.get("caption", ""))
-    return tuple(caption_of(value, sample=sample) for value in (found if isinstance(found, list) else [found]))
+    return tuple(parse_caption(value, sample=sample) for value in (found if isinstance(found, list) else [found]))

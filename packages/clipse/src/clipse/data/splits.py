@@ -14,7 +14,7 @@ LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages
 """Split → how the name of its list ends."""
 
 
-def split_lists(folder: Path) -> dict[str, str]:
+def read_split_lists(folder: Path) -> dict[str, str]:
     """Read image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty without such files.
 
     Raises:

@@ -16,7 +16,7 @@ DIRECTIONS = {"i2t": "I2T", "t2i": "T2I"}
 METRICS = {"R@1": "R1", "R@5": "R5", "R@10": "R10", "MedR": "MR", "mAP@10": "mAP10"}
 
 
-def documented_row(config: Config, metrics: Mapping[str, float], *, epoch: int) -> dict[str, Any]:
+def make_documented_row(config: Config, metrics: Mapping[str, float], *, epoch: int) -> dict[str, Any]:
     """Return one row under the documented names; `metrics` are those of `image_text_retrieval`."""
     row: dict[str, Any] = {
         "method": config.loss.name,
@@ -39,7 +39,7 @@ def write_training(config: Config, run: Run) -> Path:
             key.removeprefix("val/"): float(value) for key, value in row.items() if key.startswith("val/") and value
         }
         if values:
-            documented = documented_row(config, values, epoch=int(row["epoch"]))
+            documented = make_documented_row(config, values, epoch=int(row["epoch"]))
             rows.append(documented | {"val_loss": values["loss"], "step": int(row["step"])})
     with write_atomically(file) as temporary:
         MetricsCsv(temporary).extend(rows)
@@ -55,7 +55,7 @@ def write_series(folder: Path) -> list[Path]:
 def write_registry(scored: Scored) -> Path:
     """Append one evaluation to run_registry.csv in `config.results`; `epoch` is the number of trained epochs."""
     config = scored.config
-    row = documented_row(config, scored.evaluation.result.metrics, epoch=scored.epochs)
+    row = make_documented_row(config, scored.evaluation.result.metrics, epoch=scored.epochs)
     file = Path(config.results) / "run_registry.csv"
     append_row(file, {"run": scored.name, "split": config.split} | row)
     return file

@@ -54,10 +54,10 @@ def embed_pairs(
             if progress is not None:
                 progress(sum(map(len, images)), len(records))
     model.train(training)
-    return EmbeddedPairs(torch.cat(images), torch.cat(texts), owners(records))
+    return EmbeddedPairs(torch.cat(images), torch.cat(texts), find_owners(records))
 
 
-def owners(records: Sequence[ImageRecord]) -> Tensor:
+def find_owners(records: Sequence[ImageRecord]) -> Tensor:
     """Return (T,) long: the position in `records` of the image of each caption."""
     counts = torch.tensor([len(record.captions) for record in records])
     return torch.repeat_interleave(torch.arange(len(records)), counts)

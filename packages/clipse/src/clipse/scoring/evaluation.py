@@ -42,14 +42,14 @@ def evaluate_pairs(pairs: EmbeddedPairs, *, ceiling: Mapping[str, float]) -> Eva
     """Compute the metrics of embedded images and captions; `ceiling` is kept beside them."""
     return Evaluation(
         result=image_text_retrieval(pairs.image_ND, pairs.text_TD, pairs.text_to_image_T),
-        chance=chance_rsum(len(pairs.image_ND), len(pairs.text_TD)),
+        chance=compute_chance_rsum(len(pairs.image_ND), len(pairs.text_TD)),
         ceiling=ceiling,
         images=len(pairs.image_ND),
         captions=len(pairs.text_TD),
     )
 
 
-def chance_rsum(images: int, captions: int, ks: tuple[int, ...] = (1, 5, 10)) -> float:
+def compute_chance_rsum(images: int, captions: int, ks: tuple[int, ...] = (1, 5, 10)) -> float:
     """Return the expected rsum of a random ranking, for an equal number of captions per image.
 
     Text to image hits within K with probability K/N; image to text with 1 − C(T−c, K)/C(T, K) for c captions among T.

@@ -23,13 +23,13 @@ from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
-from clipse.scoring.embedding import EmbeddedPairs, owners
-from clipse.scoring.evaluation import chance_rsum, evaluate_pairs
+from clipse.scoring.embedding import EmbeddedPairs, find_owners
+from clipse.scoring.evaluation import compute_chance_rsum, evaluate_pairs
 from clipse.scoring.score import evaluate, read_ceiling
-from clipse.series.members import check_same_captions, member_config, series_folder
+from clipse.series.members import check_same_captions, member_config, open_series_folder
 from clipse.training.experiment import train
 from clipse.training.features import load_frozen_features
-from clipse.training.losses import build_loss, presets_of
+from clipse.training.losses import build_loss, list_presets
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
 
@@ -137,7 +137,7 @@ def compare(
     if len(records) < 2:
         raise ValueError(f"split={split}: {config.data.root} has {len(records)} image(s) in it, expected at least 2")
 
-    series = series_folder("compare", config)
+    series = open_series_folder("compare", config)
     with series.locked():
         check_same_captions(series, {name: splits[name] for name in ("train", "val", split)})
         results: dict[str, list[ImageTextResult]] = {label: [] for label in losses}
@@ -171,13 +171,13 @@ def compare(
             rows=rows,
             images=len(records),
             captions=captions,
-            chance=chance_rsum(len(records), captions),
+            chance=compute_chance_rsum(len(records), captions),
             ceiling=read_ceiling(records).get("rsum"),
             table=series.path / f"comparison-{split}.md",
             plot=series.path / f"comparison-{split}.png",
         )
-        write_text(comparison.table, markdown(comparison))
-        draw_comparison([dots_of(row) for row in rows], comparison.plot, split=split, seeds=len(seeds))
+        write_text(comparison.table, to_markdown(comparison))
+        draw_comparison([to_dots(row) for row in rows], comparison.plot, split=split, seeds=len(seeds))
         summary = {
             row.label: {"rsums": row.rsums, "metrics": row.metrics, "against": row.against and vars(row.against)}
             for row in rows
@@ -193,7 +193,7 @@ def parse_loss(base: LossConfig, label: str) -> LossConfig:
         ValueError: An unknown loss or preset, or parameters that it does not take.
     """
     name, colon, preset = label.partition(":")
-    presets = {} if name in ("clip", "siglip") else presets_of(name)
+    presets = {} if name in ("clip", "siglip") else list_presets(name)
     if colon and preset not in presets:
         known = f"has {', '.join(presets)}" if presets else "has no presets"
         raise ValueError(f"losses: {label}: {name} {known}; write NAME or NAME:PRESET")
@@ -245,20 +245,20 @@ def score_records(
         with torch.inference_mode():
             image_ND = model.image_tower.head(features.images[split])
             text_TD = model.text_tower.head(features.texts([text for record in records for text in record.captions]))
-        return evaluate_pairs(EmbeddedPairs(image_ND, text_TD, owners(records)), ceiling={}).result
+        return evaluate_pairs(EmbeddedPairs(image_ND, text_TD, find_owners(records)), ceiling={}).result
     model.to(pick_device(config.trainer.devices))
     with reporter(f"scoring the {split} split") as progress:
         return evaluate(model, records, batch_size=config.data.batch_size, progress=progress).result
 
 
-def markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: Comparison) -> str:
     """Return the caption and the table as Markdown."""
     head = ["loss", "rsum, mean ± sd", f"minus {comparison.rows[0].label} (95 % interval)", "p"]
-    rows = [[*cells(row), *(f"{row.metrics[name]:.3f}" for name in COLUMNS)] for row in comparison.rows]
-    return f"{caption(comparison)}\n\n{markdown_table([*head, *COLUMNS], rows)}\n"
+    rows = [[*format_row(row), *(f"{row.metrics[name]:.3f}" for name in COLUMNS)] for row in comparison.rows]
+    return f"{describe(comparison)}\n\n{markdown_table([*head, *COLUMNS], rows)}\n"
 
 
-def cells(row: Row) -> list[str]:
+def format_row(row: Row) -> list[str]:
     """Return label, rsum, difference and p of a row, as text."""
     spread = "" if row.sd is None else f" ± {row.sd:.1f}"
     against = row.against
@@ -268,7 +268,7 @@ def cells(row: Row) -> list[str]:
     return [row.label, f"{row.mean:.1f}{spread}", difference, f"{against.p:.3f}"]
 
 
-def dots_of(row: Row) -> Dots:
+def to_dots(row: Row) -> Dots:
     """Return a row as the plot shows it: every seed, mean ± sd, and the paired difference with its interval."""
     against = row.against
     return Dots(
@@ -280,7 +280,7 @@ def dots_of(row: Row) -> Dots:
     )
 
 
-def caption(comparison: Comparison) -> str:
+def describe(comparison: Comparison) -> str:
     """Return two sentences that say what was scored and how."""
     seeds = comparison.seeds
     count = f"{len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f"one seed ({seeds[0]})"

@@ -9,7 +9,7 @@ from clipse.config import Config
 from clipse.data import ImageRecord
 
 
-def series_folder(verb: str, config: Config) -> Run:
+def open_series_folder(verb: str, config: Config) -> Run:
     """Open the folder `runs/VERB/NAME` of a series.
 
     Raises:

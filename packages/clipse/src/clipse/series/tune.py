@@ -1,7 +1,7 @@
 """Search the parameters of a weighting with Optuna, on the validation split; a killed search resumes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,14 +18,14 @@ from clipse.config import (
     LossConfig,
     SearchRange,
     TuneConfig,
+    find_weightings,
+    list_parameter_keys,
+    list_parameter_types,
     load_weighting,
-    parameter_keys,
-    parameter_types,
-    registered_weightings,
 )
 from clipse.data import read_records
 from clipse.report.plots import draw_tuning
-from clipse.series.members import check_same_captions, member_config, series_folder
+from clipse.series.members import check_same_captions, member_config, open_series_folder
 from clipse.training.experiment import train
 from clipse.training.losses import build_loss
 
@@ -39,7 +39,7 @@ class Trial:
     rsum: float
 
 
-def best_of(trials: Sequence[Trial]) -> Trial:
+def pick_best(trials: Sequence[Trial]) -> Trial:
     """Return the trial with the highest rsum; of equal ones the first."""
     return max(trials, key=lambda trial: trial.rsum)
 
@@ -66,7 +66,7 @@ class Tuning:
     @property
     def best(self) -> Trial:
         """The trial with the highest rsum; of equal ones the first."""
-        return best_of(self.trials)
+        return pick_best(self.trials)
 
 
 def resolve_tuning(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, TuneConfig]:
@@ -108,14 +108,14 @@ def tune(
             finite loss, or any error of `train`.
         ImportError: Optuna is not installed.
     """
-    known = searchable_weightings()
+    known = list_searchable_weightings()
     if loss not in known:
         raise ValueError(f"loss={loss}: there is nothing to tune; known: {', '.join(known)}")
     if trials < 1:
         raise ValueError(f"trials={trials}: expected a whole number from 1")
-    ranges = search_ranges(config.loss, loss)
+    ranges = list_search_ranges(config.loss, loss)
     if not ranges:
-        names = ", ".join(search_ranges(LossConfig(), loss))
+        names = ", ".join(list_search_ranges(LossConfig(), loss))
         raise ValueError(f"loss={loss}: every parameter is set ({names}): leave at least one out")
     config = replace(config, loss=replace(config.loss, name=loss))
     build_loss(config.loss)
@@ -124,20 +124,22 @@ def tune(
 
     splits = read_records(config.data).splits
     name = config.name or f"{loss}-{config.model.label}-{Path(str(config.data.root)).name}"
-    series = series_folder("tune", replace(config, name=name))
+    series = open_series_folder("tune", replace(config, name=name))
     with series.locked():
         check_same_captions(series, {name: splits[name] for name in ("train", "val")})
         storage = f"sqlite:///{series.path / 'study.db'}"
         study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", load_if_exists=True)
-        types = parameter_types()
+        types = list_parameter_types()
         distributions = {name: _distribution(optuna, types[name][1], found) for name, found in ranges.items()}
         state = optuna.trial.TrialState
         for half in study.get_trials(states=[state.RUNNING]):
             if half.params.keys() != ranges.keys():  # killed while its parameters were drawn
                 study.tell(half.number, state=state.FAIL)
-        default = {name: value for name, value in default_parameters(loss).items() if name in ranges}
-        # unless a kill came before the first trial was drawn
-        if not any(found.params == default or found.state == state.WAITING for found in study.trials):
+        default = {name: value for name, value in list_defaults(loss).items() if name in ranges}
+        # a kill may have come before the first trial was drawn
+        if default.keys() == ranges.keys() and not any(
+            found.params == default or found.state == state.WAITING for found in study.trials
+        ):
             study.enqueue_trial(default)
         ended = sum(found.state.is_finished() and found.params.keys() == ranges.keys() for found in study.trials)
         for done in range(ended, trials):
@@ -145,9 +147,9 @@ def tune(
             # a new seed per trial: a sampler that restarts with the same seed would propose its first points again
             study.sampler = optuna.samplers.TPESampler(seed=epoch_seed(config.trainer.seed, done) % 2**32)
             trial: Any = killed[0] if killed else study.ask(distributions)
-            parameters = rounded(trial.params)
+            parameters = round_parameters(trial.params)
             member = member_config(config, series, name=f"trial-{trial.number:03d}")
-            announce(f"trial {done + 1} of {trials}: {' '.join(as_overrides(loss, parameters))}")
+            announce(f"trial {done + 1} of {trials}: {' '.join(to_overrides(loss, parameters))}")
             try:
                 member = replace(member, loss=replace(config.loss, parameters=config.loss.parameters | parameters))
                 run = train_member(series, member, train, reporter=reporter)
@@ -158,7 +160,7 @@ def tune(
                 study.tell(trial.number, run.result["val"]["metrics"]["rsum"])
 
         finished = [
-            Trial(number=trial.number, parameters=rounded(trial.params), rsum=float(trial.value))
+            Trial(number=trial.number, parameters=round_parameters(trial.params), rsum=float(trial.value))
             for trial in study.get_trials(states=[state.COMPLETE])
         ]
         if not finished:
@@ -168,16 +170,13 @@ def tune(
         tuning = Tuning(
             folder=series.path,
             trials=finished,
-            overrides=[
-                f"loss.name={loss}",
-                *as_overrides(loss, best_of(finished).parameters),
-            ],
+            overrides=[f"loss.name={loss}", *to_overrides(loss, pick_best(finished).parameters)],
             table=series.path / "trials.md",
             csv=series.path / "trials.csv",
             plot=series.path / "trials.png",
         )
         write_trials(tuning)
-        keys = parameter_keys(load_weighting(loss))
+        keys = list_parameter_keys(load_weighting(loss))
         draw_tuning(
             tuning.plot,
             rsums=[trial.rsum for trial in finished],
@@ -188,7 +187,7 @@ def tune(
         return tuning
 
 
-def search_ranges(config: LossConfig, name: str) -> dict[str, SearchRange]:
+def list_search_ranges(config: LossConfig, name: str) -> dict[str, SearchRange]:
     """Return the parameters of a weighting that a configuration leaves open, by field name, with their ranges."""
     weighting = load_weighting(name)
     ranges = {
@@ -199,24 +198,24 @@ def search_ranges(config: LossConfig, name: str) -> dict[str, SearchRange]:
     return weighting.narrow_search(ranges, config.parameters) if hasattr(weighting, "narrow_search") else ranges
 
 
-def searchable_weightings() -> list[str]:
+def list_searchable_weightings() -> list[str]:
     """Return the registered weightings that state a search range."""
-    return [name for name in registered_weightings() if search_ranges(LossConfig(), name)]
+    return [name for name in find_weightings() if list_search_ranges(LossConfig(), name)]
 
 
-def default_parameters(name: str) -> dict[str, Any]:
+def list_defaults(name: str) -> dict[str, Any]:
     """Return the defaults of a weighting's parameters."""
-    return {field.name: field.default for field in fields(load_weighting(name))}
+    return {field.name: field.default for field in fields(load_weighting(name)) if field.default is not MISSING}
 
 
-def rounded(drawn: Mapping[str, float]) -> dict[str, Any]:
+def round_parameters(drawn: Mapping[str, float]) -> dict[str, Any]:
     """Round to three significant digits, so that the printed values are those that were trained with."""
     return {name: value if isinstance(value, int) else float(f"{value:.3g}") for name, value in drawn.items()}
 
 
-def as_overrides(name: str, parameters: Mapping[str, float]) -> list[str]:
+def to_overrides(name: str, parameters: Mapping[str, float]) -> list[str]:
     """Return parameters of a weighting as a user types them."""
-    keys = parameter_keys(load_weighting(name))
+    keys = list_parameter_keys(load_weighting(name))
     return [f"loss.{keys[parameter]}={value:g}" for parameter, value in parameters.items()]
 
 

@@ -18,7 +18,7 @@ Shapes: B rows of this process, D shared width, I and J the rows and columns of 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clip_common.losses import Boosted, Decoupled, Form, InfoNCE, SigLIP, Weighting, contrastive_loss
-from clipse.config import LossConfig, SearchRange, load_weighting, parameter_keys
-from clipse.training.statistics import BLOCK, weight_statistics
+from clipse.config import LossConfig, SearchRange, list_parameter_keys, load_weighting
+from clipse.training.statistics import BLOCK, compute_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class RetrievalLoss(nn.Module):
         )
         if self.weighting is None:
             return LossOutput(loss, {})
-        statistics = weight_statistics(
+        statistics = compute_statistics(
             self.weighting,
             image_BD[:BLOCK],
             text_BD[:BLOCK],
@@ -253,19 +253,23 @@ def build_weighting(name: str, *, preset: str = "default", parameters: Mapping[s
         ValueError: An unknown name or preset, a parameter that the weighting does not have, or a value out of range.
     """
     weighting, parameters = load_weighting(name), parameters or {}
-    keys = parameter_keys(weighting)
+    keys = list_parameter_keys(weighting)
     if foreign := [parameter for parameter in parameters if parameter not in keys]:
         raise ValueError(
             f"loss.name={name} does not take {', '.join(f'loss.{parameter}' for parameter in foreign)}; "
             f"it takes {', '.join(f'loss.{key}' for key in keys.values()) or 'no parameters'}"
         )
-    presets = presets_of(name)
+    presets = list_presets(name)
     if preset not in presets:
         raise ValueError(f"loss.preset={preset}: loss.name={name} has the presets {', '.join(presets)}")
-    return cast(Weighting, weighting(**{**presets[preset], **parameters}))
+    given = {**presets[preset], **parameters}
+    required = {field.name for field in fields(weighting) if field.default is MISSING} if keys else set()
+    if absent := sorted(required - given.keys()):
+        raise ValueError(f"loss.name={name} needs {', '.join(f'loss.{keys[parameter]}=…' for parameter in absent)}")
+    return cast(Weighting, weighting(**given))
 
 
-def presets_of(name: str) -> dict[str, Mapping[str, Any]]:
+def list_presets(name: str) -> dict[str, Mapping[str, Any]]:
     """Return the presets of a registered weighting: preset → parameters that differ from the defaults."""
     own: Mapping[str, Mapping[str, Any]] = getattr(load_weighting(name), "presets", {})
     return {"default": {}, **own}

@@ -173,7 +173,7 @@ class RetrievalModule(L.LightningModule):
         image_ND, owner_T = image_ND[order], torch.searchsorted(image_ids[order], text_ids)
         result = image_text_retrieval(image_ND, text_TD, owner_T)
         self.log_dict({f"val/{key}": value for key, value in result.metrics.items()})
-        first_N = first_of_each(owner_T, len(image_ND))
+        first_N = find_first_of_each(owner_T, len(image_ND))
         compared = (references[0][order], references[1][first_N]) if references else None
         self.log("val/loss", self.validation_loss(image_ND, text_TD[first_N], references=compared))
 
@@ -200,7 +200,7 @@ class RetrievalModule(L.LightningModule):
         return ", ".join(batch.names)
 
 
-def first_of_each(owner_T: Tensor, images: int) -> Tensor:
+def find_first_of_each(owner_T: Tensor, images: int) -> Tensor:
     """Return (N,) long: the position of the first caption of each image."""
     positions = torch.arange(len(owner_T))
     return torch.full((images,), len(owner_T)).scatter_reduce(0, owner_T, positions, reduce="amin")

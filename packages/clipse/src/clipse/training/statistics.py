@@ -27,7 +27,7 @@ class BandedWeighting(Weighting, Protocol):
 
 
 @torch.no_grad()
-def weight_statistics(
+def compute_statistics(
     weighting: Weighting,
     image_BD: Tensor,
     text_BD: Tensor,
