@@ -222,7 +222,7 @@ class Config:
     runs: str = "runs"
     """Folder of the run folders and their registry."""
     results: str = "results"
-    """Folder of the training_*.csv files and run_registry.csv."""
+    """Folder of training_*.csv and run_registry.csv, which `clipse train` and `clipse eval` write."""
     split: Literal["train", "val", "test"] = "test"
     """The split that `clipse eval` scores. Training always fits on `train` and selects on `val`."""
     data: DataConfig = field(default_factory=DataConfig)
