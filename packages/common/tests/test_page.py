@@ -7,7 +7,7 @@ import os
 import pytest
 from PIL import Image
 
-from clip_common.page import check_replaceable, data_uri, printable, text, write_page
+from clip_common.page import check_replaceable, data_uri, escape, printable, write_page
 
 
 def page(file, *, maker="clipse search", body="<p>found</p>"):
@@ -49,4 +49,4 @@ def test_a_picture_in_a_page_is_a_small_jpeg_and_the_picture_stays(size, shown):
 def test_names_of_any_bytes_are_shown():
     assert printable(os.fsdecode(b"latin \xe9.png")) == "latin \N{REPLACEMENT CHARACTER}.png"
     assert printable("雪, café") == "雪, café"
-    assert text("<a href='x'>") == "&lt;a href=&#x27;x&#x27;&gt;"
+    assert escape("<a href='x'>") == "&lt;a href=&#x27;x&#x27;&gt;"

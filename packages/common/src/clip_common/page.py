@@ -29,13 +29,13 @@ def write_page(file: Path, *, maker: str, title: str, style: str, body: str) -> 
         title: Plain text.
         style: CSS in addition to the shared style. The shared colours, light and dark, are `--back`, `--card`,
             `--frame`, `--ink`, `--soft` and `--line`.
-        body: HTML; escape text from outside with `text` first.
+        body: HTML; escape text from outside with `escape` first.
 
     Raises:
         ValueError: `file` exists and is not a page of `maker`.
     """
     check_replaceable(file, maker=maker)
-    page = _PAGE.format(mark=_mark(maker), style=_STYLE + style, title=text(title), maker=text(maker), body=body)
+    page = _PAGE.format(mark=_mark(maker), style=_STYLE + style, title=escape(title), maker=escape(maker), body=body)
     return write_text(file, page)
 
 
@@ -48,7 +48,7 @@ def data_uri(picture: Image.Image, *, longest: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def text(value: str | Path) -> str:
+def escape(value: str | Path) -> str:
     """Return text or a path escaped for HTML, attributes included."""
     return html.escape(printable(value))
 
@@ -59,7 +59,7 @@ def printable(path: str | Path) -> str:
 
 
 def _mark(maker: str) -> str:
-    return f'<meta name="generator" content="{text(maker)}">'
+    return f'<meta name="generator" content="{escape(maker)}">'
 
 
 _STYLE = """

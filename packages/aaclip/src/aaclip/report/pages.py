@@ -10,7 +10,7 @@ from aaclip.report.findings import Finding, Region
 from aaclip.report.overlay import legend, overlay
 from clip_common import page
 from clip_common.images import read_image
-from clip_common.page import data_uri, text
+from clip_common.page import data_uri, escape
 
 LONGEST = 360
 """Pixels of a picture's longer side."""
@@ -62,13 +62,13 @@ def write_page(
         cards.append((-finding.score, len(cards), _card(finding, threshold)))
         counts[finding.anomalous] += 1
     body = _BODY.format(
-        title=text(title),
+        title=escape(title),
         counts=_counts(counts, failed=len(failures or {})),
         threshold=_threshold(threshold, threshold_reason),
         legend=", ".join(legend()),
         cards="\n".join(card for _, _, card in sorted(cards)),
         failures=_failures(failures or {}),
-        model=text(model),
+        model=escape(model),
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
     )
     return page.write_page(file, maker=MAKER, title=title, style=_STYLE, body=body)
@@ -79,7 +79,7 @@ def _card(finding: Finding, threshold: float | None) -> str:
     small = picture.copy()
     small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     heated = overlay(small, finding.map_HW, regions=finding.regions)
-    name, (verdict, mark) = text(finding.path.as_posix()), VERDICTS[finding.anomalous]
+    name, (verdict, mark) = escape(finding.path.as_posix()), VERDICTS[finding.anomalous]
     against = "" if threshold is None else f", threshold {threshold:.3f}"
     tick = "" if threshold is None else f'<u style="left:{_percent(threshold)}"></u>'
     return (
@@ -89,7 +89,7 @@ def _card(finding: Finding, threshold: float | None) -> str:
         f'<p class="verdict"><b>{mark} {verdict}</b><span>{finding.score:.3f}</span></p>'
         f'<div class="bar" role="img" aria-label="score {finding.score:.3f}{against}">'
         f'<i style="width:{_percent(finding.score)}"></i>{tick}</div>'
-        f'<p class="name"><bdi>{name}</bdi> · <bdi>{text(finding.name)}</bdi></p>'
+        f'<p class="name"><bdi>{name}</bdi> · <bdi>{escape(finding.name)}</bdi></p>'
         f"{_regions(finding.regions, finding.map_HW.shape, picture.size)}</li>"
     )
 
@@ -120,13 +120,13 @@ def _counts(counts: Mapping[bool | None, int], *, failed: int) -> str:
 def _threshold(threshold: float | None, reason: str) -> str:
     if threshold is None:
         return "No threshold is set, so there are no verdicts: aaclip calibrate finds one."
-    return f"A score of {threshold:.3f} or more means anomalous: {text(reason)}."
+    return f"A score of {threshold:.3f} or more means anomalous: {escape(reason)}."
 
 
 def _failures(failures: Mapping[str, str]) -> str:
     if not failures:
         return ""
-    lines = "".join(f"<li><bdi>{text(name)}</bdi>: {text(reason)}</li>" for name, reason in failures.items())
+    lines = "".join(f"<li><bdi>{escape(name)}</bdi>: {escape(reason)}</li>" for name, reason in failures.items())
     return f"<section><h2>Could not be read</h2><ul>{lines}</ul></section>"
 
 

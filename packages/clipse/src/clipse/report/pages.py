@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clip_common import page
 from clip_common.images import read_image
-from clip_common.page import data_uri, text
+from clip_common.page import data_uri, escape
 
 THUMBNAIL = 256
 """Pixels of a picture's longer side."""
@@ -36,15 +36,15 @@ def write_page(
         ValueError: `file` exists and is not a search page, or an image was deleted.
     """
     check_replaceable(file)
-    asked = f"<h1>“{text(query)}”</h1>"
+    asked = f"<h1>“{escape(query)}”</h1>"
     if isinstance(query, Path):
         picture = f'<img class="query" src="{thumbnail(query)}" alt="">'
-        asked = f"{picture}<div><p>images like</p><h1><bdi>{text(query.name)}</bdi></h1></div>"
+        asked = f"{picture}<div><p>images like</p><h1><bdi>{escape(query.name)}</bdi></h1></div>"
     body = _BODY.format(
         asked=asked,
         hits="\n".join(_card(rank, *hit, root) for rank, hit in enumerate(hits, start=1)),
-        count=f"{len(hits):,} of {images:,} images in <bdi>{text(root)}</bdi>",
-        model=text(model),
+        count=f"{len(hits):,} of {images:,} images in <bdi>{escape(root)}</bdi>",
+        model=escape(model),
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
     )
     title = query.name if isinstance(query, Path) else query
@@ -61,7 +61,7 @@ def thumbnail(path: Path) -> str:
 
 
 def _card(rank: int, path: Path, similarity: float, root: Path) -> str:
-    name = text(path.relative_to(root).as_posix())
+    name = escape(path.relative_to(root).as_posix())
     return (
         f'<li><div class="frame"><img src="{thumbnail(path)}" alt="{name}"></div>'
         f'<p class="score"><span>{rank}</span><b>{similarity:.3f}</b></p><p class="name"><bdi>{name}</bdi></p></li>'
