@@ -25,7 +25,7 @@ from aaclip.config import AdapterConfig, HeadConfig, LossConfig, SurgeryConfig
 from aaclip.models import AnomalyModel, Evidence
 from aaclip.models.adapters import mix
 from aaclip.models.maps import probability_map
-from aaclip.models.vision import ImageFeatures, visual_of
+from aaclip.models.vision import ImageFeatures, get_image_trunk
 from aaclip.training.losses import segmentation_loss
 from clip_common.backbones import load_clip
 
@@ -78,14 +78,14 @@ class Straightforward(nn.Module):
 
     def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
-        self.visual = copy.deepcopy(visual_of(model.image_tower)).requires_grad_(True)
+        self.trunk = copy.deepcopy(get_image_trunk(model.image_tower)).requires_grad_(True)
         self.adapter = copy.deepcopy(model.image_adapter)
 
     def forward(self, images_B3HW: Tensor) -> tuple[ImageFeatures, list[Tensor]]:
         """What ours gives, and the attention maps (B, H, T, T) of all blocks."""
         adapter, maps, patches = self.adapter, [], []
-        x_BTF = self.visual._embeds(images_B3HW)
-        for number, block in enumerate(self.visual.transformer.resblocks, start=1):
+        x_BTF = self.trunk.embed(images_B3HW)
+        for number, block in enumerate((block.module for block in self.trunk.blocks), start=1):
             attended_BTF, map_BHTT = attention(block.attn, block.ln_1(x_BTF))
             maps.append(map_BHTT)
             x_BTF = x_BTF + attended_BTF
@@ -93,7 +93,7 @@ class Straightforward(nn.Module):
             adapted_BTF = adapter.layers[number - 1](x_BTF)
             x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
             if number in adapter.levels:
-                patches.append(self.visual.ln_post(x_BTF[:, 1:]))
+                patches.append(self.trunk.norm(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]
         assert adapter.detection is not None
         detection_BD = normalize(adapter.detection(patches[-1]), dim=-1).mean(dim=1)

@@ -92,7 +92,7 @@ def test_untrained_text_of_weight_zero_is_clip(bundle):
 
 def reference_image(tower, module, images):
     visual = tower.trunk.visual
-    x, tokens = visual._embeds(images), []
+    x, tokens = tower.trunk.embed(images), []
     for number, block in enumerate(visual.transformer.resblocks):
         x = block(x)
         if number < len(module.layers):
@@ -139,7 +139,7 @@ class ValueAttention(nn.Module):
 @pytest.mark.parametrize(("blocks", "levels"), [(6, [2, 4, 6, 8]), (3, [1, 5]), (8, [8]), (2, [1, 2])])
 def test_surgery_equals_a_copy_with_replaced_attention(bundle, axis, blocks, levels):
     visual = copy.deepcopy(bundle.image_tower.trunk.visual)
-    x, expected = visual._embeds(IMAGES), []
+    x, expected = bundle.image_tower.trunk.embed(IMAGES), []
     for number, block in enumerate(visual.transformer.resblocks, start=1):
         if number > 8 - blocks:
             inner = block.ln_1(x)
@@ -156,11 +156,11 @@ def test_surgery_equals_a_copy_with_replaced_attention(bundle, axis, blocks, lev
 
 
 def test_over_space_an_image_is_the_same_in_any_batch_and_over_the_batch_it_is_not(bundle):
-    attention = bundle.image_tower.trunk.visual.transformer.resblocks[0].attn
+    block = bundle.image_tower.trunk.blocks[0]
     x = torch.randn(3, 17, 32)
     for axis, same in (("space", True), ("batch", False)):
-        alone = attend_by_values(attention, x[:1], axis=axis)
-        assert torch.allclose(attend_by_values(attention, x, axis=axis)[:1], alone, atol=1e-5) is same
+        alone = attend_by_values(block, x[:1], axis=axis)
+        assert torch.allclose(attend_by_values(block, x, axis=axis)[:1], alone, atol=1e-5) is same
 
 
 def test_sizes_of_a_small_tower_keep_the_shares_of_the_large_one(bundle):

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aaclip.config import Config
 from aaclip.models.backbone import make_model
 from aaclip.models.prompts import load_prompts
-from aaclip.models.vision import run_block, visual_of
 from aaclip.training.experiment import Job, embed_training_classes, make_dataset, read_training_records, resolve, train
 from aaclip.training.modules import ImageStage, Stage, StageData, TextStage
 from clip_common.config import load_config
@@ -105,7 +104,7 @@ def test_a_step_makes_no_gradient_of_a_frozen_weight_and_keeps_no_attention_map(
 
 
 def test_an_attention_map_that_was_kept_would_be_seen(bundle):
-    block = visual_of(bundle.image_tower).transformer.resblocks[0]
+    block = bundle.image_tower.trunk.blocks[0].module
     x_BTF = torch.randn(2, TOKENS, 32, requires_grad=True)
     with saved_shapes() as shapes:
         block.attn(x_BTF, x_BTF, x_BTF, need_weights=True, average_attn_weights=False)
@@ -121,21 +120,21 @@ def test_neither_a_test_nor_frozen_features_write_attention_maps_out(bundle, con
     assert any("attention" in name for name in found.names)
     assert not any("native_multi_head_attention" in name for name in found.names)  # it does, where no mode can see
     assert not maps_in(found.shapes, 2, TOKENS)
-    block = visual_of(bundle.image_tower).transformer.resblocks[0]
+    block = bundle.image_tower.trunk.blocks[0].module
     with torch.inference_mode(), Outputs() as found:
         block(torch.randn(2, TOKENS, 32))
     assert any("native_multi_head_attention" in name for name in found.names)
 
 
 def test_a_block_without_its_map_gives_what_the_block_gives_and_the_same_gradient(bundle):
-    block = visual_of(bundle.image_tower).transformer.resblocks[0]
+    block = bundle.image_tower.trunk.blocks[0]
     x_BTF = torch.randn(2, TOKENS, 32, requires_grad=True)
-    found, expected = run_block(block, x_BTF), block(x_BTF)
+    found, expected = block(x_BTF), block.module(x_BTF)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     ours, theirs = (torch.autograd.grad(output.square().sum(), x_BTF)[0] for output in (found, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
-        torch.testing.assert_close(run_block(block, x_BTF), block(x_BTF), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(block(x_BTF), block.module(x_BTF), atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_kept_for_the_way_back_grows_with_the_tokens_not_with_their_square(bundle, config):

@@ -19,7 +19,7 @@ from aaclip.models.vision import (
     ImageFeatures,
     check_levels,
     choose_levels,
-    visual_of,
+    get_image_trunk,
 )
 from aaclip.models.vv_attention import choose_vv_blocks, read_vv_patches
 from clip_common.backbones import Bundle, freeze, move
@@ -87,7 +87,7 @@ class AnomalyModel(FrozenCLIP):
         super().__init__(bundle)
         self.levels = list(levels or choose_levels(self.image_tower))
         self.axis = surgery.axis
-        depth = len(visual_of(self.image_tower).transformer.resblocks)
+        depth = len(get_image_trunk(self.image_tower).blocks)
         self.vv_blocks = choose_vv_blocks(self.image_tower) if surgery.blocks is None else surgery.blocks
         if not 0 <= self.vv_blocks <= depth:
             raise ValueError(f"surgery.blocks={surgery.blocks}: the image tower has {depth} blocks")
@@ -160,7 +160,7 @@ class PlainCLIP(FrozenCLIP):
 
     def __init__(self, bundle: Bundle, *, levels: Sequence[int] | None = None) -> None:
         super().__init__(bundle)
-        depth = len(visual_of(self.image_tower).transformer.resblocks)
+        depth = len(get_image_trunk(self.image_tower).blocks)
         self.levels = check_levels(levels or choose_levels(self.image_tower), depth=depth)
 
     @property
@@ -179,11 +179,9 @@ class PlainCLIP(FrozenCLIP):
 
     def features(self, images_B3HW: Tensor) -> ImageFeatures:
         """What is known of images before any class is named."""
-        visual = visual_of(self.image_tower)
+        trunk = get_image_trunk(self.image_tower)
         output = self.image_tower(images_B3HW, layers=self.levels)
-        patches = [
-            normalize(visual.ln_post(output.layers[level][:, 1:]) @ visual.proj, dim=-1) for level in self.levels
-        ]
+        patches = [normalize(trunk.project(output.layers[level][:, 1:]), dim=-1) for level in self.levels]
         return ImageFeatures(patches, normalize(output.pooled, dim=-1))
 
     @property

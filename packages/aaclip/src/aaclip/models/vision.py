@@ -1,21 +1,19 @@
 """The frozen image tower with adapters and heads (stage 2).
 
-Shapes: B images, T tokens (class token first), L patches, F width of the tower, M of its MLPs,
-D shared width, H heads.
+Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig, HeadConfig
 from aaclip.models.adapters import make_adapter, make_head, mix
 from clip_common.backbones import BackboneError, VisionTower
-from clip_common.backbones.open_clip_trunks import OpenClipVision
+from clip_common.backbones.open_clip_trunks import AttentionBlock, OpenClipVision
 
 
 class ImageFeatures(NamedTuple):
@@ -49,12 +47,12 @@ class ImageAdapter(nn.Module):
         self, tower: VisionTower, *, levels: Sequence[int], adapters: AdapterConfig, heads: HeadConfig
     ) -> None:
         super().__init__()
-        visual = visual_of(tower)
-        depth = len(visual.transformer.resblocks)
+        trunk = get_image_trunk(tower)
+        depth = len(trunk.blocks)
         blocks = depth // 4 or 1 if adapters.image_blocks is None else adapters.image_blocks
         if not 0 <= blocks <= depth:
             raise ValueError(f"adapters.image_blocks={blocks}: the image tower has {depth} blocks")
-        width, out = visual.proj.shape
+        width, out = trunk.width, trunk.embed_dim
         self.levels = check_levels(levels, depth=depth)
         self.layers = nn.ModuleList(make_adapter(adapters.kind, width) for _ in range(blocks))
         self.segmentation = nn.ModuleList(make_head(width, out, activation=heads.activation) for _ in self.levels)
@@ -73,16 +71,16 @@ class ImageAdapter(nn.Module):
 
     def patches(self, tower: VisionTower, images_B3HW: Tensor) -> list[Tensor]:
         """(B, L, F) of each level, behind the tower's last norm."""
-        visual = visual_of(tower)
-        x_BTF = visual._embeds(images_B3HW)
+        trunk = get_image_trunk(tower)
+        x_BTF = trunk.embed(images_B3HW)
         patches = []
-        for number, block in enumerate(visual.transformer.resblocks[: max(self.levels)], start=1):
-            x_BTF = run_block(block, x_BTF)
+        for number, block in enumerate(trunk.blocks[: max(self.levels)], start=1):
+            x_BTF = block(x_BTF)
             if number <= len(self.layers):
                 adapted_BTF = self.layers[number - 1](x_BTF)
                 x_BTF = mix(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
             if number in self.levels:
-                patches.append(visual.ln_post(x_BTF[:, 1:]))
+                patches.append(trunk.norm(x_BTF[:, 1:]))
         return patches
 
     def embedded(self, patches: Sequence[Tensor]) -> list[Tensor]:
@@ -96,31 +94,9 @@ def embed_class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
     return normalize(tower.pooled(images_B3HW), dim=-1)
 
 
-def run_block(block: Any, x_BTF: Tensor) -> Tensor:
-    """What a residual block of open_clip gives, by an attention that never holds its map (B, H, T, T).
-
-    The block's own `nn.MultiheadAttention` does so in training alone: without gradients it takes a path that writes the
-    map out, 120 MB an image at ViT-L's 1,370 tokens.
-    """
-    attention = block.attn
-    mixed_BT3F = linear(block.ln_1(x_BTF), attention.in_proj_weight, attention.in_proj_bias)
-    query_BHTd, key_BHTd, value_BHTd = (
-        part_BTF.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part_BTF in mixed_BT3F.chunk(3, dim=-1)
-    )
-    attended_BTF = scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd).transpose(1, 2).flatten(2)
-    x_BTF = x_BTF + block.ls_1(attention.out_proj(attended_BTF))
-    hidden_BTM = block.mlp.c_fc(block.ln_2(x_BTF))
-    # of QuickGELU, x · sigmoid(1.702 x), autograd keeps both factors; computed again on the way back, x alone
-    if hidden_BTM.requires_grad:
-        hidden_BTM = checkpoint(block.mlp.gelu, hidden_BTM, use_reentrant=False)
-    else:
-        hidden_BTM = block.mlp.gelu(hidden_BTM)
-    return x_BTF + block.ls_2(block.mlp.c_proj(hidden_BTM))
-
-
 def choose_levels(tower: VisionTower) -> list[int]:
     """Quarters of the depth: 6, 12, 18, 24 of 24."""
-    depth = len(visual_of(tower).transformer.resblocks)
+    depth = len(get_image_trunk(tower).blocks)
     return sorted({max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
@@ -131,11 +107,19 @@ def check_levels(levels: Sequence[int], *, depth: int) -> list[int]:
     return list(levels)
 
 
-def visual_of(tower: VisionTower) -> Any:
-    """open_clip's transformer inside a tower."""
+def get_image_trunk(tower: VisionTower) -> OpenClipVision:
+    """Return the trunk of a tower.
+
+    Raises:
+        BackboneError: A trunk that is no CLIP vision transformer of open_clip.
+    """
     trunk = tower.trunk
-    if not isinstance(trunk, OpenClipVision) or trunk.visual.attn_pool is not None or trunk.visual.proj is None:
-        raise BackboneError(
-            f"aaclip reads patches of CLIP's vision transformers (open_clip); this tower is a {type(trunk).__name__}"
-        )
-    return trunk.visual
+    if (
+        isinstance(trunk, OpenClipVision)
+        and trunk.projects_patches
+        and all(isinstance(block, AttentionBlock) for block in trunk.blocks)
+    ):
+        return trunk
+    raise BackboneError(
+        f"aaclip reads patches of CLIP's vision transformers (open_clip); this tower is a {type(trunk).__name__}"
+    )

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from aaclip.models.vision import run_block, visual_of
+from aaclip.models.vision import get_image_trunk
 from clip_common.backbones import VisionTower
+from clip_common.backbones.open_clip_trunks import AttentionBlock
 
 
 @torch.no_grad()
@@ -32,39 +33,37 @@ def read_vv_patches(
     Reference:
         Li et al., CLIP Surgery for Better Explainability, 2023.
     """
-    visual = visual_of(tower)
-    resblocks = list(visual.transformer.resblocks)
-    shared = len(resblocks) - blocks
-    plain_BTF = visual._embeds(images_B3HW)
+    trunk = get_image_trunk(tower)
+    shared = len(trunk.blocks) - blocks
+    plain_BTF = trunk.embed(images_B3HW)
     patches: dict[int, Tensor] = {}
-    for number, block in enumerate(resblocks[:shared], start=1):
-        plain_BTF = run_block(block, plain_BTF)
+    for number, block in enumerate(trunk.blocks[:shared], start=1):
+        plain_BTF = block(plain_BTF)
         patches[number] = plain_BTF
     surgery_BTF = plain_BTF
-    for number, block in enumerate(resblocks[shared : max(levels)], start=shared + 1):
-        surgery_BTF = surgery_BTF + block.ls_1(attend_by_values(block.attn, block.ln_1(surgery_BTF), axis=axis))
-        surgery_BTF = surgery_BTF + block.ls_2(block.mlp(block.ln_2(surgery_BTF)))
+    for number, block in enumerate(trunk.blocks[shared : max(levels)], start=shared + 1):
+        assert isinstance(block, AttentionBlock)
+        attended_BTF = attend_by_values(block, block.norm(surgery_BTF), axis=axis)
+        surgery_BTF = block.add_mlp(block.add_attention(surgery_BTF, attended_BTF))
         patches[number] = surgery_BTF
-    for block in resblocks[shared:]:
-        plain_BTF = run_block(block, plain_BTF)
-    class_B1D = normalize(visual.ln_post(plain_BTF[:, 0]) @ visual.proj, dim=-1)[:, None]
-    return [normalize(visual.ln_post(patches[level][:, 1:]) @ visual.proj, dim=-1) + class_B1D for level in levels]
+    for block in trunk.blocks[shared:]:
+        plain_BTF = block(plain_BTF)
+    class_B1D = normalize(trunk.project(plain_BTF[:, 0]), dim=-1)[:, None]
+    return [normalize(trunk.project(patches[level][:, 1:]), dim=-1) + class_B1D for level in levels]
 
 
-def attend_by_values(attention: nn.MultiheadAttention, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
+def attend_by_values(block: AttentionBlock, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
     """Self-attention whose queries and keys are its values: softmax(V·Vᵀ/√d)·V, and the block's own output map."""
-    width = x_BTF.shape[-1]
     if axis == "batch":
         x_BTF = x_BTF.transpose(0, 1)
-    value_BTF = linear(x_BTF, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
-    value_BHTd = value_BTF.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-    mixed_BTF = scaled_dot_product_attention(value_BHTd, value_BHTd, value_BHTd).transpose(1, 2).flatten(2)
+    value_BHTd = block.value(x_BTF)
+    mixed_BTF = block.join(scaled_dot_product_attention(value_BHTd, value_BHTd, value_BHTd))
     if axis == "batch":
         mixed_BTF = mixed_BTF.transpose(0, 1)
-    return attention.out_proj(mixed_BTF)
+    return block.project(mixed_BTF)
 
 
 def choose_vv_blocks(tower: VisionTower) -> int:
     """19 of 24, and the same share of another depth (6 of 8)."""
-    depth = len(visual_of(tower).transformer.resblocks)
+    depth = len(get_image_trunk(tower).blocks)
     return round(depth * 19 / 24)
