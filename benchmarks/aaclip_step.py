@@ -15,6 +15,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from _measure import PeakMemory, alternate, arm_in_own_process, report
@@ -85,7 +86,8 @@ class Straightforward(nn.Module):
         """What ours gives, and the attention maps (B, H, T, T) of all blocks."""
         adapter, maps, patches = self.adapter, [], []
         x_BTF = self.trunk.embed(images_B3HW)
-        for number, block in enumerate((block.module for block in self.trunk.blocks), start=1):
+        modules: list[Any] = [block.module for block in self.trunk.blocks]
+        for number, block in enumerate(modules, start=1):
             attended_BTF, map_BHTT = attention(block.attn, block.ln_1(x_BTF))
             maps.append(map_BHTT)
             x_BTF = x_BTF + attended_BTF
