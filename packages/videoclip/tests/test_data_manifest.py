@@ -1,23 +1,17 @@
-"""Manifests and the simple layout: what is read, what is refused, and in which words."""
+"""Manifests: what is read, what is refused, and in which words."""
 
 import csv
-import itertools
 import json
 import unicodedata
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_common.errors import DataError
 from clip_common.regions import REGIONS
-from clip_common.video import write_video
-from videoclip.config import DataConfig
-from videoclip.data.formats import check_labels, read_clips
-from videoclip.data.layout import cut_spans, read_layout
 from videoclip.data.manifest import COLUMNS, read_manifest, write_manifest
 from videoclip.data.records import ClipRecord, group_by_subject
 
@@ -35,12 +29,6 @@ def folder(tmp_path) -> Path:
     for name in ("a.mp4", "b ü.mp4", "a.npy", "joints.npy"):
         write(tmp_path / name, "x")
     return tmp_path
-
-
-def filmed(file: Path, *, seconds: float) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_video(file, np.zeros((round(10 * seconds), 32, 32, 3), dtype=np.uint8), fps=10)
-    return file
 
 
 def test_the_columns_are_the_fields_of_a_record():
@@ -104,7 +92,7 @@ def test_a_name_composed_in_two_ways_is_one_subject(folder):
         (f'{HEAD}\nc1,s1,"a.mp4\n', ", line 2: not comma-separated values (unexpected end of data)"),
         (f"{HEAD}\nc1, ,a.mp4\n", ", line 2: expected subject_id as text, got nothing"),
         (f"{HEAD}\nc1,s1,\n", ", line 2: expected video as text, got nothing"),
-        (f"{HEAD}\nc1,s1,a.mp4\n\nc1,s2,a.mp4\n", ", line 4: clip_id c1 is that of line 2 too: rename one"),
+        (f"{HEAD}\nc1,s1,a.mp4\n\nc1,s2,a.mp4\n", ", line 4: clip_id c1 is already on line 2: rename one"),
         (f"{HEAD},label\nc1,s1,a.mp4,ill\n", ", line 2: expected label to be a whole number from 0, got 'ill'"),
         (f"{HEAD},label\nc1,s1,a.mp4,1.5\n", ", line 2: expected label to be a whole number from 0, got '1.5'"),
         (f"{HEAD},label\nc1,s1,a.mp4,-1\n", ", line 2: expected label to be a whole number from 0, got '-1'"),
@@ -123,7 +111,7 @@ def test_a_name_composed_in_two_ways_is_one_subject(folder):
         (f"{HEAD},spans\nc1,s1,a.mp4,all\n", ", line 2: expected spans to be clip or video, got 'all'"),
         (
             f"{HEAD},map\nc1,s1,a.mp4,b.npy\nc2,s1,c.mp4,\n",
-            ": 2 missing file(s), first line 2: map FOLDER/b.npy: restore them, or mend the paths",
+            ": 2 missing file(s), first line 2: map FOLDER/b.npy: restore them, or correct the paths",
         ),
     ],
 )
@@ -245,165 +233,3 @@ def test_a_manifest_beside_its_files_names_them_from_where_it_lies(folder):
     with file.open(newline="") as stream:
         assert next(csv.DictReader(stream))["video"] == "../a.mp4"
     assert read_manifest(file)[0].video.samefile(folder / "a.mp4")
-
-
-# the simple layout
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [
-        (2.0, [(0, 1), (1, 2)]),
-        (2.4, [(0, 1), (1, 2)]),
-        (2.5, [(0, 1), (1, 2), (2, 2.5)]),
-        (1.98, [(0, 1), (1, 1.98)]),
-        (0.2, [(0, 0.2)]),
-    ],
-)
-def test_where_a_video_is_cut(seconds, expected):
-    assert cut_spans(seconds, clip_seconds=1) == expected
-
-
-@given(st.floats(0.01, 1000), st.floats(0.05, 10))
-def test_clips_follow_each_other_and_none_is_short(seconds, length):
-    spans = cut_spans(seconds, clip_seconds=length)
-    assert spans[0][0] == 0
-    assert spans[-1][1] <= seconds
-    assert seconds - spans[-1][1] <= length / 2 * (1 + 1e-9)
-    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
-    assert len(spans) == 1 or all(end - start >= length / 2 * (1 - 1e-6) for start, end in spans)
-
-
-@pytest.fixture
-def simple(tmp_path) -> Path:
-    filmed(tmp_path / "videos/subject_x/gait.mp4", seconds=2.6)
-    filmed(tmp_path / "videos/Zoë/there.mp4", seconds=1)
-    filmed(tmp_path / "videos/Zoë/back.mp4", seconds=1.3)
-    write(tmp_path / "videos/Zoë/notes.txt", "x")
-    write(tmp_path / "videos/.DS_Store", "x")
-    write(tmp_path / "attention_maps/subject_x/attention.npy", "x")
-    write(tmp_path / "attention_maps/Zoë/back.npy", "x")
-    write(tmp_path / "labels.csv", "subject_id,label\nsubject_x,1\nZoë,\n")
-    return tmp_path
-
-
-def test_the_simple_layout(simple):
-    records = read_clips(DataConfig(root=str(simple)))
-    assert [(record.clip_id, record.label, record.start_s, record.end_s) for record in records] == [
-        ("Zoë_back_000", None, 0, 1),
-        ("Zoë_there_000", None, 0, 1),
-        ("subject_x_gait_000", 1, 0, 1),
-        ("subject_x_gait_001", 1, 1, 2),
-        ("subject_x_gait_002", 1, 2, pytest.approx(2.6)),
-    ]
-    assert {record.spans for record in records} == {"video"}
-    maps = [simple / "attention_maps" / name for name in ("Zoë/back.npy", "subject_x/attention.npy")]
-    assert [record.map for record in records] == [maps[0], None, maps[1], maps[1], maps[1]]
-    assert [record.subject_id for record in records] == ["Zoë", "Zoë", "subject_x", "subject_x", "subject_x"]
-    assert len(read_clips(DataConfig(root=str(simple), clip_seconds=0.5))) == 2 + 3 + 5
-
-
-def test_labels_by_video(simple):
-    write(
-        simple / "labels.csv",
-        "video,label\nvideos/Zoë/back.mp4,0\nvideos/Zoë/there.mp4,2\nvideos/subject_x/gait.mp4,1\n",
-    )
-    assert [record.label for record in read_layout(simple, clip_seconds=1)] == [0, 2, 1, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ("subject_id,label\nZoë,0\n", ": no line for 1 video(s), first ROOT/videos/subject_x/gait.mp4: add one, with"),
-        (
-            "subject_id,label\nyou,0\n",
-            ", line 2: there is no video of subject_id you; expected videos/SUBJECT/NAME.mp4",
-        ),
-        ("subject_id,label\nZoë,0\nZoë,0\n", ", line 3: ROOT/videos/Zoë/back.mp4 has a label already: leave one line"),
-        ("subject_id,label\nZoë,x\n", ", line 2: expected label to be a whole number from 0, got 'x'"),
-        ("subject_id,video,label\nZoë,a,1\n", ", line 1: expected subject_id,label or video,label, got subject_id,"),
-        ("label\n1\n", ", line 1: expected subject_id,label or video,label, got label"),
-        ("subject,label\nZoë,0\n", ", line 1: unknown column 'subject': did you mean subject_id?"),
-    ],
-)
-def test_mistakes_in_the_labels(simple, labels, message):
-    file = write(simple / "labels.csv", labels)
-    with pytest.raises(DataError) as raised:
-        read_layout(simple, clip_seconds=1)
-    assert str(raised.value).startswith(f"{file}{message}".replace("ROOT", str(simple)))
-
-
-def test_files_that_do_not_fit_the_layout(simple):
-    def refused(message):
-        with pytest.raises(DataError, match=message):
-            read_layout(simple, clip_seconds=1)
-
-    stray = write(simple / "attention_maps/Zoë/attention.npy", "x")
-    refused(r"Zoë/attention\.npy: the map of no video: name it as one of back\.mp4, there\.mp4$")
-    stray.unlink()
-    stray = write(simple / "attention_maps/ghost/gait.npy", "x")
-    refused(r"attention_maps/ghost: maps of a subject without videos; expected .*videos/ghost$")
-    stray.unlink()
-    stray.parent.rmdir()
-    stray = write(simple / "videos/gait.mp4", "x")
-    refused(r"videos/gait\.mp4: a file in no subject's folder; expected .*videos/SUBJECT/gait\.mp4$")
-    stray.unlink()
-    stray = write(simple / "videos/Zoë/back.avi", "x")
-    refused(r"videos/Zoë: back\.avi and back\.mp4 have the same name: rename one of them$")
-    stray.unlink()
-    (simple / "labels.csv").unlink()
-    refused(r"labels\.csv: no such file; expected the columns subject_id,label or video,label$")
-
-
-def test_a_broken_video_is_an_error_or_one_clip_to_leave_out(simple):
-    write(simple / "videos/Zoë/back.mp4", "no video")
-    with pytest.raises(DataError, match=r"back\.mp4"):
-        read_clips(DataConfig(root=str(simple)))
-    broken = read_clips(DataConfig(root=str(simple), on_error="skip"))[0]
-    assert (broken.clip_id, broken.start_s, broken.end_s) == ("Zoë_back_000", 0, None)
-
-
-# which of them it is
-
-
-def test_a_folder_or_file_of_each_kind(folder):
-    rows = f"{HEAD}\nc1,s1,a.mp4\n"
-    line = json.dumps({"clip_id": "c2", "subject_id": "s1", "video": "a.mp4"})
-
-    def names(path, **knobs):
-        return [record.clip_id for record in read_clips(DataConfig(root=str(path), **knobs))]
-
-    write(folder / "one/manifest.csv", rows.replace("a.mp4", "../a.mp4"))
-    (folder / "one/videos").mkdir()
-    assert names(folder / "one") == ["c1"]
-    write(folder / "two/manifest.jsonl", line.replace("a.mp4", "../a.mp4"))
-    assert names(folder / "two") == ["c2"]
-    assert names(write(folder / "other.csv", rows)) == ["c1"]
-    write(folder / "one/manifest.jsonl", line)
-    with pytest.raises(DataError, match=r"one: holds manifest\.csv and manifest\.jsonl: name the one that is meant"):
-        names(folder / "one")
-    assert names(folder / "one" / "manifest.csv") == ["c1"]
-    with pytest.raises(DataError, match=r"1 missing file\(s\), first line 2: video .*gone\.mp4"):
-        names(write(folder / "bad.csv", rows.replace("a.mp4", "gone.mp4")))
-    assert names(folder / "bad.csv", on_error="skip") == ["c1"]
-
-
-def test_roots_that_are_no_set(tmp_path):
-    with pytest.raises(DataError, match=r"^data\.root=… is needed: a folder with manifest\.csv or .*labels\.csv"):
-        read_clips(DataConfig())
-    with pytest.raises(DataError, match=r"gone: no such file or folder; data\.root is "):
-        read_clips(DataConfig(root=str(tmp_path / "gone")))
-    with pytest.raises(DataError, match=r"no clips found; looked for manifest\.csv, manifest\.jsonl, and videos/"):
-        read_clips(DataConfig(root=str(tmp_path)))
-    (tmp_path / "videos" / "empty").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"videos: no videos; expected videos/SUBJECT/NAME\.mp4"):
-        read_clips(DataConfig(root=str(tmp_path)))
-
-
-def test_labels_beyond_the_classes():
-    records = [
-        ClipRecord(clip_id=f"c{label}", subject_id="s", video=Path("a"), label=label) for label in (None, 2, 4, 3)
-    ]
-    check_labels(records, 5)
-    with pytest.raises(DataError, match=r"^clip c4 has the label 4 \(2 clip\(s\) beyond 2\): .*model_class_num=5$"):
-        check_labels(records, 3)
