@@ -110,7 +110,7 @@ def arm_of(arm: str, inputs: Inputs) -> tuple[nn.Module, Losses]:
     if arm == "straightforward":
         straight = Straightforward(model)
         return straight.model, lambda: straight.loss(inputs)
-    loss = VideoClipLoss(CONFIG, LossConfig())
+    loss = VideoClipLoss(LossConfig(), token_config=CONFIG)
     video, maps, labels, subjects = inputs
 
     def ours() -> Tensor:

@@ -71,7 +71,7 @@ def test_a_long_video_is_cut_into_clips_and_averaged(trained, tmp_path):
     part = classifier.predict(video, start_s=said.clips[1].start_s, end_s=said.clips[1].end_s)
     assert part.probability_K == pytest.approx(said.clips[1].probability_K)
     assert len(classifier.predict(video, end_s=0.4).clips) == 1
-    with pytest.raises(DataError, match=r"does not lie in a video of 3\.25 s"):
+    with pytest.raises(DataError, match=r"is not within a video of 3\.25 s"):
         classifier.predict(video, start_s=3, end_s=9)
 
 
@@ -126,7 +126,7 @@ def test_where_it_looked_lies_where_the_map_is(trained, records, tmp_path):
         (GUIDED, {"keypoints": "k", "map": "m", "regions": ["foot"]}, "give a map, or keypoints and regions"),
         (GUIDED, {"keypoints": "k", "regions": ["feet"]}, "feet"),
         (GUIDED, {"map": "nowhere.npy"}, "nowhere.npy"),
-        ((), {"map": "m"}, "this model classifies without looking at maps"),
+        ((), {"map": "m"}, "this model does not use maps"),
         (("model.clip_classifier_source=fusion",), {}, "this model classifies maps .*: give a map"),
     ],
 )

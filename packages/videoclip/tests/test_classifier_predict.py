@@ -60,7 +60,7 @@ def test_a_model_without_tokens_answers_without_a_picture(trained, videos, tmp_p
 
 def test_a_map_belongs_to_one_video(trained, walks, videos, tmp_path):
     record = next(one for one in read_manifest(walks / "manifest.csv") if one.video == videos[0])
-    with pytest.raises(ValueError, match="are those of one video; got 2 videos"):
+    with pytest.raises(ValueError, match="belong to one video; got 2 videos"):
         predict_videos(trained(GUIDED), videos, out=tmp_path, map=record.map)
     answers, _ = predict_videos(trained(GUIDED), videos[:1], out=tmp_path, map=record.map)
     assert json.loads((tmp_path / "predictions.jsonl").read_text())["clips"][0]["guided"] is True

@@ -118,7 +118,7 @@ def test_from_no_data_to_a_tested_run(videoclip, tmp_path, monkeypatch, small):
     printed = succeeded(videoclip("test", "runs/videoclip/first"))
     assert "first: test of walks" in printed
     assert "3 clips of 3 subjects, 3 with a map" in flat(printed)
-    assert "the baseline always says class 0" in flat(printed)
+    assert "the baseline always predicts class 0" in flat(printed)
     printed = succeeded(videoclip("test", "runs/videoclip/first", "data.control=absent"))
     assert "first: test-control=absent of walks" in printed
     assert "R@1" not in printed
@@ -184,7 +184,7 @@ def test_overlay_of_a_set_and_of_a_run(videoclip, run, walks, tmp_path):
 
 def test_maps_that_are_rendered_are_checked_and_trained_on(videoclip, walks, small, tmp_path):
     printed = succeeded(videoclip("data", "render-maps", walks, tmp_path / "maps", "--maps", "doctor1", "--size", 32))
-    assert "30 maps; the set with them is " in flat(printed)
+    assert "30 maps; the data set with them is " in flat(printed)
     printed = succeeded(videoclip("data", "check", tmp_path / "maps", "data.maps=file", "data.size=32"))
     assert "without a map" not in printed
     overrides = [f"data.root={tmp_path / 'maps'}", "data.maps=file", "trainer.fast_dev_run=true", "name=rendered"]

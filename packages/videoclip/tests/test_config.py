@@ -61,7 +61,7 @@ SHOWN_BY = {
     "runs": "conftest.py: runs=",
     "split": "test_scoring_score.py: split=val",
     "data.root": "test_scoring_score.py: data.root=",
-    "data.clip_seconds": "test_data_manifest.py: clip_seconds=",
+    "data.clip_seconds": "test_data_layout.py: clip_seconds=",
     "data.on_error": "test_training_experiment.py: data.on_error=skip",
     "model.weights": "test_classifier_saving.py: weights=",
 }

@@ -187,7 +187,7 @@ def test_a_broken_clip_stops_or_is_left_out(records, tmp_path):
 
     cache = opened(tmp_path, records, replace(CONFIG, on_error="skip"))
     assert list(cache.problems) == [records[2].clip_id, records[5].clip_id]
-    assert "not a video that can be read" in cache.problems[records[2].clip_id]
+    assert "not a readable video" in cache.problems[records[2].clip_id]
     assert cache.records == tuple(record for record in records if record not in (records[2], records[5]))
     for record in cache.records:
         assert torch.equal(cache[record].frames_T3SS, read_pair(record, CONFIG, channels=1, side=32).frames_T3SS)

@@ -111,7 +111,7 @@ def test_each_problem_is_one_line(walking, tmp_path):
         assert named in line
     labels, taught = report.problems[:-4]
     assert labels.startswith(f"clip {records[4].clip_id} has the label 7 (1 clip(s) beyond 1)")
-    assert taught.startswith("fold 1 tests on everybody of class 7 (subject_02) and leaves nobody to learn it from")
+    assert taught.startswith("fold 1 tests on all subjects of class 7 (subject_02) and leaves none to train on")
     assert all(count.fold is None for count in report.counts)
     assert sum(count.seconds for count in report.counts) == 8.0
 
@@ -145,7 +145,7 @@ def test_a_class_that_a_fold_cannot_be_tested_on_is_a_note(walking, tmp_path):
     write_manifest(records, tmp_path / "manifest.csv")
     report = report_of(replace(CONFIG, root=str(tmp_path)))
     assert report.problems == [
-        "fold 1 tests on everybody of class 1 (subject_02, subject_03) and leaves nobody to learn it from: a class "
+        "fold 1 tests on all subjects of class 1 (subject_02, subject_03) and leaves none to train on: a class "
         "needs two subjects, in different folds"
     ]
     third = [replace(r, fold=2) if r.subject_id == "subject_03" else r for r in records]

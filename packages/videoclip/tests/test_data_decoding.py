@@ -176,7 +176,7 @@ def test_a_clip_must_lie_in_its_video(tmp_path):
     # a little too long is what players' roundings give: the last frame stays until then
     assert np.array_equal(read_frames(path, start_s=1.6, end_s=2.5, frames=15)[-2:], whole[[59, 59]])
     for start, end in ((2.4, 2.5), (3, 4), (0, 2400), (-1, 1), (2, 2), (2, 1), (2.4, None), (1, 2.6)):
-        with pytest.raises(DataError, match=r"a\.mp4: a clip from .* does not lie in a video of 2\.4 s") as error:
+        with pytest.raises(DataError, match=r"a\.mp4: a clip from .* is not within a video of 2\.4 s") as error:
             read_frames(path, start_s=start, end_s=end, frames=2)
         assert "\n" not in str(error.value)
 
@@ -200,9 +200,9 @@ def sound(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b""), "not a video that can be read"),
-        (lambda path: path.write_bytes(b"not a video" * 100), "not a video that can be read"),
-        (lambda path: path.write_bytes(film(path).read_bytes()[:900]), "not a video that can be read"),
+        (lambda path: path.write_bytes(b""), "not a readable video"),
+        (lambda path: path.write_bytes(b"not a video" * 100), "not a readable video"),
+        (lambda path: path.write_bytes(film(path).read_bytes()[:900]), "not a readable video"),
         (sound, "holds no video"),
         (lambda path: None, "no such video"),
         (lambda path: path.mkdir(), "holds no pictures"),
@@ -225,7 +225,7 @@ def test_a_cut_file_has_the_frames_that_are_left(tmp_path):
     info = probe(path)
     assert 10 < info.frames < 50
     assert np.array_equal(read_frames_at(path, [0, 5]), whole[[0, 5]])
-    with pytest.raises(DataError, match="does not lie in a video of"):
+    with pytest.raises(DataError, match="is not within a video of"):
         read_frames(path, start_s=1.8, end_s=2.4, frames=2)
 
 
@@ -238,7 +238,7 @@ def test_damage_is_an_error_only_for_clips_that_it_hits(tmp_path):
     content[position + 8 : position + 8 + size] = bytes(size)
     path.write_bytes(bytes(content))
     assert np.array_equal(read_frames(path, start_s=0, end_s=1, frames=2), whole[[6, 18]])
-    with pytest.raises(DataError, match=r"not a video that can be read|frame at 1\.60 s cannot be decoded"):
+    with pytest.raises(DataError, match=r"not a readable video|frame at 1\.60 s cannot be decoded"):
         read_frames_at(path, [40])
 
 

@@ -119,7 +119,7 @@ def test_too_few_people():
         DataError, match=r"^data\.folds=4 needs a class with as many clips, the largest has 3: lower it$"
     ):
         subject_folds(clips("a0", "b0", "c0", "d1", "e1", per=1), folds=4, seed=0)
-    with pytest.raises(DataError, match=r"^fold \d tests on everybody of class 2 \(x\) and leaves nobody to learn it"):
+    with pytest.raises(DataError, match=r"^fold \d tests on all subjects of class 2 \(x\) and leaves none to train on"):
         subject_folds(clips("a0", "b0", "c0", "d0", "x2"), folds=3, seed=0)
     pairs = [*clips("a0", "b1", fold=0), *clips("c0", "d1", fold=1)]
     with pytest.raises(DataError, match=r"^fold 0: 2 subject\(s\) are not tested on, too few to train and to validate"):
@@ -164,7 +164,7 @@ def test_mistakes_in_the_fold_column():
     )
     refused([replace(r, fold=0) for r in records], r"^the fold column holds 0: expected at least two parts")
     refused(
-        column(("a0", "b1"), ("c1", "d1"), ("e1", "f1")), r"^fold 0 tests on everybody of class 0 \(a\) and leaves "
+        column(("a0", "b1"), ("c1", "d1"), ("e1", "f1")), r"^fold 0 tests on all subjects of class 0 \(a\) and leaves "
     )
 
 
@@ -291,7 +291,9 @@ def test_of_each_class_its_share():
     assert shares == {3: [1, 1, 1], 6: [3, 2, 1], 9: [6, 2, 1], 18: [12, 4, 2]}
     picks = {people(keep_subjects(records, count=6, seed=seed)) for seed in range(4)}
     assert len(picks) > 1
-    with pytest.raises(DataError, match=r"^data\.subjects=2: expected 3, one of each class, to 18, all to learn from$"):
+    with pytest.raises(
+        DataError, match=r"^data\.subjects=2: expected 3 \(one per class\) to 18 \(all training subjects\)$"
+    ):
         keep_subjects(records, count=2, seed=0)
     with pytest.raises(DataError, match=r"^data\.subjects=19: expected 3"):
         keep_subjects(records, count=19, seed=0)

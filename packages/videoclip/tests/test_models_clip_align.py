@@ -34,7 +34,7 @@ def inputs_of(batch=3, *, channels=1, frames=4, size=16):
 def gradients(model, *, clip_weight=1.0, channels=1):
     """Names of the parameters that the loss reaches."""
     video, maps = inputs_of(channels=channels)
-    loss = VideoClipLoss(model.config, LossConfig(clip_weight=clip_weight))
+    loss = VideoClipLoss(LossConfig(clip_weight=clip_weight), token_config=model.config)
     ids = torch.arange(3)
     model.zero_grad()
     found = loss(
@@ -257,7 +257,7 @@ def test_without_alignment_neither_map_encoder_nor_projections_learn():
 def test_the_token_loss_teaches_the_trunk_alone():
     model = model_of(map_guided=True, lambda_token=0.5)
     video, maps = inputs_of()
-    found = VideoClipLoss(model.config, LossConfig())(
+    found = VideoClipLoss(LossConfig(), token_config=model.config)(
         model(video, maps),
         map_BCTHW=maps,
         label_B=torch.arange(3),

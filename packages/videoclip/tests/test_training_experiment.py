@@ -243,7 +243,7 @@ def test_a_part_of_which_nothing_can_be_read_is_refused(small, walks, tmp_path):
         ("data.batch_size=7 trainer.devices=cpu:2", "data.batch_size=7 does not divide among 2 devices"),
         ("data.batches=subject_unique data.batch_size=10", "9 training subjects do not fill a batch of 10 clips"),
         ("data.fold=4 data.folds=6 data.fold=5", "data.fold=5: the fold column has parts 0 to 4"),
-        ("data.subjects=40", "data.subjects=40: expected 3, one of each class, to 9"),
+        ("data.subjects=40", "data.subjects=40: expected 3 \\(one per class\\) to 9"),
         ("model.model_class_num=2", "set model.model_class_num=3"),
         ("trainer.devices=cpu:8", "6 validation clip\\(s\\) do not go round 8 devices"),
         ("trainer.logger=wandb", "trainer.logger=wandb: not installed"),

@@ -51,7 +51,7 @@ def plain_contrast(output, *, scale=10.0, exclude=None, positive=None):
 
 def test_the_total_weighs_its_parts():
     output, batch = forward_batch(4), batch_of(4)
-    found = VideoClipLoss(replace(PLAIN, lambda_token=0.3), LossConfig(clip_weight=0.5))(output, **batch)
+    found = VideoClipLoss(LossConfig(clip_weight=0.5), token_config=replace(PLAIN, lambda_token=0.3))(output, **batch)
     torch.testing.assert_close(found.total, found.classification + 0.5 * found.contrastive + 0.3 * found.token)
     assert all(part > 0.01 for part in found.parts.values())
     assert set(found.parts) == {"classification", "contrastive", "token"}
@@ -72,7 +72,7 @@ def test_cross_entropy_leaves_unknown_labels_out():
 @pytest.mark.parametrize("positive", ["regions", "none"])
 def test_subjects_are_excluded_and_regions_are_positives(exclude, positive):
     subject, regions = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([7, 8, 7, 9, 10])
-    loss = VideoClipLoss(PLAIN, LossConfig(exclude=exclude, positive=positive))
+    loss = VideoClipLoss(LossConfig(exclude=exclude, positive=positive), token_config=PLAIN)
     output = forward_batch(5)
     found = loss(output, **batch_of(5, subject_B=subject, regions_B=regions)).contrastive
     expected = plain_contrast(
@@ -88,7 +88,7 @@ def test_subjects_are_excluded_and_regions_are_positives(exclude, positive):
 def test_clips_without_a_map_take_no_part_in_the_alignment():
     output, subject = forward_batch(5), torch.tensor([0, 1, 2, 3, 4])
     kept = torch.tensor([True, False, True, True, False])
-    loss = VideoClipLoss(PLAIN, LossConfig())
+    loss = VideoClipLoss(LossConfig(), token_config=PLAIN)
     found = loss(replace(output, map_valid=kept), **batch_of(5, subject_B=subject)).contrastive
     part = replace(output, video_embed=output.video_embed[kept], attn_embed=output.attn_embed[kept])
     torch.testing.assert_close(found, plain_contrast(part))
@@ -105,7 +105,7 @@ def test_without_a_negative_the_alignment_is_zero_with_zero_gradient(case):
     if case == "no map":
         output = replace(output, map_valid=torch.zeros(size, dtype=torch.bool))
     scale = torch.tensor(10.0, requires_grad=True)
-    found = VideoClipLoss(PLAIN, LossConfig())(output, **batch | {"scale": scale})
+    found = VideoClipLoss(LossConfig(), token_config=PLAIN)(output, **batch | {"scale": scale})
     found.total.backward()
     assert found.contrastive == 0
     for tensor in (output.video_embed, output.attn_embed, scale):
@@ -114,7 +114,7 @@ def test_without_a_negative_the_alignment_is_zero_with_zero_gradient(case):
 
 def test_what_has_no_weight_leaves_no_gradient():
     output = forward_batch(4)
-    found = VideoClipLoss(PLAIN, LossConfig(clip_weight=0))(output, **batch_of(4))
+    found = VideoClipLoss(LossConfig(clip_weight=0), token_config=PLAIN)(output, **batch_of(4))
     found.total.backward()
     assert found.contrastive == found.token == 0
     assert output.video_embed.grad is None
@@ -207,7 +207,9 @@ def test_gated_tokens_follow_the_map_by_themselves():
     gain = 1 + 5 * torch.nn.functional.interpolate(batch["map_BCTHW"], size=(2, 4, 4), mode="trilinear")
     output = replace(output, token_gain=gain)
     ungated, gated = (
-        VideoClipLoss(replace(PLAIN, lambda_token=1, token_source=source), LossConfig())(output, **batch).token
+        VideoClipLoss(LossConfig(), token_config=replace(PLAIN, lambda_token=1, token_source=source))(
+            output, **batch
+        ).token
         for source in ("ungated", "gated")
     )
     assert gated < 0.3 < ungated
@@ -239,7 +241,7 @@ def test_the_whole_is_finite_with_finite_gradients(size, one_subject, empty, hal
     if not known:
         batch["label_B"] = torch.full((size,), -1)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found = VideoClipLoss(config, LossConfig(positive="regions"))(
+        found = VideoClipLoss(LossConfig(positive="regions"), token_config=config)(
             model(torch.randn(size, 3, 2, 16, 16), maps), **batch
         )
     found.total.backward()
@@ -262,7 +264,7 @@ def alignment(rows, *, last):
     part = {"video_embed": video, "attn_embed": whole.attn_embed[rows], "map_valid": kept[rows]}
     output = replace(whole, logits=whole.logits[rows], **part)
     mine = {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in shared().items()}
-    loss = VideoClipLoss(PLAIN, LossConfig(positive="regions"))(output, **mine).contrastive
+    loss = VideoClipLoss(LossConfig(positive="regions"), token_config=PLAIN)(output, **mine).contrastive
     loss.backward()
     return loss.detach(), video.grad
 

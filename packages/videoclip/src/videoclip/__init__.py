@@ -3,7 +3,7 @@
     from videoclip import Classifier
     Classifier.from_pretrained("runs/videoclip/first").predict("clip.mp4").probabilities
 
-Names load when they are first used, so that `import videoclip` costs nothing.
+Names load when first used, so that `import videoclip` is quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""A trained model, ready for a person's clips."""
+"""The trained classifier: load it, predict videos, save it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +29,12 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a model wants its clips.
+    """How clips are sampled for a model.
 
     Attributes:
-        frames: Frames of a clip.
-        size: Pixels a side.
-        clip_seconds: How long a clip is; a longer video is cut into several.
+        frames: Frames per clip.
+        size: Height and width in pixels.
+        clip_seconds: Length of a clip in seconds; a longer video is cut into several.
     """
 
     frames: int
@@ -51,13 +51,13 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class ClipPrediction:
-    """What the model says of one clip of a video, and where it looked.
+    """Prediction of one clip of a video, and where the model looked.
 
     Attributes:
-        start_s, end_s: Where the clip is in the video, in seconds.
-        probability_K: Of each class.
-        frames_THW3: What the model saw, uint8 RGB.
-        looked_THW: Energy of the tokens as they were pooled, 0 to 1, on their grid; None for a backbone without tokens.
+        start_s, end_s: Start and end of the clip in the video, in seconds.
+        probability_K: Probability of each class.
+        frames_THW3: The frames that the model saw, uint8 RGB.
+        looked_THW: Energy of the tokens as pooled, 0 to 1, on their grid; None for a backbone without tokens.
         guided: Whether a map guided the pooling.
     """
 
@@ -71,22 +71,22 @@ class ClipPrediction:
 
 @dataclass(frozen=True, eq=False)
 class VideoPrediction:
-    """What the model says of a video: the mean over its clips.
+    """Prediction of a video: the mean over its clips.
 
     Attributes:
-        clips: Each for itself.
+        clips: The predictions of its clips.
     """
 
     clips: tuple[ClipPrediction, ...]
 
     @property
     def probability_K(self) -> NDArray[np.float64]:
-        """Of each class."""
+        """Probability of each class."""
         return np.mean([clip.probability_K for clip in self.clips], axis=0)
 
     @property
     def probabilities(self) -> list[float]:
-        """The same as plain numbers."""
+        """The probabilities as plain numbers."""
         return [float(value) for value in self.probability_K]
 
     @property
@@ -96,14 +96,14 @@ class VideoPrediction:
 
 
 class Classifier:
-    """Classifies videos, with or without a clinician's map beside them.
+    """A trained model that classifies videos, with or without a clinician's map.
 
         Classifier.from_pretrained("runs/videoclip/first").predict("clip.mp4").probabilities
 
     Args:
         model: A trained model.
-        sampling: How it wants its clips.
-        device: Where it runs; default: a GPU where there is one.
+        sampling: How clips are sampled for it.
+        device: Device to run on; default: a GPU if available.
     """
 
     def __init__(
@@ -152,20 +152,21 @@ class Classifier:
         keypoints: str | Path | None = None,
         regions: Sequence[str] = (),
     ) -> VideoPrediction:
-        """Class probabilities of a video: of each clip of it, and their mean.
+        """Predict the class probabilities of a video: those of each of its clips, and their mean.
 
         Args:
             video: A video file, an .npz of frames, or a folder of frames.
-            start_s, end_s: The part that counts, in seconds; default: all of it.
-            map: Where somebody looked, over the whole video; without one a map-guided model pools evenly.
-            keypoints: COCO joints of the whole video, to draw `regions` from.
+            start_s, end_s: Part of the video to classify, in seconds; default: all of it.
+            map: Attention map of the whole video; without one, a map-guided model pools evenly.
+            keypoints: COCO joints of the whole video, from which the map of `regions` is drawn.
             regions: Names of attended regions (`clip_common.regions.REGIONS`).
 
         Raises:
             DataError: One line: a file that cannot be read.
-            ValueError: A map for a model that takes none, none for one that classifies maps, or one given in part.
+            ValueError: A map for a model that uses none, no map for a model that classifies maps, or keypoints without
+                regions.
         """
-        self._require_map(map=map, keypoints=keypoints, regions=regions)
+        self._check_map(map=map, keypoints=keypoints, regions=regions)
         whole = ClipRecord(
             clip_id=Path(video).name,
             subject_id="",
@@ -184,7 +185,7 @@ class Classifier:
         config = DataConfig(frames=self.sampling.frames, size=self.sampling.size)
         return VideoPrediction(tuple(self.predict_record(clip, config) for clip in clips))
 
-    def _require_map(self, *, map: object, keypoints: object, regions: Sequence[str]) -> None:
+    def _check_map(self, *, map: object, keypoints: object, regions: Sequence[str]) -> None:
         if (keypoints is None) == bool(regions):
             raise ValueError("a map is drawn from keypoints and regions: give both, or neither")
         if map is not None and regions:
@@ -192,8 +193,8 @@ class Classifier:
         given, model = map is not None or bool(regions), self.model.config
         if given and not model.map_guided and model.clip_classifier_source == "video":
             raise ValueError(
-                "this model classifies without looking at maps (model.map_guided=false): leave the map out, "
-                "or take a model that was trained with model.map_guided=true"
+                "this model does not use maps (model.map_guided=false): leave the map out, "
+                "or use a model trained with model.map_guided=true"
             )
         if not given and model.clip_classifier_source != "video":
             raise ValueError(
@@ -202,14 +203,14 @@ class Classifier:
             )
 
     def predict_record(self, record: ClipRecord, config: DataConfig) -> ClipPrediction:
-        """What the model says of one clip of a set, with the map that `config.maps` chooses."""
+        """Predict one clip of a data set, with the map that `config.maps` selects."""
         channels = self.model.config.attn_in_channels
         pair = read_pair(record, config, channels=channels, side=self.sampling.size)
         return self.predict_shown(record, pair.frames_T3SS.transpose(0, 1), pair.map_CTSS.float() / 255)
 
     @torch.inference_mode()
     def predict_shown(self, record: ClipRecord, video_3THW: Tensor, map_CTHW: Tensor) -> ClipPrediction:
-        """What the model says of one clip of a set, shown these uint8 frames and this map."""
+        """Predict one clip of a data set from these uint8 frames and this map."""
         self.model.to(self.device)
         shown = normalise(video_3THW[None].to(self.device)), map_CTHW[None].to(self.device)
         output = self.model(*shown, align=False)
@@ -225,7 +226,7 @@ class Classifier:
 
 
 def locate_focus(output: Output) -> NDArray[np.float32] | None:
-    """Energy (T, H, W) of the first clip's tokens as they were pooled: gated, and weighed where a map said where."""
+    """Return the energy (T, H, W) of the first clip's tokens as pooled: gated, and weighted by its map."""
     tokens_B64THW = output.gated_tokens
     if tokens_B64THW is None:
         return None

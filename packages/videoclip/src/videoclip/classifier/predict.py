@@ -1,4 +1,4 @@
-"""A trained model's answers for a person: probabilities, and pictures of where it, or a clinician, looked."""
+"""Predict videos and draw where the model, or a clinician, looked."""
 
 import json
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from videoclip.report.overlay import write_overlay, write_sheet
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one video.
+    """Prediction of one video and its pictures.
 
     Attributes:
-        video: The file.
-        prediction: Its probabilities.
-        files: What was drawn.
+        video: The video file.
+        prediction: Its prediction.
+        files: The pictures drawn.
     """
 
     video: Path
@@ -49,27 +49,27 @@ def predict_videos(
     regions: Sequence[str] = (),
     reporter: Reporter = silent,
 ) -> tuple[list[Answer], dict[Path, str]]:
-    """Classify videos and draw where the model looked; a video that cannot be read is left out and named.
+    """Classify videos and draw where the model looked; skip and report videos that cannot be read.
 
-    Writes OUT/predictions.jsonl, one line a video, and for each a sheet (PNG) and a clip (MP4) of overlays; not for a
-    backbone that has no tokens.
+    Writes OUT/predictions.jsonl, one line per video, and for each video a sheet (PNG) and a clip (MP4) of overlays,
+    unless the backbone has no tokens.
 
     Args:
         source: A run folder or a saved model.
-        videos: What to classify.
-        out: Folder, made where it is missing.
-        start_s, end_s: The part of each video that counts, in seconds.
-        map, keypoints, regions: See `Classifier.predict`; for one video only.
+        videos: The videos to classify.
+        out: Folder of the results; made if missing.
+        start_s, end_s: Part of each video to classify, in seconds.
+        map, keypoints, regions: See `Classifier.predict`; only for a single video.
         reporter: Shows progress.
 
     Returns:
-        What was said, and what is wrong with the videos that could not be read.
+        The answers, and video → problem for those that could not be read.
 
     Raises:
-        ValueError: No model there, or one map for several videos.
+        ValueError: No model at `source`, or one map for several videos.
     """
     if len(videos) > 1 and (map or keypoints or regions):
-        raise ValueError(f"a map, keypoints and regions are those of one video; got {len(videos)} videos")
+        raise ValueError(f"a map, keypoints and regions belong to one video; got {len(videos)} videos")
     names = name_outputs(videos)
     classifier = Classifier.from_pretrained(source)
     answers, problems = [], {}
@@ -91,7 +91,7 @@ def predict_videos(
 
 
 def draw(said: VideoPrediction, place: Path) -> list[Path]:
-    """PLACE.png and PLACE.mp4 of the first clip of a video, of which the PNG says what was predicted."""
+    """Draw PLACE.png and PLACE.mp4 of a video's first clip; the title of the PNG tells the prediction."""
     clip = said.clips[0]
     if clip.looked_THW is None:
         return []
@@ -109,12 +109,12 @@ def draw(said: VideoPrediction, place: Path) -> list[Path]:
 
 
 def playback_fps(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
-    """Frames a second at which a clip lasts as long as it did."""
+    """Return the frames per second at which a clip plays in real time."""
     return max(1, round(len(frames_THW3) / (end_s - start_s)))
 
 
 def as_dict(answer: Answer) -> dict[str, object]:
-    """One line of predictions.jsonl."""
+    """Return one line of predictions.jsonl."""
     said = answer.prediction
     return {
         "video": str(answer.video),
@@ -133,7 +133,7 @@ def as_dict(answer: Answer) -> dict[str, object]:
 
 
 def name_outputs(videos: Sequence[Path]) -> dict[Path, str]:
-    """What each video's pictures are called: its own name, numbered where two have the same."""
+    """Return video → name of its pictures: the video's own, numbered if several have the same."""
     names: dict[Path, str] = {}
     for video in videos:
         name, number = video.stem, 2
@@ -152,20 +152,20 @@ def overlay_clips(
     overrides: Sequence[str] = (),
     reporter: Reporter = silent,
 ) -> list[Path]:
-    """Draw clips under their maps; of a run also where the model looked, on clips of its test split.
+    """Draw the maps over clips; for a run, also where the model looked, on clips of its test split.
 
-    Maps are those that the model is shown: of the clinicians, or what stands in for them (`data.control`).
+    The maps are those that the model sees: the clinicians', or the control that replaces them (`data.control`).
 
     Args:
-        source: A run folder, or a set as `data.root` takes it.
-        clips: Names of clips; default: the first `count`, each of another subject.
-        count: How many.
+        source: A run folder, or a data set as in `data.root`.
+        clips: Names of clips; default: the first clips of `count` subjects.
+        count: Number of clips if none is named.
         out: Folder of the pictures; default: `overlays` in the run's plots, or in the working folder.
-        overrides: Of the configuration, such as `data.maps=doctor2`.
+        overrides: Overrides of the configuration, such as `data.maps=doctor2`.
         reporter: Shows progress.
 
     Raises:
-        ValueError: No such clip, or a set or run that cannot be used.
+        ValueError: An unknown clip, or a data set or run that cannot be used.
     """
     classifier = None
     if is_run(source):
@@ -199,7 +199,7 @@ def overlay_clips(
 def overlay_clip(
     record: ClipRecord, sample: Sample, config: Config, classifier: Classifier | None, out: Path
 ) -> list[Path]:
-    """A sheet and a clip of one record: the map that it is shown with and, with a model, where that looked."""
+    """Draw a sheet and a clip of one record: its map and, with a classifier, where the model looked."""
     frames_THW3 = sample.video_3THW.permute(1, 2, 3, 0).numpy()
     seen_THW = sample.map_CTHW.mean(dim=0).numpy()
     control = config.data.control
@@ -223,10 +223,10 @@ def overlay_clip(
 
 
 def choose_clips(records: Sequence[ClipRecord], names: Sequence[str], *, count: int) -> list[ClipRecord]:
-    """The named clips, or the first of `count` subjects.
+    """Return the named clips, or the first clips of `count` subjects.
 
     Raises:
-        ValueError: No such clip.
+        ValueError: An unknown clip.
     """
     by_name = {record.clip_id: record for record in records}
     missing = [name for name in names if name not in by_name]

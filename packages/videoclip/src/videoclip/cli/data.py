@@ -1,4 +1,4 @@
-"""`videoclip data`: look at a set of clips, draw its maps, or make a set."""
+"""The commands `videoclip data …`: check a data set, draw its maps, or make a synthetic one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, Overrides, console
 
-data = cli.application("data", help="Look at a set of clips, draw its maps, or make a set.")
+data = cli.application("data", help="Check a data set, draw its maps, or make a synthetic one.")
 
 Root = Annotated[
     Path, typer.Argument(help="A manifest, a folder with one, or a folder of videos/.", show_default=False)
@@ -17,7 +17,7 @@ Root = Annotated[
 
 @data.command()
 def check(root: Root, overrides: Overrides = None) -> None:
-    """Decode every clip and map, deal the folds, look for leaks; list what is wrong and exit with 2 if anything is.
+    """Decode every clip and map, split into folds and look for leaks; list problems, and exit with 2 if there are any.
 
     Examples:
 
@@ -45,7 +45,7 @@ def check(root: Root, overrides: Overrides = None) -> None:
     maps = report.maps
     if maps.mean is not None:
         console.print(f"maps: mean {maps.mean:.3f}; {100 * (maps.focus or 0):.1f} % of a map above half its maximum")
-    for clips, what in ((maps.without, "without a map"), (maps.constant, "with a map that is the same everywhere")):
+    for clips, what in ((maps.without, "without a map"), (maps.constant, "with a constant map")):
         if clips:
             console.print(f"{len(clips)} clip(s) {what}, such as {', '.join(clips[:3])}", soft_wrap=True)
     if maps.two_doctors:
@@ -60,10 +60,10 @@ def check(root: Root, overrides: Overrides = None) -> None:
 def render_maps(
     root: Root,
     out: NewFolder,
-    maps: Annotated[str, typer.Option(help="Whose regions: doctor1, doctor2 or both.")] = "both",
-    size: Annotated[int, typer.Option(min=16, help="Pixels a side of a map.")] = 112,
+    maps: Annotated[str, typer.Option(help="Whose regions to draw: doctor1, doctor2 or both.")] = "both",
+    size: Annotated[int, typer.Option(min=16, help="Height and width of a map in pixels.")] = 112,
 ) -> None:
-    """Draw maps from keypoints and attended regions: a Gaussian on each joint; and a manifest that names them.
+    """Draw maps from keypoints and attended regions, a Gaussian on each joint, and write a manifest with them.
 
     Example:
 
@@ -73,22 +73,24 @@ def render_maps(
 
     with cli.progress("drawing maps") as progress:
         manifest, drawn, without = render(root, out, maps=maps, size=size, progress=progress)
-    console.print(f"{drawn} maps; the set with them is {manifest}", soft_wrap=True)
+    console.print(f"{drawn} maps; the data set with them is {manifest}", soft_wrap=True)
     if without:
-        console.print(f"{len(without)} clip(s) without keypoints or regions have none, such as {without[0]}")
+        console.print(
+            f"{len(without)} clip(s) have no map, because they lack keypoints or regions, such as {without[0]}"
+        )
 
 
 @data.command()
 def synthetic(
     folder: NewFolder,
-    subjects: Annotated[int, typer.Option(help="People; each has one condition.")] = 60,
-    clips: Annotated[int, typer.Option(help="Clips of each.")] = 4,
-    size: Annotated[int, typer.Option(help="Pixels a side.")] = 112,
-    seconds: Annotated[float, typer.Option(help="Length of a clip; a second shows a whole stride.")] = 1.0,
-    folds: Annotated[int, typer.Option(help="Parts of a cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option(help="Another seed is another set.")] = 1,
+    subjects: Annotated[int, typer.Option(help="Number of people; each has one condition.")] = 60,
+    clips: Annotated[int, typer.Option(help="Clips per person.")] = 4,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 112,
+    seconds: Annotated[float, typer.Option(help="Length of a clip in seconds; one second shows a whole stride.")] = 1.0,
+    folds: Annotated[int, typer.Option(help="Number of parts of a cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Another seed makes another set.")] = 1,
 ) -> None:
-    """Film walking figures: a pathology makes one joint region asymmetric; two doctors attended some regions.
+    """Film walking figures: a pathology makes one joint region asymmetric, and two doctors attend some regions.
 
     Example:
 

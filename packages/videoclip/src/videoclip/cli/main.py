@@ -1,4 +1,4 @@
-"""`videoclip`: the verbs. It parses, calls and prints; what is done is elsewhere."""
+"""The command `videoclip`: its verbs parse, call one function and print."""
 
 import sys
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", sh
 
 @app.command()
 def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> None:
-    """Train on some subjects, select on others, and leave a run folder; a third part stays for `videoclip test`.
+    """Train on some subjects and select on others; the rest is left for `videoclip test`.
 
     Examples:
 
@@ -56,7 +56,7 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     from videoclip.config import Config
 
     settings = resolve(Config, package="videoclip", config=config, overrides=overrides or [], resume=resume)
-    from videoclip.training.experiment import train as run_training  # after what may be mistyped: it takes seconds
+    from videoclip.training.experiment import train as run_training  # slow, so import it after the options are checked
 
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
@@ -71,7 +71,8 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
 def score(run: RunFolder, overrides: Overrides = None) -> None:
     """Score subjects that the run never saw: classification, retrieval of maps, alignment against correctness.
 
-    Of its own set that is the part that was left out; with data.root another set, of which no video may be in training.
+    By default these are the test subjects of its own data set; data.root=… scores another set, which may not contain
+    a training video.
 
     Examples:
 
@@ -94,7 +95,7 @@ def score(run: RunFolder, overrides: Overrides = None) -> None:
 def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = None) -> None:
     """Cross-validate by subject: folds=… fits, each tested on subjects that it never saw; mean ± sd.
 
-    Validation subjects are taken from the training folds. Who was in which part is written into the run.
+    Validation subjects are taken from the training folds. The run's splits.json records the subjects of each part.
 
     Examples:
 
@@ -135,9 +136,9 @@ def ablate(
         AblationTable.all
     ),
 ) -> None:
-    """Fill the experiment table: each row seeds=… times, tested on subjects that it never saw, beside row B0.
+    """Fill the experiment table: train each row with each of seeds=…, test it on unseen subjects, compare with row B0.
 
-    The same command typed again goes on where it was stopped, with more seeds or another table too.
+    Run the same command again to continue, or to add seeds or another table.
 
     Examples:
 
@@ -167,18 +168,18 @@ def ablate(
 
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, or a saved model.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN-or-MODEL", help="Run folder or saved model.")],
     videos: Annotated[list[Path], typer.Argument(help="Videos; a long one is cut into clips.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder of predictions.jsonl and of the overlays.")] = Path("predictions"),
-    start: Annotated[float, typer.Option(help="Seconds at which the part that counts begins.")] = 0.0,
-    end: Annotated[float | None, typer.Option(help="Seconds at which it ends; default: the video's end.")] = None,
-    map: Annotated[Path | None, typer.Option(help="Where a clinician looked (.npy, video, PNG folder).")] = None,
-    keypoints: Annotated[Path | None, typer.Option(help="COCO joints (.npy), to draw --regions from.")] = None,
-    regions: Annotated[str, typer.Option(help="Attended regions, with commas: foot,shoulder.")] = "",
+    start: Annotated[float, typer.Option(help="Start of the part to classify, in seconds.")] = 0.0,
+    end: Annotated[float | None, typer.Option(help="End of that part, in seconds; default: the video's end.")] = None,
+    map: Annotated[Path | None, typer.Option(help="Attention map (.npy, video, folder of pictures).")] = None,
+    keypoints: Annotated[Path | None, typer.Option(help="COCO joints (.npy) from which --regions are drawn.")] = None,
+    regions: Annotated[str, typer.Option(help="Attended regions, separated by commas: foot,shoulder.")] = "",
 ) -> None:
-    """Class probabilities of videos, and pictures of where the model looked.
+    """Predict the classes of videos and draw where the model looked.
 
-    Videos that cannot be read are left out and named; the command ends with 2 then.
+    Videos that cannot be read are skipped and listed; the exit code is 2 then.
 
     Examples:
 
@@ -216,15 +217,13 @@ def predict(
 
 @app.command()
 def overlay(
-    source: Annotated[Path, typer.Argument(metavar="RUN-or-DATA", help="Run folder, or a set of clips.")],
+    source: Annotated[Path, typer.Argument(metavar="RUN-or-DATA", help="Run folder or data set.")],
     overrides: Overrides = None,
-    clip: Annotated[
-        list[str] | None, typer.Option("--clip", help="Name of a clip; may be given several times.")
-    ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Clips to draw where none is named.")] = 4,
+    clip: Annotated[list[str] | None, typer.Option("--clip", help="Name of a clip; can be repeated.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of clips to draw if none is named.")] = 4,
     out: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
 ) -> None:
-    """Draw where the clinician looked over the frames; of a run, on test clips, also where the model did.
+    """Draw the clinician's map over frames; for a run, on test clips, also where the model looked.
 
     Examples:
 
@@ -244,7 +243,7 @@ cli.add_config_verb(app, package="videoclip", example="--config walking model.ma
 
 
 def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
-    """What was found, with its interval and beside the majority baseline or chance."""
+    """Print metrics with their intervals, and the majority baseline or chance."""
     table = Table("", "", "95 % interval", "baseline", title=Text(title), box=box.SIMPLE)
     for name, label, baseline in FIGURES:
         if name not in evaluation.metrics:
@@ -256,11 +255,11 @@ def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
     console.print(table)
     recalls = [evaluation.metrics.get(f"recall_{label}") for label in range(len(evaluation.confusion_KK))]
     console.print(
-        "recall of each class: " + ", ".join("none there" if value is None else f"{value:.3f}" for value in recalls)
+        "recall of each class: " + ", ".join("no clips" if value is None else f"{value:.3f}" for value in recalls)
     )
     console.print(
         f"{evaluation.clips:,} clips of {evaluation.subjects:,} subjects, {evaluation.mapped:,} with a map; intervals "
-        f"are a bootstrap over subjects; the baseline always says class {evaluation.majority}, or is chance\n"
+        f"are a bootstrap over subjects; the baseline always predicts class {evaluation.majority}, or is chance\n"
     )
 
 
@@ -279,14 +278,14 @@ FIGURES = (
     ("align_sim_gap", "their gap", ""),
     ("align_sim_corr", "correlation with correctness", ""),
 )
-"""Figure, what it is called, and the figure that it stands beside."""
+"""Metric, its label, and the metric of its baseline."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script: `section.field=value …` and `--config …` without a verb mean `train`.
+    """Run the command; `section.field=value …` and `--config …` without a verb mean `train`.
 
     Args:
-        arguments: The command line; default: the process's own.
+        arguments: Command line; default: that of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     words = [argument for argument in arguments if argument != "--debug"]

@@ -3,7 +3,7 @@
 from videoclip.data import ClipCache, VideoMapDataset, read_clips, split_of
 
 records = read_clips(config)                                    # a manifest, or videos/ and attention_maps/
-split = split_of(records, config)                               # by subject; a leak is an error
+split = split_of(records, config)                               # by subject; a leak raises DataError
 cache = ClipCache(folder, split.train, config, channels=1)      # decoded once
 dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True, cache=cache)
 """

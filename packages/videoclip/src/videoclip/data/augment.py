@@ -1,4 +1,4 @@
-"""Random views of a training clip; the map moves exactly as the frames do.
+"""Random views of a training clip; the map is transformed exactly as the frames are.
 
 C channels of a map, T frames, S pixels a side.
 """
@@ -13,16 +13,16 @@ from videoclip.config import AugmentConfig
 def augment(
     frames_T3SS: Tensor, map_CTSS: Tensor, config: AugmentConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One view, the same for all frames of the clip: mirrored, cropped and resized back, recoloured.
+    """Return a random view of a clip: mirrored, cropped and resized back, recoloured, alike in all frames.
 
     Args:
         frames_T3SS: uint8.
-        map_CTSS: Float; only mirrored and cropped.
-        config: How much of each.
-        rng: Where all numbers are drawn from, the same count for any configuration.
+        map_CTSS: Float; mirrored and cropped, but not recoloured.
+        config: Strength of each change.
+        rng: Generator; the number of draws is the same for every configuration.
 
     Returns:
-        Frames and map of the same shapes and types.
+        Frames and map, of unchanged shapes and dtypes.
     """
     mirrored, share, down, across, bright, contrast = torch.rand(6, generator=rng).tolist()
     side = frames_T3SS.shape[-1]

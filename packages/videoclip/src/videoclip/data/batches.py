@@ -1,4 +1,4 @@
-"""Batches in which nobody stands twice, so that no negative is another second of the same person.
+"""Batches with at most one clip per subject, so that no negative comes from the same person.
 
 N clips of S subjects, M batches of G clips on all ranks together.
 """
@@ -14,21 +14,21 @@ from videoclip.data.records import ClipRecord
 
 
 class SubjectUniqueBatchSampler(ShuffledBatchSampler):
-    """Full batches with at most one clip of a subject on all ranks; the order is a function of (seed, epoch).
+    """Full batches with at most one clip per subject over all ranks; the order is a function of (seed, epoch).
 
-    An epoch has as many batches as can be made so, and gives every clip at most once. What does not fit is drawn anew
-    each epoch: of a subject with more clips than there are batches, some are left out. Ranks are disjoint and give the
-    same number of batches.
+    An epoch has as many such batches as possible and uses every clip at most once. Surplus clips, such as those of a
+    subject with more clips than batches, are skipped; each epoch draws anew which. Ranks are disjoint and have the same
+    number of batches.
 
-    How an epoch is made: M is the largest number with Σ min(clips of a subject, M) ≥ G·M. Each batch takes the subjects
-    that must be in all that are left, then others by lot, weighted by what they have left: so there is always enough
-    for the next, and who meets whom is not fixed.
+    An epoch is built as follows. M is the largest number with Σ min(clips of a subject, M) ≥ G·M. Each batch takes the
+    subjects that must be in every remaining batch, then draws others, weighted by their remaining clips. So enough
+    subjects remain for the next batch, and the subjects that meet in a batch vary.
 
     Args:
-        subject_N: Number of the subject of each row of the dataset, from 0.
+        subject_N: Subject number of each row of the dataset, from 0.
         batch_size: Clips of a batch on one rank.
-        seed: With the epoch and the subjects, the whole of the order.
-        rank: This process.
+        seed: Determines the order, together with the epoch and the subjects.
+        rank: Number of this process.
         world: Number of processes.
 
     Raises:
@@ -52,18 +52,18 @@ class SubjectUniqueBatchSampler(ShuffledBatchSampler):
         self.subject_N = subject_N
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The rows of an epoch, batch of all ranks after batch."""
+        """Return the rows of an epoch, as consecutive batches of all ranks together."""
         mixed_N = torch.randperm(len(self.subject_N), generator=generator)
         _, subject_N = self.subject_N[mixed_N].unique(return_inverse=True)
         rows = [rows.tolist() for rows in mixed_N[subject_N.argsort(stable=True)].split(subject_N.bincount().tolist())]
         size, batches = self.batch_size * self.world, len(self)
-        # at most one clip a batch of each subject; of these, what is too many is struck out by lot
+        # at most one clip per subject and batch; a random choice of the surplus is dropped
         places = torch.repeat_interleave(subject_N.bincount().clamp(max=batches))
         kept = places[torch.randperm(len(places), generator=generator)[: size * batches]]
         left_S = kept.bincount(minlength=len(rows))
         order: list[int] = []
         for remaining in range(batches, 0, -1):
-            # the largest of random ** (1 / left): drawn without replacement, each in proportion to what it has left
+            # the largest of random ** (1 / left): a draw without replacement, in proportion to the remaining clips
             key_S = torch.rand(len(rows), generator=generator, dtype=torch.float64) ** (1 / left_S)
             key_S[left_S == 0] = -1
             key_S[left_S == remaining] = 2
@@ -74,6 +74,6 @@ class SubjectUniqueBatchSampler(ShuffledBatchSampler):
 
 
 def number_subjects(records: Iterable[ClipRecord]) -> Tensor:
-    """(N,) long: a number for each subject, from 0 in the order in which they first appear."""
+    """Return the subject number of each clip, (N,) long, from 0 in order of first appearance."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(record.subject_id, len(numbers)) for record in records])

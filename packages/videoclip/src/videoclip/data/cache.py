@@ -1,4 +1,4 @@
-"""Each clip decoded once: frames and maps as uint8 in one memory-mapped file, written whole or not at all."""
+"""A cache of decoded clips: frames and maps as uint8 in one memory-mapped file, written atomically."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,32 +16,33 @@ from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
-_VERSION = 1  # another one when the same files would be decoded into other pixels
-_AT_ONCE = 32  # clips that wait in memory
+_VERSION = 1  # raise it when the same files would be decoded into other pixels
+_IN_MEMORY = 32  # clips decoded before they are written
 
 
 class ClipCache:
-    """Frames and maps of a set of clips as `read_pair` gives them.
+    """Frames and maps of a set of clips, as `read_pair` returns them.
 
-    Made at the first use of a set and read back afterwards; give it the clips of all splits, and datasets of some of
-    them share it. The key is the files' names, sizes and times and all knobs that matter to these pixels, so a changed
-    file makes another cache. What happens to maps afterwards (noise, scale, controls) is no part of it.
+    The cache is written at the first use of a set and read afterwards. Pass the clips of all splits, so that the
+    datasets of the splits share one cache. Its key covers the names, sizes and times of the files and all settings
+    that change these pixels: a changed file makes another cache. Later changes of maps (noise, scale, controls) are
+    not cached.
 
     Args:
-        folder: Where the caches lie.
+        folder: Folder of all caches.
         records: The clips.
-        config: `frames`, `size` and `maps` decide the pixels; `on_error` whether an unreadable clip is left out.
-        channels: Of a map.
+        config: `frames`, `size` and `maps` decide the pixels; `on_error` decides whether an unreadable clip is skipped.
+        channels: Channels of a map.
         progress: Called as `progress(done, total)` while clips are decoded, in threads.
 
     Attributes:
-        records: The clips that are in it.
-        problems: clip_id → what is wrong, for those that are not.
+        records: The clips in the cache.
+        problems: clip_id → problem, for the clips that could not be read.
 
     Raises:
-        DataError: A clip cannot be read and on_error=raise, or none can; too little space on the disk. Nothing is left
-            behind.
-        OSError: The disk filled up meanwhile; nothing is left behind either.
+        DataError: A clip cannot be read and on_error=raise, or no clip can be read; too little space on the disk.
+            Nothing is left behind.
+        OSError: The disk filled up meanwhile; nothing is left behind.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ClipCache:
         self.pixels = MappedPixels(self.folder / "pixels.bin")
 
     def __getitem__(self, record: ClipRecord) -> Pair:
-        """The pair of a clip that is in `records`."""
+        """Return frames and map of a clip in `records`."""
         start = self.rows[record.clip_id] * sum(self.sizes)
         row = torch.from_numpy(self.pixels[start : start + sum(self.sizes)])
         frames, map_ = (part.view(shape) for part, shape in zip(row.split(self.sizes), self.shapes, strict=True))
@@ -92,8 +93,8 @@ class ClipCache:
             (draft / "pixels.bin").open("wb") as stream,
             ThreadPoolExecutor() as pool,
         ):
-            for start in range(0, len(records), _AT_ONCE):
-                some = records[start : start + _AT_ONCE]
+            for start in range(0, len(records), _IN_MEMORY):
+                some = records[start : start + _IN_MEMORY]
                 for done, (record, result) in enumerate(zip(some, pool.map(attempt, some), strict=True), start + 1):
                     if isinstance(result, Pair):
                         _append(stream, result)
@@ -104,7 +105,7 @@ class ClipCache:
                     if progress is not None:
                         progress(done, len(records))
             if len(problems) == len(records):
-                first = next(iter(problems.values()), "there are none")
+                first = next(iter(problems.values()), "the set is empty")
                 raise DataError(f"none of {len(records)} clips can be read, the first: {first}")
             write_json(draft / "problems.json", problems)
 

@@ -1,4 +1,4 @@
-"""`videoclip data check`: what is in a set, and whether all of it can be used."""
+"""`videoclip data check`: count the clips of a data set and find what would stop a run."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +18,15 @@ from videoclip.data.splits import Split, check_disjoint, missing_classes, subjec
 
 @dataclass(slots=True)
 class Count:
-    """The clips of one class in one fold.
+    """Counts of the clips of one class in one fold.
 
     Attributes:
-        fold: The fold that tests on them; None where the set cannot be dealt into folds.
-        label: Their class; None where it is not known.
-        subjects, clips: How many.
-        seconds: How long all of them last; a clip that cannot be read counts nothing.
-        map_files: How many name a map.
-        keypoints: How many name keypoints.
+        fold: The fold that tests on them; None if the set cannot be split into folds.
+        label: Their class; None if unknown.
+        subjects, clips: Number of each.
+        seconds: Total length; a clip that cannot be read counts 0.
+        map_files: Number of clips with a map file.
+        keypoints: Number of clips with keypoints.
     """
 
     fold: int | None
@@ -40,15 +40,15 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class MapStatistics:
-    """What the maps say, as `data.maps` chooses them.
+    """Statistics of the maps that `data.maps` selects.
 
     Attributes:
-        without: Names of the clips that have no map.
-        constant: Names of those whose map has one value everywhere (zero, too): it guides nobody.
-        mean: Mean value of the others, 0 to 1; None where there are none.
-        focus: Mean share of their pixels that have at least half of the largest value of the map; None likewise.
-        two_doctors: Clips with regions of both doctors.
-        agreeing: Of those, the ones where both attended the same regions.
+        without: Names of the clips without a map.
+        constant: Names of the clips whose map has one value everywhere, which cannot guide.
+        mean: Mean value of the other maps, 0 to 1; None without any.
+        focus: Mean share of their pixels with at least half of the map's maximum; None without any.
+        two_doctors: Number of clips with regions of both doctors.
+        agreeing: Number of these in which both attended the same regions.
     """
 
     without: list[str]
@@ -61,13 +61,13 @@ class MapStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A set after every clip was decoded.
+    """Result of `check`.
 
     Attributes:
-        counts: One row a fold and class, in that order.
-        maps: See there.
-        problems: One line each: what would stop a run.
-        notes: One line each: classes that a fold cannot be validated or tested on.
+        counts: One per fold and class, in that order.
+        maps: Statistics of the maps.
+        problems: Lines that say what would stop a run.
+        notes: Lines that name classes without validation or test clips in a fold.
     """
 
     counts: list[Count]
@@ -77,13 +77,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No problem was found."""
+        """Whether no problem was found."""
         return not self.problems
 
 
 @dataclass(frozen=True, slots=True)
 class _ClipReport:
-    """One clip after it was decoded; `mean` and `focus` are None where it has no map, or a constant one."""
+    """One decoded clip; `mean` and `focus` are None if it has no map, or a constant one."""
 
     seconds: float = 0.0
     mean: float | None = None
@@ -93,10 +93,10 @@ class _ClipReport:
 
 
 def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Progress | None = None) -> Report:
-    """Decode every clip with its map, deal the folds and compare their videos; problems are collected, not raised.
+    """Decode every clip and map, split into folds and compare their videos; collect problems instead of raising them.
 
     Args:
-        config: The set, and how it is to be read.
+        config: The data set, and how to read it.
         classes: `model.model_class_num`.
         channels: `model.attn_in_channels`.
         progress: Called as `progress(done, total)`, in clips.
@@ -118,7 +118,7 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
     except DataError as error:
         problems.append(str(error))
     seen: dict[str, _ClipReport] = {}
-    with ThreadPoolExecutor() as pool:  # FFmpeg decodes without holding the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # FFmpeg decodes without the interpreter lock
         found = pool.map(lambda record: _inspect_clip(record, config, channels=channels), records)
         for done, (record, one) in enumerate(zip(records, found, strict=True), start=1):
             seen[record.clip_id] = one

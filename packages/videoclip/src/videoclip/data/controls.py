@@ -1,6 +1,6 @@
-"""What stands in for a clip's map (`data.control`), and what is done to maps (`data.map_noise`, `data.map_scale`).
+"""Replacements for maps (`data.control`), and their noise and scale (`data.map_noise`, `data.map_scale`).
 
-All of it is a function of (seed, clip), and the same with a cache and without one.
+All randomness is a function of (seed, clip), with and without a cache.
 
 C channels of a map, T frames, S = `side` pixels a side.
 """
@@ -19,16 +19,16 @@ from videoclip.data.maps import find_map_source
 from videoclip.data.records import ClipRecord, group_by_subject
 
 _CENTRE = 0.25
-"""Width (σ) of the centre prior in sides of the picture: of the size of a body, where a drawn joint's is 0.1."""
+"""σ of the centre prior as a share of the picture's side: about a body; the σ of a drawn joint is 0.1."""
 
 
 def assign_donors(
     records: Sequence[ClipRecord], config: DataConfig, *, channels: int, seed: int
 ) -> dict[str, ClipRecord]:
-    """clip_id → the clip of another subject whose map it is shown (`control=shuffled`).
+    """Return clip_id → the clip of another subject whose map replaces its own (`control=shuffled`).
 
-    Subjects with maps stand in a circle in a random order, and each is shown the next one's, clip by clip: nobody their
-    own, and all clips of one subject those of one other. A clip without a map gets none.
+    Subjects with maps are put in a circle in random order, and each gets the maps of the next one, clip by clip. So no
+    subject keeps its own maps, and all clips of a subject get maps of one other. A clip without a map gets none.
 
     Raises:
         DataError: Fewer than two subjects have maps.
@@ -51,10 +51,10 @@ def assign_donors(
 
 
 def apply_control(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
-    """The map that stands in for a clip's own, (C, T, S, S) float; `none` and `shuffled` leave it as it is.
+    """Return the map that replaces a clip's own, (C, T, S, S) float; `none` and `shuffled` leave it unchanged.
 
-    `centre`: a Gaussian in the middle, σ = 0.25·S. `uniform`: ones. `random`: in each channel four blobs as maps drawn
-    from joints have them, that go from one random place to another. `absent`: zeros.
+    `centre`: a Gaussian in the centre, σ = 0.25·S. `uniform`: ones. `random`: in each channel four blobs like those of
+    maps drawn from joints, each moving from one random place to another. `absent`: zeros.
     """
     channels, frames, side, _ = map_CTSS.shape
     if config.control == "uniform":
@@ -71,7 +71,7 @@ def apply_control(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, s
 
 
 def disturb_map(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
-    """With noise, kept within 0 to 1, and then scaled. A map that is nowhere above 0 stays one."""
+    """Return the map with noise, clamped to 0 to 1, and then scaled. A map of zeros gets no noise."""
     if config.map_noise and bool(map_CTSS.any()):
         noise = _generator(record, seed, stream=2).standard_normal(map_CTSS.shape, dtype=np.float32)
         map_CTSS = (map_CTSS + config.map_noise * torch.from_numpy(noise)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Records to samples to batches: uint8 frames, which are normalised on the device, and maps.
+"""From records to samples to batches: uint8 frames, which are normalised on the device, and maps.
 
 B clips of a batch, C channels of a map, T frames, H = W = `data.size` pixels.
 """
@@ -28,9 +28,9 @@ class Sample:
     Attributes:
         video_3THW: uint8 RGB.
         map_CTHW: float32.
-        valid: Whether the map says anything: there is one, and it is not the same everywhere.
-        label: The class; -1 where it is not known.
-        index: Place in the dataset.
+        valid: Whether the clip has a map that is not constant.
+        label: The class; -1 if unknown.
+        index: Position in the dataset.
         subject, regions, map: Numbers, see `Batch`.
         clip_id: Its name.
     """
@@ -48,17 +48,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples side by side. Numbers mean something within one dataset only.
+    """Samples stacked. Subject, region and map numbers are those of one dataset.
 
     Attributes:
         video_B3THW: uint8 RGB.
         map_BCTHW: float32.
         valid_B: Bool, see `Sample.valid`.
-        label_B: Long, -1 where it is not known.
+        label_B: Long, -1 if unknown.
         subject_B: Long, equal for clips of one subject.
-        regions_B: Long, equal where the maps that are shown are of the same set of regions; a clip without regions,
-            or with a map that is nobody's, has its own.
-        map_B: Long, equal where maps have one origin (`maps.identify_map`); a clip without a map has its own.
+        regions_B: Long, equal if the maps shown are of the same set of regions; unique for a clip without regions or
+            with a control map.
+        map_B: Long, equal if the maps have one origin (`maps.identify_map`); unique for a clip without a map.
         clip_ids: B names.
     """
 
@@ -72,25 +72,25 @@ class Batch:
     clip_ids: tuple[str, ...]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on a device."""
+        """Return the batch with its tensors on a device."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         moved: dict[str, Any] = {name: value.to(device) for name, value in values if torch.is_tensor(value)}
         return replace(self, **moved)
 
 
 class VideoMapDataset(Dataset[Sample]):
-    """One sample a clip; all that is random is a function of (seed, epoch, index) or of (seed, clip).
+    """One sample per clip; all randomness is a function of (seed, epoch, index) or of (seed, clip).
 
     Args:
-        records: The clips of one split; without those that the cache had to leave out.
-        config: Which maps, what is done to them, how training clips are augmented.
-        channels: Of a map.
-        seed: Root of all randomness.
-        training: Whether clips are augmented.
+        records: The clips of one split.
+        config: Which maps, their noise and controls, and the augmentation of training clips.
+        channels: Channels of a map.
+        seed: Seed of all randomness.
+        training: Whether to augment clips.
         cache: Decoded clips, or None to decode each time.
 
     Attributes:
-        records: The clips, in order.
+        records: The clips, in order, without those that the cache could not read.
 
     Raises:
         DataError: Maps are to be shuffled, and fewer than two subjects have one.
@@ -112,7 +112,7 @@ class VideoMapDataset(Dataset[Sample]):
         self.training, self.cache = training, cache
         self.epoch = 0
         self.shown = {record.clip_id: record for record in records}
-        """clip_id → the clip whose map is shown with it."""
+        """clip_id → the clip whose map it is shown with."""
         if config.control == "shuffled":
             self.shown |= assign_donors(records, config, channels=channels, seed=seed)
         self.subjects = _number_values(record.subject_id for record in records)
@@ -122,14 +122,14 @@ class VideoMapDataset(Dataset[Sample]):
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch: other views."""
+        """Set the epoch, which changes the random views."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of a clip.
+        """Return the sample of a clip.
 
         Raises:
             DataError: The clip or its map cannot be read.
@@ -165,7 +165,7 @@ class VideoMapDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples to a batch."""
+    """Stack samples into a batch."""
     return Batch(
         video_B3THW=torch.stack([sample.video_3THW for sample in samples]),
         map_BCTHW=torch.stack([sample.map_CTHW for sample in samples]),
@@ -180,13 +180,13 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def _attended_regions(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
     if config.control not in ("none", "shuffled"):
-        return None  # a control must not learn from whom the doctors grouped together
+        return None  # a control must not learn from the doctors' regions
     of_1, of_2 = set(record.regions_doctor1), set(record.regions_doctor2)
     regions = {"doctor1": of_1, "doctor2": of_2}.get(config.maps, of_1 | of_2)
     return frozenset(regions) or None
 
 
 def _number_values(values: Iterable[Hashable | None]) -> list[int]:
-    """Equal values get one number, in the order of their first appearance; None another one each time."""
+    """Return a number per value, equal for equal values, in order of first appearance; each None gets its own."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(object() if value is None else value, len(numbers)) for value in values]

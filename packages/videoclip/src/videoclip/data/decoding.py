@@ -1,4 +1,4 @@
-"""Frames of a clip, wherever they lie: a video file, an .npz of frames, or a folder of pictures.
+"""Frames of a clip, from a video file, an .npz of frames, or a folder of pictures.
 
 F frames of the source, T frames asked for, H and W pixels. Seconds count from the first frame.
 """
@@ -19,9 +19,9 @@ from videoclip.data import packets
 from videoclip.data.planning import even_times, plan
 
 ASSUMED_FPS = 25.0
-"""Rate of a folder of frames, and of an .npz without `fps`."""
+"""Frames per second of a folder of pictures, and of an .npz without `fps`."""
 SLACK_S = 0.1
-"""How far a clip's `end_s` may lie beyond the end of its video: players round, and sound may last longer."""
+"""How far a clip's `end_s` may exceed the length of its video: players round, and the sound may be longer."""
 
 NUMPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
 """What numpy raises on damaged files."""
@@ -29,13 +29,13 @@ NUMPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.Ba
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a source of frames is.
+    """Length, rate and size of a source of frames.
 
     Attributes:
         seconds: From the first frame to the end of the last one.
-        frames: How many.
-        fps: Frames a second, on average.
-        height, width: Of the picture, turned upright.
+        frames: Number of frames.
+        fps: Mean frames per second.
+        height, width: Of the upright picture, in pixels.
     """
 
     seconds: float
@@ -46,10 +46,10 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Length, rate and size of a source of frames.
+    """Return length, rate and size of a source of frames.
 
     Raises:
-        DataError: It is not there, or cannot be read.
+        DataError: The source does not exist or cannot be read.
     """
     times_F, seconds = _timeline(path)
     height, width = _size(path)
@@ -57,35 +57,35 @@ def probe(path: Path) -> VideoInfo:
 
 
 def resolve_span(path: Path, *, start_s: float, end_s: float | None) -> tuple[float, float]:
-    """A clip's beginning and end in its video, checked against it.
+    """Return a clip's start and end in its video, in seconds, after checking them against its length.
 
     Args:
         path: The source.
-        start_s: In seconds.
-        end_s: None is the end of the video. It may exceed that by `SLACK_S`, or a frame: the last one stays longer.
+        start_s: Start.
+        end_s: End; None is the end of the video, which it may exceed by `SLACK_S` or one frame.
 
     Raises:
-        DataError: The clip does not lie in the video.
+        DataError: The clip is not within the video.
     """
     times_F, seconds = _timeline(path)
     if end_s is None:
         end_s = seconds
-    # a clip that begins where the video ends has nothing to show
+    # a clip that starts at the end of the video has no frame
     if not (0 <= start_s < min(end_s, seconds) and end_s <= seconds + max(SLACK_S, seconds / len(times_F))):
         raise DataError(
-            f"{path}: a clip from {start_s:g} to {end_s:g} s does not lie in a video of {seconds:g} s: "
+            f"{path}: a clip from {start_s:g} to {end_s:g} s is not within a video of {seconds:g} s: "
             "correct start_s and end_s, which are seconds from the first frame"
         )
     return start_s, end_s
 
 
 def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int) -> NDArray[np.uint8]:
-    """T frames spread evenly over a clip (`planning.plan`); only they, and what they depend on, are decoded.
+    """Read T frames spread evenly over a clip (`planning.plan`), decoding only them and what they depend on.
 
     Args:
-        path: A video file; an .npz with `frames` (F, H, W, 3) uint8 and perhaps `fps`; or a folder of pictures, in the
-            order of the numbers in their names. Of the last two, `ASSUMED_FPS` is taken where none is said; it matters
-            only to a clip that is not the whole.
+        path: A video file; an .npz with `frames` (F, H, W, 3) uint8 and optionally `fps`; or a folder of pictures, in
+            the order of the numbers in their names. Without `fps`, the last two have `ASSUMED_FPS`; it matters only
+            to a clip that is part of the source.
         start_s, end_s: As for `resolve_span`.
         frames: T.
 
@@ -93,14 +93,14 @@ def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int)
         (T, H, W, 3) RGB, upright.
 
     Raises:
-        DataError: It cannot be read, or the clip does not lie in it.
+        DataError: The source cannot be read, or the clip is not within it.
     """
     start, end = resolve_span(path, start_s=start_s, end_s=end_s)
     return read_frames_at(path, plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames))
 
 
 def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Frames by their places in the source, which may repeat: (T, H, W, 3).
+    """Read frames by their indices in the source, which may repeat: (T, H, W, 3) uint8 RGB.
 
     Raises:
         DataError: One of them cannot be read.
@@ -117,10 +117,10 @@ def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> N
 
 
 def read_times(path: Path) -> NDArray[np.float64]:
-    """When each frame of a source appears, (F,), in seconds.
+    """Return the time at which each frame of a source appears, (F,), in seconds.
 
     Raises:
-        DataError: It is not there, or cannot be read.
+        DataError: The source does not exist or cannot be read.
     """
     return _timeline(path)[0]
 
@@ -129,7 +129,7 @@ def list_frames(folder: Path) -> list[Path]:
     """Return the pictures of a folder in the order of the numbers in their names: 2 before 10.
 
     Raises:
-        DataError: There is none.
+        DataError: The folder holds no pictures.
     """
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     if not files:
@@ -157,7 +157,7 @@ def _natural(name: str) -> list[tuple[str, int, str]]:
 
 
 def _timeline(path: Path) -> tuple[NDArray[np.float64], float]:
-    """When each frame appears, and when the last one ends."""
+    """Return the time at which each frame appears, and the end of the last one."""
     if not path.exists():
         raise DataError(f"{path}: no such video")
     if path.is_dir():
@@ -186,14 +186,14 @@ def _load_npz(path: Path) -> tuple[NDArray[np.uint8], float]:
     return _npz(path, status.st_size, status.st_mtime_ns)
 
 
-@lru_cache(maxsize=1)  # one clip asks for it several times, and clips of one video follow each other
+@lru_cache(maxsize=1)  # a clip needs it several times, and clips of one video follow each other
 def _npz(path: Path, size: int, modified: int) -> tuple[NDArray[np.uint8], float]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             frames_FHW3 = arrays["frames"]
             fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
     except NUMPY_ERRORS as error:
-        raise DataError(f"{path}: expected an .npz with an array `frames` and perhaps `fps` ({error})") from error
+        raise DataError(f"{path}: expected an .npz with an array `frames` and optionally `fps` ({error})") from error
     if frames_FHW3.ndim != 4 or frames_FHW3.shape[-1] != 3 or frames_FHW3.dtype != np.uint8 or not frames_FHW3.size:
         raise DataError(
             f"{path}: expected `frames` of shape (frames, height, width, 3) and type uint8, got "

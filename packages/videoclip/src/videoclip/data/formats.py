@@ -1,4 +1,4 @@
-"""A set of clips as it lies on the disk, in whichever way it is laid out."""
+"""Read a data set of clips in any of its formats: a manifest, or folders of videos and maps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +15,22 @@ MANIFESTS = ("manifest.csv", "manifest.jsonl")
 def read_clips(config: DataConfig) -> list[ClipRecord]:
     """Read the clips of `config.root`: a manifest, a folder with one, or a folder of videos/ and labels.csv.
 
-    No frame is decoded. With `config.on_error=skip` files that a manifest names may be missing, and videos broken: who
-    decodes them leaves them out.
+    No frame is decoded. With `config.on_error=skip`, files that a manifest names may be missing and videos may be
+    broken: they are skipped when clips are decoded.
 
     Raises:
-        DataError: No such set, or one that cannot be used.
+        DataError: No such data set, or one that cannot be used.
     """
     if config.root is None:
         raise DataError(
             "data.root=… is needed: a folder with manifest.csv or manifest.jsonl, such a file, or a folder of videos/, "
-            "attention_maps/ and labels.csv (videoclip data synthetic FOLDER makes one to try)"
+            "attention_maps/ and labels.csv (`videoclip data synthetic FOLDER` makes a set to try)"
         )
     root = Path(config.root)
     if root.is_dir():
         manifests = [root / name for name in MANIFESTS if (root / name).is_file()]
         if len(manifests) > 1:
-            raise DataError(f"{root}: holds {' and '.join(MANIFESTS)}: name the one that is meant in data.root")
+            raise DataError(f"{root}: holds {' and '.join(MANIFESTS)}: name one of them in data.root")
         if not manifests and (root / VIDEOS).is_dir():
             return read_layout(root, clip_seconds=config.clip_seconds, skip=config.on_error == "skip")
         if not manifests:
@@ -44,15 +44,15 @@ def read_clips(config: DataConfig) -> list[ClipRecord]:
 
 
 def check_labels(records: Sequence[ClipRecord], classes: int) -> None:
-    """Refuse labels that a model of so many classes has no output for.
+    """Raise DataError if a label is beyond the model's classes.
 
     Raises:
-        DataError: The first clip, and what to set.
+        DataError: Names the first such clip, and what to set.
     """
     beyond = [record for record in records if record.label is not None and record.label >= classes]
     if beyond:
         most = max(record.label or 0 for record in beyond)
         raise DataError(
             f"clip {beyond[0].clip_id} has the label {beyond[0].label} ({len(beyond)} clip(s) beyond {classes - 1}): "
-            f"labels begin at 0: mend them, or set model.model_class_num={most + 1}"
+            f"labels start at 0: correct them, or set model.model_class_num={most + 1}"
         )

@@ -1,4 +1,4 @@
-"""The simple layout: videos/SUBJECT/NAME.mp4, attention_maps/SUBJECT/NAME.npy and labels.csv, cut into clips."""
+"""The folder format: videos/SUBJECT/NAME.mp4, attention_maps/SUBJECT/NAME.npy and labels.csv, cut into clips."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ _MAP_FILES = _VIDEO_FILES | {".npy"}
 def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[ClipRecord]:
     """Read a folder of videos/SUBJECT/NAME.*, attention_maps/SUBJECT/NAME.* (optional) and labels.csv.
 
-    A video belongs to the subject whose folder it lies in, and is cut into clips of `clip_seconds` (see `cut_spans`). A
-    folder in a subject's folder is a video, or a map, of frames. A map is of the video of its name, or of the subject's
-    only video where it is the only map; it spans the whole video. labels.csv has the columns subject_id,label, or
-    video,label with video as in videos/SUBJECT/NAME.mp4; an empty label is not known.
+    A video belongs to the subject whose folder it is in, and is cut into clips of `clip_seconds` (see `cut_spans`). A
+    folder in a subject's folder is a video, or a map, of frames. A map belongs to the video of the same name, or, if
+    the subject has one map and one video, to that video; it spans the whole video. labels.csv has the columns
+    subject_id,label or video,label, with video as in videos/SUBJECT/NAME.mp4; an empty label is unknown.
 
     Args:
         root: The folder.
         clip_seconds: Length of a clip.
-        skip: A video that cannot be read is one clip, for its reader to leave out, and not an error.
+        skip: Return one clip for a video that cannot be read, to be skipped when it is decoded, instead of raising.
 
     Raises:
-        DataError: A file that fits none of this, or a video without a line in labels.csv.
+        DataError: A file in the wrong place, or a video without a line in labels.csv.
     """
     found = {folder.name: _list_entries(folder, _VIDEO_FILES) for folder in _list_subjects(root / VIDEOS)}
     if not any(found.values()):
@@ -61,7 +61,7 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
 
 
 def cut_spans(seconds: float, *, clip_seconds: float) -> list[tuple[float, float]]:
-    """Where the clips of a video begin and end, in seconds: whole ones, and a last one if at least half of it is left.
+    """Return start and end of a video's clips, in seconds: whole clips, and a last one of at least half a clip.
 
     A video shorter than half a clip is one clip.
     """
@@ -79,7 +79,7 @@ def _cut_video(video: Path, *, clip_seconds: float, skip: bool) -> Sequence[tupl
 
 
 def _list_subjects(folder: Path) -> list[Path]:
-    """The subjects' folders in videos/ or attention_maps/; none where that is not there."""
+    """Return the subjects' folders in videos/ or attention_maps/; none if that folder does not exist."""
     entries = [entry for entry in sorted(folder.iterdir()) if entry.name[0] != "."] if folder.is_dir() else []
     loose = [entry for entry in entries if entry.suffix.lower() in _MAP_FILES and not entry.is_dir()]
     if loose:
@@ -88,7 +88,7 @@ def _list_subjects(folder: Path) -> list[Path]:
 
 
 def _list_entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """Name without suffix → file, or folder of frames."""
+    """Return name without suffix → file, or folder of frames."""
     entries: dict[str, Path] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name[0] == "." or not (entry.is_dir() or entry.suffix.lower() in suffixes):
@@ -101,7 +101,7 @@ def _list_entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
 
 
 def _match_maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
-    """Name of a video → its map."""
+    """Return name of a video → its map."""
     maps = _list_entries(folder, _MAP_FILES) if folder.is_dir() else {}
     if len(maps) == len(videos) == 1:
         return dict(zip(videos, maps.values(), strict=True))
@@ -109,13 +109,13 @@ def _match_maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:
     if orphans:
         names = ", ".join(video.name for video in videos.values())
         raise DataError(
-            f"{orphans[0]}: the map of no video: name it as one of {names or 'the videos, of which is none'}"
+            f"{orphans[0]}: the map of no video: name it as one of {names or 'the videos (there are none)'}"
         )
     return maps
 
 
 def _read_labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
-    """The label of each video."""
+    """Return the label of each video, read from labels.csv."""
     file = root / LABELS
     if not file.is_file():
         raise DataError(f"{file}: no such file; expected the columns subject_id,label or video,label")
@@ -140,6 +140,6 @@ def _read_labels(root: Path, videos: Sequence[Path]) -> dict[Path, int | None]:
     if unlabelled:
         raise DataError(
             f"{file}: no line for {len(unlabelled)} video(s), first {unlabelled[0]}: add one, with an empty label "
-            "where it is not known"
+            "if it is unknown"
         )
     return labels

@@ -1,4 +1,4 @@
-"""Learning from less: fewer training subjects, or fewer clips of each; what less keeps, more keeps too."""
+"""Smaller training sets: fewer subjects, or fewer clips of each; a larger set contains every smaller one."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from videoclip.data.records import ClipRecord, group_by_subject
 
 
 def hash_key(seed: int, *names: str | int) -> bytes:
-    """What is drawn for a name: sorting by it shuffles, and nobody's place depends on who else is there."""
+    """Return a seeded sort key: sorting by it shuffles, and no item's key depends on the other items."""
     return hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
 
 
 def keep_subjects(records: Sequence[ClipRecord], *, count: int, seed: int) -> list[ClipRecord]:
-    """The clips of `count` subjects: one of each class first, then of each class its share.
+    """Keep the clips of `count` subjects: one of each class first, then each class in proportion.
 
-    A subject's class is its most frequent label, the smaller one where two are.
+    A subject's class is its most frequent label; of two equally frequent ones the smaller.
 
     Raises:
-        DataError: More subjects than there are, or fewer than classes.
+        DataError: More subjects than the set has, or fewer than classes.
     """
     people = group_by_subject(records)
     of_class: dict[int, list[str]] = {}
@@ -28,7 +28,7 @@ def keep_subjects(records: Sequence[ClipRecord], *, count: int, seed: int) -> li
         of_class.setdefault(_most_frequent_label(people[subject]), []).append(subject)
     if not len(of_class) <= count <= len(people):
         raise DataError(
-            f"data.subjects={count}: expected {len(of_class)}, one of each class, to {len(people)}, all to learn from"
+            f"data.subjects={count}: expected {len(of_class)} (one per class) to {len(people)} (all training subjects)"
         )
     queue = sorted(
         (place / len(members), len(members), label, subject)
@@ -40,7 +40,7 @@ def keep_subjects(records: Sequence[ClipRecord], *, count: int, seed: int) -> li
 
 
 def keep_clips(records: Sequence[ClipRecord], *, fraction: float, seed: int) -> list[ClipRecord]:
-    """A share of the clips of each subject, at least one."""
+    """Keep a share of the clips of each subject, at least one clip."""
     kept = []
     for clips in group_by_subject(records).values():
         drawn = sorted(clips, key=lambda clip: hash_key(seed, "clips", clip.subject_id, clip.clip_id))

@@ -1,4 +1,4 @@
-"""Manifests: one row a clip, as CSV or as JSON lines, read into records and written from them."""
+"""Manifests, one row per clip, as CSV or JSON lines: read into records and written from them."""
 
 import math
 import os
@@ -17,9 +17,9 @@ COLUMNS = (
     "clip_id", "subject_id", "video", "start_s", "end_s", "label",
     "map", "keypoints", "regions_doctor1", "regions_doctor2", "spans", "fold",
 )  # fmt: skip
-"""What a manifest may say of a clip, as in `ClipRecord`."""
+"""Columns that a manifest may have, as in `ClipRecord`."""
 NEEDED = COLUMNS[:3]
-"""What it must say."""
+"""Columns that it must have."""
 _FILES = ("video", "map", "keypoints")
 _REGIONS = ("regions_doctor1", "regions_doctor2")
 
@@ -29,17 +29,17 @@ _Row = Mapping[str, Any]
 def read_manifest(file: str | Path, *, require_files: bool = True) -> list[ClipRecord]:
     """Read a manifest in UTF-8: a CSV file with a header, or JSON lines (.jsonl) with the same names as keys.
 
-    Only clip_id, subject_id and video are needed; an empty cell, null, or a column left out is a value that is not
-    known. Paths are relative to the manifest. Several regions are joined by ";" in CSV and a list in JSON lines. Spaces
-    around a value do not count; names of clips and subjects are in Unicode's composed form (NFC), so that one subject
-    is never two.
+    Only clip_id, subject_id and video are required; an empty cell, null or an absent column is an unknown value. Paths
+    are relative to the manifest. Several regions are joined by ";" in CSV and are a list in JSON lines. Spaces around
+    values are ignored; names of clips and subjects are converted to Unicode's composed form (NFC), so that one subject
+    never becomes two.
 
     Args:
         file: The manifest.
-        require_files: Refuse a manifest that names files which are not there. Without, who reads one will tell.
+        require_files: Raise if a file that the manifest names does not exist; otherwise reading that file raises later.
 
     Raises:
-        DataError: One line with the file, the line of the file, what was expected and what to do.
+        DataError: One line with the file, its line, what was expected and what to do.
     """
     file = Path(file)
     if file.suffix.lower() not in _READERS:
@@ -52,14 +52,16 @@ def read_manifest(file: str | Path, *, require_files: bool = True) -> list[ClipR
         record = _parse_record(row, at=f"{file}, {at}", folder=file.parent)
         if record.clip_id in records:
             raise DataError(
-                f"{file}, {at}: clip_id {record.clip_id} is that of {places[record.clip_id]} too: rename one"
+                f"{file}, {at}: clip_id {record.clip_id} is already on {places[record.clip_id]}: rename one"
             )
         records[record.clip_id], places[record.clip_id] = record, at
         missing += [f"{at}: {name} {path}" for name in _FILES if (path := getattr(record, name)) and not path.exists()]
     if not records:
         raise DataError(f"{file}: holds no clips")
     if missing and require_files:
-        raise DataError(f"{file}: {len(missing)} missing file(s), first {missing[0]}: restore them, or mend the paths")
+        raise DataError(
+            f"{file}: {len(missing)} missing file(s), first {missing[0]}: restore them, or correct the paths"
+        )
     return list(records.values())
 
 
@@ -80,7 +82,7 @@ def write_manifest(records: Iterable[ClipRecord], file: str | Path) -> Path:
 
 
 def parse_whole_number(row: _Row, name: str, *, at: str) -> int | None:
-    """The value of a row that is a class or a part: whole and at least 0; 2.0 is 2, as pandas writes it."""
+    """Return a cell that is a class or a part: a whole number of at least 0; 2.0 is 2, as pandas writes it."""
     value = _parse_number(row, name, at=at, what="a whole number from 0")
     if value is not None and not value.is_integer():
         raise DataError(f"{at}: expected {name} to be a whole number from 0, got {row[name]!r:.60}")
@@ -88,7 +90,7 @@ def parse_whole_number(row: _Row, name: str, *, at: str) -> int | None:
 
 
 def parse_name(row: _Row, name: str, *, at: str) -> str:
-    """The value of a row that names a clip or a subject."""
+    """Return a cell that names a clip or a subject."""
     value = row.get(name)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -96,7 +98,7 @@ def parse_name(row: _Row, name: str, *, at: str) -> str:
 
 
 def compose_name(text: str) -> str:
-    """The one way of writing it in Unicode: é as a letter, not as e and an accent, which some systems make of it."""
+    """Return text in Unicode's composed form: é as one letter, not as e and an accent, as some systems write it."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -140,12 +142,12 @@ def _parse_record(row: _Row, *, at: str, folder: Path) -> ClipRecord:
 
 
 def _to_row(record: ClipRecord, *, folder: Path) -> dict[str, Any]:
-    """What is known of a clip, in the order of `COLUMNS`."""
+    """Return the known values of a clip, in the order of `COLUMNS`."""
     row: dict[str, Any] = {}
     for name in COLUMNS:
         value = getattr(record, name)
         if name in _FILES and value is not None:
-            # real folders: `..` behind a link leads elsewhere; the file's own name stays, even where it is a link
+            # resolve the folder, because `..` after a link leads elsewhere, but keep the file's own name
             value = Path(os.path.relpath(value.parent.resolve() / value.name, folder.resolve())).as_posix()
         if value is not None and value != ():
             row[name] = list(value) if name in _REGIONS else value

@@ -1,6 +1,6 @@
-"""The attention map beside a clip: from a file, or drawn from joints and the regions that doctors named.
+"""The attention map of a clip: from a file, or drawn from joints and the regions that doctors named.
 
-C channels, L rows of a source in time, T frames of a clip, H and W pixels, S = `side` pixels a side.
+C channels, L frames of a source, T frames of a clip, H and W pixels, S = `side` pixels of height and width.
 """
 
 from collections.abc import Hashable, Sequence
@@ -37,11 +37,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class MapSource:
-    """Where the map of a clip comes from.
+    """Source of a clip's map.
 
     Attributes:
-        file: A map, or the joints it is drawn from.
-        regions: Of each channel, what is drawn; empty for a map.
+        file: The map, or the joints that it is drawn from.
+        regions: Regions drawn in each channel; empty for a map file.
     """
 
     file: Path
@@ -49,15 +49,15 @@ class MapSource:
 
 
 def find_map_source(record: ClipRecord, config: DataConfig, *, channels: int) -> MapSource | None:
-    """What `data.maps` takes for a clip; None where the clip has nothing of the kind.
+    """Return the source that `data.maps` selects for a clip; None if the clip has none.
 
     Args:
         record: The clip.
-        config: `maps` decides.
-        channels: Of a map; with 2, drawn maps of both doctors have one each, with 1 their maximum.
+        config: Its `maps` decides.
+        channels: Channels of a map. In drawn maps of both doctors, 2 channels are one each, and 1 is their maximum.
 
     Raises:
-        DataError: Maps are to be drawn, but not in that many channels.
+        DataError: Maps cannot be drawn with that many channels.
     """
     if config.maps == "file" or (config.maps == "auto" and record.map is not None):
         return None if record.map is None else MapSource(record.map)
@@ -77,9 +77,9 @@ def find_map_source(record: ClipRecord, config: DataConfig, *, channels: int) ->
 
 
 def identify_map(record: ClipRecord, config: DataConfig, *, channels: int) -> Hashable | None:
-    """Equal for clips whose maps have one origin: the same map file, or the same regions at the same joints.
+    """Return a key that is equal for clips whose maps have one origin: the same file, or the same regions and joints.
 
-    A file that spans a whole video is one map, whichever part of it a clip has: a patient's.
+    A file that spans a whole video is one map, whichever part of it a clip uses.
     """
     source = find_map_source(record, config, channels=channels)
     if source is None or not source.regions:
@@ -89,15 +89,15 @@ def identify_map(record: ClipRecord, config: DataConfig, *, channels: int) -> Ha
 
 
 def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> Tensor:
-    """The map of a clip at the moments of its frames, (C, T, S, S) uint8; 255 is the most attention.
+    """Read or draw the map of a clip at the times of its frames, (C, T, S, S) uint8; 255 is the most attention.
 
-    Rows in time lie evenly over the clip or the video (`record.spans`), unless there is one for each frame of it. A
-    clip without a map has zeros.
+    The frames of a map are spread evenly over the clip or the video (`record.spans`), unless there is one per frame of
+    it. A clip without a map gets zeros.
 
-    Files: .npy or .npz of (L, H, W), (C, L, H, W) or one (H, W); a video; a folder of pictures. Floats and signed
-    numbers are taken as they are, or divided by the file's maximum if that is above 1. Unsigned 8 and 16 bit are
-    divided by their type's maximum, unless nothing is above 1: then they are a mask. Videos and pictures are read as
-    greys of 8 bit.
+    Files: .npy or .npz of (L, H, W), (C, L, H, W) or a single (H, W); a video; a folder of pictures. Floats and signed
+    integers are used unchanged, or divided by the file's maximum if that exceeds 1. Unsigned integers of 8 and 16 bits
+    are divided by the maximum of their type, unless no value exceeds 1: then they are a mask. Videos and pictures are
+    read as 8-bit grey levels.
 
     Args:
         record: The clip.
@@ -106,7 +106,8 @@ def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int
         side: S.
 
     Raises:
-        DataError: A file that cannot be read, or holds no map of C channels; numbers that are no attention.
+        DataError: A file that cannot be read, that holds no map of C channels, or whose values are negative or not
+            finite.
     """
     source = find_map_source(record, config, channels=channels)
     if source is None:
@@ -140,7 +141,7 @@ def _load_joints(file: Path) -> Floats:
         raise DataError(f"{file}: expected an .npy of keypoints ({error})") from error
     if joints_L173.ndim != 3 or joints_L173.shape[1:] != (17, 3) or not len(joints_L173):
         raise DataError(f"{file}: expected keypoints of shape (frames, 17, 3), got {joints_L173.shape}")
-    # a joint that was not found has no place: pose estimators write NaN there, or whatever
+    # a joint that was not found has no position: pose estimators write NaN or arbitrary values
     joints_L173 = np.where(joints_L173[..., 2:] == 0, np.float32(0), joints_L173)
     confidence_L17 = joints_L173[..., 2]
     if not np.isfinite(joints_L173).all() or (confidence_L17 < 0).any() or (confidence_L17 > 1).any():
@@ -152,7 +153,7 @@ def _load_joints(file: Path) -> Floats:
 
 
 def _load_maps(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
-    """(C, T, H, W), 0 to 1."""
+    """Return a map file at the times of the clip's frames: (C, T, H, W), 0 to 1."""
     if not file.exists():
         raise DataError(f"{file}: no such map (clip {record.clip_id})")
     if file.suffix in (".npy", ".npz"):
@@ -171,19 +172,19 @@ def _load_maps(file: Path, record: ClipRecord, config: DataConfig) -> Floats:
 
 
 def _select_rows(count: int, record: ClipRecord, config: DataConfig) -> Sequence[int]:
-    """Which of `count` rows belong to the frames of the clip."""
+    """Return the indices of the map frames, out of `count`, that belong to the clip's frames."""
     start, end = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
     first, last = (start, end) if record.spans == "clip" else resolve_span(record.video, start_s=0, end_s=None)
     frames_F = read_times(record.video)
     frames_F = frames_F[(frames_F >= first - 1e-6) & (frames_F < last - 1e-6)]
-    # one row a frame: it belongs to that frame also where the rate varies
+    # one map frame per video frame belongs to that frame even if the rate varies
     times_L = frames_F if len(frames_F) == count else even_times(count, start_s=first, end_s=last)
     return [int(row) for row in plan(times_L, start_s=start, end_s=end, frames=config.frames)]
 
 
-@lru_cache(maxsize=1)  # clips of one video follow each other, and their map may span it
+@lru_cache(maxsize=1)  # clips of one video follow each other, and one map may span them
 def _load_array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], float]:
-    """(C, L, H, W) of whatever type, and the number that means 1."""
+    """Return a map array (C, L, H, W) of its own type, and the value that means 1."""
     try:
         array = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
         if file.suffix == ".npz":
@@ -199,7 +200,9 @@ def _load_array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generi
         )
     least, most = float(array.min()), float(array.max())
     if not (least >= 0 and np.isfinite(most)):
-        raise DataError(f"{file}: a map holds numbers from 0 up, got {least:g} to {most:g}: correct the file")
+        raise DataError(
+            f"{file}: expected a map of finite numbers from 0 up, got {least:g} to {most:g}: correct the file"
+        )
     if array.dtype in (np.uint8, np.uint16) and most > 1:
         most = float(np.iinfo(array.dtype).max)
     return array.reshape((1,) * (4 - array.ndim) + array.shape), max(most, 1.0)

@@ -1,4 +1,4 @@
-"""Chosen frames of a video file: its packets say what is where, and only what these frames depend on is decoded.
+"""Decode chosen frames of a video file: index its packets, then decode only the frames that these depend on.
 
 F frames in order of presentation, P packets in order of decoding.
 """
@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 
 from clip_common.errors import DataError
 
-_SKIPPING = ("h264", "hevc", "mpeg4")  # decoders in which frames that no other needs can be skipped one by one
-_FPS = 25  # of a raw stream that does not say
+_SKIPPING = ("h264", "hevc", "mpeg4")  # decoders that can skip single frames on which no other frame depends
+_FPS = 25  # of a raw stream without a rate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PacketIndex:
-    """Where the frames of a file are.
+    """Positions of the frames of a file.
 
     Attributes:
-        times_F: When each appears, in seconds after the first.
-        seconds: When the last one ends.
-        pts_F: Its timestamp in units of the file; None where the packets' timestamps cannot be relied on (H.264 in AVI,
-            raw streams): then frames are counted from the beginning.
-        packet_F: The packet that each is in.
-        keys: Packets at which decoding can begin, rising.
+        times_F: Time at which each frame appears, in seconds after the first.
+        seconds: End of the last frame.
+        pts_F: Timestamp of each frame in units of the file; None if the packets' timestamps are unreliable (H.264 in
+            AVI, raw streams): frames are counted from the start then.
+        packet_F: Packet of each frame.
+        keys: Packets at which decoding can start, rising.
         key_pts: Their timestamps.
-        key_seek: Where to seek to reach them.
+        key_seek: Timestamps to seek to, to reach them.
     """
 
     times_F: NDArray[np.float64]
@@ -49,17 +49,17 @@ class PacketIndex:
 
 
 def read_index(path: Path) -> PacketIndex:
-    """The index of a file, read once while the file stays as it is.
+    """Return the index of a file; it is read again only if the file changes.
 
     Raises:
-        DataError: Not a video file, or one without a frame.
+        DataError: Not a video file, or a file without frames.
     """
     status = path.stat()
     return _read_index(path, status.st_size, status.st_mtime_ns)
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of the picture, upright.
+    """Return height and width of the upright picture.
 
     Raises:
         DataError: Not a video file, or its first frame cannot be decoded.
@@ -69,19 +69,19 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
-    """Frames by their place in the order of presentation, upright RGB.
+    """Decode frames by their indices in order of presentation, as upright RGB.
 
-    One thread decodes: clips, not parts of a clip, are what there are many of.
+    Decoding uses one thread, because many clips are decoded in parallel.
 
     Args:
         path: The file.
-        rows: Rising places.
+        rows: Rising indices.
 
     Returns:
         (len(rows), H, W, 3).
 
     Raises:
-        DataError: The file is damaged where these frames are.
+        DataError: The file is damaged at these frames.
     """
     index = read_index(path)
     with open_video(path) as (container, stream):
@@ -94,19 +94,19 @@ def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its first video stream; whatever the libraries say against it becomes a DataError."""
+    """Open a file and yield it with its first video stream; errors of FFmpeg become DataErrors."""
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if container.format.name == "tty":  # FFmpeg draws any text as a picture of its letters
                 raise DataError(f"{path}: text, not a video")
-            # the cover of a sound file is a stream, too
+            # the cover picture of a sound file is a stream too
             streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
             if not streams:
                 raise DataError(f"{path}: holds no video")
             streams[0].codec_context.thread_count = 1
             yield container, streams[0]
     except av.FFmpegError as error:
-        raise DataError(f"{path}: not a video that can be read ({error.strerror})") from error
+        raise DataError(f"{path}: not a readable video ({error.strerror})") from error
 
 
 @lru_cache(maxsize=256)  # clips of one video follow each other
@@ -117,7 +117,7 @@ def _read_index(path: Path, size: int, modified: int) -> PacketIndex:
             for packet in _iterate_packets(container, stream)
         ]
         time_base, rate = stream.time_base or Fraction(1, 90_000), stream.average_rate or Fraction(_FPS)
-        # AVI numbers packets as they are stored, which is not the order of presentation where frames look ahead
+        # AVI numbers packets in order of storage, which differs from presentation if frames refer to later ones
         misleading = container.format.name == "avi" and stream.codec_context.has_b_frames
     first = next((place for place, packet in enumerate(packets) if packet[2]), None)
     if first is None:
@@ -131,8 +131,8 @@ def _read_index(path: Path, size: int, modified: int) -> PacketIndex:
             np.arange(count) / float(rate), float(count / rate), None, first + np.arange(count), keys, keys, keys
         )
     pts = np.array(pts_P, dtype=np.int64)
-    # frames shown before the first one that stands by itself need others that are not in the file; what an edit list
-    # cuts off is decoded and not shown
+    # frames shown before the first key frame depend on frames that are not in the file; frames that an edit list cuts
+    # off are decoded but not shown
     kept = np.array([not packet[4] for packet in packets])
     shown = np.flatnonzero(kept & (pts >= pts[first]) & (np.arange(len(pts)) >= first))
     if not len(shown):
@@ -147,7 +147,7 @@ def _read_index(path: Path, size: int, modified: int) -> PacketIndex:
         packet_F=packet_F,
         keys=keys,
         key_pts=pts[keys],
-        # some containers index by the time of decoding, others by that of presentation
+        # some containers index by decoding time, others by presentation time
         key_seek=np.array([min(t for t in packets[key][:2] if t is not None) for key in keys], dtype=np.int64),
     )
 
@@ -161,7 +161,7 @@ def _read_size(path: Path, size: int, modified: int) -> tuple[int, int]:
 def _decode_by_seeking(
     container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
 ) -> dict[int, NDArray[np.uint8]]:
-    """Group by group of pictures: from its first packet to the last one wanted, and of the rest nothing."""
+    """Decode each group of pictures from its key packet to the last frame wanted, and nothing else."""
     assert index.pts_F is not None
     row_of = {int(index.pts_F[row]): row for row in rows}
     found = {}
@@ -177,7 +177,7 @@ def _decode_by_seeking(
 def _decode_from_start(
     container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
 ) -> dict[int, NDArray[np.uint8]]:
-    """Everything from the beginning to the last frame wanted."""
+    """Decode all frames from the start to the last one wanted."""
     wanted, found = set(rows), {}
     for row, frame in enumerate(container.decode(stream)):
         if row in wanted:
@@ -188,7 +188,7 @@ def _decode_from_start(
 
 
 def _find_key(index: PacketIndex, row: int) -> int:
-    """Which of `keys` a frame is decoded from: the last one that is neither stored nor shown after it."""
+    """Return which of `keys` to decode a frame from: the last one that is neither stored nor shown after it."""
     assert index.pts_F is not None
     fit = (index.keys <= index.packet_F[row]) & (index.key_pts <= index.pts_F[row])
     return int(np.flatnonzero(fit)[-1])
@@ -197,7 +197,7 @@ def _find_key(index: PacketIndex, row: int) -> int:
 def _decode_group(
     container: InputContainer, stream: VideoStream, index: PacketIndex, *, key: int, wanted: set[int]
 ) -> Iterator[VideoFrame]:
-    """What comes out of the packets from `key` to the last one wanted; frames that no other needs are left out."""
+    """Yield the frames from packet `key` to the last one wanted, skipping frames on which no other depends."""
     context = stream.codec_context
     skips = context.name in _SKIPPING
     for place, packet in enumerate(_packets_from(container, stream, index, key), start=int(index.keys[key])):
@@ -214,7 +214,7 @@ def _packets_from(
     container: InputContainer, stream: VideoStream, index: PacketIndex, key: int
 ) -> Iterator["av.Packet[VideoStream]"]:
     begin = int(index.key_pts[key])
-    for target in (int(index.key_seek[key]), int(index.key_seek[0])):  # a file's own table may lead past the place
+    for target in (int(index.key_seek[key]), int(index.key_seek[0])):  # a file's own table may lead past the key
         container.seek(target, stream=stream)
         packets = _iterate_packets(container, stream)
         for packet in packets:
@@ -225,11 +225,11 @@ def _packets_from(
 
 
 def _iterate_packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[VideoStream]"]:
-    """All packets but a last one that a cut file ends in, and the empty one that says there are no more."""
+    """Return all packets except the incomplete last one of a truncated file and the empty one that ends the stream."""
     return (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
 
 
 def _turn_upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """RGB, turned as the file says, to the nearest quarter turn."""
+    """Return a frame as RGB, rotated as the file says, to the nearest quarter turn."""
     pixels_HW3 = frame.to_ndarray(format="rgb24")
     return np.rot90(pixels_HW3, k=round(frame.rotation / 90)) if frame.rotation else pixels_HW3  # type: ignore

@@ -1,6 +1,6 @@
-"""A clip and its map as the model will see them, from their files.
+"""Read a clip and its map from their files, at the model's size.
 
-C channels of a map, T frames, S = `side` pixels a side.
+C channels of a map, T frames, S = `side` pixels of height and width.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from videoclip.data.records import ClipRecord
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A clip and where somebody looked in it; both are uint8, so that a cache holds just this.
+    """Frames and map of a clip, both uint8, as the cache stores them.
 
     Attributes:
         frames_T3SS: RGB.
-        map_CTSS: 255 is the most attention; zeros where the clip has no map.
+        map_CTSS: 255 is the most attention; zeros if the clip has no map.
     """
 
     frames_T3SS: Tensor
@@ -33,12 +33,12 @@ class Pair:
 
 
 def read_pair(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> Pair:
-    """Decode a clip and its map, and bring both to S x S pixels, whatever their aspect was.
+    """Decode a clip and its map, and resize both to S x S pixels without keeping the aspect.
 
     Args:
         record: The clip.
         config: `frames` and `maps`.
-        channels: Of the map.
+        channels: Channels of the map.
         side: S.
 
     Raises:
@@ -60,7 +60,7 @@ def find_problems(
     side: int,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """clip_id → what is wrong, for every clip that cannot be read; in threads, as decoding needs no interpreter.
+    """Return clip_id → problem, for every clip that cannot be read; decodes in threads.
 
     Args:
         records: The clips.

@@ -1,4 +1,4 @@
-"""What every layout is read into: one record a clip."""
+"""The record of a clip, into which every format is read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ class ClipRecord:
     """One clip of one subject.
 
     Attributes:
-        clip_id: Its name, one of a kind in the set.
-        subject_id: Whose it is; splits keep a subject's clips together.
+        clip_id: Name, unique in the set.
+        subject_id: Name of the subject; splits keep a subject's clips together.
         video: A video file, an .npz of frames, or a folder of frames.
-        label: The class, from 0; None where it is not known.
-        start_s, end_s: Where the clip begins and ends in the video, in seconds; None is the video's end.
-        map: Where somebody looked: .npy, .npz, a video, or a folder of PNG files; None where there is none.
+        label: The class, from 0; None if unknown.
+        start_s, end_s: Start and end of the clip in the video, in seconds; None is the video's end.
+        map: Attention map: .npy, .npz, a video, or a folder of pictures; None without one.
         keypoints: An .npy of (frames, 17, 3) COCO joints: x and y in pixels of the video, and confidence.
         regions_doctor1, regions_doctor2: Names of the regions that each doctor attended (`clip_common.regions`).
-        spans: Whether the first and the last row of `map` and `keypoints` are the clip's, or the whole video's.
-        fold: The part of a cross-validation that the set assigns it to; None where it does not.
+        spans: Whether `map` and `keypoints` cover the clip or the whole video.
+        fold: Part of a cross-validation, assigned by the set; None if it assigns none.
     """
 
     clip_id: str
@@ -43,7 +43,7 @@ def known_labels(records: Iterable[ClipRecord]) -> list[int]:
 
 
 def group_by_subject(records: Iterable[ClipRecord]) -> dict[str, list[ClipRecord]]:
-    """The clips of each subject, subjects and clips in the order of their names, whatever order they come in."""
+    """Return subject → its clips, both sorted by name, whatever the order of `records`."""
     people: dict[str, list[ClipRecord]] = {}
     for record in sorted(records, key=lambda record: (record.subject_id, record.clip_id)):
         people.setdefault(record.subject_id, []).append(record)

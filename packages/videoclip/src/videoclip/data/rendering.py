@@ -1,4 +1,4 @@
-"""`videoclip data render-maps`: attention maps as files, from keypoints and the regions that doctors attended."""
+"""`videoclip data render-maps`: draw attention maps from keypoints and attended regions into files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,22 +20,22 @@ DOCTORS = ("doctor1", "doctor2", "both")
 def render(
     root: Path, out: Path, *, maps: str = "both", size: int = 112, progress: Progress | None = None
 ) -> tuple[Path, int, list[str]]:
-    """Write OUT/maps/CLIP.npy, (T, S, S) float16 from 0 to 1, and OUT/manifest.csv, the same clips with these maps.
+    """Write OUT/maps/NUMBER.npy, (T, S, S) float16 from 0 to 1, and OUT/manifest.csv, the same clips with these maps.
 
-    T is the number of frames of the clip's video within the clip. The folder is made whole or not at all.
+    T is the number of the video's frames within the clip. The folder is written whole or not at all.
 
     Args:
         root: A set with keypoints and regions.
         out: A folder that does not exist yet.
-        maps: Whose regions.
+        maps: Whose regions to draw.
         size: S.
         progress: Called as `progress(done, total)`, in clips.
 
     Returns:
-        The manifest, how many maps were drawn, and the clips that have no keypoints or no regions.
+        The manifest, the number of maps drawn, and the clips without keypoints or regions.
 
     Raises:
-        ValueError: A set that cannot be used, no such doctor, or no clip to draw a map for.
+        ValueError: A set that cannot be used, an unknown doctor, or no clip with keypoints and regions.
     """
     if maps not in DOCTORS:
         raise ValueError(f"--maps {maps}: expected one of {', '.join(DOCTORS)}")
@@ -54,7 +54,7 @@ def render(
                 map_TSS = read_map(record, replace(config, frames=frames), channels=1, side=size)[0].numpy() / 255
                 file = Path("maps") / f"{done:05d}.npy"
                 np.save(draft / file, map_TSS.astype(np.float16))
-                # joints of a whole video would not fit a row whose files span the clip
+                # joints of the whole video would not fit a row whose files span the clip
                 joints = record.keypoints if record.spans == "clip" else None
                 drawn.append(replace(record, map=draft / file, keypoints=joints, spans="clip"))
             if progress is not None:

@@ -1,4 +1,4 @@
-"""Who is trained, validated and tested on: always whole subjects, and never the same video twice."""
+"""Train, validation and test splits by subject: no subject, and no copy of a video, is in two of them."""
 
 import hashlib
 import warnings
@@ -13,27 +13,28 @@ from videoclip.config import DataConfig
 from videoclip.data.lowdata import hash_key, keep_clips, keep_subjects
 from videoclip.data.records import ClipRecord, group_by_subject
 
-_People = Mapping[str, list[ClipRecord]]
+_ClipsOfSubject = Mapping[str, list[ClipRecord]]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The clips that are trained on, selected by and tested on, each by the names of subjects and clips."""
+    """Training, validation and test clips, each sorted by subject and clip name."""
 
     train: tuple[ClipRecord, ...]
     val: tuple[ClipRecord, ...]
     test: tuple[ClipRecord, ...]
 
     def parts(self) -> dict[str, tuple[ClipRecord, ...]]:
-        """The same by name."""
+        """Return the parts by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def make_split(records: Sequence[ClipRecord], config: DataConfig) -> Split:
-    """The split of `config.fold`, checked for leaks; its training part less what `subjects` and `train_fraction` omit.
+    """Return the split of `config.fold`, checked for leaks and reduced by `subjects` and `train_fraction`.
 
     Raises:
-        DataError: See `subject_folds`, `check_disjoint` and `keep_subjects`; or no such fold, or a class that is lost.
+        DataError: As `subject_folds`, `check_disjoint` and `keep_subjects`; or no such fold, or a class without
+            training clips.
     """
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
     if config.fold >= len(splits):
@@ -42,10 +43,10 @@ def make_split(records: Sequence[ClipRecord], config: DataConfig) -> Split:
 
 
 def make_splits(records: Sequence[ClipRecord], config: DataConfig) -> list[Split]:
-    """What `make_split` gives for every fold.
+    """Return what `make_split` returns, for every fold.
 
     Raises:
-        DataError: See `make_split`.
+        DataError: As `make_split`.
     """
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
     return [_reduce_training(split, config) for split in splits]
@@ -67,20 +68,20 @@ def _reduce_training(split: Split, config: DataConfig) -> Split:
 
 
 def subject_folds(records: Sequence[ClipRecord], *, folds: int, seed: int) -> list[Split]:
-    """Splits for cross-validation: each part is tested on once, and every clip stands in exactly one part.
+    """Return the splits of a cross-validation: each part is tested once, and every clip is in exactly one part.
 
-    Parts are those of the fold column where there is one, numbered from 0; `folds` does not count then. Otherwise
-    subjects are dealt so that each part has its share of the clips of each class. The validation part is about a
-    quarter of the subjects of each class that are not tested on, at least one, but never the last one to learn from.
-    Clips whose label is not known are dealt as a class of their own. The order of the records does not count.
+    Parts are those of the fold column, if there is one, numbered from 0; `folds` is ignored then. Otherwise subjects
+    are assigned so that each part has its share of the clips of each class. Validation takes about a quarter of the
+    remaining subjects of each class, at least one, but never the last one to train on. Clips without a label count as
+    a class of their own. The order of the records does not matter.
 
     Args:
         records: All clips.
         folds: Number of parts.
-        seed: Of dealing, to parts and to validation.
+        seed: Seed of the assignment to parts and to validation.
 
     Raises:
-        DataError: Fewer subjects than parts; a class that would not be trained on; nobody to validate on; a fold column
+        DataError: Fewer subjects than parts; a class without training clips; no validation subject; a fold column
             with gaps, or with a subject in two parts.
     """
     people = group_by_subject(records)
@@ -106,20 +107,20 @@ def subject_folds(records: Sequence[ClipRecord], *, folds: int, seed: int) -> li
 
 
 def missing_classes(split: Split) -> dict[str, tuple[int, ...]]:
-    """Classes that a part has no clip of, though another part has; only parts that lack one are named."""
+    """Return part → classes that it lacks but another part has; only for parts that lack one."""
     classes = {name: _classes(records) for name, records in split.parts().items()}
     every = set().union(*classes.values())
     return {name: tuple(sorted(every - own)) for name, own in classes.items() if every - own}
 
 
 def check_disjoint(split: Split) -> None:
-    """Refuse a split with a subject, or a video of the same content, in two of its parts.
+    """Raise DataError if a subject, or a video of the same content, is in two parts of a split.
 
-    Files are compared by content, so that copies under other names are found; only those of equal size are read. A
-    folder of frames is the content of its files.
+    Files are compared by content, so that copies under other names are found; only files of equal size are read. The
+    content of a folder of frames is that of its files.
 
     Raises:
-        DataError: Who, or which two videos.
+        DataError: Names the subject, or the two videos.
     """
     subject_in: dict[str, str] = {}
     same_size: dict[int, list[tuple[str, str, Path]]] = defaultdict(list)
@@ -132,7 +133,7 @@ def check_disjoint(split: Split) -> None:
                 )
         for subject, video in sorted({(record.subject_id, record.video) for record in records}):
             same_size[_file_state(video)[0]].append((part, subject, video))
-    same_size.pop(0, None)  # what is not there, or empty: nobody can learn from it
+    same_size.pop(0, None)  # missing or empty: nothing to learn from
     for found in same_size.values():
         if len({part for part, _, _ in found}) > 1:
             _check_no_copies(found)
@@ -150,7 +151,7 @@ def _check_no_copies(found: Iterable[tuple[str, str, Path]]) -> None:
 
 
 def _file_state(video: Path) -> tuple[int, int]:
-    """(bytes, time of the last change in ns), of a folder its sum and its last; (0, 0) of what is not there."""
+    """Return size in bytes and time of change in ns; of a folder, the sum and the latest; (0, 0) if missing."""
     states = [file.stat() for file in _files(video)]
     return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
 
@@ -170,7 +171,7 @@ def _files(video: Path) -> Iterable[Path]:
     return [video] if video.exists() else []
 
 
-def _parts_of_column(people: _People) -> list[set[str]]:
+def _parts_of_column(people: _ClipsOfSubject) -> list[set[str]]:
     parts: dict[int, set[str]] = defaultdict(set)
     for subject, clips in people.items():
         undecided = [clip.clip_id for clip in clips if clip.fold is None]
@@ -190,7 +191,7 @@ def _parts_of_column(people: _People) -> list[set[str]]:
     return [parts[number] for number in sorted(parts)]
 
 
-def _deal_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
+def _deal_parts(people: _ClipsOfSubject, *, folds: int, seed: int) -> list[set[str]]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if len(people) < folds:
@@ -202,13 +203,13 @@ def _deal_parts(people: _People, *, folds: int, seed: int) -> list[set[str]]:
         raise DataError(f"data.folds={folds} needs a class with as many clips, the largest has {most}: lower it")
     dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class in fewer parts than there are: see missing_classes
+        warnings.simplefilter("ignore", UserWarning)  # a class may be in fewer parts than folds: see missing_classes
         tests = [tested for _, tested in dealer.split(subjects, labels, groups=subjects)]
     return [{subjects[row] for row in tested} for tested in tests]
 
 
-def _choose_validation(people: _People, *, seed: int, number: int) -> set[str]:
-    """About a quarter of the subjects of each class, the rarest class first; one may have clips of several classes."""
+def _choose_validation(people: _ClipsOfSubject, *, seed: int, number: int) -> set[str]:
+    """Choose about a quarter of the subjects of each class, rarest class first; a subject may have several classes."""
     having: dict[int, set[str]] = defaultdict(set)
     for subject, clips in people.items():
         for clip in clips:
@@ -218,7 +219,9 @@ def _choose_validation(people: _People, *, seed: int, number: int) -> set[str]:
     for label in sorted(having, key=lambda label: (len(having[label]), label)):
         wanted = max(1, round(len(having[label]) / 4))
         for subject in drawn:
-            spared = all(own - chosen != {subject} for own in having.values())  # not the last one to train a class on
+            spared = all(
+                own - chosen != {subject} for own in having.values()
+            )  # keep the last subject of a class for training
             if subject in having[label] - chosen and spared and len(having[label] & chosen) < wanted:
                 chosen.add(subject)
     return chosen
@@ -229,7 +232,7 @@ def _check_classes(split: Split, *, number: int) -> None:
         holders = sorted({record.subject_id for record in (*split.val, *split.test) if record.label == label})
         named = ", ".join(holders[:3]) + (", …" if len(holders) > 3 else "")
         raise DataError(
-            f"fold {number} tests on everybody of class {label} ({named}) and leaves nobody to learn it from: a class "
+            f"fold {number} tests on all subjects of class {label} ({named}) and leaves none to train on: a class "
             "needs two subjects, in different folds"
         )
 
@@ -242,5 +245,5 @@ def _label(record: ClipRecord) -> int:
     return -1 if record.label is None else record.label
 
 
-def _clips(people: _People, subjects: Iterable[str]) -> tuple[ClipRecord, ...]:
+def _clips(people: _ClipsOfSubject, subjects: Iterable[str]) -> tuple[ClipRecord, ...]:
     return tuple(record for subject in sorted(subjects) for record in people[subject])

@@ -1,4 +1,4 @@
-"""The whole model: a video and an attention map to class logits and to embeddings in one space.
+"""The whole model: from a video and an attention map to class logits and embeddings in one space.
 
 Legend: B clips, C channels of a map, T frames, H and W pixels, F clip_feature_dim, D clip_embed_dim, K classes; tokens
 are (B, 64, T, H, W) of a coarser grid.
@@ -19,28 +19,28 @@ from videoclip.models.stem import upcast
 
 MEAN = (0.43216, 0.394666, 0.37645)
 STD = (0.22803, 0.22145, 0.216989)
-"""Of the pixels of Kinetics-400, from 0 to 1, as torchvision's video models expect them."""
+"""Mean and standard deviation of the pixels of Kinetics-400, scaled to 0 to 1, as torchvision's video models expect."""
 
 
 def normalise(video_B3THW: Tensor) -> Tensor:
-    """Pixels (…, 3, T, H, W) from 0 to 255 → float32 of mean 0 and standard deviation 1 over Kinetics."""
+    """Return pixels (…, 3, T, H, W) of 0 to 255 as float32, of mean 0 and standard deviation 1 over Kinetics."""
     mean, std = (torch.tensor(values, device=video_B3THW.device)[:, None, None, None] for values in (MEAN, STD))
     return torch.addcmul(-mean / std, video_B3THW, 1 / (255 * std))
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the model makes of a batch.
+    """Output of the model for a batch.
 
     Attributes:
         logits: (B, K).
-        video_embed, attn_embed: (B, D) unit vectors, float32; None where only the classification was asked for.
-        video_feat, attn_feat: (B, F), before projection; of the maps None where nothing reads it.
+        video_embed, attn_embed: (B, D) unit vectors, float32; None if `align` is false.
+        video_feat, attn_feat: (B, F), before projection; `attn_feat` is None if nothing reads it.
         video_tokens: (B, 64, T, H, W), before any gate; None unless the backbone is 3dcnn.
-        video_gate: What the map opened: (B, C or 1, T, H, W) over tokens, (B, 64) over their channels, or (B, F) over
-            the feature of another backbone; None without `map_guided`.
-        map_valid: (B,) bool: clips that have a map which is not constant.
-        token_gain: What a gate multiplies tokens by; None where nothing does.
+        video_gate: Gate from the map: (B, C or 1, T, H, W) over tokens, (B, 64) over their channels, or (B, F) over the
+            feature of another backbone; None without `map_guided`.
+        map_valid: (B,) bool: whether the clip has a map that is not constant.
+        token_gain: Factor of the gate on the tokens; None without one.
     """
 
     logits: Tensor
@@ -55,19 +55,19 @@ class Output:
 
     @property
     def gated_tokens(self) -> Tensor | None:
-        """x̃ (B, 64, T, H, W): x·(1 + α·g), or x·gate; the tokens themselves where no gate acts on them."""
+        """x̃ (B, 64, T, H, W): x·(1 + α·g) or x·gate; the tokens themselves if no gate acts on them."""
         if self.video_tokens is None or self.token_gain is None:
             return self.video_tokens
         return self.video_tokens * self.token_gain
 
 
 class VideoAttentionCLIP(nn.Module):
-    """Video encoder, map encoder, a projection of each, and a classifier.
+    """Video encoder, map encoder, a projection for each, and a classifier.
 
     Args:
-        config: Which encoders, whether maps guide, and what is classified. `weights` is not read here: training loads
-            it (`videoclip.training.weights`).
-        temperature: A fixed softmax temperature; None learns it, from 0.07.
+        config: The section `model`: which encoders, whether maps guide, and which feature is classified. Its `weights`
+            are not read here: training loads them (`videoclip.training.weights`).
+        temperature: A fixed softmax temperature; None learns it, starting at 0.07.
     """
 
     def __init__(self, config: ModelConfig, *, temperature: float | None = None) -> None:
@@ -94,15 +94,16 @@ class VideoAttentionCLIP(nn.Module):
     ) -> Output:
         """Encode, align and classify.
 
-        In training `map_dropout` of the clips, drawn by torch's generator, are not guided by their maps; the map
-        encoder sees every map.
+        In training, a share `map_dropout` of the clips, drawn by torch's generator, is not guided; the map encoder
+        sees every map.
 
         Args:
-            video_B3THW: As `normalise` gives it.
+            video_B3THW: From `normalise`.
             map_BCTHW: Not negative.
-            valid_B: False for a clip without a map, which is not guided; None: all have one. A constant map is never
+            valid_B: False for a clip without a map, which is not guided; None if all have one. A constant map is never
                 valid.
-            align: False leaves out the embeddings, and the map encoder where the classifier does not read it.
+            align: Whether to compute the embeddings; the map encoder runs only for them and for a classifier that
+                reads it.
         """
         map_valid_B = varies(map_BCTHW) if valid_B is None else varies(map_BCTHW) & valid_B
         guides_B = map_valid_B
@@ -114,7 +115,7 @@ class VideoAttentionCLIP(nn.Module):
         if isinstance(encoder, MapGuidedVideoEncoder):
             guided = encoder(video_B3THW, map_BCTHW, valid_B=guides_B)
             video_BF, tokens, gate, gain = guided.feature, guided.tokens, guided.gate, guided.gain
-        elif type(encoder) is Simple3DEncoder:  # of the others nobody reads tokens
+        elif type(encoder) is Simple3DEncoder:  # no other encoder's tokens are used
             tokens = encoder.tokens(video_B3THW)
             video_BF = encoder.pooled(tokens)
         else:

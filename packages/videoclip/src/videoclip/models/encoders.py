@@ -13,14 +13,14 @@ from videoclip.models.stem import Conv3d, Size, Stem
 TOKEN_DIM = 64
 """Width of the small encoders' tokens."""
 FRAME_DIM = 256
-"""Width of the features of a frame that the LSTM reads, and of its state."""
+"""Width of the frame features that the LSTM reads, and of its state."""
 
 
 class Simple3DEncoder(nn.Module):
     """Conv-BN-ReLU-MaxPool-Conv-BN-ReLU over time and space, mean over the tokens, Linear.
 
     Args:
-        in_channels: Of the clip.
+        in_channels: Channels of the clip or map.
         feature_dim: F.
     """
 
@@ -33,12 +33,12 @@ class Simple3DEncoder(nn.Module):
         self.head = nn.Linear(TOKEN_DIM, feature_dim)
 
     def tokens(self, x_BCTHW: Tensor) -> Tensor:
-        """(B, 64, T/2, H/2, W/2), not negative."""
+        """Return the tokens (B, 64, T/2, H/2, W/2), not negative."""
         tokens: Tensor = self.trunk(x_BCTHW)
         return tokens
 
     def pooled(self, tokens_B64THW: Tensor) -> Tensor:
-        """The feature (B, F) of the tokens' mean."""
+        """Return the feature (B, F) of the tokens' mean."""
         feature_BF: Tensor = self.head(tokens_B64THW.mean(dim=(2, 3, 4)))
         return feature_BF
 
@@ -47,14 +47,14 @@ class Simple3DEncoder(nn.Module):
 
 
 class Simple2DEncoder(Simple3DEncoder):
-    """The same, frame by frame, and the mean over frames: kernels and windows of one frame."""
+    """Simple3DEncoder frame by frame, averaged over frames: its kernels and pooling span one frame."""
 
     kernel = (1, 3, 3)
     pool = (1, 2, 2)
 
 
 class SimpleCNNLSTMEncoder(nn.Module):
-    """Features of each frame, an LSTM over them, its last state, Linear."""
+    """Features of each frame, an LSTM over them, and Linear on its last state."""
 
     def __init__(self, in_channels: int, feature_dim: int) -> None:
         super().__init__()

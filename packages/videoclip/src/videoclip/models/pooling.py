@@ -1,6 +1,6 @@
-"""Maps that guide the pooling of a video's tokens.
+"""Map-guided pooling of a video's tokens.
 
-Legend: B clips, C channels of a map, T, H, W the grid of the tokens (of a map as it comes: its own), N = T·H·W,
+Legend: B clips, C channels of a map, T, H, W the grid of the tokens (of an input map: its own grid), N = T·H·W,
 64 the tokens' width, F feature_dim.
 """
 
@@ -15,20 +15,20 @@ from videoclip.models.encoders import TOKEN_DIM, Simple3DEncoder
 from videoclip.models.stem import upcast
 
 EVEN = 1e-4
-"""A map whose values differ by less than this share of the largest is constant: that much is rounding."""
+"""A map whose values differ by less than this share of the largest is constant; the difference is rounding."""
 
 
 @dataclass(frozen=True)
 class PooledVideo:
-    """What guided pooling gives.
+    """Result of `MapGuidedVideoEncoder`.
 
     Attributes:
         feature: (B, F).
         tokens: (B, 64, T, H, W), before any gate.
-        gate: Where or what the map opened: g (B, C or 1, T, H, W), the weights of `weighted_pool` alike, or the gate
-            (B, 64) of channels; ones for a clip without a valid map.
-        gain: What the gate multiplies tokens by: 1 + α·g (B, 1, T, H, W), or the gate (B, 64, 1, 1, 1); None for
-            `weighted_pool`, which has no gate.
+        gate: g or the weights of `weighted_pool`, (B, C or 1, T, H, W), or the channel gate (B, 64); ones for a clip
+            without a valid map.
+        gain: Factor on the tokens: 1 + α·g (B, 1, T, H, W), or the gate (B, 64, 1, 1, 1); None for `weighted_pool`,
+            which has no gate.
     """
 
     feature: Tensor
@@ -38,20 +38,20 @@ class PooledVideo:
 
 
 class MapGuidedVideoEncoder(nn.Module):
-    """Simple3DEncoder whose tokens are gated and pooled as the map says.
+    """A Simple3DEncoder whose tokens are gated and pooled by the map.
 
-    With a = the map on the tokens' grid, from 0 to 1 in each clip:
+    With a = the map resized to the tokens' grid and scaled to 0 to 1 in each clip:
 
         spatiotemporal   g = a, or sigmoid(conv(a));   x̃ = x·(1 + α·g), α learned;   f = Σ g·x̃ / Σ g
         weighted_pool    f = Σ a·x / Σ a
         channel          f = mean of x·sigmoid(MLP(the map's means))
 
-    A map of several channels is averaged first, or each channel pools apart and the features are averaged
-    (`gate_channels`). A clip whose map is constant, or is said not to be valid, is pooled evenly and without a gate:
-    its feature is that of Simple3DEncoder. So is the part of a constant channel where each pools apart.
+    A map of several channels is averaged first, or each channel pools separately and the features are averaged
+    (`gate_channels`). A clip whose map is constant or not valid is pooled evenly and without a gate: its feature is
+    that of Simple3DEncoder. The same holds for a constant channel that pools separately.
 
     Args:
-        config: `map_guided_type`, `map_guided_sigmoid_gate`, `gate_channels`, and the sizes.
+        config: The section `model`: `map_guided_type`, `map_guided_sigmoid_gate`, `gate_channels`, and the sizes.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -70,12 +70,12 @@ class MapGuidedVideoEncoder(nn.Module):
                 )
 
     def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> PooledVideo:
-        """Pool the video.
+        """Encode and pool videos.
 
         Args:
-            video_B3THW: Normalised.
-            map_BCTHW: Not negative, of any size.
-            valid_B: Whether the map may guide; False pools evenly.
+            video_B3THW: Normalised frames.
+            map_BCTHW: Maps of any size, not negative.
+            valid_B: Whether the map guides; False pools evenly.
         """
         tokens = self.encoder.tokens(video_B3THW)
         if self.channel_gate is not None:
@@ -97,7 +97,7 @@ class MapGuidedVideoEncoder(nn.Module):
 
 
 def resize_to_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """A map on a grid of tokens, each channel of each clip stretched to 0 to 1 there, and which of them vary (B, C)."""
+    """Return maps resized to a grid of tokens, each channel scaled to 0 to 1, and whether each varies (B, C)."""
     a_BCTHW = F.interpolate(upcast(map_BCTHW), size=size, mode="trilinear", align_corners=False)
     low, high = a_BCTHW.amin(dim=(2, 3, 4), keepdim=True), a_BCTHW.amax(dim=(2, 3, 4), keepdim=True)
     vary_BC = varies(a_BCTHW.flatten(0, 1)).view(a_BCTHW.shape[:2])
@@ -106,16 +106,16 @@ def resize_to_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]
 
 
 def varies(x: Tensor) -> Tensor:
-    """Whether each x[b] is more than one value and rounding, (B,) bool."""
+    """Return whether each x[b] varies by more than rounding, (B,) bool."""
     low_B, high_B = x.flatten(1).aminmax(dim=1)
     return high_B - low_B > EVEN * torch.maximum(low_B.abs(), high_B.abs())
 
 
 def build_gate(channels: int, hidden: int, out: int) -> nn.Sequential:
-    """The map's mean of each channel → a gate (…, out) from 0 to 1."""
+    """Return the MLP from a map's channel means to a gate (…, out) from 0 to 1."""
     return nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out), nn.Sigmoid())
 
 
 def gate_by_summary(gate: nn.Module, map_BCTHW: Tensor, valid_B: Tensor) -> Tensor:
-    """What `build_gate` makes of the map; ones where it is not valid."""
+    """Return the gate of each map's channel means; ones for maps that are not valid."""
     return torch.where(valid_B[:, None], gate(map_BCTHW.mean(dim=(2, 3, 4))), 1.0)

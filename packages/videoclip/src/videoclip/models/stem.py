@@ -1,10 +1,10 @@
 """The first layers of every small encoder, Conv3d-BatchNorm3d-ReLU-MaxPool3d, in about half the memory.
 
-At full resolution the plain sequence keeps the convolution's output, what ReLU made of it and the pooling's positions.
-Here only the convolution's output is kept. Pooling commutes with ReLU, and with the normalisation, which is affine in
-each channel, but for the sign of its factor: a channel with negative γ would need a minimum. So the sign goes into the
-convolution's weights, its output is pooled at once, and normalisation and ReLU see the pooled elements alone. The
-statistics are those of all elements, as ever.
+For the backward pass, the plain sequence keeps the output of the convolution, that of ReLU and the pooling indices, all
+at full resolution. Here only the output of the convolution is kept. Pooling commutes with ReLU, and also with the
+normalisation, which is affine per channel, unless its factor γ is negative: that channel would need a minimum. So the
+sign of γ moves into the convolution's weights, the convolution's output is pooled at once, and normalisation and ReLU
+process pooled elements only. The statistics are still those of all elements.
 
 Legend: B clips, C channels, T frames, H and W pixels, N = T·H·W.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 Size = tuple[int, int, int]
 
 CHUNK = 4096
-"""Rows whose sums are taken in one go on a CPU."""
+"""Number of rows that are summed at once on a CPU."""
 
 
 class Stem(nn.Module):
@@ -28,9 +28,9 @@ class Stem(nn.Module):
     Parameters, buffers and their updates are those of `self.conv` and `self.bn`.
 
     Equals:
-        `nn.Sequential(conv, bn, nn.ReLU(), nn.MaxPool3d(pool))`, forward and backward. Only where γ is exactly 0 does
-        its gradient differ: the plain sequence then pools a constant, and its first element gets the gradient; here
-        it is the largest, as for every γ above 0.
+        `nn.Sequential(conv, bn, nn.ReLU(), nn.MaxPool3d(pool))`, forward and backward. The gradient differs only if γ
+        is exactly 0: the plain sequence then pools a constant, and its first element gets the gradient; here the
+        largest element gets it, as for every γ above 0.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Stem(nn.Module):
         assert conv.bias is not None
         assert bn.running_mean is not None
         assert bn.running_var is not None
-        sign_C = torch.where(bn.weight < 0, -1.0, 1.0).to(bn.weight)  # never 0: γ = 0 could not be left again
+        sign_C = torch.where(bn.weight < 0, -1.0, 1.0).to(bn.weight)  # never 0: γ could never leave 0
         weight, bias = conv.weight * _per_channel(sign_C)[..., None], conv.bias * sign_C
         y_BCTHW = conv3d(channels_last(x_BCTHW), weight, bias, padding=conv.around)
         if self.training:
@@ -63,13 +63,13 @@ class Stem(nn.Module):
 
 
 def same(kernel: Size) -> Size:
-    """Padding that keeps the size, for a kernel of odd sides."""
+    """Return the padding that keeps the size, for a kernel of odd sizes."""
     time, height, width = kernel
     return time // 2, height // 2, width // 2
 
 
 class Conv3d(nn.Conv3d):
-    """`conv3d` as a module, that keeps the size."""
+    """`conv3d` as a module that keeps the size."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Size) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=same(kernel))
@@ -80,10 +80,10 @@ class Conv3d(nn.Conv3d):
 
 
 def conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, *, padding: Size) -> Tensor:
-    """torch's; of two frames under autocast on a CPU in float32.
+    """Compute torch's conv3d; two frames under autocast on a CPU are computed in float32.
 
-    There the gradient of the weights in bf16 reads memory that nobody wrote (oneDNN of torch 2.13, on processors with
-    bf16 instructions), and is NaN now and then.
+    In bf16, the gradient of the weights reads uninitialised memory then (oneDNN of torch 2.13, on processors with bf16
+    instructions) and is sometimes NaN.
     """
     if x_BCTHW.shape[2] != 2:
         return F.conv3d(x_BCTHW, weight, bias, padding=padding)
@@ -92,21 +92,21 @@ def conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, *, padding: Siz
 
 
 def channels_last(x_BCTHW: Tensor) -> Tensor:
-    """A copy with the channels innermost, where CPUs pool ten times and convolve twice as fast.
+    """Return a copy with the channels innermost: CPUs pool it ten times and convolve it twice as fast.
 
-    `contiguous` would leave a single channel as it is, whose strides pass for both layouts, and the convolution would
-    answer in the other.
+    `contiguous` would not change a single channel, because its strides fit both layouts, and the convolution would
+    return the other layout.
     """
     return torch.empty_like(x_BCTHW, memory_format=torch.channels_last_3d).copy_(x_BCTHW)
 
 
 def upcast(x: Tensor) -> Tensor:
-    """In float32; float64 stays."""
+    """Return x in float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _PoolAndMoments(torch.autograd.Function):
-    """y (B, C, T, H, W) → its maxima in windows, and mean and biased variance (C,) of all of it, in float32 or more."""
+    """Map y (B, C, T, H, W) to its window maxima and the mean and biased variance (C,) of all elements, in float32+."""
 
     @staticmethod
     def forward(ctx: Any, y_BCTHW: Tensor, pool: Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,22 +123,22 @@ class _PoolAndMoments(torch.autograd.Function):
         slope_C = 2 * variance_grad_C / count
         level_C = mean_grad_C / count - slope_C * mean_C
         grad = torch.empty_like(y_BCTHW)
-        for grad_CTHW, y_CTHW in zip(grad, y_BCTHW, strict=True):  # of bf16 only one clip at a time becomes float32
+        for grad_CTHW, y_CTHW in zip(grad, y_BCTHW, strict=True):  # bf16 becomes float32 one clip at a time
             torch.addcmul(_per_channel(level_C), y_CTHW, _per_channel(slope_C), out=grad_CTHW)
         _rows(grad).scatter_add_(1, _rows(where).long(), _rows(pooled_grad))
         return grad, None
 
 
 def _moments(rows_NC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,), in float32 or more.
+    """Return mean and biased variance (C,), in float32 or more.
 
-    In chunks, since on a CPU torch's statistics of channels-last rows add up in one float32: of two million rows the
-    variance comes out wrong in the third digit.
+    Rows are summed in chunks: on a CPU, torch accumulates the statistics of channels-last rows in a single float32,
+    and over two million rows the variance is wrong in the third digit.
     """
     unread_C = upcast(rows_NC.new_ones(rows_NC.shape[1]))
     chunks = rows_NC.split(CHUNK if rows_NC.is_cpu else len(rows_NC))
     mean_C = torch.stack([chunk_NC.sum(dim=0, dtype=unread_C.dtype) for chunk_NC in chunks]).sum(dim=0) / len(rows_NC)
-    # what batch normalisation calls itself: the statistics without the normalised rows
+    # the function that batch normalisation uses: it returns statistics without normalising
     found = [torch.batch_norm_update_stats(chunk_NC, unread_C, unread_C.clone(), 0.0) for chunk_NC in chunks]
     means_KC, variances_KC = (torch.stack(each) for each in zip(*found, strict=True))
     share_K1 = unread_C.new_tensor([len(chunk_NC) / len(rows_NC) for chunk_NC in chunks])[:, None]
@@ -160,5 +160,5 @@ def _per_channel(values_C: Tensor) -> Tensor:
 
 
 def _rows(x_BCTHW: Tensor) -> Tensor:
-    """(B, N, C), a view where the channels are last."""
+    """Return x as (B, N, C), a view if the channels are innermost."""
     return x_BCTHW.movedim(1, -1).flatten(1, 3)

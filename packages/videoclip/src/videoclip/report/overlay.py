@@ -1,6 +1,6 @@
-"""Where somebody looked, in colour over the frames: a person's map, the model's gate, or the energy of its tokens.
+"""Maps in colour over frames: a clinician's map, the model's gate, or the energy of its tokens.
 
-C channels, T frames, H and W pixels, S pixels of a picture that is drawn; a map may have fewer of all than the frames.
+C channels, T frames, H and W pixels; a map may have another size than the frames.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from clip_common.runs import write_atomically
 from clip_common.video import write_video
 
 COLUMNS = 8
-"""Frames of a contact sheet; of a longer clip as many are taken, evenly spread."""
+"""Maximum number of frames on a contact sheet; a longer clip is sampled evenly."""
 LEAST = 112
-"""Pixels of height below which frames are enlarged on a contact sheet."""
+"""Height in pixels below which frames are enlarged on a contact sheet."""
 GAP, TEXT = 6, 12
-"""Pixels between frames, and of a letter."""
+"""Pixels between frames, and height of letters in pixels."""
 INK = (60, 60, 60)
 
 
 def resize_map(map_THW: ArrayLike | Tensor, *, frames: int, height: int, width: int) -> NDArray[np.float32]:
-    """A map at another size, interpolated linearly in time and space, each value at the middle of what it covers.
+    """Resize a map by linear interpolation in time and space; values are at the centres of their cells.
 
     Raises:
         ValueError: Not (T, H, W).
@@ -41,9 +41,9 @@ def resize_map(map_THW: ArrayLike | Tensor, *, frames: int, height: int, width: 
 
 
 def compute_energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
-    """Where a clip's tokens are strong: their mean square over channels, stretched to 0 to 1; (T, H, W) of the tokens.
+    """Return the energy of a clip's tokens: their mean square over channels, scaled to 0 to 1, (T, H, W).
 
-    It is what the token loss compares with the map. Tokens that are equally strong everywhere say nothing: zeros.
+    The token loss compares it with the map. Constant energy becomes zeros.
     """
     energy_THW = tokens_CTHW.detach().float().square().mean(dim=0)
     low, high = energy_THW.aminmax()
@@ -52,11 +52,11 @@ def compute_energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
 
 
 def overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor) -> NDArray[np.uint8]:
-    """The frames under a map: as they are where it is 0, brightest where it is 1, whatever else is in the clip.
+    """Draw a map over frames: unchanged at 0, brightest at 1, independent of the rest of the clip.
 
     Args:
         frames_THW3: RGB.
-        map_THW: 0 to 1, of any size.
+        map_THW: Values from 0 to 1, of any size.
     """
     T, H, W, _ = frames_THW3.shape
     levels_THW = resize_map(map_THW, frames=T, height=H, width=W)
@@ -66,13 +66,13 @@ def overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor) -> NDAr
 def write_sheet(
     frames_THW3: NDArray[np.uint8], maps: Mapping[str, ArrayLike | Tensor], path: Path, *, title: str = ""
 ) -> Path:
-    """Save a PNG: frames in a row, and below them a row of overlays for each map, with the scale of the colours.
+    """Write a PNG: a row of frames, and below it a row of overlays per map, with a colour scale.
 
     Args:
         frames_THW3: RGB.
-        maps: Name → map of 0 to 1, of any size, such as the clinician's and the model's; none leaves the video alone.
-        path: Where the PNG goes.
-        title: Over it all.
+        maps: Name → map of 0 to 1, of any size, such as the clinician's and the model's; may be empty.
+        path: The PNG file.
+        title: Text above the frames.
     """
     shown = _spread_evenly(len(frames_THW3))
     rows = {"video": frames_THW3} | {name: overlay(frames_THW3, map_THW) for name, map_THW in maps.items()}
@@ -102,7 +102,7 @@ def write_sheet(
 
 
 def write_overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor, path: Path, *, fps: int) -> Path:
-    """Save an MP4: the clip, and beside it the same under the map; an odd row or column at the edge is left out."""
+    """Write an MP4: the clip, and beside it the overlay; an odd last row or column of pixels is cut off."""
     even_THW3 = frames_THW3[:, : frames_THW3.shape[1] // 2 * 2, : frames_THW3.shape[2] // 2 * 2]
     heated_THW3 = overlay(frames_THW3, map_THW)[:, : even_THW3.shape[1], : even_THW3.shape[2]]
     with write_atomically(path) as temporary:
@@ -111,20 +111,20 @@ def write_overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor, p
 
 
 def _spread_evenly(frames: int) -> list[int]:
-    """At most COLUMNS frames: the middles of parts of equal length."""
+    """Return indices of at most COLUMNS frames: the centres of parts of equal length."""
     count = min(COLUMNS, frames)
     return [(2 * part + 1) * frames // (2 * count) for part in range(count)]
 
 
 def _load_font() -> ImageFont.FreeTypeFont:
-    """matplotlib's own, as in the plots: Pillow's has no umlauts."""
+    """Return matplotlib's font, as in the plots; Pillow's own lacks umlauts."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), TEXT)
 
 
 def _draw_scale(sheet: Image.Image, *, x: int, top: int, height: int, font: ImageFont.FreeTypeFont) -> None:
-    """The colours from 0, below, to 1, as they lie on a grey picture."""
+    """Draw the colour scale on grey, from 0 at the bottom to 1 at the top."""
     levels_H1 = np.linspace(1, 0, height)[:, None].repeat(12, axis=1)
     grey_H13 = np.full((height, 12, 3), 128, np.uint8)
     sheet.paste(Image.fromarray(blend(grey_H13, levels_H1)), (x, top))

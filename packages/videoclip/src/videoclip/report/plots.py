@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its metrics.csv and its predictions, and those of a series of runs.
+"""Plots of a run, from its metrics.csv and its scores, and of a series of runs.
 
 N clips, K classes.
 """
@@ -27,13 +27,13 @@ LABELS = {
     "retrieval_r1_a2v": "R@1, map to video",
     "retrieval_r5_a2v": "R@5, map to video",
 }
-"""What a figure is called in a picture."""
+"""Metric → its label in a plot."""
 ROOM = 1.25
-"""How much higher than its bars a histogram is, for the legend."""
+"""Height of a histogram relative to its highest bar, which leaves room for the legend."""
 
 
 def draw_training(metrics: Path, folder: Path) -> list[Path]:
-    """Plot a run's metrics.csv into a folder: cross-entropy, validation metrics and, of several, the parts of the loss.
+    """Plot a run's metrics.csv into a folder: cross-entropy, validation metrics and, if several, the parts of the loss.
 
     Returns:
         The PNG files.
@@ -57,7 +57,7 @@ def draw_training(metrics: Path, folder: Path) -> list[Path]:
             ylabel="share",
         ),
     ]
-    if len(weighted) > 1:  # a part without weight is 0 throughout
+    if len(weighted) > 1:  # a part without weight is always 0
         parts = {name: label for name, label in PARTS.items() if name in weighted} | {"train/loss": "weighted sum"}
         plots.append(draw_curves(metrics, parts, folder / "parts.png", title="Parts of the training loss"))
     return plots
@@ -102,13 +102,13 @@ def draw_scores(
 def draw_confusion(
     confusion_KK: NDArray[np.int64], path: Path, *, names: Sequence[str] | None = None, of: str = "clips"
 ) -> Path:
-    """Clips of each class (rows) by the class they were taken for: counts, coloured by their share of the row.
+    """Plot a confusion matrix: counts of true classes (rows) by predicted ones, coloured by their share of the row.
 
     Args:
         confusion_KK: Counts.
-        path: Where the PNG goes.
-        names: Of the classes; default: their numbers.
-        of: What was counted.
+        path: The PNG file.
+        names: Names of the classes; default: their numbers.
+        of: What is counted.
     """
     K = len(confusion_KK)
     names = [str(label) for label in range(K)] if names is None else list(names)
@@ -149,7 +149,7 @@ def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bo
         if not kept_N.any():
             continue
         own = similarity_N[kept_N]
-        # shares of their own number, or the fewer incorrect clips would not be seen
+        # shares of their own number, so that few incorrect clips stay visible
         weights = np.full(len(own), 1 / len(own))
         axes.hist(own, bins=bins, weights=weights, color=color, alpha=0.25)
         label = f"{name}: {len(own):,} clips, mean {own.mean():.2f}"
@@ -167,11 +167,11 @@ def draw_similarity(similarity_N: NDArray[np.floating], correct_N: NDArray[np.bo
 
 
 def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
-    """Figures of a cross-validation: a dot a fold, mean ± sd, and what the majority class or chance reach.
+    """Plot the metrics of a cross-validation: a dot per fold, mean ± sd, and the majority class or chance.
 
     Args:
-        folds: `Evaluation.metrics` of each fold; figures of `LABELS` that every fold has are drawn.
-        path: Where the PNG goes.
+        folds: Metrics of each fold; those in `LABELS` that every fold has are drawn.
+        path: The PNG file.
     """
     common = [name for name in LABELS if all(name in fold for fold in folds)]
     return draw_dots(
@@ -186,7 +186,7 @@ def draw_folds(folds: Sequence[Mapping[str, float]], path: Path) -> Path:
 
 
 def find_baseline(name: str) -> str:
-    """The figure of `Evaluation.metrics` that one of `LABELS` has to beat."""
+    """Return the metric of the baseline that a metric in `LABELS` has to beat."""
     return f"{name[: len('retrieval_r1')]}_chance" if name.startswith("retrieval") else f"majority_{name}"
 
 
@@ -198,14 +198,14 @@ def draw_ablation(
     against: Mapping[str, Paired] | None = None,
     mark: float | None = None,
 ) -> Path:
-    """One figure of several methods: a dot a run and mean ± sd, and beside it the paired difference to the first.
+    """Plot one metric of several methods: a dot per run, mean ± sd, and beside it the paired difference to the first.
 
     Args:
-        rows: Method → the figure of each of its runs; the first is what the others are compared with.
-        path: Where the PNG goes.
-        figure: Its key in `Evaluation.metrics`.
-        against: Method → how far it is ahead of the first (`videoclip.scoring.evaluation.paired_bootstrap`).
-        mark: What the majority class or chance reach (`find_baseline`).
+        rows: Method → the metric of each of its runs; the others are compared with the first.
+        path: The PNG file.
+        figure: Name of the metric.
+        against: Method → paired difference to the first.
+        mark: The metric of the majority class or of chance.
     """
     differences, label = against or {}, LABELS.get(figure, figure)
     several = max(map(len, rows.values())) > 1
@@ -235,7 +235,7 @@ def _dots(label: str, values: Sequence[float], *, against: Paired | None = None,
 
 
 def _blue_colours() -> Any:
-    """From near white to the palette's blue, darkened."""
+    """Return colours from near white to a dark shade of the palette's blue."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("blues", ["#f3f6fa", PALETTE[0], "#1f4476"])

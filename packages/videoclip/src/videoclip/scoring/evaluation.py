@@ -1,6 +1,6 @@
-"""Predictions to numbers, with intervals over subjects, and two systems compared.
+"""From predictions to metrics with intervals over subjects, and the comparison of two systems.
 
-G subjects, K classes, S resamples, R runs; of the clips V have a map.
+G subjects, K classes, S resamples, R runs; V clips have a map.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,16 +37,16 @@ from videoclip.scoring.predictions import Predictions
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What `videoclip test` prints, draws and writes.
+    """Metrics of a scored set.
 
     Attributes:
-        metrics: By name as in the description, without `test/`; a figure that does not exist is not in it.
-        intervals: The 95 % bootstrap interval over subjects; none where there are fewer than two.
-        confusion_KK: Clips of each class (rows) that were taken for each class (columns).
-        subject_confusion_KK: The same of subjects.
-        majority: The class that the majority baseline always says.
-        clips, labelled, mapped: How many clips there are, how many with a label, how many with a map.
-        subjects: How many there are.
+        metrics: By name, without the prefix `test/`; undefined metrics are absent.
+        intervals: 95 % bootstrap intervals over subjects; empty for a single subject.
+        confusion_KK: Counts of clips by true class (rows) and predicted class (columns).
+        subject_confusion_KK: The same counts of subjects.
+        majority: The class that the majority baseline always predicts.
+        clips, labelled, mapped: Number of clips, of clips with a label, and of clips with a map.
+        subjects: Number of subjects.
     """
 
     metrics: dict[str, float]
@@ -60,7 +60,7 @@ class Evaluation:
     subjects: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists."""
+        """Return plain numbers and lists, for result.json."""
         return {
             "metrics": self.metrics,
             "intervals_95": {name: list(bounds) for name, bounds in self.intervals.items()},
@@ -77,19 +77,19 @@ class Evaluation:
 def evaluate(
     predictions: Predictions, *, train_labels: Iterable[int], classes: int, samples: int = 1000, seed: int = 0
 ) -> Evaluation:
-    """Numbers of a scored set.
+    """Compute the metrics of a scored set.
 
     `accuracy`, `balanced_accuracy`, `macro_f1` and `recall_0`, … count clips; `subject_…` count subjects, by the mean
-    probability over their clips; `majority_…` and `majority_subject_…` are those of always saying the most frequent
-    training class. `retrieval_…` and `align_sim_…` are as in `videoclip.scoring.metrics`. Clips without a label count
-    for retrieval alone.
+    probability over their clips; `majority_…` and `majority_subject_…` are those of always predicting the most
+    frequent training class. `retrieval_…` and `align_sim_…` are as in `videoclip.scoring.metrics`. Clips without a
+    label count for retrieval only.
 
     Args:
-        predictions: Of one model.
-        train_labels: Of the training clips; -1 is unknown.
+        predictions: Predictions of one model.
+        train_labels: Labels of the training clips; -1 is unknown.
         classes: K.
-        samples: Resamples of the intervals.
-        seed: Of their draw.
+        samples: Number of resamples for the intervals.
+        seed: Seed of the resamples.
 
     Raises:
         DataError: No training label, or a label beyond the classes.
@@ -144,20 +144,21 @@ def paired_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> Paired:
-    """How far one system is ahead of another on the same clips: subjects are resampled, for both systems alike.
+    """Compare two systems on the same clips by resampling subjects, the same ones for both.
 
-    Systems trained several times are compared over subjects and over runs (see `resample_runs`).
-    A resample in which the figure does not exist for one of them is left out.
+    Systems trained several times are compared over subjects and runs (see `resample_runs`). Resamples for which the
+    metric is undefined in one system are dropped.
 
     Args:
-        ours: One system: predictions, or those of several runs.
-        theirs: The other, on the same clips in the same order; run i of both belongs together.
-        key: Of `Evaluation.intervals`.
-        samples: Resamples drawn.
-        seed: Of the draw.
+        ours: One system: its predictions, or those of several runs.
+        theirs: The other system, on the same clips in the same order; run i of both is a pair.
+        key: Name of a metric in `Evaluation.intervals`.
+        samples: Number of resamples.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: Other clips, no such figure in both, not as many runs, fewer than two subjects.
+        ValueError: Different clips, a metric that one of them lacks, different numbers of runs, or fewer than two
+            subjects.
     """
     sides = [[side] if isinstance(side, Predictions) else list(side) for side in (ours, theirs)]
     if len(sides[0]) != len(sides[1]) or not sides[0]:
@@ -188,7 +189,7 @@ def paired_bootstrap(
 
 
 class _Resampled:
-    """Predictions, ready to be measured with any weights of their subjects."""
+    """Metrics of predictions for any weights of their subjects."""
 
     def __init__(self, predictions: Predictions, *, classes: int) -> None:
         self.predictions, self.classes = predictions, classes
@@ -211,7 +212,7 @@ class _Resampled:
         )
 
     def confusions(self, weights_SG: NDArray[Any]) -> tuple[Floats, Floats]:
-        """(S, K, K) of clips, and of subjects."""
+        """Return the confusion of clips and of subjects, (S, K, K) each."""
         labelled_N, predictions, subjects = self.labelled_N, self.predictions, self.by_subject
         of_clips_SKK = count_confusion(
             predictions.label_N[labelled_N],
@@ -228,7 +229,7 @@ class _Resampled:
         return of_clips_SKK, of_subjects_SKK
 
     def measure(self, weights_SG: NDArray[Any]) -> dict[str, Floats]:
-        """(S,) of each figure that has an interval; NaN where it does not exist."""
+        """Return each metric that has an interval, (S,); NaN if undefined."""
         predictions = self.predictions
         of_clips_SKK, of_subjects_SKK = self.confusions(weights_SG)
         found = score_confusion(of_clips_SKK)
@@ -246,7 +247,7 @@ class _Resampled:
         return found
 
     def resampled(self, *, samples: int, seed: int) -> dict[str, Floats]:
-        """(S,) of each figure on resamples of the subjects, the clips of one drawn together."""
+        """Return each metric on resamples of the subjects, (S,); the clips of a subject are drawn together."""
         width = max(len(self.predictions), self.classes**2)
         chunks = draw_resamples(self.subjects, samples=samples, seed=seed, width=4 * width)
         return concatenate_chunks(self.measure(counts_SG) for counts_SG in chunks)

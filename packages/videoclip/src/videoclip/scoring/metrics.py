@@ -1,7 +1,7 @@
-"""Numbers of a scored set, and of bootstrap resamples of it.
+"""Metrics of a scored set, and of bootstrap resamples of it.
 
-One function gives both: a resample is a row of weights (how often each clip was drawn), the set itself a row of ones. A
-figure that does not exist for a row, such as a mean of no clips, is NaN here and left out by who asks.
+The same functions compute both: a resample is a row of weights (how often each clip was drawn), the set itself a row of
+ones. A metric that does not exist for a row, such as a mean of no clips, is NaN here; callers drop it.
 
 N clips, M subjects (or their labels), K classes, S rows of weights, D values of an embedding.
 """
@@ -23,34 +23,34 @@ Ints = NDArray[np.int64]
 
 KS = (1, 5)
 SAME = 1e-6
-"""Similarities that differ by less are one: what float32 tells apart."""
+"""Similarities that differ by less are equal: the resolution of float32."""
 
 
 def divide(above: NDArray[Any], below: NDArray[Any]) -> Floats:
-    """`above / below`, NaN where there is nothing below."""
+    """Return `above / below`, NaN where `below` is 0."""
     return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
 
 
 def count_confusion(label_N: Ints, predicted_N: Ints, weights_SN: NDArray[Any], *, classes: int) -> Floats:
-    """(S, K, K): how many clips of each class (rows) were taken for each class (columns)."""
+    """Count clips by true class (rows) and predicted class (columns): (S, K, K)."""
     cell_NC = np.eye(classes * classes)[classes * label_N + predicted_N]
     return (weights_SN @ cell_NC).reshape(-1, classes, classes)
 
 
 def compute_recalls(confusion_SKK: Floats) -> Floats:
-    """(S, K): share of the clips of each class that were taken for it; NaN for a class without clips."""
+    """Return the share of each class's clips that were predicted as it, (S, K); NaN for a class without clips."""
     return divide(np.diagonal(confusion_SKK, axis1=1, axis2=2), confusion_SKK.sum(2))
 
 
 def name_recalls(confusion_SKK: Floats) -> dict[str, Floats]:
-    """`recalls` by name, `recall_0` and so on, (S,) each."""
+    """Return the recalls by name, `recall_0` and so on, (S,) each."""
     return {f"recall_{label}": recall_S for label, recall_S in enumerate(compute_recalls(confusion_SKK).T)}
 
 
 def score_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
-    """`accuracy`, `balanced_accuracy` and `macro_f1`, (S,) each.
+    """Return `accuracy`, `balanced_accuracy` and `macro_f1`, (S,) each, defined as in scikit-learn.
 
-    As scikit-learn has them: balanced accuracy is the mean recall of the classes that have clips; macro F1 the mean of
+    Balanced accuracy is the mean recall of the classes that have clips; macro F1 the mean of
     2·hits / (clips + predictions) over the classes that have clips or were predicted.
     """
     hits_SK = np.diagonal(confusion_SKK, axis1=1, axis2=2)
@@ -63,9 +63,9 @@ def score_confusion(confusion_SKK: Floats) -> dict[str, Floats]:
 
 
 def score_classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes: int) -> dict[str, float]:
-    """`score_confusion` of a set, and the recall of each class as `recall_0`, …; what does not exist is not in it.
+    """Return `score_confusion` of a set and the recall of each class as `recall_0`, …; undefined metrics are absent.
 
-    Clips whose label is unknown (-1) do not count.
+    Clips with an unknown label (-1) are ignored.
     """
     labels_N, said_N = np.asarray(label_N), np.asarray(predicted_N)
     known_N = labels_N >= 0
@@ -74,12 +74,12 @@ def score_classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes:
 
 
 def keep_finite(found: Mapping[str, Floats]) -> dict[str, float]:
-    """The first row of each figure that exists there."""
+    """Return the first row of each metric, without those that are not finite there."""
     return {name: float(values_S[0]) for name, values_S in found.items() if np.isfinite(values_S[0])}
 
 
 def find_majority(train_labels: Iterable[int]) -> int:
-    """The most frequent class of the training labels, the lowest of several; unknown labels (-1) are not counted.
+    """Return the most frequent class of the training labels, the lowest of several; unknown labels (-1) are ignored.
 
     Raises:
         DataError: No label is known.
@@ -92,7 +92,7 @@ def find_majority(train_labels: Iterable[int]) -> int:
 
 @dataclass(frozen=True)
 class SubjectPredictions:
-    """A prediction a subject: `probability_MK` the mean over its clips, `label_M`, and `subject_M` whose it is."""
+    """One prediction per subject: `probability_MK`, the mean over its clips; `label_M`; and `subject_M`, its number."""
 
     probability_MK: Floats
     label_M: Ints
@@ -100,9 +100,9 @@ class SubjectPredictions:
 
 
 def average_by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -> SubjectPredictions:
-    """Average the probabilities of each subject's clips; a subject with two labels gives one prediction for each."""
+    """Average the probabilities of each subject's clips; a subject with two labels gives one prediction per label."""
     pairs_M2, row_N = np.unique(np.stack([subject_N, label_N], axis=1), axis=0, return_inverse=True)
-    row_N = row_N.reshape(-1)  # numpy 2.0 gives a column
+    row_N = row_N.reshape(-1)  # numpy 2.0 returns a column
     sums_MK = np.zeros((len(pairs_M2), probability_NK.shape[1]))
     np.add.at(sums_MK, row_N, probability_NK)
     return SubjectPredictions(
@@ -111,10 +111,10 @@ def average_by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -
 
 
 def score_retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dict[str, Floats]:
-    """Whether each of at least two clips finds its map among the first K (`v2a`), and each map its clip (`a2v`): (N,).
+    """Return for each of at least two clips whether its map is among the first K (`v2a`), and vice versa (`a2v`): (N,).
 
-    `retrieval_r1_v2a` and so on count a clip's own map; of maps that tie, as those of one file do, any may come first,
-    and the hit is a share. `…_group` count every clip of the same map.
+    `retrieval_r1_v2a` and so on count only a clip's own map; among tied maps, such as those of one file, the hit is the
+    expected share. `…_group` count every clip of the same map.
     """
     videos, maps = torch.from_numpy(video_ND), torch.from_numpy(attn_ND)
     own = torch.arange(len(map_N))
@@ -129,7 +129,7 @@ def score_retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) 
 
 
 def compute_chance(map_N: Ints) -> dict[str, float]:
-    """What a random order reaches: `retrieval_r1_chance`, … and `…_chance_group`, the same both ways.
+    """Return the metrics of a random order, `retrieval_r1_chance`, … and `…_chance_group`, the same both ways.
 
     k draws from N without replacement miss all of a clip's g positives with probability C(N − g, k) / C(N, k).
     """
@@ -145,18 +145,18 @@ def compute_chance(map_N: Ints) -> dict[str, float]:
 
 
 def score_alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: NDArray[Any]) -> dict[str, Floats]:
-    """Whether a clip lies nearer to its map where it is classified correctly: (S,) each.
+    """Return whether correctly classified clips are more similar to their maps: (S,) each.
 
     `align_sim_correct` and `align_sim_incorrect` are means of the similarity, `align_sim_gap` their difference, and
-    `align_sim_corr` Pearson's correlation with correctness as 0 and 1. NaN where there are no correct, or no incorrect
-    clips, and the correlation also where all similarities are one.
+    `align_sim_corr` Pearson's correlation with correctness as 0 and 1. They are NaN without correct or without
+    incorrect clips; the correlation is also NaN if all similarities are equal.
     """
     total_S = weights_SN.sum(1)
     right_S, wrong_S = weights_SN @ correct_N, weights_SN @ ~correct_N
     of_right_S = divide(weights_SN @ (similarity_N * correct_N), right_S)
     of_wrong_S = divide(weights_SN @ (similarity_N * ~correct_N), wrong_S)
     gap_S = of_right_S - of_wrong_S
-    centred_N = similarity_N - similarity_N.mean()  # or the difference of two squares would lose its digits
+    centred_N = similarity_N - similarity_N.mean()  # otherwise the difference of two squares would lose its digits
     mean_S = divide(weights_SN @ centred_N, total_S)
     variance_S = divide(weights_SN @ centred_N**2, total_S) - mean_S**2
     varies_S = np.where(variance_S > SAME**2, variance_S, np.nan)
@@ -171,7 +171,7 @@ def score_alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_
 
 
 def cosine(a_ND: NDArray[Any], b_ND: NDArray[Any]) -> Floats:
-    """(N,) of each row with the row of the same place; 0 for a row of zeros."""
+    """Return the cosine of each pair of rows, (N,); 0 for a row of zeros."""
     lengths_N = np.linalg.norm(a_ND.astype(np.float64), axis=1) * np.linalg.norm(b_ND.astype(np.float64), axis=1)
     products_N = (a_ND.astype(np.float64) * b_ND).sum(1)
     return np.divide(products_N, lengths_N, out=np.zeros(len(a_ND)), where=lengths_N > 0)

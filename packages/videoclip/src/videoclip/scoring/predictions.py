@@ -1,4 +1,4 @@
-"""What a model says of a set of clips, kept as arrays: from batches, and to a file and back.
+"""Predictions of a model for a set of clips, as arrays: computed from batches, saved and loaded.
 
 N clips, K classes, D values of an embedding.
 """
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says of N clips, and what is known of them.
+    """Predictions of a model for N clips, with what is known about them.
 
     Attributes:
         logits_NK: float32.
         video_embed_ND, attn_embed_ND: Embeddings of the clips and of their maps, float32.
-        label_N: Classes; -1 where unknown.
+        label_N: Classes; -1 if unknown.
         subject_N: Equal for clips of one subject.
-        map_N: Equal for clips whose maps come from the same place.
-        valid_N: Whether the clip has a map that says something; without one it takes no part in retrieval.
-        clip_ids: Names.
+        map_N: Equal for clips whose maps have one origin.
+        valid_N: Whether the clip has a map that is not constant; other clips are left out of retrieval.
+        clip_ids: Names of the clips.
     """
 
     logits_NK: NDArray[np.float32]
@@ -66,17 +66,17 @@ class Predictions:
 
     @cached_property
     def similarity_N(self) -> Floats:
-        """Cosine of each clip with its own map; it says nothing where `valid_N` is false."""
+        """Cosine of each clip with its own map; meaningless if `valid_N` is false."""
         return cosine(self.video_embed_ND, self.attn_embed_ND)
 
     @cached_property
     def judged_N(self) -> NDArray[np.bool_]:
-        """Clips with a map and a label: those whose similarity can be held against their correctness."""
+        """Clips with a map and a label, whose similarity can be compared with their correctness."""
         return self.valid_N & (self.label_N >= 0)
 
     @classmethod
     def from_output(cls, output: Output, batch: "Batch") -> Self:
-        """Of one batch, copied from wherever the model ran; with embeddings."""
+        """Return the predictions of one batch, which has embeddings, on the CPU."""
 
         def floats(tensor: torch.Tensor) -> NDArray[np.float32]:
             return tensor.detach().float().cpu().numpy()
@@ -96,12 +96,12 @@ class Predictions:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The batches of one set, in their order."""
+        """Return the predictions of several batches, in order, as one."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return cls(**arrays, clip_ids=tuple(name for part in parts for name in part.clip_ids))
 
     def save(self, path: Path) -> Path:
-        """Write an .npz, whole or not at all."""
+        """Write an .npz file, atomically."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         with write_atomically(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays, clip_ids=np.array(self.clip_ids, dtype=np.str_))
@@ -109,10 +109,10 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
+        """Read an .npz file that `save` wrote.
 
         Raises:
-            DataError: No such file, or not such a file.
+            DataError: No such file, or a file without predictions.
         """
         try:
             with np.load(path) as kept:
@@ -157,12 +157,12 @@ def predict(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Predictions:
-    """Run a model over batches in float32; it is put into eval mode for it and back afterwards.
+    """Run a model over batches in float32 and eval mode; restore its mode afterwards.
 
     Args:
-        model: On `device`.
-        loader: Of batches in a fixed order, with at least one.
-        device: Where batches are moved to.
+        model: Must be on `device`.
+        loader: Yields at least one batch, in a fixed order.
+        device: Device of the model.
         progress: Called as `progress(done, total)`, in batches.
     """
     training = model.training

@@ -1,4 +1,4 @@
-"""`videoclip ablate`: the source's experiment table, filled: B0 to B4, C1 to C3 and what happens under wrong maps."""
+"""`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, and controls with wrong maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,14 +36,14 @@ Table = Literal["all", "B", "C", "controls"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        id: As in the source's table; controls have names of their own.
+        id: Name as in the original table; controls have their own names.
         what: The method, in words.
-        switches: What it sets, as overrides of the configuration.
-        run_of: The row whose runs it tests; None trains its own.
-        tested: What its test sets besides.
+        switches: Overrides of the configuration that define the method.
+        run_of: Row whose runs it tests; None trains its own.
+        tested: Further overrides of its test.
     """
 
     id: str
@@ -82,7 +82,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "controls": ("B0", "B3", "shuffled", "centre", "uniform", "random", "absent"),
     "all": tuple(row.id for row in ROWS),
 }
-"""Which rows each `--table` has; the first is what the others are compared with."""
+"""Rows of each `--table`; the others are compared with the first."""
 COLUMNS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -93,19 +93,19 @@ COLUMNS = {
     "align_sim_gap": "align gap",
     "align_sim_corr": "align corr",
 }
-"""Classification, D1 and D2."""
+"""Metric → column: classification, D1 (retrieval) and D2 (similarity)."""
 FIGURE = "macro_f1"
-"""What rows are compared by."""
+"""Metric by which rows are compared."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row, over all seeds.
+    """A row over all seeds.
 
     Attributes:
-        row: Which.
-        metrics: Figures of each seed's test subjects, in the order of the seeds.
-        against: How far it is ahead of the first row in macro F1, paired; None for that row itself.
+        row: The row.
+        metrics: Metrics of each seed's test subjects, in the order of the seeds.
+        against: Paired difference in macro F1 to the first row; None for the first row itself.
     """
 
     row: Row
@@ -114,11 +114,11 @@ class Result:
 
     @property
     def aligned(self) -> bool:
-        """Whether it was trained to align, so that retrieval and similarity say something."""
+        """Whether it was trained to align, so that retrieval and similarity are meaningful."""
         return "loss.clip_weight=0" not in self.row.switches
 
     def cell(self, name: str, *, spread: bool = True) -> str:
-        """Mean ± sd of a figure, or the mean alone; empty where it does not exist."""
+        """Return a metric as mean ± sd, or the mean alone; empty if it is undefined."""
         values = [metrics[name] for metrics in self.metrics if name in metrics]
         if not values or (not self.aligned and name.startswith(("retrieval", "align"))):
             return ""
@@ -127,14 +127,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What `ablate` leaves.
+    """Result of `ablate`.
 
     Attributes:
-        folder: Its folder; the runs are in `videoclip/` in it.
-        seeds: Of the runs of each row.
-        results: One a row, the baseline first.
-        majority: Accuracy and macro F1 of always saying the most frequent training class, mean over the seeds.
-        subjects, clips: How many were tested, over all seeds.
+        folder: Folder of the series; its runs are in `videoclip/` inside it.
+        seeds: Seeds of each row's runs.
+        results: One per row, the baseline first.
+        majority: Accuracy and macro F1 of always predicting the most frequent training class, mean over the seeds.
+        subjects, clips: Number tested, over all seeds.
         table: The Markdown file.
         plot: The PNG.
     """
@@ -150,7 +150,7 @@ class Ablation:
 
 
 def resolve_ablation(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, AblateConfig]:
-    """The configuration of the runs, and what is ablated: `seeds=` among the overrides.
+    """Return the configuration of the runs, and the options of the verb (`seeds=` among the overrides).
 
     Raises:
         ValueError: An unknown key or a wrong value.
@@ -169,21 +169,21 @@ def ablate(
 ) -> Ablation:
     """Train each row with each seed, test it on subjects that it never saw, and compare all with the first row.
 
-    Seed s also tests on another part of the subjects, `data.fold` + s, so that what is said does not hang on which
-    subjects a part happens to have. Called again it goes on where it was: finished runs are kept, a killed one resumed,
-    more seeds or the rows of another table added.
+    Seed s also tests on another part of the subjects, `data.fold` + s, so that results do not depend on the subjects of
+    one part. Called again, it continues: finished runs are kept, a killed run is resumed, and more seeds or the rows of
+    another table are added.
 
     Args:
-        config: Of every run, but for the rows' switches. Where it leaves the token loss out, B4's weight is 0.1; where
-            it leaves the contrastive loss out, its weight is 1.
+        config: Configuration of every run, apart from the rows' switches. If its token loss has no weight, B4 uses 0.1;
+            if its contrastive loss has no weight, 1 is used.
         table: Which rows.
-        seeds: Of training.
-        reporter: Shows progress of what is not training.
-        announce: Told of each run as it begins.
+        seeds: Training seeds.
+        reporter: Shows progress outside training.
+        announce: Called with one line as each run begins.
 
     Raises:
-        ValueError: One line: no seed or one twice, several devices, a folder of that name with another configuration,
-            other clips than it began with or another process at work in it, and whatever `train` refuses.
+        ValueError: One line: no seed or a repeated one, several devices, a series of that name with another
+            configuration, changed clips, another process at work in it, and whatever `train` refuses.
     """
     check_choices("seeds", seeds, example="[0,1,2]")
     check_one_device(config.trainer, verb="ablate")
@@ -204,7 +204,9 @@ def ablate(
         check_same_data(series, list_tested_clips(splits), what="clips or labels")
         predictions: dict[str, list[Predictions]] = {row.id: [] for row in rows}
         metrics: dict[str, list[dict[str, float]]] = {row.id: [] for row in rows}
-        pairs = [(seed, row) for seed in seeds for row in rows]  # seed by seed: what a kill leaves is comparable
+        pairs = [
+            (seed, row) for seed in seeds for row in rows
+        ]  # seed by seed, so that an interrupted table is comparable
         for number, (seed, row) in enumerate(pairs, start=1):
             announce(f"{row.id}: {row.what}, seed {seed} ({number} of {len(pairs)})")
             settings = row_config(row, seed, config, splits, series)
@@ -249,12 +251,12 @@ def ablate(
 
 
 def choose_fold(config: Config, seed: int, splits: Sequence[Split]) -> int:
-    """The part that a seed tests on."""
+    """Return the part that a seed tests on."""
     return (config.data.fold + seed) % len(splits)
 
 
 def resolve_switches(row: Row, config: Config) -> list[str]:
-    """A row's overrides, and weights of the losses where the configuration leaves them out."""
+    """Return a row's overrides, with weights for losses that the configuration gives none."""
     weights = [] if config.loss.clip_weight else ["loss.clip_weight=1"]
     weights += [] if config.model.lambda_token else ["model.lambda_token=0.1"]
     return [*weights, *row.switches]
@@ -308,18 +310,18 @@ def render_markdown(ablation: Ablation, config: Config) -> str:
 
 
 def format_difference(against: Paired | None) -> str:
-    """A paired difference as text; empty for the baseline itself."""
+    """Return a paired difference as text; empty for the baseline."""
     return "" if against is None else f"{against.difference:+.3f} ({against.low:+.3f} to {against.high:+.3f})"
 
 
 def compose_caption(ablation: Ablation, config: Config) -> str:
-    """What was trained and tested, in a few sentences."""
+    """Return what was trained and tested, in a few sentences."""
     seeds = ", ".join(map(str, ablation.seeds))
     few = f"data.subjects={config.data.subjects}, " if config.data.subjects else ""
     return (
         f"{Path(str(config.data.root)).name}, {few}{config.data.size} px, {config.data.frames} frames, "
         f"{config.trainer.max_epochs} epochs at most; seeds {seeds}, each testing another part of the subjects: "
         f"{ablation.clips} clips of {ablation.subjects} subjects in all. Mean ± sd over the seeds. Differences are "
-        "paired, on the clips of all seeds together, their intervals a bootstrap over subjects. Retrieval (D1) and "
-        "similarity to the own map (D2) stand where the loss aligns."
+        "paired on the clips of all seeds; their intervals are a bootstrap over subjects. Retrieval (D1) and "
+        "similarity to the clip's own map (D2) are shown for rows whose loss aligns."
     )

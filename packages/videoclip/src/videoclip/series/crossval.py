@@ -1,4 +1,4 @@
-"""`videoclip cv`: every subject is tested once, by a model that never saw that subject; one run of several fits."""
+"""`videoclip cv`: cross-validation by subject, in one run of several fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,17 +27,17 @@ SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
     "retrieval_r1_a2v", "retrieval_r5_a2v", "align_sim_gap", "align_sim_corr",
 )  # fmt: skip
-"""Figures of the table."""
+"""Metrics in the table."""
 
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """What `cross_validate` leaves.
+    """Result of `cross_validate`.
 
     Attributes:
         run: The run folder, with the checkpoints of every fold.
-        folds: Figures of each fold's test subjects.
-        pooled: Classification over the test subjects of all folds together, with intervals over subjects.
+        folds: Metrics of each fold's test subjects.
+        pooled: Classification metrics over the test subjects of all folds, with intervals over subjects.
         table: The Markdown file.
         plots: PNG files.
     """
@@ -52,7 +52,7 @@ class CrossValidated:
 def resolve_cross_validation(
     *, config: str | None, overrides: Sequence[str], resume: Path | None
 ) -> tuple[Config, CrossValidationConfig]:
-    """The configuration of the run, and `folds=` among the overrides.
+    """Return the configuration of the run, and the options of the verb (`folds=` among the overrides).
 
     Raises:
         ValueError: An unknown key or a wrong value, or overrides for a run that is resumed.
@@ -72,19 +72,19 @@ def cross_validate(
     reporter: Reporter = silent,
     announce: Announce = lambda line: None,
 ) -> CrossValidated:
-    """Train on all parts but one, select on subjects held out of those, test on the one; for each part in turn.
+    """Train on all parts but one, select on subjects held out of those and test on that one, for each part in turn.
 
-    A killed run that is resumed goes on inside the fold that was being trained and ends with the same figures.
+    A killed run resumes inside the fold that was being trained and ends with the same metrics.
 
     Args:
-        config: See `videoclip.config`; `data.fold` does not count.
-        folds: In place of `data.folds`.
-        resume: Go on with this run, whose configuration `config` is.
-        reporter: Shows progress of what is not training.
-        announce: Told of each fold as it begins.
+        config: See `videoclip.config`; `data.fold` is ignored.
+        folds: Replaces `data.folds`.
+        resume: Run to continue, whose configuration `config` is.
+        reporter: Shows progress outside training.
+        announce: Called with one line as each fold begins.
 
     Raises:
-        ValueError: One line for several devices, and for whatever cannot be used, in any of the folds; nothing has been
+        ValueError: One line for several devices, and for anything in any fold that cannot be used; nothing has been
             trained then.
     """
     if folds is not None:
@@ -127,7 +127,7 @@ def cross_validate(
 def score_fold(
     fold: int, split: Split, clips: ClipSet, config: Config, run: Run, *, resume: bool, reporter: Reporter
 ) -> tuple[Predictions, Evaluation]:
-    """Train one fold and test it, or read what is there."""
+    """Train one fold and test it, or load its predictions."""
     phase = f"fold{fold}"
     train_labels = known_labels(split.train)
     file = run.path / f"predictions-{phase}.npz"
@@ -143,17 +143,18 @@ def score_fold(
 
 
 def describe_split(split: Split) -> str:
-    """How many train, select and test."""
+    """Return the numbers of training, validation and test subjects as text."""
     parts = ((part, len({record.subject_id for record in records})) for part, records in split.parts().items())
     counts = ", ".join(f"{subjects} {part}" for part, subjects in parts)
     missing = "; ".join(
-        f"{part} has nobody of class {', '.join(map(str, classes))}" for part, classes in missing_classes(split).items()
+        f"{part} has no subject of class {', '.join(map(str, classes))}"
+        for part, classes in missing_classes(split).items()
     )
     return f"subjects {counts}" + (f" ({missing})" if missing else "")
 
 
 def summarise_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation over the folds of each figure that every fold has."""
+    """Return mean and standard deviation over the folds of each metric that every fold has."""
     common = [name for name in folds[0] if all(name in fold for fold in folds)]
     return {name: (mean(fold[name] for fold in folds), stdev(fold[name] for fold in folds)) for name in common}
 
@@ -161,7 +162,7 @@ def summarise_folds(folds: Sequence[Mapping[str, float]]) -> dict[str, tuple[flo
 def render_markdown(
     config: Config, splits: Sequence[Split], folds: Sequence[Mapping[str, float]], pooled: Evaluation
 ) -> str:
-    """The table: a row a fold, mean ± sd, and what all test subjects together say."""
+    """Return the table as Markdown: a row per fold, mean ± sd, and the metrics of all test subjects together."""
     header = ["fold", "test subjects", "test clips", *SHOWN]
     rows = []
     for fold, (split, metrics) in enumerate(zip(splits, folds, strict=True)):
@@ -173,7 +174,7 @@ def render_markdown(
 
 
 def compose_caption(config: Config, folds: int) -> str:
-    """What was trained, selected and tested."""
+    """Return what was trained, selected and tested, in a few sentences."""
     return (
         f"{config.method}: {folds} folds by subject, seed {config.trainer.seed}. Weights were selected on subjects "
         "held out of the training folds. No subject and no video of the same content was in two parts of a fold "
@@ -182,7 +183,7 @@ def compose_caption(config: Config, folds: int) -> str:
 
 
 def describe_pooled(pooled: Evaluation) -> str:
-    """What all test subjects say."""
+    """Return the metrics of all test subjects together, as a sentence."""
     intervals = "; ".join(
         f"{name} {pooled.metrics[name]:.3f} ({pooled.intervals[name][0]:.3f} to {pooled.intervals[name][1]:.3f})"
         for name in ("accuracy", "macro_f1", "subject_accuracy")

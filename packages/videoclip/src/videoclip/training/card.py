@@ -19,8 +19,8 @@ def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
             f"{config.method} trained by videoclip on {Path(str(config.data.root)).name}, fold {config.data.fold}. "
             f"Validation macro F1 {found['macro_f1']:.3f}{interval}, "
             f"accuracy {found['accuracy']:.3f} over {validation.clips} clips of {validation.subjects} subjects; always "
-            f"the most frequent class: {found['majority_accuracy']:.3f}. These weights were selected on that split: "
-            "score subjects that it never saw with `videoclip test`."
+            f"predicting the most frequent class: {found['majority_accuracy']:.3f}. The weights were selected on that "
+            "split: score subjects that the run never saw with `videoclip test`."
         ),
         results={key: round(value, 4) for key, value in found.items()},
         usage=(
@@ -30,7 +30,7 @@ def write_card(config: Config, run: Run, validation: Evaluation) -> Path:
         ),
         sections={
             "Limits": (
-                "Trained on few subjects of one set. Nothing here is a medical device; a probability is no diagnosis."
+                "Trained on few subjects of one data set. Not a medical device; a probability is not a diagnosis."
             )
         },
         tags=["video-classification", "attention"],

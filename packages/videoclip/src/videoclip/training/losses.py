@@ -1,6 +1,6 @@
-"""What training minimises: cross-entropy, the contrastive loss of videos and maps, and the token loss.
+"""The training loss: cross-entropy, the contrastive loss of videos and maps, and the token loss.
 
-Legend: B clips, K classes, D width of the embeddings, C channels of a map, T, H, W frames and pixels of a map, or the
+Legend: B clips, K classes, D width of the embeddings, C channels of a map; T, H, W frames and pixels of a map, or the
 grid of the tokens; N = T·H·W tokens.
 """
 
@@ -18,14 +18,14 @@ from videoclip.models.pooling import resize_to_grid, varies
 from videoclip.models.stem import upcast
 
 FLOOR = 1e-6
-"""Share of its mean that is added to each token's energy where its logarithm is taken: ReLU leaves zeros."""
+"""Share of the mean energy that is added to each token's before the logarithm, because ReLU leaves zeros."""
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`total` = classification + clip_weight·contrastive + lambda_token·token; each scalar, before its weight.
+    """`total` = classification + clip_weight·contrastive + lambda_token·token; all scalars, the parts unweighted.
 
-    What has no weight is not computed, and 0.
+    A part with weight 0 is not computed and is 0.
     """
 
     total: Tensor
@@ -35,7 +35,7 @@ class LossOutput:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """All but the total, by name, for a log."""
+        """The parts by name, for a log."""
         return {"classification": self.classification, "contrastive": self.contrastive, "token": self.token}
 
 
@@ -43,14 +43,14 @@ class VideoClipLoss(nn.Module):
     """The loss of a batch.
 
     Args:
-        model: `lambda_token`, `token_loss`, `token_source`.
-        loss: `clip_weight`, and which clips are no negatives or are positives of each other.
+        config: The section `loss`: `clip_weight`, and which clips are excluded as negatives or count as positives.
+        token_config: The section `model`, whose `lambda_token`, `token_loss` and `token_source` set the token loss.
     """
 
-    def __init__(self, model: ModelConfig, loss: LossConfig) -> None:
+    def __init__(self, config: LossConfig, *, token_config: ModelConfig) -> None:
         super().__init__()
-        self.model = model
-        self.loss = loss
+        self.config = config
+        self.token_config = token_config
 
     def forward(
         self,
@@ -62,43 +62,42 @@ class VideoClipLoss(nn.Module):
         regions_B: Tensor,
         scale: Tensor | float,
     ) -> LossOutput:
-        """Loss of B clips; the contrastive part, across processes, is that of the clips of all of them.
+        """Compute the loss of B clips; the contrastive part is over the clips of all processes.
 
-        Clips without a valid map take no part in the contrastive and in the token loss. A part in which nothing takes
-        part is 0.
+        Clips without a valid map are left out of the contrastive and the token loss. A part without clips is 0.
 
         Args:
-            output: Of the model, with the embeddings where `clip_weight` is not 0.
-            map_BCTHW: What the model was given.
-            label_B: Long; −1 is unknown, and left out of the cross-entropy.
+            output: The model's output, with embeddings unless `clip_weight` is 0.
+            map_BCTHW: The model's input maps.
+            label_B: Long; −1 is unknown and left out of the cross-entropy.
             subject_B: Equal ids are clips of one subject.
             regions_B: Equal ids are clips in which the same regions were attended.
             scale: One over the temperature.
         """
         classification = cross_entropy(output.logits, label_B)
         contrastive = token = classification.new_zeros(())
-        if self.loss.clip_weight:
+        if self.config.clip_weight:
             assert output.video_embed is not None
             assert output.attn_embed is not None
-            # With several processes all must make this call, one whose clips all lack maps included.
+            # all processes must make this call, including one whose clips all lack maps
             found = output.map_valid.nonzero()[:, 0]
             contrastive = contrastive_loss(
                 output.video_embed[found],
                 output.attn_embed[found],
                 scale=scale,
-                exclude=subject_B[found] if self.loss.exclude == "subject" else None,
-                positive=regions_B[found] if self.loss.positive == "regions" else None,
+                exclude=subject_B[found] if self.config.exclude == "subject" else None,
+                positive=regions_B[found] if self.config.positive == "regions" else None,
             )
-        if self.model.lambda_token:
-            tokens = output.gated_tokens if self.model.token_source == "gated" else output.video_tokens
-            assert tokens is not None  # the configuration sees to it
-            token = token_loss(tokens, map_BCTHW, valid_B=output.map_valid, kind=self.model.token_loss)
-        total = classification + self.loss.clip_weight * contrastive + self.model.lambda_token * token
+        if self.token_config.lambda_token:
+            tokens = output.gated_tokens if self.token_config.token_source == "gated" else output.video_tokens
+            assert tokens is not None  # the configuration makes sure
+            token = token_loss(tokens, map_BCTHW, valid_B=output.map_valid, kind=self.token_config.token_loss)
+        total = classification + self.config.clip_weight * contrastive + self.token_config.lambda_token * token
         return LossOutput(total, classification, contrastive, token)
 
 
 def cross_entropy(logits_BK: Tensor, label_B: Tensor) -> Tensor:
-    """The mean over labelled clips; 0 without any."""
+    """Return the mean cross-entropy over labelled clips; 0 without any."""
     total = F.cross_entropy(upcast(logits_BK), label_B, ignore_index=-1, reduction="sum")
     return total / (label_B != -1).sum().clamp_min(1)
 
@@ -106,26 +105,26 @@ def cross_entropy(logits_BK: Tensor, label_B: Tensor) -> Tensor:
 def token_loss(
     tokens_BCTHW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor, kind: Literal["corr", "kl", "mse"] = "corr"
 ) -> Tensor:
-    """How little the energy of the tokens follows the map: the mean over clips, a scalar.
+    """Return how little the energy of the tokens follows the map: the mean over clips, a scalar.
 
-    e = the mean over channels of the squared tokens, a = the mean over its channels of the map, on the tokens' grid and
-    from 0 to 1 there.
+    e = the mean over channels of the squared tokens; a = the mean over channels of the map, resized to the tokens' grid
+    and scaled to 0 to 1.
 
         corr   1 − Pearson(e, a)
         kl     Σ p·ln(p/q), p = a / Σ a, q = e / Σ e
-        mse    the mean of (ê − a)², ê = e stretched to 0 to 1
+        mse    the mean of (ê − a)², ê = e scaled to 0 to 1
 
     Args:
-        tokens_BCTHW: Of any float dtype.
-        map_BCTHW: Of any size.
-        valid_B: Clips that count. A clip whose energy or map is the same everywhere does not, in any case.
+        tokens_BCTHW: Tokens of any float dtype.
+        map_BCTHW: Maps of any size.
+        valid_B: Clips that count; a clip with constant energy or a constant map never does.
         kind: Which of the three.
     """
     e_BN = upcast(tokens_BCTHW).square().mean(dim=1).flatten(1)
     a_B1THW, varies_B1 = resize_to_grid(map_BCTHW.mean(dim=1, keepdim=True), tokens_BCTHW.shape[2:])
     a_BN = a_B1THW.flatten(1)
     counted_B = valid_B & varies_B1[:, 0] & varies(e_BN.detach())
-    # numbers of a clip that does not count stand for its own, so that its gradient is 0 and not 0·∞
+    # replace the values of clips that do not count, so that their gradient is 0 and not 0·∞
     e_BN = torch.where(counted_B[:, None], e_BN, torch.arange(e_BN.shape[1]).to(e_BN))
     a_BN = torch.where(counted_B[:, None], a_BN, torch.arange(a_BN.shape[1]).to(a_BN))
     each_B = {"corr": _decorrelation, "kl": _divergence, "mse": _difference}[kind](e_BN, a_BN)

@@ -1,4 +1,4 @@
-"""The LightningModule and the DataModule of videoclip; `experiment.fit_split` puts them to work.
+"""The LightningModule and the DataModule of videoclip; `experiment.fit_split` uses them.
 
 B clips of a batch, K classes, D the width of the shared space.
 """
@@ -22,7 +22,7 @@ from videoclip.training.losses import VideoClipLoss
 
 
 class AlignmentModule(L.LightningModule):
-    """One training step, and classification over the whole validation split at the end of each epoch.
+    """The training step, and classification metrics over the whole validation split after each epoch.
 
     Args:
         model: Encoders, heads and classifier.
@@ -33,7 +33,7 @@ class AlignmentModule(L.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.loss = VideoClipLoss(config.model, config.loss)
+        self.loss = VideoClipLoss(config.loss, token_config=config.model)
         for part in find_idle_parts(model, config):
             part.requires_grad_(False)
         self.aligns = config.loss.clip_weight > 0
@@ -45,11 +45,11 @@ class AlignmentModule(L.LightningModule):
         return optimizer_and_schedule(self, self.config.optim)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the tensors of a batch; its names stay."""
+        """Move the tensors of a batch to a device."""
         return batch.to(device)
 
     def forward_batch(self, batch: Batch, *, align: bool) -> Output:
-        """What the model makes of a batch; embeddings only if something will read them."""
+        """Run the model on a batch; compute embeddings only if `align`."""
         output: Output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B, align=align)
         return output
 
@@ -68,7 +68,7 @@ class AlignmentModule(L.LightningModule):
         return losses.total
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """Step, then clamp the scale: within the step, so that a checkpoint behind it holds the clamped one."""
+        """Step, then clamp the scale; within the step, so that a checkpoint after it holds the clamped scale."""
         super().optimizer_step(*arguments, **keywords)
         self.model.logit_scale.clamp_()
 
@@ -84,12 +84,12 @@ class AlignmentModule(L.LightningModule):
         self.log("val/loss", torch.nn.functional.cross_entropy(logits_NK, label_N))
 
     def describe_batch(self, batch: Batch) -> str:
-        """Clips of a batch, for the message of a loss that is not finite."""
+        """Return the names of a batch's clips, for the message about a loss that is not finite."""
         return ", ".join(batch.clip_ids)
 
 
 def find_idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
-    """What no part of the loss reaches: DDP waits for gradients of what it trains, and a frozen encoder costs less."""
+    """Return the parts of the model that the loss does not reach, to be frozen: DDP would wait for their gradients."""
     if config.loss.clip_weight:
         return []
     idle: list[nn.Module | None] = [model.video_projection, model.attn_projection, model.logit_scale]
@@ -101,7 +101,7 @@ def find_idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module
 
 
 class ClipData(L.LightningDataModule):
-    """Loaders over the training and the validation split, each rank its own rows.
+    """Loaders of the training and the validation split; each rank has its own rows.
 
     Args:
         datasets: `train` and `val`.
