@@ -31,7 +31,7 @@ every_writer = pytest.mark.parametrize("name", WRITERS)
 
 
 def contents(folder):
-    """Return the bytes of every file except videos, whose containers differ from run to run."""
+    """Return the bytes of every file except videos: the encoder gives other bytes in each run."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in folder.rglob("*")

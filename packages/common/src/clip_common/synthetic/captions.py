@@ -167,7 +167,7 @@ def add_article(words: str) -> str:
 
 def choose(phrases: Sequence[str], random: np.random.Generator) -> str:
     """Return one of the phrases at random."""
-    return phrases[random.integers(len(phrases))]
+    return phrases[int(random.integers(len(phrases)))]
 
 
 def _join(phrases: list[str]) -> str:
