@@ -139,12 +139,11 @@ def saved(detector, tmp_path) -> Path:
 def aaclip(capsys):
     """`aaclip("test", …)` -> (exit code, what it printed, what it said on stderr)."""
     from aaclip.cli.main import app
-    from clip_common import cli
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures printed is not the command's
         with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-            cli.main(app, [str(argument) for argument in arguments])
+            app([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 

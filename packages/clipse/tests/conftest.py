@@ -64,13 +64,12 @@ def trained(scenes, tmp_path_factory):
 @pytest.fixture
 def clipse(capsys):
     """`clipse("train", …)` -> (exit code, what it printed, what it said on stderr)."""
-    from clip_common import cli
     from clipse.cli.main import app
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures printed is not the command's
         with pytest.raises(SystemExit) as stop:
-            cli.main(app, [str(argument) for argument in arguments])
+            app([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 

@@ -19,7 +19,7 @@ PROGRAM = textwrap.dedent(
     from clip_common.cli import ConfigName, Overrides
     from clip_common.config import TrainerConfig, load_config
 
-    app = cli.application("toy", help="A toy.")
+    app = cli.Application("toy", help="A toy.")
 
     @app.command()
     def train(overrides: Overrides = None, config: ConfigName = None) -> None:
@@ -46,6 +46,7 @@ PROGRAM = textwrap.dedent(
             "full": OSError(28, "No space left on device", "here.bin"),
             "memory": type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
             "defect": KeyError("name"),
+            "mismatch": RuntimeError("operator torchvision::nms does not exist"),
             "term": SystemExit(143),
         }[how]
 
@@ -57,7 +58,7 @@ PROGRAM = textwrap.dedent(
             for done in range(3):
                 report(done + 1, 3)
 
-    cli.main(app)
+    app()
     """
 )
 
@@ -109,6 +110,13 @@ def test_out_of_memory_says_what_a_smaller_batch_costs(run):
         "loss fewer negatives; trainer.accumulate does not bring them back)"
     )
     assert run("fail", "memory").stderr == f"error: {line}\n"
+
+
+def test_a_torch_and_a_torchvision_that_do_not_match_are_one_line_with_the_way_out(run):
+    done = run("fail", "mismatch")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: torch and torchvision do not match")
+    assert "torch torchvision\n" in done.stderr
 
 
 def test_debug_shows_the_traceback_anywhere_on_the_line(run):

@@ -13,10 +13,10 @@ PROGRAM = textwrap.dedent(
     """
     from clip_common import cli
 
-    app = cli.application("toy", help="A toy.")
+    app = cli.Application("toy", help="A toy.")
     cli.add_config_verb(app, package="toy", example="seed=2 > my.yaml")
     cli.add_prefetch_verb(app, package="toy", example="ViT-B-32 openai", name={name}, pretrained={pretrained})
-    cli.main(app)
+    app()
     """
 )
 

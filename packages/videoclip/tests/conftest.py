@@ -87,12 +87,12 @@ def videoclip(capsys):
     """`videoclip("train", …)` -> (exit code, what it printed, what it said on stderr)."""
     import warnings
 
-    from videoclip.cli.main import main
+    from videoclip.cli.main import app
 
     def call(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()  # what fixtures printed is not the command's
         with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-            main([str(argument) for argument in arguments])
+            app([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 

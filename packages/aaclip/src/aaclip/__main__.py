@@ -1,5 +1,5 @@
 """`python -m aaclip`."""
 
-from aaclip.cli.main import main
+from aaclip.cli.main import app
 
-main()
+app()

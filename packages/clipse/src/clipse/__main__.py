@@ -1,5 +1,5 @@
 """`python -m clipse`."""
 
-from clipse.cli.main import main
+from clipse.cli.main import app
 
-main()
+app()

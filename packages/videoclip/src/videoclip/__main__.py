@@ -1,5 +1,5 @@
 """`python -m videoclip`."""
 
-from videoclip.cli.main import main
+from videoclip.cli.main import app
 
-main()
+app()

@@ -8,7 +8,7 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, console
 
-data = cli.application("data", help="Look at a set of labelled images, split it, or draw one.")
+data = cli.Application("data", help="Look at a set of labelled images, split it, or draw one.")
 
 Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
 Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]

@@ -11,7 +11,7 @@ from aaclip.released import flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
 
-app = cli.application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
+app = cli.Application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
 
 Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
@@ -295,8 +295,3 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
 cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
 cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")
-
-
-def main() -> None:
-    """Run the command line."""
-    cli.main(app)

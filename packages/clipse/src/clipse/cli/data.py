@@ -9,7 +9,7 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, console
 
-app = cli.application("data", help="Look at a set of captioned images, or draw one.")
+app = cli.Application("data", help="Look at a set of captioned images, or draw one.")
 
 
 class World(StrEnum):

@@ -15,7 +15,7 @@ from clipse.cli import data
 if TYPE_CHECKING:
     from clipse.scoring.evaluation import Evaluation
 
-app = cli.application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
+app = cli.Application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
 app.add_typer(data.app, name="data")
 
 
@@ -233,8 +233,3 @@ COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
 
 def _number(name: str, value: float) -> str:
     return f"{value:.0f}" if name == "MedR" else f"{value:.3f}"
-
-
-def main() -> None:
-    """Run the console script."""
-    cli.main(app)

@@ -8,7 +8,7 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, Overrides, console
 
-data = cli.application("data", help="Check a data set, draw its maps, or make a synthetic one.")
+data = cli.Application("data", help="Check a data set, draw its maps, or make a synthetic one.")
 
 Root = Annotated[
     Path, typer.Argument(help="A manifest, a folder with one, or a folder of videos/.", show_default=False)

@@ -1,7 +1,5 @@
 """The command `videoclip`: its verbs parse, call one function and print."""
 
-import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,10 +16,11 @@ from videoclip.cli.data import data
 if TYPE_CHECKING:
     from videoclip.scoring.evaluation import Evaluation
 
-app = cli.application(
+app = cli.Application(
     "videoclip",
     help="Clinical gait video, aligned with clinicians' attention maps and classified. "
     "Without a verb, `section.field=value …` trains.",
+    default_verb="train",
 )
 app.add_typer(data, name="data")
 
@@ -279,16 +278,3 @@ FIGURES = (
     ("align_sim_corr", "correlation with correctness", ""),
 )
 """Metric, its label, and the metric of its baseline."""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; `section.field=value …` and `--config …` without a verb mean `train`.
-
-    Args:
-        arguments: Command line; default: that of the process.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    words = [argument for argument in arguments if argument != "--debug"]
-    if words and (words[0].startswith("--config") or ("=" in words[0] and not words[0].startswith("-"))):
-        arguments = ["train", *arguments]
-    cli.main(app, arguments)
