@@ -1,12 +1,12 @@
-"""What reading eight frames of one second costs: by planned indices, by decoding more than that, and from the cache.
+"""Time to read eight frames of one second: by planned indices, by decoding more than needed, and from the cache.
 
-    uv run python benchmarks/videoclip_decoding.py            # 10 s of 720p at 50 frames a second: some minutes
-    uv run python benchmarks/videoclip_decoding.py --quick    # 2 s of 180p: does it run
+    uv run python benchmarks/videoclip_decoding.py            # 10 s of 720p at 50 fps: some minutes
+    uv run python benchmarks/videoclip_decoding.py --quick    # 2 s of 180p: a smoke test
 
-The file is H.264 with a keyframe every 30 frames, of a textured wall that moves past under sensor noise. Both others
-turn what they decode into RGB before they pick: the whole file, and the second alone, from the keyframe before it. One
-thread decodes on both sides, as in a loader's worker. Nothing is remembered: the planned way reads the file's packets
-each time, though within a run it does so once a file.
+The file is H.264 with a keyframe every 30 frames, of a moving textured wall with sensor noise. The alternatives decode
+the whole file, or that second from the keyframe before it, convert every frame to RGB and then pick eight. All decode
+with one thread, as a loader's worker does. Nothing is cached: the planned way indexes the packets at each call,
+although a run does so once per file.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Frames = NDArray[np.uint8]
 
 
 def film(path: Path, *, seconds: int, height: int, width: int) -> None:
-    """Write the file."""
+    """Write the test video."""
     random = np.random.default_rng(0)
     coarse = Image.fromarray(random.integers(40, 216, size=(20, 40, 3), dtype=np.uint8))
     wall = np.asarray(coarse.resize((width * 2, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -53,8 +53,8 @@ def film(path: Path, *, seconds: int, height: int, width: int) -> None:
 
 
 def planned(path: Path, start_s: float) -> Frames:
-    """Ours, with nothing remembered of the file."""
-    packets._index.cache_clear()
+    """Read by planned indices, without a cached packet index."""
+    packets._read_index.cache_clear()
     return read_frames(path, start_s=start_s, end_s=start_s + 1, frames=FRAMES)
 
 
@@ -86,7 +86,7 @@ def second_only(path: Path, start_s: float) -> Frames:
 
 
 def row(what: str, beside: str, ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int) -> dict:
-    """One comparison as times faster."""
+    """Return one comparison as a row of the table."""
     timing = alternate(ours, theirs, pairs=pairs, warmup=1)
     return {
         "reading": what, "beside": beside, "ours ms": 1000 * timing.ours_s, "beside ms": 1000 * timing.theirs_s,
@@ -95,7 +95,7 @@ def row(what: str, beside: str, ours: Callable[[], object], theirs: Callable[[],
 
 
 def main() -> None:
-    """Film, compare pixels, time."""
+    """Write the video, compare pixels and time the alternatives."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--quick", action="store_true")

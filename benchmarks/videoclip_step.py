@@ -1,12 +1,12 @@
-"""A training step of videoclip's full method (guided pooling, alignment, token loss) beside the straightforward one.
+"""A training step of videoclip's full method (guided pooling, alignment, token loss) against a straightforward one.
 
     uv run python benchmarks/videoclip_step.py            # 8 frames: 224 px in batches of 4, 112 px in batches of 16
-    uv run python benchmarks/videoclip_step.py --quick    # 32 px: does it run, are the results equal
+    uv run python benchmarks/videoclip_step.py --quick    # 32 px: a smoke test that compares results
 
-A step is forward, loss, backward and AdamW. The straightforward implementation is what research code does: plain
-`nn.Sequential`s, x·(1 + α·g) as a tensor of its own, and a B×B matrix of similarities with its masks. Both arms start
-from the same weights and see the same clips; losses, gradients and running statistics are compared before anything is
-timed. Memory is above weights and inputs, each arm in a process of its own. One thread.
+A step is forward, loss, backward and AdamW. The straightforward implementation is typical research code: plain
+`nn.Sequential`s, x·(1 + α·g) as a separate tensor, and a B×B matrix of similarities with its masks. Both arms start
+from the same weights and see the same clips; losses, gradients and running statistics are compared before timing.
+Memory is counted above weights and inputs, each arm in its own process. One thread.
 """
 
 import argparse
@@ -31,16 +31,16 @@ QUICK = {"32 px, batch 4": (32, 4)}
 WARM = (32, 4)
 ARMS = ("ours", "straightforward")
 TIME, MEMORY = 1.05, 0.8
-"""The bars."""
+"""Upper limits of the two ratios."""
 EXACT, LOSS = 1e-8, 1e-5
-"""Largest difference of all results in float64, and of the losses in float32."""
+"""Largest allowed difference of all results in float64, and of the losses in float32."""
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
 Losses = Callable[[], Tensor]
 
 
 def inputs_of(size: int, batch: int) -> Inputs:
-    """Clips, maps of a blob each, labels, and subjects of two clips each."""
+    """Return clips, maps with one blob each, labels, and subjects of two clips each."""
     generator = torch.Generator().manual_seed(0)
     video = normalise(torch.randint(0, 256, (batch, 3, FRAMES, size, size), generator=generator, dtype=torch.uint8))
     places_B2 = torch.rand(batch, 2, generator=generator)
@@ -56,7 +56,7 @@ def model_of(dtype: torch.dtype) -> VideoAttentionCLIP:
     model = VideoAttentionCLIP(CONFIG).train().to(dtype)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0  # the same in both arms
+            module.p = 0.0  # so that both arms compute the same
         if isinstance(module, nn.BatchNorm3d):
             nn.init.normal_(module.weight)  # of both signs
     return model
@@ -68,7 +68,7 @@ def in_float64(inputs: Inputs) -> Inputs:
 
 
 class Straightforward(nn.Module):
-    """The same parameters, under their own names, as plain sequences."""
+    """The same model, with the same parameter names, as plain sequences."""
 
     def __init__(self, model: VideoAttentionCLIP) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def plain(trunk: Any) -> nn.Sequential:
 
 
 def arm_of(arm: str, inputs: Inputs) -> tuple[nn.Module, Losses]:
-    """The module whose parameters learn, and the loss of the inputs."""
+    """Return an arm's module and a function that computes its loss."""
     model = model_of(inputs[0].dtype)
     if arm == "straightforward":
         straight = Straightforward(model)
@@ -140,11 +140,11 @@ def step_of(arm: str, inputs: Inputs) -> Callable[[], None]:
 
 
 def results_of(arm: str, inputs: Inputs) -> dict[str, Tensor]:
-    """The loss, and what one step makes of gradients and running statistics."""
+    """Return the loss, gradients and running statistics of one step."""
     model, loss = arm_of(arm, inputs)
     value = loss()
     value.backward()
-    # a bias in front of batch normalisation has no influence, and rounding for a gradient
+    # a bias before batch normalisation has no effect; its gradient is only rounding
     idle = tuple(f"trunk.{place}.bias" for place in ("0.conv", "1"))
     gradients = {
         name: part.grad for name, part in model.named_parameters() if part.grad is not None and not name.endswith(idle)
@@ -154,14 +154,14 @@ def results_of(arm: str, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def largest_difference(inputs: Inputs, *, only: str = "") -> float:
-    """Between the arms, of what is called so, relative to its norm."""
+    """Return the largest relative difference between the arms, over results with `only` in their name."""
     ours, theirs = (results_of(arm, inputs) for arm in ARMS)
     assert ours.keys() == theirs.keys()
     return max(((ours[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in ours if only in name)
 
 
 def memory(arm: str, shape: tuple[int, int]) -> None:
-    """One arm: warm up on small clips, then measure."""
+    """Print the peak memory of one arm, after a warm-up on small clips."""
     step_of(arm, inputs_of(*WARM))()
     run = step_of(arm, inputs_of(*shape))
     with PeakMemory() as peak:
@@ -170,7 +170,7 @@ def memory(arm: str, shape: tuple[int, int]) -> None:
 
 
 def main() -> None:
-    """Compare, time, weigh."""
+    """Compare the arms' results, time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--pairs", type=int, default=5)

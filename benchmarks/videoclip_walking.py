@@ -1,10 +1,10 @@
 """videoclip on walking figures: the experiment table with three seeds, the full method against wrong maps with five.
 
     uv run python benchmarks/videoclip_walking.py             # twenty minutes on two cores
-    uv run python benchmarks/videoclip_walking.py --quick     # few subjects, one epoch: does it run
+    uv run python benchmarks/videoclip_walking.py --quick     # few subjects, one epoch: a smoke test
 
-Sixty subjects with two clips each, 64 px. Each seed tests on another fifth of the subjects, so with five seeds each is
-tested once, by models that never saw them. The second table goes on from the runs of the first.
+Sixty subjects with two clips each, 64 px. Each seed tests another fifth of the subjects, so with five seeds each
+subject is tested once, by a model that never saw it. The second table reuses the runs of the first.
 """
 
 import argparse
@@ -15,17 +15,25 @@ from pathlib import Path
 from _measure import report
 
 from clip_common.synthetic import write_walking
-from videoclip.series.ablation import COLUMNS, Ablation, Table, ablate, caption, difference, resolve_ablation
+from videoclip.series.ablation import (
+    COLUMNS,
+    Ablation,
+    Table,
+    ablate,
+    compose_caption,
+    format_difference,
+    resolve_ablation,
+)
 
 
 def rows_of(found: Ablation) -> list[dict[str, object]]:
-    """One row a method, and the majority baseline."""
+    """Return one row per method, and the majority baseline."""
     rows: list[dict[str, object]] = [
         {
             "ID": result.row.id,
             "method": result.row.what,
             **{label: result.cell(name) for name, label in COLUMNS.items()},
-            "macro F1 minus B0": difference(result.against),
+            "macro F1 minus B0": format_difference(result.against),
         }
         for result in found.results
     ]
@@ -34,7 +42,7 @@ def rows_of(found: Ablation) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Film, then fill both tables."""
+    """Make the data set and fill both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "videoclip-walking")
     parser.add_argument("--quick", action="store_true")
@@ -52,7 +60,7 @@ def main() -> None:
         found = ablate(settings, table=table, seeds=range(count), announce=print)
         minutes = (time.perf_counter() - begin) / 60
         again = "" if table == "all" else ", the runs of the first table reused"
-        note = f"{caption(found, settings)} {minutes:.1f} minutes{again}."
+        note = f"{compose_caption(found, settings)} {minutes:.1f} minutes{again}."
         report(f"videoclip_walking_{table}", rows_of(found), note=note)
 
 

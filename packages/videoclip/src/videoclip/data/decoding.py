@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from clip_common.errors import DataError
 from clip_common.images import IMAGE_SUFFIXES, read_image, read_size
@@ -108,7 +108,7 @@ def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> N
     places, inverse_T = np.unique(places_T, return_inverse=True)
     if path.is_dir():
         pictures = list_frames(path)
-        found = stack_frames([pictures[place] for place in places], read=read_image)
+        found = stack_frames([pictures[place] for place in places], read=_read_rgb)
     elif path.suffix == ".npz":
         found = _load_npz(path)[0][places]
     else:
@@ -137,7 +137,7 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 
-def stack_frames(files: Sequence[Path], *, read: Callable[[Path], ArrayLike]) -> NDArray[np.uint8]:
+def stack_frames(files: Sequence[Path], *, read: Callable[[Path], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Read pictures of one size and stack them: (T, H, W, 3) or (T, H, W), as `read` gives each.
 
     Raises:
@@ -145,11 +145,15 @@ def stack_frames(files: Sequence[Path], *, read: Callable[[Path], ArrayLike]) ->
     """
     pixels: list[NDArray[np.uint8]] = []
     for file in files:
-        pixels.append(np.asarray(read(file)))
+        pixels.append(read(file))
         if pixels[-1].shape != pixels[0].shape:
             sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (pixels[0], pixels[-1]))
             raise DataError(f"{file}: pictures of one clip differ in size ({sizes}): make them equal")
     return np.stack(pixels)
+
+
+def _read_rgb(file: Path) -> NDArray[np.uint8]:
+    return np.asarray(read_image(file))
 
 
 def _natural(name: str) -> list[tuple[str, int, str]]:
