@@ -77,7 +77,7 @@ def test_a_bad_line_of_json_is_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("object,split,image,mask\n", "no column label; expected object,split,label,image,mask"),
+        ("object,split,image,mask\n", "no column label; needed are object,split,label,image,mask"),
         ("object,split,label,image,mask\n", "no pictures are listed in 1cls.csv"),
         (
             "object,split,label,image,mask\na,test,bad,0.png,\n",

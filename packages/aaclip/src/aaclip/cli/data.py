@@ -1,4 +1,4 @@
-"""`aaclip data`: look at a set of labelled images, split it, or draw one."""
+"""`aaclip data`: check a set of labelled images, split it, or draw one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +8,10 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, console
 
-data = cli.Application("data", help="Look at a set of labelled images, split it, or draw one.")
+data = cli.Application("data", help="Check a set of labelled images, split it, or draw one.")
 
 Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
-Format = Annotated[str, typer.Option(help="Format of the folder; auto looks for the known files.")]
+Format = Annotated[str, typer.Option(help="Format of the folder; auto recognises it by its files.")]
 
 
 @data.command()
@@ -42,13 +42,15 @@ def check(root: Root, format: Format = "auto") -> None:
 @data.command()
 def synthetic(
     folder: NewFolder,
-    kinds: Annotated[str | None, typer.Option(help="Kinds of things, with commas; default: those tiny knows.")] = None,
-    unseen: Annotated[bool, typer.Option(help="Kinds whose defects the tiny CLIP has not seen.")] = False,
-    good: Annotated[int, typer.Option(min=0, help="Flawless test images a kind.")] = 30,
-    damaged: Annotated[int, typer.Option(min=0, help="Images a kind and defect.")] = 10,
-    train: Annotated[int, typer.Option(min=0, help="Flawless training images a kind.")] = 0,
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds of things, comma-separated; default: those that tiny was trained on.")
+    ] = None,
+    unseen: Annotated[bool, typer.Option(help="Kinds whose defects tiny was not trained on.")] = False,
+    good: Annotated[int, typer.Option(min=0, help="Flawless test images of each kind.")] = 30,
+    damaged: Annotated[int, typer.Option(min=0, help="Images of each kind and defect.")] = 10,
+    train: Annotated[int, typer.Option(min=0, help="Flawless training images of each kind.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Pixels a side.")] = 112,
-    seed: Annotated[int, typer.Option(help="Another seed is another set; 0 is what tiny learned from.")] = 1,
+    seed: Annotated[int, typer.Option(help="Another seed draws another set; tiny was trained on 0.")] = 1,
 ) -> None:
     """Draw parts with and without defects, with masks, as an MVTec tree.
 
@@ -65,7 +67,7 @@ def synthetic(
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else [k for k in KINDS if k not in HELD_KINDS]
     if unseen:
         if kinds:
-            raise ValueError("--kinds and --unseen both say which kinds: give one of them")
+            raise ValueError("--kinds and --unseen both choose the kinds: give one of them")
         chosen = list(HELD_KINDS)
     with cli.progress("drawing parts") as progress:
         write_mvtec(
@@ -85,14 +87,14 @@ def synthetic(
 def split(
     root: Root,
     out: NewFolder,
-    shot: Annotated[int, typer.Option(help="Training images a class: half normal, half anomalous.")] = 32,
-    seed: Annotated[int, typer.Option(help="Another seed draws others.")] = 0,
+    shot: Annotated[int, typer.Option(help="Training images of each class: half normal, half anomalous.")] = 32,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
     format: Format = "auto",
 ) -> None:
     """Write train.jsonl, a few-shot training list, and test.jsonl, all the rest; no image is copied.
 
-    The same set and seed give the same lists wherever the set lies. Training with data.mode=few_shot draws from
-    train.jsonl alone, `aaclip test` takes test.jsonl.
+    The lists depend on the set and the seed, not on the place of the set. Training with data.mode=few_shot draws from
+    train.jsonl only; `aaclip test` takes test.jsonl.
 
     Examples:
 

@@ -16,7 +16,7 @@ app.add_typer(data, name="data")
 
 Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
 Normal = Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")]
-Name = Annotated[str, typer.Option(help="What is in them: any noun.")]
+Name = Annotated[str, typer.Option(help="What the images show: any noun.")]
 Tile = Annotated[
     int | None,
     typer.Option(
@@ -24,7 +24,7 @@ Tile = Annotated[
     ),
 ]
 LISTED = 10
-"""Pictures whose verdicts are printed."""
+"""Number of pictures whose verdicts are printed."""
 
 
 @app.command()
@@ -131,8 +131,8 @@ def run_test(
 ) -> None:
     """Score every class of a labelled set in one pass: JSON, CSV and Markdown, with 95 % intervals.
 
-    A CLIP's name in place of a run scores plain CLIP with the same prompts: what training must beat. Images that
-    cannot be read are listed at the end; the others are scored, and the exit code is 2.
+    The name of a CLIP instead of a run scores plain CLIP with the same prompts: what training must beat. Images that
+    cannot be read are listed at the end, and the exit code is 2; the others are scored.
 
     Examples:
 
@@ -157,13 +157,13 @@ def calibrate(
     images: Normal,
     name: Name,
     target_fpr: Annotated[float, typer.Option(help="Share of normal images that may be called anomalous.")] = 0.01,
-    guarantee: Annotated[bool, typer.Option(help="Promise it for the next image (conformal).")] = False,
+    guarantee: Annotated[bool, typer.Option(help="Promise that share for the next image (conformal).")] = False,
     tile: Tile = None,
 ) -> None:
-    """Set the threshold of verdicts from normal images, and keep it beside the weights.
+    """Set the threshold of verdicts from normal images, and save it beside the weights.
 
-    Images that the run learned from are refused. Those that cannot be read are listed at the end; the threshold rests
-    on the others, and the exit code is 2.
+    Images that the run was trained on are refused. Images that cannot be read are listed at the end, and the exit code
+    is 2; the threshold is computed from the others.
 
     Examples:
 
@@ -192,14 +192,16 @@ def predict(
     name: Name,
     out: Annotated[Path, typer.Option(help="Folder for overlays, masks and predictions.jsonl.")] = Path("predictions"),
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of the score, in place of the calibrated one.")
+        float | None, typer.Option(min=0, max=1, help="Threshold of the score, instead of the calibrated one.")
     ] = None,
     tile: Tile = None,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="A page that works offline.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML report too, one file that works offline.")
+    ] = None,
 ) -> None:
-    """Look for defects: a verdict, a score, a heatmap, a mask, boxes and one JSON line for each image.
+    """Look for defects: a verdict, a score, a heatmap, a mask, boxes and a JSON line for each image.
 
-    Files that cannot be read are listed at the end; the others are looked at, and the exit code is 2.
+    Files that cannot be read are listed at the end, and the exit code is 2; the others are predicted.
 
     Examples:
 
@@ -252,12 +254,12 @@ def remember(
     from aaclip.detector.predict import remember_files
 
     count = remember_files(source, images, name=name)
-    console.print(f"{count} normal images of {name} remembered; set the threshold anew with aaclip calibrate")
+    console.print(f"{count} normal images of {name} remembered; now set the threshold again with aaclip calibrate")
 
 
 @app.command("import")
 def import_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="Holds text_adapter.pth, and image_adapter.pth after stage 2.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of text_adapter.pth and, after stage 2, image_adapter.pth.")],
     out: Annotated[Path, typer.Argument(help="Folder for the detector.")],
     overrides: Overrides = None,
     config: ConfigName = "official",
@@ -277,7 +279,7 @@ def import_checkpoint(
 
 @app.command()
 def info(overrides: Overrides = None, config: ConfigName = None) -> None:
-    """Print what is frozen and what is trained, with the number of parameters.
+    """Print the frozen and the trained parts of the model, with their numbers of parameters.
 
     Example:
 

@@ -1,8 +1,8 @@
-"""Files to samples to batches.
+"""From files to samples to batches.
 
 from aaclip.data import AnomalyDataset, check, read_dataset, check_masks, training_records
 
-data = read_dataset("mvtec/", classes=["bottle"])                     # any of the formats, told apart by their files
+data = read_dataset("mvtec/", classes=["bottle"])                     # any of the formats, recognised by their files
 records = training_records(data, config.data, seed=config.trainer.seed)
 check_masks(records)
 dataset = AnomalyDataset(records, preprocess=bundle.preprocess, size=518, seed=0)

@@ -1,4 +1,4 @@
-"""Random geometry and colour of training pictures; masks move exactly as their pictures do.
+"""Random geometry and colour of training pictures; masks follow the geometry of their pictures.
 
 Shapes: S pixels a side of the result, L of the larger resize that it is cropped from.
 """
@@ -18,28 +18,28 @@ from aaclip.config import AugmentConfig
 def squash(
     image: Image.Image, mask_HW: NDArray[np.bool_] | None, *, side: int
 ) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Picture (bicubic) and mask (nearest neighbour) at `side` x `side` pixels, whatever their aspect was.
+    """Return picture (bicubic) and mask (nearest neighbour) at `side` x `side` pixels, whatever their aspect.
 
     Args:
         image: The picture.
-        mask_HW: Its mask; None is all False.
+        mask_HW: Its mask; None means all False.
         side: Pixels a side.
     """
     if mask_HW is None:
-        return _resized(image, side), np.zeros((side, side), dtype=bool)
-    return _resized(image, side), np.asarray(_resized_mask(mask_HW, side)) > 0
+        return _resize(image, side), np.zeros((side, side), dtype=bool)
+    return _resize(image, side), np.asarray(_resize_mask(mask_HW, side)) > 0
 
 
 class Augment:
-    """`augment(image, mask, rng)` -> picture and mask of S x S pixels, a function of the three alone.
+    """`augment(image, mask, rng)` -> picture and mask of S x S pixels, a function of these three alone.
 
     Resize to L = crop · S (bicubic, aspect not kept), rotation and shift around the centre, a random S x S crop,
-    flips, and then, with `colour`, brightness, contrast and saturation in random order. What comes in from outside
-    repeats the nearest pixel of the edge: black corners would look like defects, and a reflection could show a defect
-    a second time, where the mask says normal.
+    flips, and then, with `colour`, brightness, contrast and saturation in random order. Areas from outside the
+    picture repeat the nearest pixel of its edge: black corners would look like defects, and a reflection could show a
+    defect a second time, where the mask says normal.
 
     Args:
-        config: How much of each.
+        config: Amount of each.
         size: S.
         colour: Change colours too (stage 2).
     """
@@ -50,12 +50,12 @@ class Augment:
     def __call__(
         self, image: Image.Image, mask_HW: NDArray[np.bool_] | None, rng: torch.Generator
     ) -> tuple[Image.Image, NDArray[np.bool_]]:
-        """One random view.
+        """Return one random view.
 
         Args:
             image: An RGB picture of any size.
             mask_HW: Its mask, of the same size; None for a normal picture: the result is all False.
-            rng: Where all numbers are drawn from, the same count for any configuration.
+            rng: Source of all random numbers; the same count is drawn for any configuration.
 
         Returns:
             The view, and its (S, S) bool mask.
@@ -63,16 +63,16 @@ class Augment:
         config = self.config
         uniform = torch.rand(13, generator=rng).tolist()
         turned, shifted, mirrored, upended, coloured = uniform[:5]
-        angle = _between(-config.rotation, config.rotation, uniform[5]) if turned < config.rotation_p else 0.0
+        angle = _interpolate(-config.rotation, config.rotation, uniform[5]) if turned < config.rotation_p else 0.0
         large = round(self.size * config.crop)
         reach = config.translation * large if shifted < config.translation_p else 0.0
-        shift = [round(_between(-reach, reach, number)) for number in uniform[6:8]]
+        shift = [round(_interpolate(-reach, reach, number)) for number in uniform[6:8]]
         top, left = (int(number * (large - self.size + 1)) for number in uniform[8:10])
 
-        picture = _resized(image, large)
-        marked = Image.new("L", (large, large)) if mask_HW is None else _resized_mask(mask_HW, large)
+        picture = _resize(image, large)
+        marked = Image.new("L", (large, large)) if mask_HW is None else _resize_mask(mask_HW, large)
         if angle or any(shift):
-            picture, marked = _moved(picture, marked, angle=angle, shift=shift)
+            picture, marked = _move(picture, marked, angle=angle, shift=shift)
         picture, marked = (
             functional.crop(one, top, left, height=self.size, width=self.size) for one in (picture, marked)
         )
@@ -82,18 +82,18 @@ class Augment:
             picture, marked = functional.vertical_flip(picture), functional.vertical_flip(marked)
         order = torch.randperm(3, generator=rng).tolist()
         if self.colour and coloured < config.jitter_p:
-            picture = _recoloured(picture, uniform[10:13], order=order, most=config.jitter)
+            picture = _recolour(picture, uniform[10:13], order=order, most=config.jitter)
         return picture, np.asarray(marked) > 0
 
 
-def _moved(
+def _move(
     picture: Image.Image, marked: Image.Image, *, angle: float, shift: list[int]
 ) -> tuple[Image.Image, Image.Image]:
-    """Both turned by `angle` degrees clockwise around the centre, and shifted by (x, y) pixels."""
+    """Return both turned by `angle` degrees clockwise around the centre, and shifted by (x, y) pixels."""
     side = picture.width
     turn = math.radians(angle)
     overhang = side / 2 * (abs(math.cos(turn)) + abs(math.sin(turn)) - 1)
-    margin = math.ceil(overhang) + max(map(abs, shift)) + 2  # 2: what the bicubic filter reads beyond
+    margin = math.ceil(overhang) + max(map(abs, shift)) + 2  # 2: reach of the bicubic filter
     motion = {"angle": angle, "translate": shift, "scale": 1.0, "shear": [0.0, 0.0]}
     padded = functional.pad(picture, [margin] * 4, padding_mode="edge")
     picture = functional.affine(padded, interpolation=InterpolationMode.BICUBIC, **motion)
@@ -101,20 +101,20 @@ def _moved(
     return functional.center_crop(picture, [side, side]), functional.center_crop(marked, [side, side])
 
 
-def _recoloured(picture: Image.Image, uniform: list[float], *, order: list[int], most: float) -> Image.Image:
+def _recolour(picture: Image.Image, uniform: list[float], *, order: list[int], most: float) -> Image.Image:
     change = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
     for which in order:
-        picture = change[which](picture, _between(max(0.0, 1 - most), 1 + most, uniform[which]))
+        picture = change[which](picture, _interpolate(max(0.0, 1 - most), 1 + most, uniform[which]))
     return picture
 
 
-def _resized(image: Image.Image, side: int) -> Image.Image:
+def _resize(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _resized_mask(mask_HW: NDArray[np.bool_], side: int) -> Image.Image:
+def _resize_mask(mask_HW: NDArray[np.bool_], side: int) -> Image.Image:
     return Image.fromarray(mask_HW.astype(np.uint8) * 255).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _between(low: float, high: float, uniform: float) -> float:
+def _interpolate(low: float, high: float, uniform: float) -> float:
     return low + (high - low) * uniform

@@ -1,4 +1,4 @@
-"""`aaclip data check`: what is in a set, and whether all of it can be used."""
+"""The check of a set (`aaclip data check`): its contents, and every file that cannot be used."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +16,9 @@ class Count:
     """Pictures of one class and split.
 
     Attributes:
-        class_name, split: Which.
-        normal, anomalous: How many of each label.
-        masked: How many of the anomalous ones have a mask.
+        class_name, split: Class and split.
+        normal, anomalous: Pictures of each label.
+        masked: Anomalous pictures with a mask.
     """
 
     class_name: str
@@ -30,12 +30,12 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A set after every file was read.
+    """Result of reading every file of a set.
 
     Attributes:
-        root, format: What was read, and as what.
-        counts: One row a class and split, by name; a broken picture is counted too.
-        problems: One line each.
+        root, format: The set.
+        counts: One row for each class and split, by name; broken pictures count too.
+        problems: One line for each problem.
     """
 
     root: Path
@@ -45,15 +45,15 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """No problem was found."""
+        """True if no problem was found."""
         return not self.problems
 
 
 def check(dataset: Dataset, *, progress: Progress | None = None) -> Report:
-    """Read every picture and mask once; problems are collected, not raised.
+    """Read every picture and mask once, and collect problems instead of raising them.
 
     Args:
-        dataset: What `read_dataset` gave.
+        dataset: Result of `read_dataset`.
         progress: Called as `progress(done, total)`.
     """
     counts: dict[tuple[str, str], Count] = {}

@@ -1,4 +1,4 @@
-"""Records to samples to batches.
+"""From records to samples to batches.
 
 Shapes: B images in a batch, H = W = `size` pixels a side.
 """
@@ -22,9 +22,9 @@ class Sample:
     """One picture, ready for the model.
 
     Attributes:
-        image_3HW: Float, as the preprocessing made it.
-        mask_HW: Bool, True on the defect; all False for a normal picture, and where no mask is known.
-        mask_known: Whether `mask_HW` says where the defect is: False for an anomalous picture without a mask.
+        image_3HW: Float, preprocessed.
+        mask_HW: Bool, True on the defect; all False for a normal picture, and for one without a known mask.
+        mask_known: True if `mask_HW` says where the defect is: False for an anomalous picture without a mask.
         anomalous: The label.
         class_name: The class.
         index: Position in the dataset.
@@ -42,16 +42,16 @@ class Sample:
 
 @dataclass(slots=True)
 class Batch:
-    """Samples side by side.
+    """Samples stacked.
 
     Attributes:
         images_B3HW: Float.
         masks_BHW: Float, 1 on the defect.
         masks_known_B: Bool, see `Sample.mask_known`.
         anomalous_B: Long, 0 normal, 1 anomalous.
-        class_names: B names of classes.
+        class_names: B class names.
         indices_B: Long, positions in the dataset.
-        names: B files.
+        names: B file names.
     """
 
     images_B3HW: Tensor
@@ -64,14 +64,14 @@ class Batch:
 
 
 class AnomalyDataset(Dataset[Sample]):
-    """One sample a record; augmentation is a function of (seed, epoch, index) alone.
+    """One sample for each record; augmentation is a function of (seed, epoch, index) alone.
 
     Args:
         records: The pictures.
         preprocess: RGB picture of `size` x `size` pixels -> (3, size, size) float.
         size: Pixels a side.
         seed: Root of all randomness.
-        augment: Random views of the same `size`; None resizes only.
+        augment: Random views of the same `size`; None only resizes.
     """
 
     def __init__(
@@ -87,21 +87,21 @@ class AnomalyDataset(Dataset[Sample]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch: other views."""
+        """Set the epoch, and with it the views."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample of a record.
+        """Return the sample of a record.
 
         Raises:
             DataError: The picture or its mask cannot be read, or they differ in size.
         """
         record = self.records[index]
         image = read_image(record.image)
-        # the label decides: a normal picture's mask is not looked at
+        # the label decides: the mask of a normal picture is ignored
         masked = record.anomalous and record.mask is not None
         mask_HW = read_mask(record.mask, size=image.size) if masked and record.mask else None
         if self.augment is None:
@@ -121,7 +121,7 @@ class AnomalyDataset(Dataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples to a batch."""
+    """Stack samples into a batch."""
     return Batch(
         images_B3HW=torch.stack([sample.image_3HW for sample in samples]),
         masks_BHW=torch.stack([sample.mask_HW for sample in samples]).float(),

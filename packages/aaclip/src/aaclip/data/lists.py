@@ -1,8 +1,5 @@
-"""Sets whose files say what is what: VisA's table, AA-CLIP's JSON lines, AnomalyCLIP's meta.json."""
+"""Sets described by files: VisA's table, AA-CLIP's JSON lines, AnomalyCLIP's meta.json."""
 
-import csv
-import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +8,15 @@ from typing import Any, Literal, cast
 
 from aaclip.data.records import Record
 from clip_common.errors import DataError
+from clip_common.tables import read_json, read_json_lines, read_table
 
 _Split = Literal["train", "test"]
+_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture as a list states it; paths are as they stand there, the mask empty where none is stated."""
+    """One picture as a list states it: paths unchanged, the mask empty if none is stated."""
 
     image: str
     class_name: str
@@ -32,7 +31,7 @@ class Listing:
     """A kind of list.
 
     Attributes:
-        description: Its file and what stands in it, for people.
+        description: Its file and fields, for people.
         files: Root -> the lists of this kind in it.
         parse: List -> its rows.
     """
@@ -42,7 +41,7 @@ class Listing:
     parse: Callable[[Path], Iterator[Row]]
 
     def read(self, root: Path) -> list[Row]:
-        """What all of a folder's lists of this kind state.
+        """Read all lists of this kind in a folder.
 
         Raises:
             DataError: A list that cannot be read, or none of them names a picture.
@@ -54,14 +53,14 @@ class Listing:
 
 
 def to_records(rows: Sequence[Row], root: Path) -> tuple[list[Record], list[str]]:
-    """The records of some rows, and a line for each missing mask.
+    """Return the records of some rows, and a line for each missing mask.
 
-    Paths are taken from `root`, or from its parent where they begin with the root's own name.
+    Paths start from `root`, or from its parent if they begin with the root's own name.
 
     Raises:
-        DataError: A picture that is listed twice, or none of the pictures is there.
+        DataError: A picture is listed twice, or none of the pictures exists.
     """
-    images = [_located(row.image, root) for row in rows]
+    images = [_locate(row.image, root) for row in rows]
     twice = [image for image, count in Counter(images).items() if count > 1]
     if twice:
         raise DataError(f"{root}: {len(twice)} picture(s) are listed twice, first {twice[0]}: keep one of each")
@@ -73,7 +72,7 @@ def to_records(rows: Sequence[Row], root: Path) -> tuple[list[Record], list[str]
     with_masks = {row.class_name for row in rows if row.anomalous and row.mask}
     records, problems = [], []
     for row, image in zip(rows, images, strict=True):
-        mask = _located(row.mask, root) if row.mask else None
+        mask = _locate(row.mask, root) if row.mask else None
         if mask is not None and not mask.is_file():
             if row.anomalous:
                 problems.append(f"{image}: no mask; expected {mask}")
@@ -84,7 +83,7 @@ def to_records(rows: Sequence[Row], root: Path) -> tuple[list[Record], list[str]
     return records, problems
 
 
-def _located(path: str, root: Path) -> Path:
+def _locate(path: str, root: Path) -> Path:
     below = root / path
     beside = root.parent / path
     return beside if not below.is_file() and beside.is_file() else below
@@ -96,27 +95,13 @@ def _visa_files(root: Path) -> list[Path]:
 
 
 def _parse_visa(file: Path) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(_text(file)))
-    needed = ("object", "split", "label", "image", "mask")
-    missing = [name for name in needed if name not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{file}: no column {', '.join(missing)}; expected {','.join(needed)}")
-    for row in _rows_of(reader, file):
-        at = f"{file}, line {reader.line_num}"
-        if any(row[name] is None for name in needed):
-            raise DataError(f"{at}: expected {len(needed)} cells, {','.join(needed)}, got fewer")
+    for line, row in read_table(file, needed=_VISA_COLUMNS, delimiter=","):
+        at = f"{file}, line {line}"
         if row["label"] not in ("normal", "anomaly"):
             raise DataError(f"{at}: expected the label normal or anomaly, got {row['label']!r}")
         anomalous = row["label"] == "anomaly"
         defect = "anomaly" if anomalous else "good"
         yield Row(row["image"], row["object"], _split(row["split"], at=at), anomalous, row["mask"], defect)
-
-
-def _rows_of(reader: "csv.DictReader[str]", file: Path) -> Iterator[dict[str, str]]:
-    try:
-        yield from reader
-    except csv.Error as error:  # such as a quote that is never closed
-        raise DataError(f"{file}, line {reader.line_num}: not comma-separated values ({error})") from error
 
 
 def _jsonl_files(root: Path) -> list[Path]:
@@ -134,19 +119,17 @@ def _first_line_names_an_image(file: Path) -> bool:
 def _parse_jsonl(file: Path) -> Iterator[Row]:
     name = file.name.lower()
     split: _Split = "train" if "train" in name and "test" not in name else "test"
-    for number, line in enumerate(_text(file).split("\n"), start=1):
-        if line.strip():
-            at = f"{file}, line {number}"
-            entry = _json(line, at=at)
-            anomalous = _flag(entry, "label", at=at)
-            yield Row(
-                image=_string(entry, "image_path", at=at),
-                class_name=_string(entry, "class_name", at=at),
-                split=split,
-                anomalous=anomalous,
-                mask=_string(entry, "mask_path", at=at, optional=True),
-                defect="anomaly" if anomalous else "good",
-            )
+    for line, entry in read_json_lines(file):
+        at = f"{file}, line {line}"
+        anomalous = _flag(entry, "label", at=at)
+        yield Row(
+            image=_string(entry, "image_path", at=at),
+            class_name=_string(entry, "class_name", at=at),
+            split=split,
+            anomalous=anomalous,
+            mask=_string(entry, "mask_path", at=at, optional=True),
+            defect="anomaly" if anomalous else "good",
+        )
 
 
 def _meta_files(root: Path) -> list[Path]:
@@ -154,8 +137,7 @@ def _meta_files(root: Path) -> list[Path]:
 
 
 def _parse_meta(file: Path) -> Iterator[Row]:
-    splits = _json(_text(file), at=str(file))
-    for key, classes in splits.items():
+    for key, classes in _of_type(read_json(file), dict, at=str(file)).items():
         split = _split(key, at=str(file))
         for class_name, entries in _of_type(classes, dict, at=f"{file}, {split}").items():
             at = f"{file}, {split}, {class_name}"
@@ -163,15 +145,14 @@ def _parse_meta(file: Path) -> Iterator[Row]:
                 place = f"{at}, entry {number}"
                 entry = _of_type(entry, dict, at=place)
                 anomalous = _flag(entry, "anomaly", at=place)
+                defect = _string(entry, "specie_name", at=place, optional=True) or "anomaly"
                 yield Row(
                     image=_string(entry, "img_path", at=place),
                     class_name=class_name,
                     split=split,
                     anomalous=anomalous,
                     mask=_string(entry, "mask_path", at=place, optional=True),
-                    defect=(_string(entry, "specie_name", at=place, optional=True) or "anomaly")
-                    if anomalous
-                    else "good",
+                    defect=defect if anomalous else "good",
                 )
 
 
@@ -181,20 +162,6 @@ LISTINGS: dict[str, Listing] = {
     "meta": Listing("meta.json of train and test, classes, img_path, mask_path, anomaly", _meta_files, _parse_meta),
 }
 """Kinds of lists by format."""
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
-def _json(text: str, *, at: str) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], _of_type(json.loads(text), dict, at=at))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{at}: not JSON ({error})") from error
 
 
 def _of_type(value: Any, kind: type, *, at: str) -> Any:

@@ -1,4 +1,4 @@
-"""What every format is read into: one record a picture, and a set of them."""
+"""The common form of every format: one record for each picture, and a set of records."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ class Record:
     Attributes:
         image: The image file.
         class_name: The class's folder name, such as `metal_nut`.
-        split: Whether the set means it for training or for testing.
+        split: The set's own split.
         anomalous: True if it shows a defect, False if not.
-        mask: File of the defect's mask (white on the defect); None where there is none: for a normal image, for a set
-            without masks, and where the mask is missing (`Dataset.problems` has its name).
+        mask: File of the defect's mask (white on the defect); None for a normal image, for a set without masks, and for
+            a missing mask (`Dataset.problems` names it).
         defect: The set's name for the defect, such as `scratch`; "good" for a normal image.
     """
 
@@ -30,13 +30,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set as it lies on the disk.
+    """A set of labelled pictures on disk.
 
     Attributes:
         root: Its folder.
         format: The format's name, such as `mvtec`.
         records: Its pictures, in an order that depends on their names alone.
-        problems: One line for each mask that the set should have and has not.
+        problems: One line for each missing mask.
     """
 
     root: Path
@@ -50,7 +50,7 @@ class Dataset:
         return sorted({record.class_name for record in self.records})
 
     def of(self, *, classes: Iterable[str] | None = None, split: str | None = None) -> list[Record]:
-        """The records of some classes (all by default) and of one split (both by default)."""
+        """Return the records of some classes (default: all) and of one split (default: both)."""
         wanted = None if classes is None else set(classes)
         return [
             record

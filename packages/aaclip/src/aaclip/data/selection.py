@@ -1,4 +1,4 @@
-"""Which records to train on, kept in a list that can be checked, and never the ones that will be tested."""
+"""Choose the records to train on, keep them in a list that can be checked, and never train on tested images."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ from clip_common.errors import DataError
 from clip_common.runs import write_json
 
 TRAINING_LIST = "training.json"
-"""The list in a run's folder of what it learns from."""
+"""File of a run's folder that lists its training images."""
 
 
 def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> list[Record]:
-    """The records that `config.mode`, `config.shot` and `config.labelled` choose.
+    """Return the records that `config.mode`, `config.shot` and `config.labelled` choose.
 
-    Few-shot training draws from the training split where that has normal and anomalous images of every class, as the
-    lists of `aaclip data split` have, else from every labelled sample; `labelled` is of full-shot training alone.
+    Few-shot training draws from the training split if that has normal and anomalous images of every class, as the lists
+    of `aaclip data split` have, else from every labelled sample. Only full-shot training reads `labelled`.
 
     Args:
         dataset: The set.
-        config: What to choose.
+        config: The choice.
         seed: Of the few-shot draw.
 
     Raises:
@@ -45,10 +45,10 @@ def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> 
 
 
 def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]:
-    """`shot` / 2 normal and `shot` / 2 anomalous records of each class, class by class.
+    """Draw `shot` / 2 normal and `shot` / 2 anomalous records of each class, class by class.
 
-    Who is drawn depends on the seed and on the names below the set's folder (class, split, defect, file), not on
-    where the set lies or in which order its records come; a larger `shot` holds a smaller one's records.
+    The draw depends on the seed and on the names below the set's folder (class, split, defect, file), not on the place
+    of the set or the order of its records. A larger `shot` contains the records of a smaller one.
 
     Raises:
         DataError: An odd `shot`, or a class with too few records of a kind.
@@ -67,21 +67,17 @@ def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]
                 f"class {class_name}: {len(of_kind)} {'anomalous' if anomalous else 'normal'} image(s), "
                 f"data.shot={shot} needs {shot // 2}: lower the shot, or leave the class out of data.classes"
             )
-        chosen += sorted(of_kind, key=lambda record: _lot(record, seed))[: shot // 2]
+        chosen += sorted(of_kind, key=lambda record: _hash_key(record, seed))[: shot // 2]
     return chosen
 
 
-def _lot(record: Record, seed: int) -> tuple[bytes, str]:
+def _hash_key(record: Record, seed: int) -> tuple[bytes, str]:
     name = json.dumps([seed, record.class_name, record.split, record.defect, record.image.name])
     return hashlib.sha256(name.encode()).digest(), record.image.as_posix()
 
 
 def check_masks(records: Iterable[Record]) -> None:
-    """Refuse anomalous records without a mask.
-
-    Raises:
-        DataError: The count and the first few.
-    """
+    """Raise DataError if an anomalous record has no mask; the line has their number and the first few."""
     bare = [str(record.image) for record in records if record.anomalous and record.mask is None]
     if bare:
         first = ", ".join(bare[:3]) + (", …" if len(bare) > 3 else "")
@@ -91,10 +87,10 @@ def check_masks(records: Iterable[Record]) -> None:
 
 
 def check_no_overlap(train: Sequence[Record], test: Sequence[Record]) -> None:
-    """Refuse to train on images that will be tested, compared by content: copies under other names are found too.
+    """Raise DataError if a training image is in the test set, or a file cannot be read.
 
-    Raises:
-        DataError: How many training images are in the test set, and the first pair; or a file that cannot be read.
+    Images are compared by content, so that copies under other names are found. The line has the number of such images
+    and the first pair.
     """
     train_of_size, test_of_size = _by_size(train), _by_size(test)
     pairs = []
@@ -134,7 +130,7 @@ def load_list(file: Path, *, root: Path) -> list[Record]:
     """Read what `save_list` wrote, in its order.
 
     Raises:
-        DataError: Not such a file, or images that are gone or have other content than when the list was saved.
+        DataError: Another kind of file, or images that are gone or have other content than when the list was saved.
     """
     with _one_line(file):
         rows = _rows(file)
@@ -155,21 +151,17 @@ def load_list(file: Path, *, root: Path) -> list[Record]:
 
 
 def read_hashes(file: Path) -> list[str]:
-    """The sha256 of each image in a list that `save_list` wrote.
+    """Read the sha256 of each image in a list that `save_list` wrote.
 
     Raises:
-        DataError: Not such a file.
+        DataError: Another kind of file.
     """
     with _one_line(file):
         return [row["sha256"] for row in _rows(file)]
 
 
 def check_same_images(file: Path, records: Sequence[Record]) -> None:
-    """Refuse to go on with other images than those in a saved list.
-
-    Raises:
-        DataError: How many are gone and how many are new.
-    """
+    """Raise DataError if the records have other images than a saved list; the line counts those gone and new."""
     before, now = set(read_hashes(file)), {hash_file(record.image) for record in records}
     if before != now:
         raise DataError(
@@ -179,15 +171,12 @@ def check_same_images(file: Path, records: Sequence[Record]) -> None:
 
 
 def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "test") -> None:
-    """Raise where images that a run learned from are among those that it is to be judged by, compared by content.
+    """Raise DataError if a run would be judged by images that it was trained on; images are compared by content.
 
     Args:
-        run: A run's folder, or that of the detector in it; what is neither learned from nothing that is known.
-        images: What cannot be read among them is passed over: who reads it next will tell.
+        run: A run's folder, or the folder of the detector in it; nothing is known about the training of other folders.
+        images: Unreadable ones are skipped here, because the job that reads them next reports them.
         purpose: `test` or `calibrate`, for the message.
-
-    Raises:
-        DataError: Says how many, and the first.
     """
     lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
     file = next((file for file in lists if file.exists()), None)
@@ -204,7 +193,7 @@ def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "t
 
 @contextmanager
 def _one_line(file: Path) -> Iterator[None]:
-    """What may be wrong with a list, as a DataError."""
+    """Turn any error of a damaged list into a DataError of one line."""
     try:
         yield
     except FileNotFoundError as error:
@@ -229,7 +218,7 @@ def _by_size(records: Iterable[Record]) -> dict[int, list[Path]]:
 
 
 def hash_file(image: Path) -> str:
-    """Hexadecimal digest of a file's bytes, as `sha256sum` prints it.
+    """Return the sha256 of a file's bytes in hexadecimal, as `sha256sum` prints it.
 
     Raises:
         DataError: It cannot be read.
@@ -242,4 +231,4 @@ def hash_file(image: Path) -> str:
 
 
 def _relative(path: Path, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()  # not relative_to: a list may name images beside the root
+    return Path(os.path.relpath(path, root)).as_posix()  # not relative_to: a list may name images outside the root

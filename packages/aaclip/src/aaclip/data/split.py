@@ -1,4 +1,4 @@
-"""A set cut in two lists of the official format: what few-shot training draws, and the rest to test on."""
+"""Cut a set into two lists in the official format: the few-shot training images, and the rest for testing."""
 
 import os
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ TRAIN, TEST = "train.jsonl", "test.jsonl"
 
 
 def split_few_shot(dataset: Dataset, *, shot: int, seed: int) -> tuple[list[Record], list[Record]]:
-    """What `few_shot` draws from all of a set, and all the others.
+    """Return the records that `few_shot` draws from all of a set, and all the others.
 
     Raises:
-        DataError: Too few records of a class, a drawn one without its mask, nothing left to test on, or a picture that
-            would be in both lists under two names.
+        DataError: Too few records of a class, a drawn record without its mask, nothing left to test on, or a picture
+            that would be in both lists under two names.
     """
     train = few_shot(dataset.records, shot=shot, seed=seed)
     check_masks(train)
@@ -34,9 +34,9 @@ def split_few_shot(dataset: Dataset, *, shot: int, seed: int) -> tuple[list[Reco
 
 
 def write_split(train: Sequence[Record], test: Sequence[Record], folder: Path) -> list[Path]:
-    """Write train.jsonl and test.jsonl, both or neither; `read_dataset(folder)` gives the same records.
+    """Write train.jsonl and test.jsonl, both or neither; `read_dataset(folder)` returns the same records.
 
-    Lines hold what the released code reads (image_path, label, class_name, mask_path; paths from `folder`), and the
+    A line has the keys of the released code (image_path, label, class_name, mask_path; paths from `folder`), and the
     sha256 of the image.
 
     Raises:
@@ -59,5 +59,5 @@ def _line(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def _from(folder: Path, file: Path) -> str:
-    # real folders: `..` behind a link leads elsewhere; the file's own name stays, even where it is a link
+    # resolved folders, because `..` after a link leads elsewhere; the file keeps its own name, even if it is a link
     return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()

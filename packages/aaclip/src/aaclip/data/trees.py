@@ -1,4 +1,4 @@
-"""Sets whose folders say what is what: one class folder at a time, to records and the masks that are missing."""
+"""Sets described by their folders: from one class folder to its records, and the masks that are missing."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ ANOMALOUS = ("abnormal", "anomaly", "bad", "defective", "ko")
 
 @dataclass(frozen=True)
 class Found:
-    """What a class folder holds.
+    """Contents of a class folder.
 
     Attributes:
         class_name: The class.
         records: Its pictures.
-        problems: One line for each mask that is not there.
+        problems: One line for each missing mask.
     """
 
     class_name: str
@@ -28,19 +28,19 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
     def add_normal(self, images: Iterable[Path], *, split: Literal["train", "test"]) -> None:
-        """Take in flawless pictures."""
+        """Add flawless pictures."""
         self.records.extend(Record(image, self.class_name, split, anomalous=False) for image in images)
 
     def add_anomalous(self, images: Iterable[Path], *, defect: str, masks: Path | None, suffix: str = "") -> None:
-        """Take in pictures of a defect, all of them of the test split.
+        """Add pictures of a defect, all in the test split.
 
         Args:
             images: The pictures.
-            defect: What the set calls the defect.
-            masks: Folder of the masks; None where the format has none.
-            suffix: What a mask's name has after the name of its picture.
+            defect: The set's name for the defect.
+            masks: Folder of the masks; None for a format without masks.
+            suffix: Of a mask's name, after the name of its picture.
         """
-        mask_of = {} if masks is None else {file.stem: file for file in pictures(masks)}
+        mask_of = {} if masks is None else {file.stem: file for file in list_pictures(masks)}
         for image in images:
             mask = mask_of.get(f"{image.stem}{suffix}")
             if masks is not None and mask is None:
@@ -54,8 +54,8 @@ class Tree:
 
     Attributes:
         description: The layout, for people.
-        fits: Whether a folder is a class in this layout.
-        read: Class folder and class name -> what it holds.
+        fits: True if a folder is a class in this layout.
+        read: Class folder and class name -> its contents.
     """
 
     description: str
@@ -63,13 +63,13 @@ class Tree:
     read: Callable[[Path, str], Found]
 
 
-def pictures(folder: Path) -> list[Path]:
-    """Pictures directly in a folder, by name; none where there is no such folder. Hidden files are no pictures."""
+def list_pictures(folder: Path) -> list[Path]:
+    """List the visible pictures directly in a folder, by name; empty if the folder is missing."""
     return [file for file in _visible(folder) if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
-def folders(folder: Path) -> list[Path]:
-    """Folders directly in a folder, by name, without hidden ones."""
+def list_folders(folder: Path) -> list[Path]:
+    """List the visible folders directly in a folder, by name."""
     return [child for child in _visible(folder) if child.is_dir()]
 
 
@@ -84,13 +84,13 @@ def _fits_inspection(folder: Path, *, good: str) -> bool:
 
 def _read_inspection(folder: Path, class_name: str, *, good: str, suffix: str) -> Found:
     found = Found(class_name)
-    found.add_normal(pictures(folder / "train" / good), split="train")
-    for kind in folders(folder / "test"):
+    found.add_normal(list_pictures(folder / "train" / good), split="train")
+    for kind in list_folders(folder / "test"):
         if kind.name == good:
-            found.add_normal(pictures(kind), split="test")
+            found.add_normal(list_pictures(kind), split="test")
         else:
             masks = folder / "ground_truth" / kind.name
-            found.add_anomalous(pictures(kind), defect=kind.name, masks=masks, suffix=suffix)
+            found.add_anomalous(list_pictures(kind), defect=kind.name, masks=masks, suffix=suffix)
     return found
 
 
@@ -99,14 +99,14 @@ def _fits_bmad(folder: Path) -> bool:
 
 
 def _read_bmad(folder: Path, class_name: str) -> Found:
-    # valid/Ungood is left out: the published numbers are those of test alone, and the rest of the set's training
-    # pictures are flawless
+    # valid/Ungood is left out: the published numbers are of the test split alone, and all other training pictures of
+    # the set are flawless
     found = Found(class_name)
-    found.add_normal(pictures(folder / "train" / "good"), split="train")
-    found.add_normal(pictures(folder / "valid" / "good" / "img"), split="train")
-    found.add_normal(pictures(folder / "test" / "good" / "img"), split="test")
+    found.add_normal(list_pictures(folder / "train" / "good"), split="train")
+    found.add_normal(list_pictures(folder / "valid" / "good" / "img"), split="train")
+    found.add_normal(list_pictures(folder / "test" / "good" / "img"), split="test")
     ungood = folder / "test" / "Ungood"
-    found.add_anomalous(pictures(ungood / "img"), defect="Ungood", masks=ungood / "label")
+    found.add_anomalous(list_pictures(ungood / "img"), defect="Ungood", masks=ungood / "label")
     return found
 
 
@@ -116,22 +116,22 @@ def _fits_polyp(folder: Path) -> bool:
 
 def _read_polyp(folder: Path, class_name: str) -> Found:
     found = Found(class_name)
-    found.add_anomalous(pictures(folder / "images"), defect="polyp", masks=folder / "masks")
+    found.add_anomalous(list_pictures(folder / "images"), defect="polyp", masks=folder / "masks")
     return found
 
 
 def _fits_plain(folder: Path) -> bool:
-    names = {child.name.lower() for child in folders(folder)}
+    names = {child.name.lower() for child in list_folders(folder)}
     return not names.isdisjoint(NORMAL) and not names.isdisjoint(ANOMALOUS)
 
 
 def _read_plain(folder: Path, class_name: str) -> Found:
     found = Found(class_name)
-    for child in folders(folder):
+    for child in list_folders(folder):
         if child.name.lower() in NORMAL:
-            found.add_normal(pictures(child), split="test")
+            found.add_normal(list_pictures(child), split="test")
         elif child.name.lower() in ANOMALOUS:
-            found.add_anomalous(pictures(child), defect=child.name, masks=None)
+            found.add_anomalous(list_pictures(child), defect=child.name, masks=None)
     return found
 
 

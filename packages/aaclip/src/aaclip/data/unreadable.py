@@ -1,4 +1,4 @@
-"""A batch job goes on past what it cannot read and tells of it at the end: one way for every command."""
+"""Batch jobs continue past files that they cannot read, and report them at the end."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What is left of a picture that cannot be read.
+    """A picture that cannot be read.
 
     Attributes:
-        file: The picture, as it may be shown.
+        file: The picture, as it may be printed.
         problem: What is wrong with it or its mask, in one line that names the file at fault.
     """
 
@@ -26,7 +26,7 @@ class Unreadable:
 
 
 def attempt(read: Callable[[T], R], item: T, *, file: Path) -> R | Unreadable:
-    """`read(item)`, or, where that raises DataError, what is wrong with `file`."""
+    """Return `read(item)`, or `Unreadable` if it raises DataError."""
     try:
         return read(item)
     except DataError as error:
@@ -34,9 +34,9 @@ def attempt(read: Callable[[T], R], item: T, *, file: Path) -> R | Unreadable:
 
 
 def all_unreadable(failures: Mapping[str, str]) -> DataError:
-    """The error where nothing else is left of a job.
+    """Return the error of a job whose files could all not be read.
 
     Args:
-        failures: File → what is wrong with it, of all files.
+        failures: File → what is wrong with it.
     """
     return DataError(f"none of {len(failures)} images could be read, first {next(iter(failures.values()))}")

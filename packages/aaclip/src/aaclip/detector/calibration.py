@@ -1,6 +1,6 @@
-"""From maps to an image's score, and from scores to a threshold that means something.
+"""From maps to an image's score, and from scores of normal images to a threshold with a known false positive rate.
 
-B, N images; H and W pixels of a map. A score at the threshold or above it says "anomalous".
+B, N images; H and W pixels of a map. A score at or above the threshold means anomalous.
 """
 
 from collections.abc import Mapping
@@ -19,21 +19,21 @@ from clip_common.metrics.histogram import as_labels, as_scores
 Floats = NDArray[np.float64]
 
 ROUNDING = 1e-9
-"""0.29 · 100 is 28.999…: counts are taken from products that are this much larger."""
+"""Added before a product is rounded down to a count, because 0.29 · 100 is 28.999…."""
 NOISE = 1e-5
-"""A picture's score changes by some 1e-7 with those beside it in a batch: a threshold lies this far above one."""
+"""Distance of a threshold above a score: a picture's score changes by about 1e-7 with the rest of its batch."""
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where "anomalous" begins.
+    """Score from which an image is anomalous.
 
     Attributes:
-        value: Scores from here up are anomalous; the same ones whether they are kept in 32 or in 64 bits.
-        method: How it was found; `given` by a person.
-        target_fpr: False positive rate aimed at; None where none was.
+        value: Scores from here up are anomalous, whether they are stored in 32 or in 64 bits.
+        method: How it was found; `given`: by the user.
+        target_fpr: Intended false positive rate; None for methods without one.
         images: Images it was found on.
-        tile: Side of the tiles that were looked at; None: whole pictures.
+        tile: Side in pixels of the tiles it is for; None: whole pictures.
     """
 
     value: float
@@ -54,44 +54,44 @@ class Threshold:
         }[self.method]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Threshold":
-        """What `to_dict` gave."""
+        """Build from what `to_dict` returned."""
         return cls(**values)
 
 
 def normal_quantile(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
-    """The threshold that at most a share `target_fpr` of these normal scores reach.
+    """Return the threshold that at most a share `target_fpr` of these normal scores reach.
 
-    With k = ⌊target_fpr · N⌋ it lies above the (k+1)-th highest score by more than that score changes from one batch to
-    another (1e-5); of scores tied there none reaches it, so that ties lower the rate and never raise it. It says what
-    happened on these images; for a rate that is promised for the next one, see `conformal`.
+    With k = ⌊target_fpr · N⌋ it is 1e-5 above the (k+1)-th highest score, which is more than that score changes from
+    one batch to another. No score tied with it reaches the threshold, so ties lower the rate and never raise it. The
+    rate is that of these images; for a rate that is promised for the next image, see `conformal`.
 
     Raises:
         ValueError: No score, a NaN, or a rate outside [0, 1).
     """
     if not 0 <= target_fpr < 1:
         raise ValueError(f"target_fpr={target_fpr}: expected a share of normal images, from 0 to below 1")
-    scores = _normal(scores_N)
-    value = _above(scores, allowed=floor(target_fpr * len(scores) + ROUNDING))
+    scores = _check_scores(scores_N)
+    value = _place_above(scores, allowed=floor(target_fpr * len(scores) + ROUNDING))
     return Threshold(value, method="normal_quantile", target_fpr=target_fpr, images=len(scores))
 
 
 def conformal(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
-    """The threshold that the next normal image reaches with probability `target_fpr` at most.
+    """Return the threshold that the next normal image reaches with a probability of at most `target_fpr`.
 
     Split-conformal prediction (Vovk et al., 2005): just above the ⌈(N+1)(1 − target_fpr)⌉-th lowest of N normal scores.
-    It holds for any distribution and any N if these images and the next are exchangeable and none was trained on.
+    This holds for any distribution and any N if these images and the next are exchangeable and none was trained on.
 
     Raises:
         ValueError: Fewer than 1/target_fpr − 1 scores, a NaN, or a rate outside (0, 1).
     """
     if not 0 < target_fpr < 1:
         raise ValueError(f"target_fpr={target_fpr}: expected a probability between 0 and 1")
-    scores = _normal(scores_N)
+    scores = _check_scores(scores_N)
     allowed = floor(target_fpr * (len(scores) + 1) + ROUNDING) - 1
     if allowed < 0:
         needed = ceil(1 / target_fpr - 1 - ROUNDING)
@@ -99,11 +99,13 @@ def conformal(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
             f"target_fpr={target_fpr}: {len(scores)} normal images cannot promise it, {needed} can: give more images, "
             "a higher rate, or take normal_quantile, which promises nothing"
         )
-    return Threshold(_above(scores, allowed=allowed), method="conformal", target_fpr=target_fpr, images=len(scores))
+    return Threshold(
+        _place_above(scores, allowed=allowed), method="conformal", target_fpr=target_fpr, images=len(scores)
+    )
 
 
 def best_f1(scores_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> Threshold:
-    """The threshold with the highest F1 of "anomalous" on these images: halfway between the scores on its two sides.
+    """Return the threshold with the highest F1 on these images: halfway between the scores on its two sides.
 
     Raises:
         ValueError: Not both normal and anomalous images, a NaN, or unequal lengths.
@@ -112,7 +114,7 @@ def best_f1(scores_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> Th
     curve.update(scores, anomalous_N)
     lowest = np.float32(curve.compute().threshold)
     below = np.max(scores, where=scores < lowest, initial=-np.inf)
-    with np.errstate(over="ignore"):  # below the lowest float there is infinity
+    with np.errstate(over="ignore"):  # the float below the lowest is -infinity
         other = below if np.isfinite(below) else np.nextafter(lowest, np.float32(-np.inf))
     return Threshold((float(lowest) + float(other)) / 2, method="best_f1", images=len(scores))
 
@@ -122,8 +124,8 @@ class Logistic:
     """An image's score: sigmoid(a·cls + b·top + c).
 
     Attributes:
-        a: Weight of the classification, `cls`; never negative where fitted.
-        b: Weight of the map, `top`: the `top_mean` of its patches; never negative where fitted.
+        a: Weight of the classification, `cls`; never negative after a fit.
+        b: Weight of the map, `top`: the `top_mean` of its patches; never negative after a fit.
         c: Offset.
         images: Images it was fitted on; 0 if it was not.
     """
@@ -143,14 +145,14 @@ class Logistic:
 
     @classmethod
     def fit(cls, cls_N: Tensor | ArrayLike, top_N: Tensor | ArrayLike, anomalous_N: Tensor | ArrayLike) -> "Logistic":
-        """Logistic regression on labelled images, the normal and the anomalous ones weighing the same in sum.
+        """Fit a logistic regression on labelled images; normal and anomalous ones have the same total weight.
 
-        So 0.5 means "as likely normal as anomalous" whatever the share of either in training. Both inputs are scaled to
-        unit deviation first, so that the (weak, C = 1) penalty treats them alike. Both rise with defects: an input with
-        a negative weight only corrects the other on these images, and is left out.
+        So 0.5 means "as likely normal as anomalous", whatever the share of either in training. Both inputs are scaled
+        to unit deviation first, so that the (weak, C = 1) penalty treats them alike. Both should rise with defects: an
+        input whose weight is negative only corrects the other one on these images, and is left out.
 
         Raises:
-            ValueError: Images of one kind only; or neither input is higher for anomalous images.
+            ValueError: Only normal or only anomalous images; or neither input is higher for anomalous images.
         """
         inputs_N2 = np.stack([as_scores(cls_N), as_scores(top_N)], axis=1).astype(np.float64)
         anomalous = as_labels(anomalous_N, shape=(len(inputs_N2),))
@@ -158,7 +160,7 @@ class Logistic:
         if count in (0, len(anomalous)):
             raise ValueError(
                 f"a score is fitted on normal and anomalous images, got {len(anomalous) - count} and {count}: give "
-                "both, or keep the score that is not fitted"
+                "both, or keep the unfitted score"
             )
         both = cls._regression(inputs_N2, anomalous, columns=[0, 1])
         fits = [both] if both.rises else [cls._regression(inputs_N2, anomalous, columns=[column]) for column in (0, 1)]
@@ -166,7 +168,7 @@ class Logistic:
         if not fits:
             raise ValueError(
                 f"neither the classification nor the map is higher for the {count} anomalous images than for the "
-                f"{len(anomalous) - count} normal ones: train longer, or keep the score that is not fitted"
+                f"{len(anomalous) - count} normal ones: train longer, or keep the unfitted score"
             )
         return min(fits, key=lambda fit: fit._loss(inputs_N2, anomalous))
 
@@ -184,7 +186,7 @@ class Logistic:
 
     @property
     def rises(self) -> bool:
-        """Whether a higher input never lowers the score, and some input raises it."""
+        """True if a higher input never lowers the score, and some input raises it."""
         return min(self.a, self.b) >= 0 and max(self.a, self.b) > 0
 
     def _loss(self, inputs_N2: Floats, anomalous: NDArray[np.bool_]) -> float:
@@ -200,17 +202,17 @@ class Logistic:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Logistic":
-        """What `to_dict` gave."""
+        """Build from what `to_dict` returned."""
         return cls(**values)
 
 
 def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:
-    """(B,) mean of the highest `share` of each map's pixels, of one at least.
+    """Return the (B,) mean of the highest `share` of each map's pixels, at least one of them.
 
     Raises:
         ValueError: A share outside (0, 1].
@@ -225,10 +227,10 @@ def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:
 def compute_relative_scores(
     abnormal_N: ArrayLike, peaks_N: ArrayLike, *, lowest: float, domain: Literal["industrial", "medical"]
 ) -> Floats:
-    """(N,) image scores as the released code makes them: relative to all images of a class, so of no use for one.
+    """Return (N,) image scores of the released code, relative to all images of a class: one image alone has none.
 
-    Cosines and maps are each stretched to 0 to 1 over the class. Industrial images score half of their map's peak and
-    half of their cosine, medical ones the peak alone. What does not vary counts as 0.
+    Cosines and maps are each scaled to 0..1 over the class. An industrial image scores half its map's peak plus half
+    its cosine, a medical one the peak alone. Values that do not vary count as 0.
 
     Args:
         abnormal_N: Cosine of each image to "abnormal".
@@ -237,28 +239,31 @@ def compute_relative_scores(
         domain: Which of the two.
     """
     peaks, cosines = np.asarray(peaks_N, np.float64), np.asarray(abnormal_N, np.float64)
-    stretched_N = _stretched(peaks, lowest=lowest)
+    stretched_N = _scale(peaks, lowest=lowest)
     if domain == "medical":
         return stretched_N
-    return 0.5 * stretched_N + 0.5 * _stretched(cosines, lowest=cosines.min())
+    return 0.5 * stretched_N + 0.5 * _scale(cosines, lowest=cosines.min())
 
 
-def _stretched(values_N: Floats, *, lowest: float) -> Floats:
+def _scale(values_N: Floats, *, lowest: float) -> Floats:
     span = values_N.max() - lowest
     return (values_N - lowest) / span if span > 0 else np.zeros_like(values_N)
 
 
-def _normal(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
+def _check_scores(scores_N: Tensor | ArrayLike) -> NDArray[np.float32]:
     scores = as_scores(scores_N)
     if not scores.size:
         raise ValueError("a threshold needs scores of normal images, got none")
     return scores
 
 
-def _above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
-    """At most `allowed` scores reach it: `NOISE` above the highest that must not, halfway to the next if nearer."""
+def _place_above(scores_N: NDArray[np.float32], *, allowed: int) -> float:
+    """Return a threshold that at most `allowed` scores reach.
+
+    It is `NOISE` above the highest score that must not reach it, or halfway to the next one if that is nearer.
+    """
     below = np.sort(scores_N)[::-1][allowed]
     above = np.min(scores_N, where=scores_N > below, initial=np.inf)
-    with np.errstate(over="ignore"):  # above the largest float there is infinity, which nothing reaches
+    with np.errstate(over="ignore"):  # the float above the largest is infinity, which no score reaches
         least = float(np.nextafter(below, np.float32(np.inf)))
     return max(least, float(np.float32(float(below) + min(NOISE, (float(above) - float(below)) / 2))))

@@ -9,12 +9,12 @@ EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def find_regions(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> list[Region]:
-    """The connected regions of a mask (pixels that touch at a corner are connected), the highest peak first.
+    """Return the connected regions of a mask, the highest peak first; pixels that touch at a corner are connected.
 
     Args:
-        mask_HW: True where the map is anomalous.
-        map_HW: The scores.
-        least: Regions of fewer pixels are left out.
+        mask_HW: True on anomalous pixels.
+        map_HW: Scores of the pixels.
+        least: Fewest pixels of a region; smaller ones are left out.
 
     Raises:
         ValueError: Mask and map differ in shape.
@@ -36,7 +36,7 @@ def find_regions(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> li
 
 
 def label_regions(mask_HW: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Each pixel's region, from 1; 0 beside them."""
+    """Return each pixel's region, from 1; 0 outside the mask."""
     from scipy.ndimage import label
 
     regions_HW: NDArray[np.int32] = label(mask_HW, structure=EIGHT_NEIGHBOURS)[0]

@@ -76,7 +76,7 @@ class Scorer(nn.Module):
             levels = [level + surprise for level, surprise in zip(levels, surprises, strict=True)]
         weights_K = self.model.level_weights
         maps_BSS = anomaly_map(levels, size=self.size, domain=self.domain, weights_K=weights_K)
-        # before the blur: one as wide as a small defect would leave little of it in the highest values
+        # before the blur, which would flatten a defect of its own width
         top_B = top_mean(mean_level(levels, weights_K=weights_K))
         classification_B = evidence.classification.float()
         logits_B = self.logistic.logits(classification_B, top_B)

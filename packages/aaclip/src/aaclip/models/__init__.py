@@ -1,4 +1,4 @@
-"""The frozen CLIP with what is trained inside and behind it; plain `nn.Module`s."""
+"""The frozen CLIP and the trained modules inside and after it: plain `nn.Module`s; prompts and maps."""
 
 from aaclip.models.anomaly import AnomalyModel, Evidence, PlainCLIP
 

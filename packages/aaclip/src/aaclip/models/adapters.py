@@ -1,4 +1,4 @@
-"""The trainable modules: adapters between frozen blocks, and the maps after them. F, D widths.
+"""The trained modules: adapters between frozen blocks, and the maps after them. F, D widths.
 
 Three kinds of adapter are in use: `aaclip-reference.md` describes `bottleneck`, the overview document `mlp`, and the
 released code of AA-CLIP (CVPR 2025, arXiv 2503.06661) is `linear`.
@@ -18,7 +18,7 @@ OFFICIAL_SLOPE = 0.01
 
 
 def make_adapter(kind: Kind, width: int) -> nn.Sequential:
-    """An adapter (…, F) -> (…, F), Xavier-uniform."""
+    """Return an adapter (…, F) -> (…, F), Xavier-uniform."""
     if kind == "linear":
         layers: list[nn.Module] = [nn.Linear(width, width, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)]
     else:
@@ -28,31 +28,31 @@ def make_adapter(kind: Kind, width: int) -> nn.Sequential:
 
 
 def make_head(width: int, out: int, *, activation: Literal["relu", "none"]) -> nn.Sequential:
-    """A map (…, F) -> (…, D), Xavier-uniform: with LeakyReLU behind it, or the matrix alone, without bias."""
+    """Return a map (…, F) -> (…, D), Xavier-uniform: followed by LeakyReLU, or the matrix alone, without bias."""
     if activation == "none":
         return init_xavier(nn.Sequential(nn.Linear(width, out, bias=False)))
     return init_xavier(nn.Sequential(nn.Linear(width, out), nn.LeakyReLU(SLOPE)))
 
 
 def make_final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequential:
-    """What replaces CLIP's text projection (…, F) -> (…, D).
+    """Return the map (…, F) -> (…, D) that replaces CLIP's text projection.
 
     Args:
         width, out: F and D.
-        start: CLIP's own projection (F, D), from which it starts, with nothing behind it: untrained it is CLIP. None
-            starts from random numbers with LeakyReLU behind, as the released code does.
+        start: CLIP's own projection (F, D) as initial value, with nothing after it: untrained, the map equals CLIP's.
+            None: random numbers followed by LeakyReLU, as in the released code.
     """
     if start is None:
         return init_xavier(nn.Sequential(nn.Linear(width, out, bias=False), nn.LeakyReLU(OFFICIAL_SLOPE)))
     linear = nn.Linear(width, out, bias=False)
-    if not start.is_meta:  # of a tower that was left out; what was trained is loaded then
+    if not start.is_meta:  # a tower without weights: trained ones are loaded next
         with torch.no_grad():
             linear.weight.copy_(start.T)
     return nn.Sequential(linear)
 
 
 def init_xavier(module: nn.Sequential) -> nn.Sequential:
-    """Xavier-uniform matrices; biases stay as torch draws them."""
+    """Initialise matrices Xavier-uniform, in place; biases keep torch's own initialisation."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
@@ -60,9 +60,9 @@ def init_xavier(module: nn.Sequential) -> nn.Sequential:
 
 
 def mix(x_BTF: Tensor, adapted_BTF: Tensor, *, weight: float, norm_preserving: bool) -> Tensor:
-    """x = w·a + (1 − w)·x, the adapter's output first scaled to the norm of its input, token by token."""
+    """Return w·a + (1 − w)·x; with `norm_preserving`, a is first scaled to the norm of x, token by token."""
     if norm_preserving:
-        # an adapter that says nothing about a token leaves its direction undefined, not infinite
+        # an adapter that outputs zero for a token leaves its direction undefined, not infinite
         norm = adapted_BTF.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(adapted_BTF.dtype).tiny)
         adapted_BTF = adapted_BTF * x_BTF.norm(dim=-1, keepdim=True) / norm
     return weight * adapted_BTF + (1 - weight) * x_BTF

@@ -1,4 +1,4 @@
-"""The whole model, and plain CLIP to compare it with: images and class embeddings to evidence of a defect.
+"""The whole model, and plain CLIP to compare it with: from images and class embeddings to evidence of a defect.
 
 Shapes: B images, g patches a side, K levels, D shared width, P prompts.
 """
@@ -26,10 +26,10 @@ from clip_common.backbones import Bundle, freeze, move
 
 
 class Evidence(NamedTuple):
-    """What is known of a batch before it is made into maps and scores.
+    """Evidence of a defect in each image of a batch, before maps and scores.
 
     Attributes:
-        levels: (B, g, g) logit of abnormal minus logit of normal, one a level.
+        levels: (B, g, g) logit of abnormal minus logit of normal, one tensor for each level.
         classification: (B,) cosine to abnormal minus cosine to normal, of the image as a whole.
         abnormal: (B,) cosine to abnormal alone, which the released code ranks by.
     """
@@ -40,14 +40,14 @@ class Evidence(NamedTuple):
 
     @classmethod
     def of(cls, features: ImageFeatures, text_BD2: Tensor, *, temperature: Tensor | float = TEMPERATURE) -> "Evidence":
-        """Features of images against the embedding (D, 2) of the class of each."""
+        """Compare features of images with the embedding (D, 2) of each image's class."""
         levels = [differences(patches_BLD, text_BD2, temperature=temperature) for patches_BLD in features.levels]
         cosines_B2 = torch.einsum("bd,bdc->bc", features.detection, text_BD2)
         return cls(levels, cosines_B2[:, 1] - cosines_B2[:, 0], cosines_B2[:, 1])
 
 
 class FrozenCLIP(nn.Module):
-    """The towers that both models stand on, frozen here."""
+    """The frozen towers that both models share."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class FrozenCLIP(nn.Module):
         self.text_tower = freeze(bundle.text_tower)
 
     def take_text(self, bundle: Bundle) -> None:
-        """Put in place the text tower that was left out; of the image tower one copy stays."""
+        """Take the text tower of `bundle`; its image tower is dropped, because one is here already."""
         self.text_tower = freeze(bundle.text_tower)
         self.bundle = replace(bundle, image=replace(bundle.image, tower=self.image_tower))
 
@@ -103,11 +103,11 @@ class AnomalyModel(FrozenCLIP):
 
     @property
     def level_weights(self) -> Tensor:
-        """(K,) shares of the levels in the map, of sum one."""
+        """(K,) weights of the levels in the map; they sum to one."""
         return self.level_logits.softmax(dim=0)
 
     def inventory(self) -> list[tuple[str, int, str]]:
-        """Each part's name, its number of parameters, and whether it is frozen or in which stage it is trained."""
+        """Return each part's name, its number of parameters, and `frozen` or the stage that trains it."""
         parts = {
             "image tower": (self.image_tower, "frozen"),
             "text tower": (self.text_tower, "frozen"),
@@ -124,16 +124,16 @@ class AnomalyModel(FrozenCLIP):
         ]
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """(P, D) through the adapted text tower, not normalised."""
+        """Return (P, D) embeddings from the adapted text tower, not normalised."""
         embedded_PD: Tensor = self.text_adapter(self.text_tower, move(self.bundle.tokenizer(texts), self.device))
         return embedded_PD
 
     def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
-        """What stage 1 compares texts with: patches (B, L, D) of the tower's V-V view, one a level."""
+        """Return the patches (B, L, D) of the V-V view, which stage 1 compares texts with, for each level."""
         return read_vv_patches(self.image_tower, images_B3HW, levels=self.levels, blocks=self.vv_blocks, axis=self.axis)
 
     def features(self, images_B3HW: Tensor) -> ImageFeatures:
-        """What is known of images before any class is named."""
+        """Return the features of images, before any class is named."""
         features: ImageFeatures = self.image_adapter(self.image_tower, images_B3HW)
         return features
 
@@ -143,19 +143,19 @@ class AnomalyModel(FrozenCLIP):
         return self.log_temperature.exp()
 
     def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
-        """Evidence for each image against the embedding (D, 2) of its class."""
+        """Return the evidence for each image, given the embedding (D, 2) of its class."""
         return Evidence.of(self.features(images_B3HW), text_BD2, temperature=self.temperature)
 
     def patch_evidence(self, images_B3HW: Tensor, text_BD2: Tensor) -> list[Tensor]:
-        """The levels of the evidence alone: all that there is to train where the image as a whole is frozen."""
-        patches = self.image_adapter.embedded(self.image_adapter.patches(self.image_tower, images_B3HW))
+        """Return the levels of the evidence alone: all that is trained if the class token is frozen."""
+        patches = self.image_adapter.embed_patches(self.image_adapter.patches(self.image_tower, images_B3HW))
         return [differences(patches_BLD, text_BD2, temperature=self.temperature) for patches_BLD in patches]
 
 
 class PlainCLIP(FrozenCLIP):
-    """CLIP as it is, with the same prompts: the figure that training must beat.
+    """CLIP without adapters, with the same prompts: the figure that training must beat.
 
-    Patches of each level go through CLIP's own last norm and projection, and the class embedding classifies.
+    Patches of each level go through CLIP's own last norm and projection; the class embedding classifies.
     """
 
     def __init__(self, bundle: Bundle, *, levels: Sequence[int] | None = None) -> None:
@@ -173,12 +173,12 @@ class PlainCLIP(FrozenCLIP):
         return torch.full((len(self.levels),), 1 / len(self.levels), device=self.device)
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """(P, D), not normalised."""
+        """Return (P, D) embeddings, not normalised."""
         embedded_PD: Tensor = self.text_tower(move(self.bundle.tokenizer(texts), self.device))
         return embedded_PD
 
     def features(self, images_B3HW: Tensor) -> ImageFeatures:
-        """What is known of images before any class is named."""
+        """Return the features of images, before any class is named."""
         trunk = get_image_trunk(self.image_tower)
         output = self.image_tower(images_B3HW, layers=self.levels)
         patches = [normalize(trunk.project(output.layers[level][:, 1:]), dim=-1) for level in self.levels]
@@ -190,5 +190,5 @@ class PlainCLIP(FrozenCLIP):
         return TEMPERATURE
 
     def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
-        """Evidence for each image against the embedding (D, 2) of its class."""
+        """Return the evidence for each image, given the embedding (D, 2) of its class."""
         return Evidence.of(self.features(images_B3HW), text_BD2)

@@ -1,7 +1,7 @@
 """From patches and class embeddings to maps. B images, L = g² patches, D shared width, K levels, S pixels a side.
 
-A patch's logits are 100·cos to "normal" and to "abnormal". What is needed is their difference: softmax over two classes
-is the sigmoid of it, and the released code's test map (s_abnormal + 1 − s_normal)/2 is half of it, plus a half.
+A patch's logits are 100·cos to "normal" and to "abnormal". Only their difference is needed: softmax over two classes is
+its sigmoid, and the released code's test map, (s_abnormal + 1 − s_normal)/2, is half of it plus one half.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BLUR: dict[str, tuple[int, float]] = {"industrial": (7, 1.0), "medical": (9, 1.5
 
 
 def differences(patches_BLD: Tensor, text_BD2: Tensor, *, temperature: Tensor | float = TEMPERATURE) -> Tensor:
-    """(B, g, g) logit of abnormal minus logit of normal."""
+    """Return (B, g, g): logit of abnormal minus logit of normal."""
     direction_BD = text_BD2[..., 1] - text_BD2[..., 0]
     difference_BL = temperature * torch.einsum("bld,bd->bl", patches_BLD, direction_BD)
     side = isqrt(difference_BL.shape[1])
@@ -28,7 +28,7 @@ def differences(patches_BLD: Tensor, text_BD2: Tensor, *, temperature: Tensor | 
 
 
 def probability_map(difference_Bgg: Tensor, *, size: int) -> Tensor:
-    """(B, S, S) probability of abnormal for training: interpolated logits, then the sigmoid."""
+    """Return the (B, S, S) probability of abnormal for training: interpolated logits, then the sigmoid."""
     return upsample(difference_Bgg, size=size).sigmoid()
 
 
@@ -39,16 +39,16 @@ def anomaly_map(
     domain: Literal["industrial", "medical"] = "industrial",
     weights_K: Tensor | None = None,
 ) -> Tensor:
-    """(B, S, S) mean logit difference of the levels, blurred and interpolated: above 0 is more abnormal than normal.
+    """Return the (B, S, S) mean logit difference of the levels, blurred and interpolated: above 0 means abnormal.
 
-    The levels are averaged on the grid first, then blurred once and interpolated once: all three are linear, so this
+    The levels are averaged on the grid first, then blurred once and interpolated once. All three are linear, so this
     equals doing it level by level, at a quarter of the cost for four levels.
 
     Args:
-        difference_KBgg: What `differences` gave, a level each.
+        difference_KBgg: Results of `differences`, one for each level.
         size: S.
         domain: Width of the blur.
-        weights_K: Weights of the levels, of sum one; None weighs all alike.
+        weights_K: Weights of the levels, which sum to one; None: equal weights.
     """
     mean_Bgg = mean_level(difference_KBgg, weights_K=weights_K)
     width, sigma = BLUR[domain]
@@ -59,11 +59,11 @@ def anomaly_map(
 
 
 def mean_level(difference_KBgg: Sequence[Tensor], *, weights_K: Tensor | None = None) -> Tensor:
-    """(B, g, g) mean logit difference of the levels, float32: the map before it is blurred.
+    """Return the (B, g, g) mean logit difference of the levels, float32: the map before the blur.
 
     Args:
-        difference_KBgg: What `differences` gave, a level each.
-        weights_K: Weights of the levels, of sum one; None weighs all alike.
+        difference_KBgg: Results of `differences`, one for each level.
+        weights_K: Weights of the levels, which sum to one; None: equal weights.
     """
     stacked_KBgg = torch.stack(list(difference_KBgg)).float()
     if weights_K is None:
@@ -72,5 +72,5 @@ def mean_level(difference_KBgg: Sequence[Tensor], *, weights_K: Tensor | None = 
 
 
 def upsample(map_Bgg: Tensor, *, size: int) -> Tensor:
-    """(B, S, S), bilinear, corners on corners."""
+    """Return the map at (B, S, S), bilinear, with corners aligned."""
     return interpolate(map_Bgg[:, None], size=(size, size), mode="bilinear", align_corners=True)[:, 0]

@@ -1,4 +1,4 @@
-"""What is said about a class, and its embedding: normal and abnormal. P prompts, D shared width."""
+"""Prompts about a class, and its normal and abnormal embedding. P prompts, D shared width."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,15 @@ SETS = ("full", "compact")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """States and templates; `{}` stands for the class's name in a state, for the state in a template.
+    """States and templates; `{}` stands for the class's name in a state, and for the state in a template.
 
-    Names bring articles of their own, and vowels: "a photo of a a black zipper" becomes "a photo of a black zipper",
-    "a intact mug" becomes "an intact mug", unless `mend_articles` is off, as in the released code.
+    Attributes:
+        normal, abnormal: States.
+        templates: Every state is put in every one.
+        names: Class → what it is called in prompts.
+        mend_articles: Correct "a photo of a a black zipper" and "a intact mug" to "a photo of a black zipper" and "an
+            intact mug". The released code does not.
+        renormalise: Scale the mean embedding of a class's prompts to unit length.
     """
 
     normal: tuple[str, ...]
@@ -41,22 +46,22 @@ class PromptSet:
                 raise ValueError(f"prompts: {kind} must each hold {{}} once, got {wrong!r}")
 
     def name_of(self, class_name: str) -> str:
-        """What a person calls a class."""
+        """Return what prompts call a class."""
         return self.names.get(class_name, class_name.replace("_", " ").strip())
 
     def prompts(self, name: str) -> tuple[list[str], list[str]]:
-        """The normal and the abnormal prompts for the name of a thing, every state in every template."""
+        """Return the normal and the abnormal prompts for the name of a thing, every state in every template."""
         if not name.strip():
             raise ValueError("the name of a thing is empty: say what is in the picture, for example --name 'metal nut'")
         normal, abnormal = (
-            [self._written(template, state, name) for state in states for template in self.templates]
+            [self._fill(template, state, name) for state in states for template in self.templates]
             for states in (self.normal, self.abnormal)
         )
         return normal, abnormal
 
-    def _written(self, template: str, state: str, name: str) -> str:
+    def _fill(self, template: str, state: str, name: str) -> str:
         text = template.replace("{}", state.replace("{}", name))  # a name may hold braces
-        return _mended(text) if self.mend_articles else text
+        return _mend_articles(text) if self.mend_articles else text
 
 
 def load_prompts(config: PromptConfig) -> PromptSet:
@@ -102,7 +107,7 @@ def _make(content: Mapping[str, Any], source: str, *, renormalise: bool) -> Prom
     return PromptSet(**lists, names=names, mend_articles=source != "compact", renormalise=renormalise)
 
 
-def _mended(text: str) -> str:
+def _mend_articles(text: str) -> str:
     text = re.sub(r"\b(?:an?|the) (?=(?:an?|the) )", "", text, flags=re.IGNORECASE)
     return re.sub(r"\b(a)n? (?=(\w))", _article, text, flags=re.IGNORECASE)
 

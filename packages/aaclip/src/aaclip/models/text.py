@@ -1,4 +1,4 @@
-"""The frozen text tower with adapters behind its first blocks, and a trained projection at its end.
+"""The frozen text tower with adapters after its first blocks, and a trained projection at its end.
 
 Shapes: P prompts, T tokens, F width of the tower, D shared width.
 """
@@ -12,14 +12,15 @@ from clip_common.backbones.open_clip_trunks import OpenClipText
 
 
 class TextAdapter(nn.Module):
-    """All that stage 1 trains.
+    """Everything that stage 1 trains.
 
     Args:
-        tower: The frozen tower, of which only sizes and the projection are read here.
+        tower: The frozen tower; only its sizes and its projection are read here.
         config: Which blocks, which kind.
 
     Raises:
-        BackboneError: A tower that is no causal text transformer of open_clip.
+        ValueError: More adapters than the tower has blocks.
+        BackboneError: The tower is not a causal text transformer of open_clip with a projection matrix.
     """
 
     def __init__(self, tower: TextTower, config: AdapterConfig) -> None:
@@ -38,7 +39,7 @@ class TextAdapter(nn.Module):
         self.norm_preserving = config.norm_preserving
 
     def forward(self, tower: TextTower, tokens_PT: Tensor) -> Tensor:
-        """(P, D) embeddings, not normalised; run only as far as the longest text, which is exact."""
+        """Return (P, D) embeddings, not normalised; run up to the longest text only, which is exact."""
         trunk = get_text_trunk(tower)
         x_PTF = trunk.embed(tokens_PT)
         for number, block in enumerate(trunk.blocks):
@@ -50,10 +51,10 @@ class TextAdapter(nn.Module):
 
 
 def get_text_trunk(tower: TextTower) -> OpenClipText:
-    """Return the trunk of a tower.
+    """Return the trunk of a text tower.
 
     Raises:
-        BackboneError: A trunk that is no causal text transformer of open_clip.
+        BackboneError: It is not a causal text transformer of open_clip.
     """
     if not isinstance(tower.trunk, OpenClipText):
         raise BackboneError(

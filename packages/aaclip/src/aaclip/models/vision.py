@@ -17,12 +17,12 @@ from clip_common.backbones.open_clip_trunks import AttentionBlock, OpenClipVisio
 
 
 class ImageFeatures(NamedTuple):
-    """What stage 2 and the detector read.
+    """Features of images before any class is named.
 
     Attributes:
-        levels: Unit patch embeddings (B, L, D), one a level.
+        levels: Unit patch embeddings (B, L, D), one tensor for each level.
         detection: (B, D) of the image as a whole: the frozen tower's unit class embedding, or the mean over patches of
-            unit embeddings of the last level, not unit itself.
+            unit embeddings of the last level, whose own length is not one.
     """
 
     levels: list[Tensor]
@@ -30,17 +30,17 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageAdapter(nn.Module):
-    """All that stage 2 trains: adapters behind the first blocks, one head a level, and where configured one for
+    """Everything that stage 2 trains: adapters after the first blocks, a head for each level, and if configured one for
     detection.
 
     Args:
-        tower: The frozen tower, of which only sizes are read here.
+        tower: The frozen tower; only its sizes are read here.
         levels: Blocks, from 1, whose patches are read.
         adapters, heads: Which blocks, which kinds.
 
     Raises:
         ValueError: Levels or blocks that the tower does not have.
-        BackboneError: A tower that is no CLIP vision transformer of open_clip.
+        BackboneError: The tower is not a CLIP vision transformer of open_clip.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class ImageAdapter(nn.Module):
         self.norm_preserving = adapters.norm_preserving
 
     def forward(self, tower: VisionTower, images_B3HW: Tensor) -> ImageFeatures:
-        """Patches of the levels and the detection token."""
+        """Return the patches of the levels, and the embedding of the image as a whole."""
         patches = self.patches(tower, images_B3HW)
         if self.detection is None:
             detection_BD = embed_class_token(tower, images_B3HW)
         else:
             detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
-        return ImageFeatures(self.embedded(patches), detection_BD)
+        return ImageFeatures(self.embed_patches(patches), detection_BD)
 
     def patches(self, tower: VisionTower, images_B3HW: Tensor) -> list[Tensor]:
-        """(B, L, F) of each level, behind the tower's last norm."""
+        """Return the patches (B, L, F) of each level, after the tower's last norm."""
         trunk = get_image_trunk(tower)
         x_BTF = trunk.embed(images_B3HW)
         patches = []
@@ -83,35 +83,35 @@ class ImageAdapter(nn.Module):
                 patches.append(trunk.norm(x_BTF[:, 1:]))
         return patches
 
-    def embedded(self, patches: Sequence[Tensor]) -> list[Tensor]:
-        """Unit embeddings (B, L, D) of the patches of each level."""
+    def embed_patches(self, patches: Sequence[Tensor]) -> list[Tensor]:
+        """Return unit embeddings (B, L, D) of the patches of each level."""
         return [normalize(head(x_BLF), dim=-1) for head, x_BLF in zip(self.segmentation, patches, strict=True)]
 
 
 @torch.no_grad()
 def embed_class_token(tower: VisionTower, images_B3HW: Tensor) -> Tensor:
-    """(B, D) unit class embedding of the frozen tower: what CLIP itself says of the images as a whole."""
+    """Return the (B, D) unit class embedding of the frozen tower: CLIP's own embedding of the image as a whole."""
     return normalize(tower.pooled(images_B3HW), dim=-1)
 
 
 def choose_levels(tower: VisionTower) -> list[int]:
-    """Quarters of the depth: 6, 12, 18, 24 of 24."""
+    """Return the blocks at quarters of the depth: 6, 12, 18, 24 of 24."""
     depth = len(get_image_trunk(tower).blocks)
     return sorted({max(1, round(depth * quarter / 4)) for quarter in (1, 2, 3, 4)})
 
 
 def check_levels(levels: Sequence[int], *, depth: int) -> list[int]:
-    """The levels, or a ValueError that says which blocks there are."""
+    """Return the levels, or raise ValueError unless they are different blocks in rising order."""
     if not levels or sorted(set(levels)) != list(levels) or not 1 <= levels[0] <= levels[-1] <= depth:
         raise ValueError(f"levels={list(levels)}: expected different blocks in rising order, from 1 to {depth}")
     return list(levels)
 
 
 def get_image_trunk(tower: VisionTower) -> OpenClipVision:
-    """Return the trunk of a tower.
+    """Return the trunk of an image tower.
 
     Raises:
-        BackboneError: A trunk that is no CLIP vision transformer of open_clip.
+        BackboneError: It is not a CLIP vision transformer of open_clip.
     """
     trunk = tower.trunk
     if (

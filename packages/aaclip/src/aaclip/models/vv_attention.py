@@ -1,6 +1,7 @@
 """A second view of the frozen image tower, whose last blocks attend by V alone (CLIP Surgery): stage 1's patches.
 
-Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width, H heads.
+Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width, H heads, d width of a
+head.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from clip_common.backbones.open_clip_trunks import AttentionBlock
 def read_vv_patches(
     tower: VisionTower, images_B3HW: Tensor, *, levels: Sequence[int], blocks: int, axis: Literal["space", "batch"]
 ) -> list[Tensor]:
-    """The frozen tower's patches (B, L, D) for stage 1: unit patches by V-V attention, plus the unit class embedding.
+    """Return the frozen tower's patches (B, L, D) for stage 1: unit patches by V-V attention, plus the unit class
+    embedding.
 
     A view of the same weights, not a copy; the blocks before the last `blocks` run once for both views.
 
@@ -36,34 +38,40 @@ def read_vv_patches(
     trunk = get_image_trunk(tower)
     shared = len(trunk.blocks) - blocks
     plain_BTF = trunk.embed(images_B3HW)
-    patches: dict[int, Tensor] = {}
+    tokens: dict[int, Tensor] = {}
     for number, block in enumerate(trunk.blocks[:shared], start=1):
         plain_BTF = block(plain_BTF)
-        patches[number] = plain_BTF
-    surgery_BTF = plain_BTF
+        tokens[number] = plain_BTF
+    x_BTF = plain_BTF
     for number, block in enumerate(trunk.blocks[shared : max(levels)], start=shared + 1):
         assert isinstance(block, AttentionBlock)
-        attended_BTF = attend_by_values(block, block.norm(surgery_BTF), axis=axis)
-        surgery_BTF = block.add_mlp(block.add_attention(surgery_BTF, attended_BTF))
-        patches[number] = surgery_BTF
+        x_BTF = block.add_attention(x_BTF, attend_by_values(block, block.norm(x_BTF), axis=axis))
+        x_BTF = block.add_mlp(x_BTF)
+        tokens[number] = x_BTF
     for block in trunk.blocks[shared:]:
         plain_BTF = block(plain_BTF)
     class_B1D = normalize(trunk.project(plain_BTF[:, 0]), dim=-1)[:, None]
-    return [normalize(trunk.project(patches[level][:, 1:]), dim=-1) + class_B1D for level in levels]
+    return [normalize(trunk.project(tokens[level][:, 1:]), dim=-1) + class_B1D for level in levels]
 
 
 def attend_by_values(block: AttentionBlock, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:
-    """Self-attention whose queries and keys are its values: softmax(V·Vᵀ/√d)·V, and the block's own output map."""
+    """Return (B, T, F): self-attention with values as queries and keys, softmax(V·Vᵀ/√d)·V, and the block's own output
+    map.
+
+    Args:
+        block: Its value and output maps are used.
+        x_BTF: Normed tokens.
+        axis: Among the tokens of an image, or (official's slip) among the images of a batch, token by token.
+    """
     if axis == "batch":
         x_BTF = x_BTF.transpose(0, 1)
     value_BHTd = block.value(x_BTF)
-    mixed_BTF = block.join(scaled_dot_product_attention(value_BHTd, value_BHTd, value_BHTd))
+    joined_BTF = block.join(scaled_dot_product_attention(value_BHTd, value_BHTd, value_BHTd))
     if axis == "batch":
-        mixed_BTF = mixed_BTF.transpose(0, 1)
-    return block.project(mixed_BTF)
+        joined_BTF = joined_BTF.transpose(0, 1)
+    return block.project(joined_BTF)
 
 
 def choose_vv_blocks(tower: VisionTower) -> int:
-    """19 of 24, and the same share of another depth (6 of 8)."""
-    depth = len(get_image_trunk(tower).blocks)
-    return round(depth * 19 / 24)
+    """Return 19 of 24 blocks, and the same share of another depth (6 of 8)."""
+    return round(len(get_image_trunk(tower).blocks) * 19 / 24)

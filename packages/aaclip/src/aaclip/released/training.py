@@ -25,10 +25,10 @@ def resolve(save_path: Path, *, config: str | None = None, overrides: Sequence[s
     Raises:
         ValueError: An unknown key, a wrong value, or a second name for the run.
     """
-    begun = is_run(save_path)
-    own = save_path / "config.yaml" if begun and config is None else config
+    started = is_run(save_path)
+    own = save_path / "config.yaml" if started and config is None else config
     settings = load_config(Config, config=own, overrides=overrides, package="aaclip")
-    if not begun and settings.name is not None:
+    if not started and settings.name is not None:
         raise ValueError(f"name={settings.name} and --save_path {save_path} both name the run: give one of them")
     return settings
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region: its box, in pixels of the map it was found in, and how high it scores.
+    """A connected region of a map: its box, in pixels of the map, and its highest score.
 
     Attributes:
         left: First column.
@@ -33,13 +33,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Finding:
-    """One picture's answer, for a report.
+    """The answer for one picture.
 
     Attributes:
         path: The picture.
-        name: The noun that was asked for, such as "metal nut".
+        name: The noun in the question, such as "metal nut".
         score: Its score, 0 to 1.
-        anomalous: The verdict; None where no threshold is set.
+        anomalous: The verdict; None without a threshold.
         map_HW: Score of each pixel, on one scale for all pictures; of any size.
         regions: Regions of the map.
     """

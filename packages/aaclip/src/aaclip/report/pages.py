@@ -1,4 +1,4 @@
-"""What was found in a folder of pictures as one HTML file; `clip_common.page` is what it shares with other pages."""
+"""The report of `aaclip predict`: the answers for a folder of pictures in one HTML file."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,19 +13,15 @@ from clip_common.images import read_image
 from clip_common.page import data_uri, escape
 
 LONGEST = 360
-"""Pixels of a picture's longer side."""
+"""Longer side of a picture, in pixels."""
 LISTED = 4
-"""Regions that are told in words; all are drawn."""
+"""Regions that are listed in words; all are drawn."""
 MAKER = "aaclip predict"
 VERDICTS = {True: ("anomalous", "▲"), False: ("normal", "✓"), None: ("no verdict", "–")}
 
 
 def check_replaceable(file: Path) -> None:
-    """Refuse to overwrite what is no report of ours: to be told before any picture is looked at.
-
-    Raises:
-        ValueError: Something else has that name.
-    """
+    """Raise ValueError if `file` exists and is not a report of `aaclip predict`. Call before slow work."""
     page.check_replaceable(file, maker=MAKER)
 
 
@@ -39,21 +35,21 @@ def write_page(
     model: str,
     failures: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a report, the highest score first; whole or not at all. An earlier report of that name is replaced.
+    """Write a report, the highest score first, whole or not at all; an earlier report of that name is replaced.
 
     Args:
         file: The report.
-        findings: One a picture, taken one after another: only their thumbnails are kept. Scores and maps are shown on
-            the scale from 0 to 1.
+        findings: One for each picture. They are consumed one by one, and only their thumbnails are kept. Scores and
+            maps are shown on the scale from 0 to 1.
         title: Heading.
         threshold: Score from which a picture is anomalous; None without verdicts.
         threshold_reason: Where the threshold comes from, half a sentence; unused without one.
         model: Name of the model.
-        failures: Picture → what is wrong with it, of those that could not be read. It is looked at after the findings
-            were taken, so that it can grow with them.
+        failures: Picture that could not be read → what is wrong with it. Read after the last finding, so that it may
+            grow until then.
 
     Raises:
-        ValueError: The name is taken by something else, or a picture is gone.
+        ValueError: Another program wrote `file`, or a picture is gone.
     """
     check_replaceable(file)
     cards: list[tuple[float, int, str]] = []
@@ -63,7 +59,7 @@ def write_page(
         counts[finding.anomalous] += 1
     body = _BODY.format(
         title=escape(title),
-        counts=_counts(counts, failed=len(failures or {})),
+        counts=_count_verdicts(counts, failed=len(failures or {})),
         threshold=_threshold(threshold, threshold_reason),
         legend=", ".join(legend()),
         cards="\n".join(card for _, _, card in sorted(cards)),
@@ -95,7 +91,7 @@ def _card(finding: Finding, threshold: float | None) -> str:
 
 
 def _regions(regions: Sequence[Region], shape: tuple[int, ...], size: tuple[int, int]) -> str:
-    """The first regions in words, in pixels of the picture."""
+    """Describe the first regions in words, in pixels of the picture."""
     if not regions:
         return ""
     across, down = size[0] / shape[1], size[1] / shape[0]
@@ -109,9 +105,9 @@ def _regions(regions: Sequence[Region], shape: tuple[int, ...], size: tuple[int,
     return f'<ul class="regions">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
-def _counts(counts: Mapping[bool | None, int], *, failed: int) -> str:
-    told = [(word.replace(" ", "-"), f"{mark} {counts[key]:,} {word}") for key, (word, mark) in VERDICTS.items()]
-    shown = [(kind, line) for (kind, line), count in zip(told, counts.values(), strict=True) if count]
+def _count_verdicts(counts: Mapping[bool | None, int], *, failed: int) -> str:
+    words = [(word.replace(" ", "-"), f"{mark} {counts[key]:,} {word}") for key, (word, mark) in VERDICTS.items()]
+    shown = [(kind, line) for (kind, line), count in zip(words, counts.values(), strict=True) if count]
     if failed:
         shown.append(("failed", f"✕ {failed:,} could not be read"))
     return " ".join(f'<b class="{kind}">{line}</b>' for kind, line in shown) or "<b>no picture</b>"

@@ -1,4 +1,4 @@
-"""A detector and a labelled set, to numbers: every class in one pass, in constant memory.
+"""From a detector and labelled images to metrics: every class in one pass, in constant memory.
 
 B images of a batch, S pixels of the model's input.
 """
@@ -24,13 +24,13 @@ from clip_common.reporting import Progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `aaclip test` prints and writes.
+    """Metrics of every class of a set.
 
     Attributes:
-        classes: By class, the value of each metric, 0 to 1; None where the class has not what it takes.
+        classes: By class, the value of each metric, 0 to 1; None if the class lacks what the metric needs.
         intervals: By class, the 95 % bootstrap interval over images of each metric that exists.
-        images: By class, how many images were scored; a class of which none could be read is absent everywhere.
-        failures: Image → what is wrong with it or with its mask, of those that were not scored.
+        images: By class, how many images were scored; a class without readable images is absent everywhere.
+        failures: Image that was not scored → what is wrong with it or with its mask.
     """
 
     classes: dict[str, dict[str, float | None]]
@@ -53,7 +53,7 @@ def evaluate(
     samples: int = 1000,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score labelled images, class by class; one that cannot be read, or whose mask cannot, does not stop the others.
+    """Score labelled images, class by class. An unreadable image or mask does not stop the others.
 
     Args:
         detector: Trained, or plain CLIP.
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def group_by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records of each class, in their order."""
+    """Return the records of each class, in their order."""
     of_class: dict[str, list[Record]] = {}
     for record in records:
         of_class.setdefault(record.class_name, []).append(record)
@@ -101,7 +101,7 @@ def group_by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 class Attempts(Dataset[Sample | Unreadable]):
-    """A dataset that says of a sample that cannot be read what is wrong with it, where another would raise."""
+    """A dataset that returns `Unreadable` for a sample that cannot be read, instead of raising."""
 
     def __init__(self, dataset: AnomalyDataset) -> None:
         self.dataset = dataset
@@ -115,11 +115,11 @@ class Attempts(Dataset[Sample | Unreadable]):
 
 @dataclass
 class Relative:
-    """What the released code's image scores of a class are made of (`calibration.compute_relative_scores`).
+    """Values behind the released code's image scores of a class (`calibration.compute_relative_scores`).
 
     Attributes:
-        abnormal: Cosines to "abnormal", a batch each.
-        peaks: Highest values of the maps.
+        abnormal: Cosines to "abnormal", one array for each batch.
+        peaks: Highest values of the maps, one array for each batch.
         lowest: Lowest value of all maps so far.
     """
 
@@ -128,12 +128,13 @@ class Relative:
     lowest: float = math.inf
 
     def add(self, scores: Scores) -> None:
+        """Add a batch."""
         self.abnormal.append(scores.abnormal_B.cpu().numpy())
         self.peaks.append(scores.maps_BSS.amax(dim=(1, 2)).cpu().numpy())
         self.lowest = min(self.lowest, scores.maps_BSS.min().item())
 
     def scores(self, *, domain: Literal["industrial", "medical"]) -> NDArray[np.float64]:
-        """(N,) in the order in which images were added."""
+        """Return (N,) scores, in the order in which images were added."""
         return compute_relative_scores(
             np.concatenate(self.abnormal), np.concatenate(self.peaks), lowest=self.lowest, domain=domain
         )

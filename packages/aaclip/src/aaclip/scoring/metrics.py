@@ -1,4 +1,4 @@
-"""How well images and pixels are told apart in one class, with intervals; and the mean over classes.
+"""Image and pixel metrics of one class, with intervals; and their mean over classes.
 
 B images of a batch, N of a class, S resamples of them; K scores from the highest down; H and W pixels of a map.
 """
@@ -29,18 +29,18 @@ METRICS = (
 LIMIT = 0.3
 """False positive rate up to which AUPRO integrates."""
 ARRAYS = 16
-"""Arrays as wide as a resample that live at once: chunks of resamples are that much smaller, and memory stays small."""
+"""Number of arrays as wide as a resample that exist at once; chunks of resamples are that much smaller."""
 
 
 class ClassMetrics:
     """Image and pixel metrics of one class, batch by batch.
 
-    Pixel curves take constant memory (`clip_common.metrics`: histograms of 2^20 bins). For the intervals each image
-    leaves a sketch of 512 points at most, 8 KB whatever its size (`aaclip.scoring.sketches`).
+    Pixel curves take constant memory (`clip_common.metrics`: histograms of 2^20 bins). For the intervals a sketch of at
+    most 512 points is kept of each image, 8 KB whatever its size (`aaclip.scoring.sketches`).
 
     Args:
-        pixel: Score maps too; otherwise the maps and masks of `update` are not looked at.
-        exact: Tell all pixel scores apart; memory then grows with the pixels. Image scores always are told apart.
+        pixel: Score maps too; otherwise the maps and masks of `update` are ignored.
+        exact: Distinguish all pixel scores; memory then grows with the pixels. Image scores are always distinguished.
 
     Example:
         >>> metrics = ClassMetrics()
@@ -68,10 +68,10 @@ class ClassMetrics:
         """Add images.
 
         Args:
-            scores_B: A score each, higher for anomalous.
-            anomalous_B: 1 where the image shows a defect.
-            maps_BHW: Score maps, any floats, higher for defects; rather logits than probabilities, which crowd at 1.
-            masks_BHW: 1 on defects, 0 elsewhere, for a normal image everywhere; None where the set has none.
+            scores_B: Score of each image, higher for anomalous.
+            anomalous_B: 1 if the image shows a defect.
+            maps_BHW: Score maps, any floats, higher for defects. Prefer logits to probabilities, which crowd at 1.
+            masks_BHW: 1 on defects, 0 elsewhere, so 0 everywhere for a normal image; None if the set has no masks.
 
         Raises:
             ValueError: A NaN, a label that is neither 0 nor 1, shapes that do not fit. Nothing is added then.
@@ -92,18 +92,18 @@ class ClassMetrics:
                 self._sketches.append(ImageSketch.of(map_HW, mask_HW, anomalous=bool(label), exact=self.exact))
 
     def rescore(self, scores_N: ArrayLike) -> None:
-        """Put other scores in place of the images', in the order in which these were added.
+        """Replace the scores of the images, in the order in which the images were added.
 
-        For scores that are relative to all images of the class, which are not known before the last.
+        For scores that are relative to all images of the class, and so unknown before the last one.
         """
         scores = as_scores(scores_N)
         assert scores.shape == (sum(map(len, self._scores)),)
         self._scores = [scores]
 
     def compute(self) -> dict[str, float | None]:
-        """A value in [0, 1] for each of `METRICS`; None where the class has not what it takes.
+        """Return a value in [0, 1] for each of `METRICS`, or None if the class lacks what the metric needs.
 
-        Image metrics take a normal and an anomalous image, pixel metrics a pixel on a defect and one beside.
+        Image metrics need a normal and an anomalous image, pixel metrics a pixel on a defect and one off it.
         """
         values: dict[str, float | None] = dict.fromkeys(METRICS)
         scores_N, anomalous_N = self._images()
@@ -119,21 +119,21 @@ class ClassMetrics:
         return values
 
     def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """(low, high) of the middle 95 % of `resampled`, of each metric that exists."""
-        drawn = self.resampled(samples=samples, seed=seed)
+        """Return the middle 95 % (low, high) of `resample`, for each metric that exists."""
+        drawn = self.resample(samples=samples, seed=seed)
         return percentile_intervals({name: values_S[np.isfinite(values_S)] for name, values_S in drawn.items()})
 
-    def resampled(self, *, samples: int = 1000, seed: int = 0) -> dict[str, Floats]:
-        """(S,) values of each metric that exists: the bootstrap over images, all pixels of one drawn together.
+    def resample(self, *, samples: int = 1000, seed: int = 0) -> dict[str, Floats]:
+        """Return (S,) bootstrap values of each metric that exists; images are drawn, each with all its pixels.
 
-        Normal and anomalous images are drawn each among themselves, as many as there are, so that every resample has
-        both. Image metrics are exact. Pixel metrics come from the sketches, pooled into 1,024 steps; what these miss of
-        the value of `compute` is added to every resample, which leaves errors of about 0.001 in AUROC and AUPRO and
-        0.003 in AP and F1. NaN is a resample without a defective pixel, as where masks of anomalous images are empty.
+        Normal and anomalous images are drawn separately, as many as there are of each, so that every resample has both.
+        Image metrics are exact. Pixel metrics are computed from the sketches, pooled into 1,024 steps. Their difference
+        to the value of `compute` is added to every resample, which leaves errors of about 0.001 in AUROC and AUPRO and
+        0.003 in AP and F1. A resample without a defective pixel gives NaN; empty masks of anomalous images lead to it.
 
         Args:
             samples: S.
-            seed: Of the draw. Classes whose resamples are averaged want different ones.
+            seed: Of the draw. Use different ones for classes whose resamples are averaged.
         """
         values = self.compute()
         found: dict[str, Floats] = {}
@@ -162,14 +162,14 @@ class ClassMetrics:
 
 
 class Mean(NamedTuple):
-    """A metric's mean over the `classes` classes that have it; None where none has."""
+    """A metric's mean over the `classes` classes that have it; None if no class has it."""
 
     value: float | None
     classes: int
 
 
 def average_classes(classes: Mapping[str, Mapping[str, float | None]]) -> dict[str, Mean]:
-    """Each metric's mean over the classes where it exists, and how many those are."""
+    """Return each metric's mean over the classes that have it, and their number."""
     means = {}
     for name in dict.fromkeys(name for values in classes.values() for name in values):
         present = [value for values in classes.values() if (value := values.get(name)) is not None]
@@ -178,9 +178,9 @@ def average_classes(classes: Mapping[str, Mapping[str, float | None]]) -> dict[s
 
 
 def _draws(anomalous_N: NDArray[np.bool_], *, samples: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
-    """Chunks of (S, N): how often each image was drawn, normal and anomalous ones each among themselves."""
+    """Yield chunks of (S, N): how often each image was drawn; normal and anomalous ones are drawn separately."""
     groups = [np.flatnonzero(anomalous_N == label) for label in (False, True)]
-    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()  # the two draws must not follow one another
+    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()  # the two draws must be independent
     drawn = [
         draw_resamples(len(rows), samples=samples, seed=own, width=ARRAYS * width)
         for rows, own in zip(groups, seeds, strict=True)
@@ -211,9 +211,9 @@ def _of_pixels(mass_NK3: Floats, weights_SN: NDArray[np.int64]) -> dict[str, Flo
 
 
 def _curves(negatives_SK: Floats, positives_SK: Floats) -> dict[str, Floats]:
-    """`StreamingCurve.compute` for S sets at a time."""
+    """Compute `StreamingCurve.compute` for S sets at once."""
     alarms_SK, hits_SK = negatives_SK.cumsum(1), positives_SK.cumsum(1)
-    said_SK = np.maximum(alarms_SK + hits_SK, 1)  # none is said where nothing was drawn yet: 0 hits of 1
+    said_SK = np.maximum(alarms_SK + hits_SK, 1)  # avoids 0/0 before the first drawn pixel
     negatives_S, positives_S = _sum(negatives_SK), _sum(positives_SK)
     return {
         "auroc": (negatives_SK * (hits_SK - positives_SK / 2)).sum(1) / (negatives_S * positives_S),
@@ -223,7 +223,7 @@ def _curves(negatives_SK: Floats, positives_SK: Floats) -> dict[str, Floats]:
 
 
 def _aupro(negatives_SK: Floats, overlap_SK: Floats) -> Floats:
-    """`StreamingAUPRO.compute` for S sets at a time: trapezoids, the one across the limit cut there."""
+    """Compute `StreamingAUPRO.compute` for S sets at once: trapezoids, of which the one across the limit is cut."""
     width_SK, height_SK = (mass_SK / _sum(mass_SK)[:, None] for mass_SK in (negatives_SK, overlap_SK))
     left_SK, low_SK = width_SK.cumsum(1) - width_SK, height_SK.cumsum(1) - height_SK
     cut_SK = np.clip(LIMIT - left_SK, 0, width_SK)
@@ -232,7 +232,7 @@ def _aupro(negatives_SK: Floats, overlap_SK: Floats) -> Floats:
 
 
 def _sum(mass_SK: Floats) -> Floats:
-    """Sum of each row; NaN for a row of nothing, of which no metric exists."""
+    """Return the sum of each row; NaN if it is zero, because no metric exists then."""
     total_S = mass_SK.sum(1)
     return np.where(total_S > 0, total_S, np.nan)
 

@@ -16,6 +16,7 @@ from clip_common.reporting import Reporter, silent
 from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
 from clip_common.runs.files import write_text
 from clip_common.runs.folder import is_run
+from clip_common.tables import markdown_table
 
 LABELS = {
     "image/auroc": "image AUROC",
@@ -104,15 +105,15 @@ def register(run: Run, config: Config, row: Mapping[str, str | int | float | Non
 
 
 def read_test_records(root: Path, *, format: str = "auto", classes: Sequence[str] | None = None) -> list[Record]:
-    """The test split of a set."""
+    """Read the records of a set's test split."""
     return read_dataset(root, format=format, classes=classes).of(split="test")
 
 
 def remember_training_split(detector: Detector, root: Path, *, images: int, format: str = "auto") -> None:
-    """Let a detector remember normal images of each class of a set, from its training split: the first by name.
+    """Let a detector remember the first normal images, by name, of each class of a set's training split.
 
     Raises:
-        ValueError: A class whose training split has not as many.
+        DataError: A class whose training split has fewer.
     """
     dataset = read_dataset(root, format=format)
     normal = group_by_class(record for record in dataset.of(split="train") if not record.anomalous)
@@ -131,11 +132,11 @@ def write_results(
     """Write results.json, results.csv and results.md, each whole or not at all.
 
     Args:
-        folder: Where to; it is made.
-        per_class: Class → metric → value in [0, 1], None where the class has not what it takes.
+        folder: Made if missing.
+        per_class: Class → metric → value in [0, 1], or None if the class lacks what the metric needs.
         intervals: Class → metric → (low, high); classes and metrics may be absent.
         title: Heading of the Markdown.
-        note: What was tested on what, in a line or more of Markdown.
+        note: What was tested, in a line or more of Markdown.
 
     Returns:
         The three files.
@@ -158,9 +159,9 @@ def write_results(
 
 
 def format_table(per_class: Mapping[str, Values]) -> list[list[str]]:
-    """Rows of text for a person, the heading first, the mean last: percent with one decimal, "n/a" where none is.
+    """Return rows of text, the heading first and the mean last: percent with one decimal, "n/a" without a value.
 
-    A mean over fewer than all classes says over how many.
+    A mean over some of the classes says how many.
     """
     means = average_classes(per_class)
     rows = [["class", *(LABELS.get(name, name) for name in means)]]
@@ -175,15 +176,24 @@ def format_table(per_class: Mapping[str, Values]) -> list[list[str]]:
 
 def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals], *, title: str, note: str) -> str:
     heading, *classes, mean = format_table(per_class)
-    rows = [heading, *([_escaped(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
-    parts = [f"# {_escaped(title)}", note.strip(), _aligned(rows), "In percent; n/a: the class has not what it takes."]
+    rows = [heading, *([_escape(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
+    parts = [
+        f"# {_escape(title)}",
+        note.strip(),
+        markdown_table(rows[0], rows[1:], align=True),
+        "In percent. n/a: the class has no normal images, no anomalous images, or no masks.",
+    ]
     if intervals:
         metrics = [name for name in average_classes(per_class) if any(name in values for values in intervals.values())]
         ranges = [
-            [_escaped(name), *(_range(values.get(metric)) for metric in metrics)] for name, values in intervals.items()
+            [_escape(name), *(_range(values.get(metric)) for metric in metrics)] for name, values in intervals.items()
         ]
         titles = ["class", *(LABELS.get(name, name) for name in metrics)]
-        parts += ["## 95 % intervals", "Bootstrap over the images of a class.", _aligned([titles, *ranges])]
+        parts += [
+            "## 95 % intervals",
+            "Bootstrap over the images of a class.",
+            markdown_table(titles, ranges, align=True),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -195,18 +205,6 @@ def _range(interval: tuple[float, float] | None) -> str:
     return MISSING if interval is None else "–".join(map(_percent, interval))
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up as plain text too: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        return " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
-
-    rule = " | ".join(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    return "\n".join(f"| {text} |" for text in (line(rows[0]), rule, *map(line, rows[1:])))
-
-
-def _escaped(name: str) -> str:
-    """A name in one line of Markdown, its characters meaning themselves. The _ of metal_nut does so anyway."""
+def _escape(name: str) -> str:
+    """Escape a name for one line of Markdown. The _ of metal_nut needs no escape."""
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(name.splitlines()))

@@ -1,7 +1,7 @@
-"""What an image leaves for the bootstrap of pixel metrics: how much of it lies at which score, in a few points.
+"""A sketch of an image for the bootstrap of pixel metrics: its pixels' scores, summarised in a few points.
 
-H and W pixels of a map, K points from the highest score down, N images, G steps. The three masses of a point: its
-pixels beside defects, its pixels on defects, and the share of a region that these cover, summed over regions.
+H and W pixels of a map, K points from the highest score down, N images, G steps. A point has three masses: its pixels
+off defects, its pixels on defects, and the share of a region that these cover, summed over regions.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from aaclip.detector.regions import label_regions
 from clip_common.metrics.histogram import ScoreHistogram
 
 POINTS = 512
-"""Points an image at most: 8 KB."""
+"""Most points of an image: 8 KB."""
 STEPS = 1024
 """Steps of the pooled curve."""
 BITS = 18
-"""Of a score's bits (`ScoreHistogram`): two fewer than a curve's take a sixth of the time."""
+"""Bits of a score (`ScoreHistogram`): two fewer than a curve uses take a sixth of the time."""
 
 
 @dataclass(frozen=True)
 class ImageSketch:
-    """The scores of one image and what lies there.
+    """The scores of one image, and the masses at each.
 
     Attributes:
         anomalous: The image's label.
-        scores_K: Falling, float32.
+        scores_K: In falling order, float32.
         mass_K3: float32.
     """
 
@@ -39,16 +39,16 @@ class ImageSketch:
     def of(
         cls, map_HW: NDArray[np.float32], mask_HW: NDArray[np.bool_], *, anomalous: bool, exact: bool = False
     ) -> "ImageSketch":
-        """The sketch of a map and its mask.
+        """Sketch a map and its mask.
 
-        Where there are more scores than points, neighbours are merged so that a point holds about 1/512 of the image's
-        mass, and no more than about 4/512 of its defects: a small defect is told apart as finely as a large one.
+        If there are more scores than points, neighbours are merged so that a point holds about 1/512 of the image's
+        mass, and at most about 4/512 of its defects: a small defect is resolved as finely as a large one.
 
         Args:
             map_HW: Scores, no NaN.
             mask_HW: True on defects.
             anomalous: The image's label.
-            exact: Tell all scores apart before neighbours are merged, not 2^18 bins of them.
+            exact: Distinguish all scores before neighbours are merged, instead of 2^18 bins of them.
         """
         scores_K, negatives_K, positives_K = _masses(map_HW, mask_HW, exact=exact)
         overlap_K = positives_K
@@ -62,19 +62,19 @@ class ImageSketch:
 
     @property
     def negatives(self) -> float:
-        """Pixels beside defects."""
+        """Number of pixels off defects."""
         return float(self.mass_K3[:, 0].sum())
 
     @property
     def positives(self) -> float:
-        """Pixels on defects."""
+        """Number of pixels on defects."""
         return float(self.mass_K3[:, 1].sum())
 
 
 def pool_sketches(sketches: Sequence[ImageSketch]) -> NDArray[np.float64]:
-    """(N, G, 3) masses of each image in common steps, the highest scores first, float64.
+    """Return (N, G, 3) masses of each image in common steps, the highest scores first, float64.
 
-    A step holds about 1/1024 of the mass of all images together. All scores are steps where there are no more.
+    A step holds about 1/1024 of the mass of all images together. With fewer scores than that, each is a step.
     """
     scores_K = np.concatenate([sketch.scores_K for sketch in sketches])
     mass_K3 = np.concatenate([sketch.mass_K3 for sketch in sketches])
@@ -102,10 +102,10 @@ def _masses(
 
 
 def _begins(mass_K3: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """The first row of each of about `count` runs of rows, in which the curves rise by about as much.
+    """Return the first row of each of about `count` runs of rows, in which the curves rise by about the same amount.
 
-    A run holds about an equal share of the three masses and of the logarithm of the pixels beside defects: defects are
-    few, so that precision is decided among the first of the false alarms.
+    A run holds about an equal share of the three masses, and of the logarithm of the pixels off defects: defects are
+    few, so that the first false alarms decide the precision.
     """
     if len(mass_K3) <= count:
         return np.arange(len(mass_K3))

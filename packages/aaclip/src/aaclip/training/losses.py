@@ -1,7 +1,7 @@
-"""What the two stages minimise. B images, H and W pixels, D shared width.
+"""Losses of the two stages. B images, H and W pixels, D shared width.
 
-Two classes make one channel: p is the probability of abnormal, 1 − p that of normal, as softmax over two is the sigmoid
-of the difference.
+Two classes make one channel: p is the probability of abnormal, 1 − p that of normal, because softmax over two classes
+is the sigmoid of their difference.
 """
 
 from typing import Literal
@@ -15,12 +15,12 @@ SMOOTH_DICE = 1.0
 
 
 def segmentation_loss(p_BHW: Tensor, masks_BHW: Tensor, *, focal_alpha: Literal["one", "dynamic"] = "one") -> Tensor:
-    """Focal(p, mask) + Dice(1 − p, 1 − mask) + Dice(p, mask), a scalar.
+    """Return Focal(p, mask) + Dice(1 − p, 1 − mask) + Dice(p, mask), a scalar.
 
     Args:
         p_BHW: Probability of abnormal.
         masks_BHW: 1 on the defect, 0 elsewhere, in the dtype of `p_BHW`.
-        focal_alpha: Pixels weigh one, or the inverse frequency of their class in the batch.
+        focal_alpha: Weight of a pixel: one, or the inverse frequency of its class in the batch.
     """
     return (
         focal_loss(p_BHW, masks_BHW, alpha=focal_alpha)
@@ -30,11 +30,13 @@ def segmentation_loss(p_BHW: Tensor, masks_BHW: Tensor, *, focal_alpha: Literal[
 
 
 def focal_loss(p_BHW: Tensor, masks_BHW: Tensor, *, alpha: Literal["one", "dynamic"] = "one") -> Tensor:
-    """−α·(1 − p_t)²·ln p_t, the mean over pixels; p_t is the probability of the true class, labels smoothed by 1e-5.
+    """Return −α·(1 − p_t)²·ln p_t, averaged over pixels; p_t is the probability of the true class.
+
+    Labels are smoothed by 1e-5.
 
     Reference:
-        Lin et al., Focal Loss for Dense Object Detection, 2017, on probabilities, as AA-CLIP's released code has it:
-        targets clamped to [1e-5, 1 − 1e-5] and 1e-5 added to p_t.
+        Lin et al., Focal Loss for Dense Object Detection, 2017, on probabilities. As in AA-CLIP's released code,
+        targets are clamped to [1e-5, 1 − 1e-5] and 1e-5 is added to p_t.
     """
     target_BHW = masks_BHW.clamp(SMOOTH_FOCAL, 1 - SMOOTH_FOCAL)
     true_BHW = target_BHW * p_BHW + (1 - target_BHW) * (1 - p_BHW) + SMOOTH_FOCAL
@@ -47,7 +49,7 @@ def focal_loss(p_BHW: Tensor, masks_BHW: Tensor, *, alpha: Literal["one", "dynam
 
 
 def dice_loss(p_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
-    """1 − (2·Σ p·m + 1) / (Σ p + Σ m + 1), sums over pixels, the mean over images.
+    """Return 1 − (2·Σ p·m + 1) / (Σ p + Σ m + 1), summed over pixels and averaged over images.
 
     Reference:
         Milletari et al., V-Net, 2016, with linear sums in the denominator.
@@ -58,5 +60,5 @@ def dice_loss(p_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
 
 
 def orthogonal_loss(text_BD2: Tensor) -> Tensor:
-    """(mean over images of t_normal·t_abnormal)²: zero where the two are at right angles."""
+    """Return (mean over images of t_normal·t_abnormal)², which is zero if the two are orthogonal."""
     return (text_BD2[..., 0] * text_BD2[..., 1]).sum(dim=1).mean() ** 2

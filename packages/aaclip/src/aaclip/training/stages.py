@@ -20,7 +20,7 @@ Stage = Literal["text", "image", "both"]
 def resume_config(run: Run, config: Config) -> Config:
     """Return the configuration to resume a run with: its own, except for stages that were not started yet.
 
-    0 epochs of a finished stage mean "no more of it", as in the released code, and change nothing.
+    0 epochs of a finished stage mean "train it no further", as in the released code, and change nothing.
 
     Args:
         run: Started before.
@@ -33,9 +33,9 @@ def resume_config(run: Run, config: Config) -> Config:
     for name in STAGES:
         if run.ledger.done(name) and getattr(config.stages, name).epochs == 0:
             config = replace(config, stages=replace(config.stages, **{name: getattr(own.stages, name)}))
-    begun = [run.ledger.started(name) for name in STAGES]
+    started = [run.ledger.started(name) for name in STAGES]
     # stage 2 depends on stage 1, so that starting it fixes the settings of both
-    free = tuple(f"stages.{name}." for index, name in enumerate(STAGES) if not any(begun[index:]))
+    free = tuple(f"stages.{name}." for index, name in enumerate(STAGES) if not any(started[index:]))
     was, wanted = dict(_leaves(asdict(own))), dict(_leaves(asdict(config)))
     fixed = [key for key, value in was.items() if wanted[key] != value and not key.startswith(free)]
     if fixed:
@@ -62,7 +62,7 @@ def mark_resumed(run: Run, config: Config) -> Run:
 
 
 def list_pending(config: Config, run: Run | None) -> list[str]:
-    """Return the stages that the configuration has and the run has not finished; a run of None has finished none."""
+    """Return the stages that the configuration has and the run has not finished; without a run, all of them."""
     wanted = [name for name in STAGES if getattr(config.stages, name).epochs > 0]
     return [name for name in wanted if run is None or not run.ledger.done(name)]
 
