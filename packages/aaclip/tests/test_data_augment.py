@@ -101,7 +101,7 @@ def test_a_turn_by_a_right_angle_moves_pixels_exactly():
     for ends in (np.rot90, lambda array: np.rot90(array, k=-1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "aaclip.data.augment._between", lambda low, high, _, k=ends: high if k is not np.rot90 else low
+                "aaclip.data.augment._interpolate", lambda low, high, _, k=ends: high if k is not np.rot90 else low
             )
             view, marked = draw(config, image, mask, size=8)
         assert np.array_equal(marked, ends(mask))
