@@ -76,13 +76,13 @@ def predict_videos(
     with reporter("classifying videos") as progress:
         for done, video in enumerate(videos, start=1):
             try:
-                said = classifier.predict(
+                prediction = classifier.predict(
                     video, start_s=start_s, end_s=end_s, map=map, keypoints=keypoints, regions=regions
                 )
             except DataError as error:
                 problems[video] = str(error)
             else:
-                answers.append(Answer(video, said, draw(said, out / names[video])))
+                answers.append(Answer(video, prediction, draw(prediction, out / names[video])))
             if progress is not None:
                 progress(done, len(videos))
     if answers:
@@ -90,16 +90,16 @@ def predict_videos(
     return answers, problems
 
 
-def draw(said: VideoPrediction, place: Path) -> list[Path]:
+def draw(prediction: VideoPrediction, place: Path) -> list[Path]:
     """Draw PLACE.png and PLACE.mp4 of a video's first clip; the title of the PNG tells the prediction."""
-    clip = said.clips[0]
+    clip = prediction.clips[0]
     if clip.looked_THW is None:
         return []
     place.parent.mkdir(parents=True, exist_ok=True)
-    told = ", ".join(f"{label}: {100 * value:.0f} %" for label, value in enumerate(said.probabilities))
-    title = f"class {said.label} ({told})" + (", guided by the map" if clip.guided else "")
-    if len(said.clips) > 1:
-        title += f"; the first of {len(said.clips)} clips"
+    shares = ", ".join(f"{label}: {100 * value:.0f} %" for label, value in enumerate(prediction.probabilities))
+    title = f"class {prediction.label} ({shares})" + (", guided by the map" if clip.guided else "")
+    if len(prediction.clips) > 1:
+        title += f"; the first of {len(prediction.clips)} clips"
     picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
     fps = playback_fps(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
     return [
@@ -115,11 +115,11 @@ def playback_fps(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float
 
 def as_dict(answer: Answer) -> dict[str, object]:
     """Return one line of predictions.jsonl."""
-    said = answer.prediction
+    prediction = answer.prediction
     return {
         "video": str(answer.video),
-        "label": said.label,
-        "probabilities": [round(value, 6) for value in said.probabilities],
+        "label": prediction.label,
+        "probabilities": [round(value, 6) for value in prediction.probabilities],
         "clips": [
             {
                 "start_s": round(clip.start_s, 3),
@@ -127,7 +127,7 @@ def as_dict(answer: Answer) -> dict[str, object]:
                 "guided": clip.guided,
                 "probabilities": [round(float(value), 6) for value in clip.probability_K],
             }
-            for clip in said.clips
+            for clip in prediction.clips
         ],
     }
 
@@ -207,10 +207,10 @@ def overlay_clip(
     if record.label is not None:
         title += f", class {record.label}"
     if classifier is not None:
-        said = classifier.predict_shown(record, sample.video_3THW, sample.map_CTHW)
-        title += f", predicted {int(said.probability_K.argmax())} ({100 * said.probability_K.max():.0f} %)"
-        if said.looked_THW is not None:
-            maps["model"] = said.looked_THW
+        prediction = classifier.predict_shown(record, sample.video_3THW, sample.map_CTHW)
+        title += f", predicted {int(prediction.probability_K.argmax())} ({100 * prediction.probability_K.max():.0f} %)"
+        if prediction.looked_THW is not None:
+            maps["model"] = prediction.looked_THW
     name = record.clip_id.replace("/", "_")
     shown_THW = maps.get("model", seen_THW)
     start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)

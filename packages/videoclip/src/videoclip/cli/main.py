@@ -111,20 +111,22 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
     )
 
     settings, options = resolve_cross_validation(config=config, overrides=overrides or [], resume=resume)
-    found = cross_validate(settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=cli.announce)
-    across = summarise_folds(found.folds)
+    validated = cross_validate(
+        settings, folds=options.folds, resume=resume, reporter=cli.progress, announce=cli.announce
+    )
+    across = summarise_folds(validated.folds)
     rows = []
     for name, label, baseline in FIGURES:
         if name in across:
-            values = [fold[name] for fold in found.folds]
+            values = [fold[name] for fold in validated.folds]
             cells = ["{:.3f} ± {:.3f}".format(*across[name]), f"{min(values):.3f} to {max(values):.3f}"]
             rows.append((label, *cells, f"{across[baseline][0]:.3f}" if baseline in across else ""))
     cli.print_table(["", "mean ± sd", "least to most", "baseline"], rows)
-    console.print(compose_caption(settings, len(found.folds)))
-    console.print(f"{describe_pooled(found.pooled)}\n")
-    cli.print_files("run", [found.run.path])
-    cli.print_files("table", [found.table])
-    cli.print_files("plot", found.plots)
+    console.print(compose_caption(settings, len(validated.folds)))
+    console.print(f"{describe_pooled(validated.pooled)}\n")
+    cli.print_files("run", [validated.run.path])
+    cli.print_files("table", [validated.table])
+    cli.print_files("plot", validated.plots)
 
 
 @app.command()
@@ -149,20 +151,22 @@ def ablate(
     from videoclip.series.ablation import ablate as run_ablation
 
     settings, options = resolve_ablation(config=config, overrides=overrides or [])
-    found = run_ablation(settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=cli.announce)
+    ablation = run_ablation(
+        settings, table=table.value, seeds=options.seeds, reporter=cli.progress, announce=cli.announce
+    )
     whole = [Column(header, no_wrap=True) for header in ("", "macro F1", "minus B0 (95 % interval)")]
     compared = Table(whole[0], "method", *whole[1:], box=box.SIMPLE, padding=(0, 1, 0, 0))
     others = [name for name in COLUMNS if name != FIGURE]
     figures = Table("means", *(COLUMNS[name] for name in others), box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for result in found.results:
+    for result in ablation.results:
         compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), format_difference(result.against))
         figures.add_row(result.row.id, *(result.cell(name, spread=False) for name in others))
-    compared.add_row("", "always the most frequent class", f"{found.majority[FIGURE]:.3f}", "")
+    compared.add_row("", "always the most frequent class", f"{ablation.majority[FIGURE]:.3f}", "")
     console.print(compared)
     console.print(figures)
-    console.print(f"{compose_caption(found, settings)}\n")
-    cli.print_files("table", [found.table])
-    cli.print_files("plot", [found.plot])
+    console.print(f"{compose_caption(ablation, settings)}\n")
+    cli.print_files("table", [ablation.table])
+    cli.print_files("plot", [ablation.plot])
 
 
 @app.command()
@@ -205,9 +209,9 @@ def predict(
         classes = range(len(answers[0].prediction.probabilities))
         rows = []
         for answer in answers:
-            said = answer.prediction
-            cells = (f"{value:.3f}" for value in said.probabilities)
-            rows.append((str(answer.video), str(len(said.clips)), str(said.label), *cells))
+            prediction = answer.prediction
+            cells = (f"{value:.3f}" for value in prediction.probabilities)
+            rows.append((str(answer.video), str(len(prediction.clips)), str(prediction.label), *cells))
         cli.print_table(["video", "clips", "class", *(f"p({label})" for label in classes)], rows)
         cli.print_files("picture", [answer.files[0] for answer in answers if answer.files])
         cli.print_files("written to", [out / "predictions.jsonl"])

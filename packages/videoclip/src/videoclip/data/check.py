@@ -119,8 +119,8 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
         problems.append(str(error))
     seen: dict[str, _ClipReport] = {}
     with ThreadPoolExecutor() as pool:  # FFmpeg decodes without the interpreter lock
-        found = pool.map(lambda record: _inspect_clip(record, config, channels=channels), records)
-        for done, (record, one) in enumerate(zip(records, found, strict=True), start=1):
+        inspected = pool.map(lambda record: _inspect_clip(record, config, channels=channels), records)
+        for done, (record, one) in enumerate(zip(records, inspected, strict=True), start=1):
             seen[record.clip_id] = one
             if progress is not None:
                 progress(done, len(records))

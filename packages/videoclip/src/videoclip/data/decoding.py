@@ -108,12 +108,12 @@ def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> N
     places, inverse_T = np.unique(places_T, return_inverse=True)
     if path.is_dir():
         pictures = list_frames(path)
-        found = stack_frames([pictures[place] for place in places], read=_read_rgb)
+        pixels = stack_frames([pictures[place] for place in places], read=_read_rgb)
     elif path.suffix == ".npz":
-        found = _load_npz(path)[0][places]
+        pixels = _load_npz(path)[0][places]
     else:
-        found = packets.decode_frames(path, places.tolist())
-    return found[inverse_T]
+        pixels = packets.decode_frames(path, places.tolist())
+    return pixels[inverse_T]
 
 
 def read_times(path: Path) -> NDArray[np.float64]:

@@ -31,17 +31,17 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
     Raises:
         DataError: A file in the wrong place, or a video without a line in labels.csv.
     """
-    found = {folder.name: _list_entries(folder, _VIDEO_FILES) for folder in _list_subjects(root / VIDEOS)}
-    if not any(found.values()):
+    videos_of = {folder.name: _list_entries(folder, _VIDEO_FILES) for folder in _list_subjects(root / VIDEOS)}
+    if not any(videos_of.values()):
         raise DataError(f"{root / VIDEOS}: no videos; expected {VIDEOS}/SUBJECT/NAME.mp4")
-    strangers = [folder for folder in _list_subjects(root / MAPS) if folder.name not in found]
+    strangers = [folder for folder in _list_subjects(root / MAPS) if folder.name not in videos_of]
     if strangers:
         raise DataError(
             f"{strangers[0]}: maps of a subject without videos; expected {root / VIDEOS / strangers[0].name}"
         )
-    labels = _read_labels(root, [video for videos in found.values() for video in videos.values()])
+    labels = _read_labels(root, [video for videos in videos_of.values() for video in videos.values()])
     records = []
-    for subject, videos in found.items():
+    for subject, videos in videos_of.items():
         maps = _match_maps(root / MAPS / subject, videos)
         for name, video in videos.items():
             for number, (start_s, end_s) in enumerate(_cut_video(video, clip_seconds=clip_seconds, skip=skip)):

@@ -85,11 +85,11 @@ def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
     """
     index = read_index(path)
     with open_video(path) as (container, stream):
-        found = (_decode_by_seeking if index.pts_F is not None else _decode_from_start)(container, stream, index, rows)
-    lost = [row for row in rows if row not in found]
+        pixels = (_decode_by_seeking if index.pts_F is not None else _decode_from_start)(container, stream, index, rows)
+    lost = [row for row in rows if row not in pixels]
     if lost:
         raise DataError(f"{path}: the frame at {index.times_F[lost[0]]:.2f} s cannot be decoded: the file is damaged")
-    return np.stack([found[row] for row in rows])
+    return np.stack([pixels[row] for row in rows])
 
 
 @contextmanager
@@ -164,27 +164,27 @@ def _decode_by_seeking(
     """Decode each group of pictures from its key packet to the last frame wanted, and nothing else."""
     assert index.pts_F is not None
     row_of = {int(index.pts_F[row]): row for row in rows}
-    found = {}
+    pixels = {}
     for key, group in groupby(rows, key=lambda row: _find_key(index, row)):
         wanted = {int(index.packet_F[row]) for row in group}
         for frame in _decode_group(container, stream, index, key=key, wanted=wanted):
             row = row_of.get(-1 if frame.pts is None else frame.pts)
             if row is not None and not frame.is_corrupt:
-                found[row] = _turn_upright(frame)
-    return found
+                pixels[row] = _turn_upright(frame)
+    return pixels
 
 
 def _decode_from_start(
     container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode all frames from the start to the last one wanted."""
-    wanted, found = set(rows), {}
+    wanted, pixels = set(rows), {}
     for row, frame in enumerate(container.decode(stream)):
         if row in wanted:
-            found[row] = _turn_upright(frame)
+            pixels[row] = _turn_upright(frame)
         if row >= rows[-1]:
             break
-    return found
+    return pixels
 
 
 def _find_key(index: PacketIndex, row: int) -> int:

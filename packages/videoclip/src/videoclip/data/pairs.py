@@ -67,15 +67,15 @@ def find_problems(
         config, channels, side: As for `read_pair`.
         progress: Called as `progress(done, total)`, in clips.
     """
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda record: _problem(record, config, channels=channels, side=side), records)
         for done, (record, message) in enumerate(zip(records, results, strict=True), start=1):
             if message is not None:
-                found[record.clip_id] = message
+                problems[record.clip_id] = message
             if progress is not None:
                 progress(done, len(records))
-    return found
+    return problems
 
 
 def _problem(record: ClipRecord, config: DataConfig, *, channels: int, side: int) -> str | None:

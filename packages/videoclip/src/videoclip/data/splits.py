@@ -134,14 +134,14 @@ def check_disjoint(split: Split) -> None:
         for subject, video in sorted({(record.subject_id, record.video) for record in records}):
             same_size[_file_state(video)[0]].append((part, subject, video))
     same_size.pop(0, None)  # missing or empty: nothing to learn from
-    for found in same_size.values():
-        if len({part for part, _, _ in found}) > 1:
-            _check_no_copies(found)
+    for videos in same_size.values():
+        if len({part for part, _, _ in videos}) > 1:
+            _check_no_copies(videos)
 
 
-def _check_no_copies(found: Iterable[tuple[str, str, Path]]) -> None:
+def _check_no_copies(videos: Iterable[tuple[str, str, Path]]) -> None:
     first: dict[bytes, tuple[str, str, Path]] = {}
-    for part, subject, video in found:
+    for part, subject, video in videos:
         in_part, of_subject, other = first.setdefault(_hash_content(video, *_file_state(video)), (part, subject, video))
         if in_part != part:
             raise DataError(

@@ -139,8 +139,8 @@ def _moments(rows_NC: Tensor) -> tuple[Tensor, Tensor]:
     chunks = rows_NC.split(CHUNK if rows_NC.is_cpu else len(rows_NC))
     mean_C = torch.stack([chunk_NC.sum(dim=0, dtype=unread_C.dtype) for chunk_NC in chunks]).sum(dim=0) / len(rows_NC)
     # the function that batch normalisation uses: it returns statistics without normalising
-    found = [torch.batch_norm_update_stats(chunk_NC, unread_C, unread_C.clone(), 0.0) for chunk_NC in chunks]
-    means_KC, variances_KC = (torch.stack(each) for each in zip(*found, strict=True))
+    statistics = [torch.batch_norm_update_stats(chunk_NC, unread_C, unread_C.clone(), 0.0) for chunk_NC in chunks]
+    means_KC, variances_KC = (torch.stack(each) for each in zip(*statistics, strict=True))
     share_K1 = unread_C.new_tensor([len(chunk_NC) / len(rows_NC) for chunk_NC in chunks])[:, None]
     return mean_C, (share_K1 * (variances_KC + (means_KC - mean_C).square())).sum(dim=0)
 

@@ -117,10 +117,12 @@ def draw_confusion(
     side = max(3.4, 1.6 + 0.62 * K)
     figure, axes = make_panels(width=side + 1.2, height=side)
     image = axes.imshow(shares_KK, cmap=_blue_colours(), vmin=0, vmax=1)
-    for (true, said), count in np.ndenumerate(confusion_KK):
-        share = shares_KK[true, said]
-        told = f"{count:,}\n{100 * share:.0f} %" if count else "0"
-        axes.text(said, true, told, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333")
+    for (true, predicted), count in np.ndenumerate(confusion_KK):
+        share = shares_KK[true, predicted]
+        text = f"{count:,}\n{100 * share:.0f} %" if count else "0"
+        axes.text(
+            predicted, true, text, ha="center", va="center", fontsize=9, color="white" if share > 0.45 else "#333333"
+        )
     exist_K = rows_K > 0
     balanced = f", balanced accuracy {100 * shares_KK.diagonal()[exist_K].mean():.0f} %" if exist_K.any() else ""
     style_axes(

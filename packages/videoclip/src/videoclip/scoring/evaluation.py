@@ -179,7 +179,7 @@ def paired_bootstrap(
         raise ValueError(f"a bootstrap over subjects needs at least 2; got {subjects}: test on more")
     once_1G = np.ones((1, subjects))
     whole = [[keep_finite(one.measure(once_1G)) for one in side] for side in scored]
-    known = set.intersection(*(set(found) for side in whole for found in side))
+    known = set.intersection(*(set(metrics) for side in whole for metrics in side))
     if key not in known:
         raise ValueError(f"no figure {key!r} of both systems; known: {', '.join(sorted(known))}")
     resampled_2RS = np.array([[one.resampled(samples=samples, seed=seed)[key] for one in side] for side in scored])
@@ -232,19 +232,19 @@ class _Resampled:
         """Return each metric that has an interval, (S,); NaN if undefined."""
         predictions = self.predictions
         of_clips_SKK, of_subjects_SKK = self.confusions(weights_SG)
-        found = score_confusion(of_clips_SKK)
-        found |= {f"subject_{name}": values_S for name, values_S in score_confusion(of_subjects_SKK).items()}
+        metrics = score_confusion(of_clips_SKK)
+        metrics |= {f"subject_{name}": values_S for name, values_S in score_confusion(of_subjects_SKK).items()}
         weights_SV = weights_SG[:, self.subject_N[predictions.valid_N]]
         for name, hits_V in self.hits.items():
-            found[name] = divide(weights_SV @ hits_V, weights_SV.sum(1))
+            metrics[name] = divide(weights_SV @ hits_V, weights_SV.sum(1))
         judged_N = predictions.judged_N
         if judged_N.any():
-            found |= score_alignment(
+            metrics |= score_alignment(
                 predictions.similarity_N[judged_N],
                 predictions.predicted_N[judged_N] == predictions.label_N[judged_N],
                 weights_SG[:, self.subject_N[judged_N]],
             )
-        return found
+        return metrics
 
     def resampled(self, *, samples: int, seed: int) -> dict[str, Floats]:
         """Return each metric on resamples of the subjects, (S,); the clips of a subject are drawn together."""

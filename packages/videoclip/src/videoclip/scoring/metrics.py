@@ -73,9 +73,9 @@ def score_classification(predicted_N: ArrayLike, label_N: ArrayLike, *, classes:
     return keep_finite(score_confusion(table_1KK) | name_recalls(table_1KK))
 
 
-def keep_finite(found: Mapping[str, Floats]) -> dict[str, float]:
+def keep_finite(metrics: Mapping[str, Floats]) -> dict[str, float]:
     """Return the first row of each metric, without those that are not finite there."""
-    return {name: float(values_S[0]) for name, values_S in found.items() if np.isfinite(values_S[0])}
+    return {name: float(values_S[0]) for name, values_S in metrics.items() if np.isfinite(values_S[0])}
 
 
 def find_majority(train_labels: Iterable[int]) -> int:
@@ -120,12 +120,12 @@ def score_retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) 
     own = torch.arange(len(map_N))
     _, group_N = np.unique(map_N, return_inverse=True)
     members = [np.flatnonzero(group_N == group) for group in range(group_N.max() + 1)]
-    found: dict[str, Floats] = {}
+    hits_of: dict[str, Floats] = {}
     for way, queries_ND, gallery_ND in (("v2a", videos, maps), ("a2v", maps, videos)):
         for suffix, positives in (("", own), ("_group", [members[group] for group in group_N])):
             hits = retrieval_metrics(queries_ND, gallery_ND, positives, ks=KS).per_query
-            found |= {f"retrieval_r{k}_{way}{suffix}": hits[f"R@{k}"] for k in KS}
-    return found
+            hits_of |= {f"retrieval_r{k}_{way}{suffix}": hits[f"R@{k}"] for k in KS}
+    return hits_of
 
 
 def compute_chance(map_N: Ints) -> dict[str, float]:

@@ -210,10 +210,10 @@ def ablate(
         for number, (seed, row) in enumerate(pairs, start=1):
             announce(f"{row.id}: {row.what}, seed {seed} ({number} of {len(pairs)})")
             settings = row_config(row, seed, config, splits, series)
-            said, figures = run_row(row, settings, series, reporter=reporter)
-            predictions[row.id].append(said)
-            metrics[row.id].append(figures)
-        pooled = {name: pool_predictions(said, clips.records) for name, said in predictions.items()}
+            row_predictions, row_metrics = run_row(row, settings, series, reporter=reporter)
+            predictions[row.id].append(row_predictions)
+            metrics[row.id].append(row_metrics)
+        pooled = {name: pool_predictions(parts, clips.records) for name, parts in predictions.items()}
         baseline = rows[0].id
         results = [
             Result(
@@ -278,7 +278,7 @@ def row_config(row: Row, seed: int, config: Config, splits: Sequence[Split], ser
 def run_row(
     row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
 ) -> tuple[Predictions, dict[str, float]]:
-    """Return predictions and figures of a row with one seed: train and test its run, or reuse what is there."""
+    """Return predictions and metrics of a row with one seed: train and test its run, or reuse what is there."""
     run = train_member(series, settings, train, reporter=reporter)
     name = result_name(settings, apply_overrides(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"

@@ -108,7 +108,7 @@ def cross_validate(
         describe_pooled = pool_predictions([predictions for predictions, _ in scores], clips.records)
         classes = config.model.model_class_num
         pooled = evaluate(describe_pooled, train_labels=known_labels(clips.records), classes=classes)
-        found = CrossValidated(
+        validated = CrossValidated(
             run=run,
             folds=metrics,
             pooled=pooled,
@@ -121,7 +121,7 @@ def cross_validate(
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
         means = {name: average for name, (average, _) in summarise_folds(metrics).items()}
         register_once(run, {"method": config.method, "seed": config.trainer.seed, "split": "cv"} | means)
-    return found
+    return validated
 
 
 def score_fold(

@@ -80,13 +80,13 @@ class VideoClipLoss(nn.Module):
             assert output.video_embed is not None
             assert output.attn_embed is not None
             # all processes must make this call, including one whose clips all lack maps
-            found = output.map_valid.nonzero()[:, 0]
+            with_map = output.map_valid.nonzero()[:, 0]
             contrastive = contrastive_loss(
-                output.video_embed[found],
-                output.attn_embed[found],
+                output.video_embed[with_map],
+                output.attn_embed[with_map],
                 scale=scale,
-                exclude=subject_B[found] if self.config.exclude == "subject" else None,
-                positive=regions_B[found] if self.config.positive == "regions" else None,
+                exclude=subject_B[with_map] if self.config.exclude == "subject" else None,
+                positive=regions_B[with_map] if self.config.positive == "regions" else None,
             )
         if self.token_config.lambda_token:
             tokens = output.gated_tokens if self.token_config.token_source == "gated" else output.video_tokens

@@ -79,8 +79,8 @@ class AlignmentModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         logits_NK, label_N = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
         self.validated = []
-        found = score_classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
-        self.log_dict({f"val/{name}": found[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")})
+        metrics = score_classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
+        self.log_dict({f"val/{name}": metrics[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")})
         self.log("val/loss", torch.nn.functional.cross_entropy(logits_NK, label_N))
 
     def describe_batch(self, batch: Batch) -> str:
