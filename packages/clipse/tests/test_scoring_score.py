@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipse import Retriever, evaluate, read_records, score, train
+from clipse import Retriever, read_records, score, score_records, train
 from clipse.released.results import write_registry
 
 _spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
@@ -22,7 +22,7 @@ rows = toy.rows
 def test_the_saved_model_scores_what_the_run_says(small, tmp_path):
     trained = train(configured(small, "name=saved"))
     records = read_records(trained_config := configured(small).data).splits
-    again = evaluate(Retriever.from_pretrained(trained.run.path).model, records["val"])
+    again = score_records(Retriever.from_pretrained(trained.run.path).model, records["val"])
     assert again.result.metrics == trained.validation.result.metrics
     assert trained_config.root is not None
 

@@ -14,7 +14,7 @@ from clipse import Config
 from clipse.config import LossConfig
 from clipse.data import read_records
 from clipse.models.retrieval import RetrievalModel
-from clipse.scoring.score import evaluate
+from clipse.scoring.score import score_records
 from clipse.series.compare import compare, parse_loss, score_member
 from clipse.series.members import open_series_folder
 from clipse.training.modules import RetrievalModule
@@ -189,7 +189,7 @@ def test_locked_towers_are_scored_through_their_cached_features(small, tmp_path)
 
     records = read_records(config.data).splits["test"]
     model = RetrievalModel.from_pretrained(found.folder / "clipse" / "clip-s0" / "model")
-    pixels = evaluate(model, records).result.metrics
+    pixels = score_records(model, records).result.metrics
     assert found.rows[0].metrics == pytest.approx(pixels)
 
 

@@ -4,7 +4,7 @@ from clip_common.config import load_config
 from clip_common.synthetic import write_flickr8k
 from clipse import Config, read_records, train
 from clipse.models.retrieval import RetrievalModel, load_towers
-from clipse.scoring.score import evaluate
+from clipse.scoring.score import score_records
 
 OVERRIDES = [
     "model.architecture={embed_dim: 64,"
@@ -26,7 +26,7 @@ def test_a_little_training_retrieves_scenes_it_has_not_seen(tmp_path):
     config = load_config(Config, overrides=overrides, package="clipse")
     trained = train(config)
     test = read_records(config.data).splits["test"]
-    untrained = evaluate(RetrievalModel(load_towers(config.model, seed=0)).eval(), test)
-    learned = evaluate(RetrievalModel.from_pretrained(trained.run.path / "model"), test)
+    untrained = score_records(RetrievalModel(load_towers(config.model, seed=0)).eval(), test)
+    learned = score_records(RetrievalModel.from_pretrained(trained.run.path / "model"), test)
     assert untrained.result.metrics["rsum"] < 50  # chance is 31.6
     assert learned.result.metrics["rsum"] > 100

@@ -44,7 +44,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
 def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tmp_path, monkeypatch):
     config = configured(small, "name=unscored", "trainer.max_epochs=1")
     with monkeypatch.context() as patch:
-        patch.setattr("clipse.training.experiment.evaluate", lambda *arguments, **keywords: 1 / 0)
+        patch.setattr("clipse.training.experiment.score_records", lambda *arguments, **keywords: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config)
     run = Run.open(tmp_path / "runs" / "clipse" / "unscored")

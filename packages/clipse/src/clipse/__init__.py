@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from clipse.data import CLIPCollator, Flickr8kDataset, TopicalBatchSampler, load_captions, read_records
     from clipse.models.retrieval import RetrievalModel
     from clipse.retriever.retriever import Retriever
-    from clipse.scoring.score import evaluate, score
+    from clipse.scoring.score import score, score_records
     from clipse.training.experiment import train
     from clipse.training.losses import RetrievalLoss, SANWBandpass, SANWDebias
 
@@ -30,10 +30,10 @@ _HOMES = {
     "SANWBandpass": "clipse.training.losses",
     "SANWDebias": "clipse.training.losses",
     "TopicalBatchSampler": "clipse.data",
-    "evaluate": "clipse.scoring.score",
     "load_captions": "clipse.data",
     "read_records": "clipse.data",
     "score": "clipse.scoring.score",
+    "score_records": "clipse.scoring.score",
     "train": "clipse.training.experiment",
 }
 
@@ -47,10 +47,10 @@ __all__ = [
     "SANWBandpass",
     "SANWDebias",
     "TopicalBatchSampler",
-    "evaluate",
     "load_captions",
     "read_records",
     "score",
+    "score_records",
     "train",
 ]
 

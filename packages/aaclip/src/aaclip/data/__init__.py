@@ -9,7 +9,7 @@ dataset = AnomalyDataset(records, preprocess=bundle.preprocess, size=518, seed=0
 """
 
 from aaclip.data.augment import Augment
-from aaclip.data.check import Count, Report, check
+from aaclip.data.check import CheckReport, Count, check
 from aaclip.data.dataset import AnomalyDataset, Batch, Sample, collate
 from aaclip.data.formats import FORMATS, read_dataset
 from aaclip.data.records import Dataset, Record
@@ -21,11 +21,11 @@ __all__ = [
     "AnomalyDataset",
     "Augment",
     "Batch",
+    "CheckReport",
     "Count",
     "DataError",
     "Dataset",
     "Record",
-    "Report",
     "Sample",
     "check",
     "check_masks",

@@ -29,7 +29,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CheckReport:
     """Result of reading every file of a set.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
         return not self.problems
 
 
-def check(dataset: Dataset, *, progress: Progress | None = None) -> Report:
+def check(dataset: Dataset, *, progress: Progress | None = None) -> CheckReport:
     """Read every picture and mask once, and collect problems instead of raising them.
 
     Args:
@@ -69,7 +69,7 @@ def check(dataset: Dataset, *, progress: Progress | None = None) -> Report:
             found += lines
             if progress is not None:
                 progress(done, len(records))
-    return Report(dataset.root, dataset.format, [counts[key] for key in sorted(counts)], found)
+    return CheckReport(dataset.root, dataset.format, [counts[key] for key in sorted(counts)], found)
 
 
 def _problems(record: Record) -> Iterator[str]:

@@ -9,7 +9,7 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, console
 
-app = cli.Application("data", help="Look at a set of captioned images, or draw one.")
+data = cli.Application("data", help="Look at a set of captioned images, or draw one.")
 
 
 class World(StrEnum):
@@ -23,7 +23,7 @@ Root = Annotated[Path, typer.Argument(help="Folder of images and captions.", sho
 Format = Annotated[str, typer.Option(help="Caption format; auto detects it from the files.")]
 
 
-@app.command()
+@data.command()
 def check(root: Root, format: Format = "auto") -> None:
     """Read every caption and decode every image; list the problems and exit with 2 if there are any.
 
@@ -43,7 +43,7 @@ def check(root: Root, format: Format = "auto") -> None:
     console.print("every image decodes, every caption has words")
 
 
-@app.command()
+@data.command()
 def stats(root: Root, format: Format = "auto") -> None:
     """Count images, captions, words and image sizes.
 
@@ -65,7 +65,7 @@ def stats(root: Root, format: Format = "auto") -> None:
     )
 
 
-@app.command()
+@data.command()
 def synthetic(
     folder: NewFolder,
     what: Annotated[

@@ -10,13 +10,13 @@ from rich.text import Text
 
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
-from clipse.cli import data
+from clipse.cli.data import data
 
 if TYPE_CHECKING:
     from clipse.scoring.evaluation import Evaluation
 
 app = cli.Application("clipse", help="CLIP training for image-text retrieval with similarity-aware negative weighting.")
-app.add_typer(data.app, name="data")
+app.add_typer(data, name="data")
 
 
 @app.command()

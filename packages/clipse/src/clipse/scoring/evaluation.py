@@ -38,7 +38,7 @@ class Evaluation:
         }
 
 
-def evaluate_pairs(pairs: EmbeddedPairs, *, ceiling: Mapping[str, float]) -> Evaluation:
+def evaluate(pairs: EmbeddedPairs, *, ceiling: Mapping[str, float]) -> Evaluation:
     """Compute the metrics of embedded images and captions; `ceiling` is kept beside them."""
     return Evaluation(
         result=image_text_retrieval(pairs.image_ND, pairs.text_TD, pairs.text_to_image_T),

@@ -12,7 +12,7 @@ from clipse.data import ImageRecord, Records, read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.retriever.opening import Opened, open_source, open_tagged
 from clipse.scoring.embedding import embed_pairs
-from clipse.scoring.evaluation import Evaluation, evaluate_pairs
+from clipse.scoring.evaluation import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def score(
 
 def _evaluate_split(opened: Opened, config: Config, records: Records, *, reporter: Reporter) -> Evaluation:
     with reporter(f"embedding the {config.split} split with {opened.name}") as progress:
-        return evaluate(
+        return score_records(
             opened.model.to(pick_device()),
             records.splits[config.split],
             batch_size=config.data.batch_size,
@@ -99,7 +99,7 @@ def _evaluate_split(opened: Opened, config: Config, records: Records, *, reporte
         )
 
 
-def evaluate(
+def score_records(
     model: RetrievalModel,
     records: Sequence[ImageRecord],
     *,
@@ -116,7 +116,7 @@ def evaluate(
     if len(records) < 2:
         raise ValueError(f"retrieval among {len(records)} image(s) says nothing: give a split with at least 2")
     pairs = embed_pairs(model, records, batch_size=batch_size, workers=workers, progress=progress)
-    return evaluate_pairs(pairs, ceiling=read_ceiling(records))
+    return evaluate(pairs, ceiling=read_ceiling(records))
 
 
 def read_ceiling(records: Sequence[ImageRecord]) -> dict[str, float]:

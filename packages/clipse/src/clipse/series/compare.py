@@ -24,8 +24,8 @@ from clipse.data import ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
 from clipse.scoring.embedding import EmbeddedPairs, find_owners
-from clipse.scoring.evaluation import compute_chance_rsum, evaluate_pairs
-from clipse.scoring.score import evaluate, read_ceiling
+from clipse.scoring.evaluation import compute_chance_rsum, evaluate
+from clipse.scoring.score import read_ceiling, score_records
 from clipse.series.members import check_same_captions, member_config, open_series_folder
 from clipse.training.experiment import train
 from clipse.training.features import load_frozen_features
@@ -35,7 +35,7 @@ COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One loss, over all seeds.
 
     Attributes:
@@ -80,7 +80,7 @@ class Comparison:
     folder: Path
     split: str
     seeds: tuple[int, ...]
-    rows: list[Row]
+    rows: list[ComparisonRow]
     images: int
     captions: int
     chance: float
@@ -155,7 +155,7 @@ def compare(
 
         baseline = results[losses[0]]
         rows = [
-            Row(
+            ComparisonRow(
                 label=label,
                 rsums=[result.metrics["rsum"] for result in found],
                 metrics={name: mean(result.metrics[name] for result in found) for name in found[0].metrics},
@@ -212,7 +212,7 @@ def score_member(
     file = run.path / f"scores-{split}.npz"
     if not file.exists():
         model = RetrievalModel.from_pretrained(run.path)
-        result = score_records(model, config, split, records, reporter=reporter)
+        result = score_split(model, config, split, records, reporter=reporter)
         columns: dict[str, Any] = {
             f"{way}/{name}": values
             for way, direction in (("i2t", result.image_to_text), ("t2i", result.text_to_image))
@@ -234,7 +234,7 @@ def score_member(
         )
 
 
-def score_records(
+def score_split(
     model: RetrievalModel, config: Config, split: str, records: Sequence[ImageRecord], *, reporter: Reporter
 ) -> ImageTextResult:
     """Score a model on records; a dual model is scored from cached features, through its heads only."""
@@ -245,10 +245,10 @@ def score_records(
         with torch.inference_mode():
             image_ND = model.image_tower.head(features.images[split])
             text_TD = model.text_tower.head(features.texts([text for record in records for text in record.captions]))
-        return evaluate_pairs(EmbeddedPairs(image_ND, text_TD, find_owners(records)), ceiling={}).result
+        return evaluate(EmbeddedPairs(image_ND, text_TD, find_owners(records)), ceiling={}).result
     model.to(pick_device(config.trainer.devices))
     with reporter(f"scoring the {split} split") as progress:
-        return evaluate(model, records, batch_size=config.data.batch_size, progress=progress).result
+        return score_records(model, records, batch_size=config.data.batch_size, progress=progress).result
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -258,7 +258,7 @@ def to_markdown(comparison: Comparison) -> str:
     return f"{describe(comparison)}\n\n{markdown_table([*head, *COLUMNS], rows)}\n"
 
 
-def format_row(row: Row) -> list[str]:
+def format_row(row: ComparisonRow) -> list[str]:
     """Return label, rsum, difference and p of a row, as text."""
     spread = "" if row.sd is None else f" ± {row.sd:.1f}"
     against = row.against
@@ -268,7 +268,7 @@ def format_row(row: Row) -> list[str]:
     return [row.label, f"{row.mean:.1f}{spread}", difference, f"{against.p:.3f}"]
 
 
-def to_dots(row: Row) -> Dots:
+def to_dots(row: ComparisonRow) -> Dots:
     """Return a row as the plot shows it: every seed, mean ± sd, and the paired difference with its interval."""
     against = row.against
     return Dots(

@@ -15,7 +15,7 @@ from clipse.data import DataError, ImageCache, ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel, load_towers
 from clipse.report.plots import draw_run
 from clipse.scoring.evaluation import Evaluation
-from clipse.scoring.score import evaluate
+from clipse.scoring.score import score_records
 from clipse.training.features import load_frozen_features
 from clipse.training.modules import RetrievalData, RetrievalModule
 
@@ -86,7 +86,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     load_weights(module, result.best)
     model.eval().to(pick_device(config.trainer.devices)).save_pretrained(run.folder("model"))
     with reporter("scoring the best weights") as progress:
-        validation = evaluate(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
+        validation = score_records(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
     run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
     if not run.ledger.done("register"):

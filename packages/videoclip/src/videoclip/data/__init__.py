@@ -11,7 +11,7 @@ dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True
 from clip_common.errors import DataError
 from videoclip.data.batches import SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.cache import ClipCache
-from videoclip.data.check import Report, check
+from videoclip.data.check import CheckReport, check
 from videoclip.data.dataset import Batch, Sample, VideoMapDataset, collate
 from videoclip.data.decoding import VideoInfo, probe, read_frames, resolve_span
 from videoclip.data.formats import check_labels, read_clips
@@ -25,11 +25,11 @@ from videoclip.data.splits import Split, check_disjoint, make_split, make_splits
 
 __all__ = [
     "Batch",
+    "CheckReport",
     "ClipCache",
     "ClipRecord",
     "DataError",
     "Pair",
-    "Report",
     "Sample",
     "Split",
     "SubjectUniqueBatchSampler",

@@ -60,7 +60,7 @@ class MapStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CheckReport:
     """Result of `check`.
 
     Attributes:
@@ -92,7 +92,7 @@ class _ClipReport:
     problem: str | None = None
 
 
-def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Progress | None = None) -> Report:
+def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Progress | None = None) -> CheckReport:
     """Decode every clip and map, split into folds and compare their videos; collect problems instead of raising them.
 
     Args:
@@ -124,7 +124,7 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
             seen[record.clip_id] = one
             if progress is not None:
                 progress(done, len(records))
-    return Report(
+    return CheckReport(
         counts=_count_clips(records, splits, seen),
         maps=_summarise_maps(records, seen),
         problems=problems + [one.problem for one in seen.values() if one.problem is not None],
