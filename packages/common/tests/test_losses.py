@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid, normalize, softplus
+from torch.nn.functional import log_softmax, normalize
+from toy_losses import SCALE, TILES, batch, both_ways, logits, off_diagonal, same
 
 from clip_common.losses import (
     Boosted,
@@ -25,41 +26,9 @@ from clip_common.losses import (
     PairwiseModalities,
     SigLIP,
     cached,
-    contrastive_loss,
     pair_softplus,
     pair_statistics,
 )
-
-TILES = [None, 5, 7]  # 5 and 7 do not divide 17
-SCALE = 6.0
-
-
-def batch(rows: int = 17, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, width, generator=random, dtype=dtype)
-    y = x + torch.randn(rows, width, generator=random, dtype=dtype)
-    return x.requires_grad_(), y.requires_grad_()
-
-
-def same(ours: Tensor, theirs: Tensor, *inputs: Tensor, tolerance: float = 1e-6) -> None:
-    """Equal, and equal gradients at the inputs."""
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
-    found, expected = (torch.autograd.grad(loss, inputs, retain_graph=True) for loss in (ours, theirs))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
-
-
-def logits(x: Tensor, y: Tensor, scale: Tensor | float = SCALE) -> Tensor:
-    return scale * normalize(x, dim=1) @ normalize(y, dim=1).T
-
-
-def both_ways(one_way, z: Tensor, *more: Tensor) -> Tensor:
-    """Half of each direction; what else there is is turned with the matrix."""
-    return (one_way(z, *more).mean() + one_way(z.T, *(part.T for part in more)).mean()) / 2
-
-
-def off_diagonal(z: Tensor) -> Tensor:
-    return ~torch.eye(len(z), dtype=torch.bool)
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -213,70 +182,6 @@ def test_excluded_and_positive_ids_hold_at_once(tile):
 
     theirs = both_ways(one_way, logits(x, y), positive, negative)
     same(InfoNCE()(x, y, scale=SCALE, exclude=subject, positive=region, tile=tile), theirs, x, y)
-
-
-class Tabulated:
-    """Weights by where a pair's references point: any function of them will do."""
-
-    def log_weight(self, x_i: Tensor, y_i: Tensor, x_j: Tensor, y_j: Tensor) -> Tensor:
-        return 2 * (x_i @ y_j.T) - (y_i @ x_j.T)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("normalise", ["none", "mean1"])
-def test_weights_are_normalised_by_rows_and_by_columns_of_one_matrix(normalise, tile):
-    x, y = batch()
-    references = tuple(side.detach() for side in batch(width=3, seed=4))
-    u, v = (normalize(side, dim=1) for side in references)
-    weight = (2 * (u @ v.T) - (v @ u.T)).exp()
-    assert weight.max() / weight.min() > 10
-
-    def one_way(z: Tensor, weight: Tensor) -> Tensor:
-        weight = weight * off_diagonal(z)
-        if normalise == "mean1":
-            weight = weight / (weight.sum(1, keepdim=True) / (len(z) - 1))
-        return (z.diag().exp() + (weight * z.exp()).sum(1)).log() - z.diag()
-
-    ours = contrastive_loss(
-        x, y, scale=SCALE, weighting=Tabulated(), references=references, normalise=normalise, tile=tile
-    )
-    same(ours, both_ways(one_way, logits(x, y), weight), x, y)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("normalise", ["none", "mean1"])
-def test_weighted_softplus_is_its_formula(normalise, tile):
-    x, y = batch()
-    u, v = (normalize(side.detach(), dim=1) for side in (x, y))
-    weight = (2 * (u @ v.T) - (v @ u.T)).exp()
-
-    def one_way(z: Tensor, weight: Tensor) -> Tensor:
-        weight = weight * off_diagonal(z)
-        if normalise == "mean1":
-            weight = weight / (weight.sum(1, keepdim=True) / (len(z) - 1))
-        return (weight * softplus(z - 3)).sum(1) - logsigmoid(z.diag() - 3)
-
-    ours = SigLIP()(x, y, scale=SCALE, bias=-3.0, weighting=Tabulated(), normalise=normalise, tile=tile)
-    same(ours, both_ways(one_way, logits(x, y), weight), x, y)
-
-
-class Constant:
-    """One weight for all, as large or as small as it may be."""
-
-    def __init__(self, log_weight: float) -> None:
-        self.value = log_weight
-
-    def log_weight(self, x_i: Tensor, y_i: Tensor, x_j: Tensor, y_j: Tensor) -> Tensor:
-        return torch.full((len(x_i), len(x_j)), self.value)
-
-
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("log_weight", [100.0, -200.0])
-@pytest.mark.parametrize("form", [InfoNCE(), SigLIP(), Guided(SigLIP()), Matryoshka(SigLIP(), dims=(4,))], ids=str)
-def test_a_constant_weight_of_any_size_changes_nothing_under_mean1(form, log_weight, tile):
-    x, y = batch(dtype=torch.float32)
-    weighted = form(x, y, scale=SCALE, bias=-3.0, weighting=Constant(log_weight), tile=tile)
-    same(weighted, form(x, y, scale=SCALE, bias=-3.0), x, y, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("tile", TILES)
