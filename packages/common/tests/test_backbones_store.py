@@ -133,6 +133,9 @@ def test_damage_is_one_line(small, tmp_path):
     older = {key: value for key, value in json.loads(content).items() if key != "bundle_format"}
     config.write_text(json.dumps(older | {"format": 1}))
     refused(tmp_path, "older version", "save it again")
+    absent = {key: value for key, value in json.loads(content).items() if key not in ("model", "preprocess")}
+    config.write_text(json.dumps(absent))
+    refused(tmp_path, "config.json is damaged", "preprocess, model", "copy the folder again")
     other = json.loads(content)
     other["model"]["vision_cfg"]["width"] = 64
     config.write_text(json.dumps(other))

@@ -29,6 +29,8 @@ TEXT_CONFIG = "text_config"
 """Subfolder with the configuration of a text tower that is a transformers model."""
 BUNDLE_FORMAT = 2
 """Version of what `save_bundle` writes."""
+KEYS = ("name", "pretrained", "fingerprint", "preprocess", "train_preprocess", "model")
+"""Keys of config.json that `load_bundle` reads, besides the kind and the version."""
 
 
 def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | None = None) -> None:
@@ -170,6 +172,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise BackboneError(f"{file} is not the configuration of a saved model ({error!r})") from error
     if version == BUNDLE_FORMAT and kind in ("open_clip", "dual"):
+        if absent := [key for key in KEYS if key not in content]:
+            raise BackboneError(f"{file} is damaged: it has no {', '.join(absent)}: copy the folder again")
         return content
     if version == 1:
         raise BackboneError(f"{file.parent} was saved by an older version: train it again, or save it again")
