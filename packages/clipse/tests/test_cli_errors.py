@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from clip_common.config import load_config, to_yaml
+from clip_common.runs import Run
+from clipse import Config
+
 
 def refused(result: tuple[int, str, str], *words: str) -> None:
     code, _, error = result
@@ -107,6 +111,19 @@ def test_a_number_out_of_its_range(clipse, small, tmp_path, override, said):
 def test_a_batch_that_does_not_divide_among_the_devices(clipse, small, tmp_path, devices):
     refused(clipse("train", *small, f"trainer.devices={devices}"), "data.batch_size=16", "3 devices", "=15")
     assert runs_of(tmp_path) == []
+
+
+def test_a_run_of_another_package_is_not_opened(clipse, small, tmp_path, scenes):
+    other = Run.create("aaclip", config_yaml="levels: [6]\n", name="first", root=tmp_path / "runs").path
+    for arguments in (("train", "--resume", other), ("eval", other), ("search", other, "a mug", scenes)):
+        refused(clipse(*map(str, arguments)), "is a run of aaclip, not of clipse", "the command `aaclip`")
+
+
+def test_train_does_not_resume_a_series(clipse, small, tmp_path):
+    text = to_yaml(load_config(Config, overrides=small))
+    series = Run.create("clipse", group="compare", verb="compare", config_yaml=text, name="two", root=tmp_path).path
+    refused(clipse("train", "--resume", str(series)), "is a run of `clipse compare`, not of `clipse train`")
+    assert not (series / "checkpoints").exists()
 
 
 def test_an_unknown_key_names_the_nearest(clipse, small):

@@ -1,11 +1,13 @@
 """What a person names as RUN or MODEL: a toy package whose models are a marker alone."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
 from clip_common.runs import Run
-from clip_common.runs.opening import find_model, make_marker, read_marker, write_marker
+from clip_common.runs.opening import check_made_by, find_model, make_marker, read_marker, write_marker
+from clip_common.runs.resolve import resolve
 
 
 def find(source, **arguments):
@@ -76,6 +78,24 @@ def test_a_series_names_one_of_its_runs(tmp_path):
         save(begin(series.path, name=name).path / "model")
     refused(series.path, "a series of several runs (`toy compare`)", f"e.g. {series.path / 'toy' / 'a-s0'}")
     assert find(series.path / "toy" / "a-s0").name == "model"
+    refused(series.path, "is a run of toy, not of other", package="other")
+
+
+@dataclass
+class ToyConfig:
+    seed: int = 0
+
+
+def test_a_run_is_resumed_by_the_package_and_the_verb_that_made_it(tmp_path):
+    run, other = begin(tmp_path), begin(tmp_path, package="other")
+    assert resolve(ToyConfig, package="toy", resume=run.path) == ToyConfig(seed=1)
+    check_made_by(run, package="toy", verb="train")
+    with pytest.raises(ValueError, match="is a run of other, not of toy: open it with the command `other`"):
+        resolve(ToyConfig, package="toy", resume=other.path)
+    series = begin(tmp_path, group="compare", verb="compare")
+    check_made_by(series, package="toy")
+    with pytest.raises(ValueError, match="is a run of `toy compare`, not of `toy train`: resume it with its own"):
+        check_made_by(series, package="toy", verb="train")
 
 
 def test_a_run_of_several_fits_keeps_no_model(tmp_path):
@@ -103,7 +123,9 @@ def test_a_run_of_an_older_version_is_run_again(tmp_path):
     refused(run.path, "made by an older version", "run it again")
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"package": "toy"', "\x00"])
+@pytest.mark.parametrize(
+    "damage", ["", "{", '{"package": "toy"', "\x00", '{"package": "toy"}', '{"package": "toy", "format": "2"}']
+)
 def test_a_damaged_marker_is_copied_again(tmp_path, damage):
     (save(tmp_path) / "config.json").write_text(damage)
     refused(tmp_path, "config.json is damaged", "copy the folder again")

@@ -7,9 +7,9 @@ from pathlib import Path
 from clip_common.config import load_config
 from clip_common.runs import Run
 from clip_common.runs.folder import is_run
-from clip_common.runs.opening import MARKER
+from clip_common.runs.opening import MARKER, find_model
 from clipse.config import Config
-from clipse.models.retrieval import RetrievalModel, load_towers
+from clipse.models.retrieval import FORMAT, RetrievalModel, load_towers
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ def open_source(source: str, *, overrides: Sequence[str] = ()) -> Opened:
     """
     if is_run(Path(source)):
         run = Run.open(source)
+        folder = find_model(run.path, package="clipse", format=FORMAT)  # before a configuration of another package
         config = load_config(Config, config=run.path / "config.yaml", overrides=overrides)
         _check_settled(overrides, run)
-        return Opened(RetrievalModel.from_pretrained(run.path), config, run=run, name=run.name)
+        return Opened(RetrievalModel.from_pretrained(folder), config, run=run, name=run.name)
     config = load_config(Config, overrides=[f"model.name={source}", *overrides])
     if (Path(source) / MARKER).is_file():
         return Opened(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)

@@ -9,6 +9,7 @@ from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
+from clip_common.runs.opening import check_made_by
 from clip_common.training import check_trainer, fit, load_weights
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
@@ -47,7 +48,9 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     Raises:
         ValueError: One line: data, model or configuration that cannot be used. Nothing was written then.
     """
-    if resume is None and config.name is not None:
+    if resume is not None:
+        check_made_by(Run.open(resume), package="clipse", verb="train")
+    elif config.name is not None:
         Run.check_new("clipse", config.name, root=config.runs)
     divide_batch(config.data.batch_size, world=device_count(config.trainer))
     check_trainer(config.trainer)

@@ -69,8 +69,11 @@ def read_marker(folder: Path, *, package: str, format: int) -> dict[str, Any]:
         raise _older(folder, package)
     if content["package"] != package:
         raise _of_another(f"{folder} is a model", content["package"], package)
-    if content["format"] != format:
-        if content["format"] < format:
+    version = content.get("format")
+    if not isinstance(version, int):
+        raise ValueError(f"{file} is damaged: its format is {version!r}: copy the folder again")
+    if version != format:
+        if version < format:
             raise _older(folder, package)
         raise ValueError(f"{folder} was saved by a newer version of {package}: update {package}")
     return content
@@ -93,13 +96,29 @@ def make_marker(content: Mapping[str, Any], *, package: str, format: int) -> dic
     return {"package": package, "format": format, **content}
 
 
+def check_made_by(run: Run, *, package: str, verb: str | None = None) -> None:
+    """Raise ValueError if another package made the run, or another verb of the package.
+
+    Args:
+        run: The run that is to be resumed.
+        package: Import name of the package.
+        verb: The verb; None accepts any.
+    """
+    if run.package != package:
+        raise _of_another(f"{run.path} is a run", run.package, package)
+    if verb is not None and run.verb != verb:
+        raise ValueError(
+            f"{run.path} is a run of `{package} {run.verb}`, not of `{package} {verb}`: resume it with its own command"
+        )
+
+
 def _without_model(run: Run, package: str) -> ValueError:
+    if run.package != package:
+        return _of_another(f"{run.path} is a run", run.package, package)
     if members := sorted(file.parent for file in run.path.glob(f"{run.package}/[!.]*/config.yaml")):
         return ValueError(
             f"{run.path} is a series of several runs (`{run.package} {run.verb}`): name one of them, e.g. {members[0]}"
         )
-    if run.package != package:
-        return _of_another(f"{run.path} is a run", run.package, package)
     if run.verb != "train":
         return ValueError(
             f"{run.path} is a run of `{package} {run.verb}`, which keeps no model: train one with `{package} train`"

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from clip_common.config import load_config
 from clip_common.runs.folder import Run
+from clip_common.runs.opening import check_made_by
 
 Schema = TypeVar("Schema")
 
@@ -28,10 +29,13 @@ def resolve(
         resume: Run folder to resume; it keeps its own configuration.
 
     Raises:
-        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
+        ValueError: An unknown key, a wrong value, no such run or one of another package, or overrides for a run that is
+            resumed.
     """
     if resume is None:
         return load_config(schema, config=config, overrides=overrides, package=package)
     if config or overrides:
         raise ValueError("--resume keeps the run's own configuration: leave out --config and overrides")
-    return load_config(schema, config=Run.open(resume).path / "config.yaml")
+    run = Run.open(resume)
+    check_made_by(run, package=package)
+    return load_config(schema, config=run.path / "config.yaml")
