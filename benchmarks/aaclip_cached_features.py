@@ -1,10 +1,10 @@
-"""Stage 1 with cached features: an epoch from the disk beside one of texts and losses alone, and one without a cache.
+"""Stage 1 with cached features: an epoch from disk, against one of texts and losses alone, and one without a cache.
 
     uv run python benchmarks/aaclip_cached_features.py            # 288 images of twelve kinds: some minutes
     uv run python benchmarks/aaclip_cached_features.py --quick    # 20 images of two kinds: does it run
 
-An epoch is what training does, without Lightning around it: loader, prompts through the text tower, maps, losses,
-backward, Adam. The bar's other side has the same batches and patches lying in memory as float32. The preset of the tiny
+An epoch has the steps of training without Lightning: loader, prompts through the text tower, maps, losses, backward,
+Adam. The arm that it is compared with has the same batches and patches in memory as float32. The preset of the tiny
 CLIP encodes all 112 prompts of each kind in every step; one kind with 16 prompts is the hardest case for a cache.
 """
 
@@ -34,7 +34,7 @@ BAR = 1.15
 
 
 class InMemory:
-    """The patches of each batch as float32, by its indices."""
+    """Patches of each batch as float32, by its indices."""
 
     def __init__(self, views: FrozenViews, batches: Iterable[Batch]) -> None:
         self.kept = {tuple(batch.indices_B.tolist()): views.patches(batch.indices_B, epoch=0) for batch in batches}
@@ -44,7 +44,7 @@ class InMemory:
 
 
 class Epochs:
-    """One stage 1, run from wherever its batches and patches are.
+    """One stage 1, run on batches and patches from any source.
 
     Args:
         root: An MVTec tree.
@@ -62,13 +62,13 @@ class Epochs:
         self.stage = TextStage(
             self.model, self.config.stages.text, self.config.loss, prompts=load_prompts(self.config.prompts)
         )
-        self.stage.log = self.stage.log_dict = lambda *_, **__: None  # no trainer is there to log to
+        self.stage.log = self.stage.log_dict = lambda *_, **__: None  # there is no trainer to log to
         self.optimizer = self.stage.configure_optimizers()
         self.batches = list(self.loader(self.views))
         self.in_memory = InMemory(self.views, self.batches)
 
     def loader(self, dataset: AnomalyDataset | FrozenViews) -> Iterable[Batch]:
-        """Training's own; iterated again it gives the same epoch again."""
+        """Return training's own loader; iterated again it yields the same epoch."""
         data = StageData(
             dataset, batch_size=self.config.stages.text.batch_size, seed=self.config.trainer.seed, workers=0
         )
@@ -76,7 +76,7 @@ class Epochs:
         return data.train_dataloader()
 
     def epoch(self, batches: Iterable[Batch], views: Any) -> Callable[[], list[float]]:
-        """A function that trains for an epoch and gives the losses."""
+        """Return a function that trains for an epoch and returns the losses."""
 
         def run() -> list[float]:
             self.stage.views = views
@@ -91,8 +91,8 @@ class Epochs:
 
         return run
 
-    def require_equal(self) -> None:
-        """Both sides of the bar see the same patches, masks and labels."""
+    def check_equal(self) -> None:
+        """Check that both arms see the same patches, masks and labels."""
         cached = [self.views.patches(batch.indices_B, epoch=0) for batch in self.loader(self.views)]
         for patches, own in zip(cached, self.in_memory.kept.values(), strict=True):
             assert all(torch.equal(one, other) for one, other in zip(patches, own, strict=True))
@@ -101,9 +101,9 @@ class Epochs:
             assert one.class_names == other.class_names
 
 
-def rows_of(name: str, epochs: Epochs, *, pairs: int, plain: int) -> list[dict[str, object]]:
-    """Against texts and losses alone, and against an epoch that computes its features."""
-    epochs.require_equal()
+def make_rows(name: str, epochs: Epochs, *, pairs: int, plain: int) -> list[dict[str, object]]:
+    """Time against texts and losses alone, and against an epoch that computes its features."""
+    epochs.check_equal()
     cached = epochs.epoch(epochs.loader(epochs.views), epochs.views)
     bare = alternate(cached, epochs.epoch(epochs.batches, epochs.in_memory), pairs=pairs, warmup=1)
     computed = alternate(cached, epochs.epoch(epochs.loader(epochs.plain), None), pairs=plain, warmup=1)
@@ -127,8 +127,8 @@ def main() -> None:
         root = write_mvtec(Path(place) / "parts", kinds=kinds, train=0, good=good, damaged=damaged)
         one = write_mvtec(Path(place) / "one", kinds=kinds[:1], train=0, good=len(kinds) * good, damaged=damaged)
         plain = max(1, pairs // 3)
-        rows = rows_of(f"{len(kinds)} kinds, 112 prompts each", Epochs(root), pairs=pairs, plain=plain)
-        rows += rows_of("1 kind, 16 prompts", Epochs(one, "prompts.set=compact"), pairs=2 * pairs, plain=plain)
+        rows = make_rows(f"{len(kinds)} kinds, 112 prompts each", Epochs(root), pairs=pairs, plain=plain)
+        rows += make_rows("1 kind, 16 prompts", Epochs(one, "prompts.set=compact"), pairs=2 * pairs, plain=plain)
     report("aaclip_cached_features", rows, note=f"the tiny CLIP and its preset; bar: {BAR} beside texts and losses")
 
 

@@ -1,11 +1,11 @@
-"""The published table of AA-CLIP: trained on all of VisA, tested on every other set; our row beside the released log's.
+"""The published table of AA-CLIP: trained on all of VisA, tested on every other set; our row and the released log's.
 
     uv run python benchmarks/aaclip_published.py --visa visa/ --mvtec mvtec/ --btad btad/ --brain brain/ …
     uv run python benchmarks/aaclip_published.py --quick    # drawn sets and the tiny CLIP: does it run
 
 It needs the weights of CLIP ViT-L/14-336 (`aaclip prefetch ViT-L-14-336 openai`, or `--weights FILE`), a GPU for hours,
 and VisA; sets that are not given are left out. Both presets are trained: `official` is the released code with its slips
-and should reproduce the published figures, `default` is ours. A run that was interrupted goes on where it stopped.
+and should reproduce the published figures, `default` is ours. An interrupted run continues where it stopped.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def draw(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("visa", "mvtec", "colondb")}
 
 
-def trained(preset: str, sets: dict[str, Path], options: argparse.Namespace) -> Detector:
+def train_on_visa(preset: str, sets: dict[str, Path], options: argparse.Namespace) -> Detector:
     """Trained on VisA, full-shot; what is tested must not be in it."""
     overrides = [*TINY] if options.quick else [f"backbone.pretrained={options.weights}"]
     config: Config = resolve(
@@ -76,7 +76,7 @@ def trained(preset: str, sets: dict[str, Path], options: argparse.Namespace) -> 
 
 
 def row_of(name: str, root: Path, preset: str, detector: Detector) -> dict[str, object]:
-    """One set: means over its classes, in percent."""
+    """Test one set: means over its classes, in percent."""
     domain: Literal["industrial", "medical"] = "industrial" if name in INDUSTRIAL else "medical"
     score = replace(detector.config.score, domain=domain)
     detector.config = replace(detector.config, score=score)
@@ -119,7 +119,7 @@ def main() -> None:
         parser.error("--visa is what is trained on, and one set or more to test on is needed")
     rows = []
     for preset in options.presets:
-        detector = trained(preset, sets, options)
+        detector = train_on_visa(preset, sets, options)
         rows += [row_of(name, root, preset, detector) for name, root in sets.items() if name != "visa"]
     rows.sort(key=lambda row: list(PUBLISHED).index(str(row["set"])))
     if options.quick:

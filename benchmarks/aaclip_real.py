@@ -3,8 +3,8 @@
     uv run python benchmarks/aaclip_real.py            # tiny at 112 and 336 pixels; about forty minutes on one core
     uv run python benchmarks/aaclip_real.py --quick    # 112 pixels, 4 images to train on, one epoch: does it run
 
-Before is plain CLIP with the same prompts and maps. Training is few-shot, on images of both kinds; every test image of
-the other set is scored. The tiny CLIP knows a drawn world: what it brings to photographs is told as it is.
+The baseline is plain CLIP with the same prompts and maps. Training is few-shot, on normal and anomalous images; every
+test image of the other set is scored. The tiny CLIP was trained on drawings, and these are its figures on photographs.
 """
 
 import argparse
@@ -31,11 +31,11 @@ STEPS = (
     "stages.image.epochs=20",
     "stages.image.lr=5e-4",
 )
-"""Epochs, batch and rate of the source documents: few images are to make more than a handful of steps."""
+"""Settings of the source documents for epochs, batch and rate, so that few images make enough steps."""
 
 
 def trained_on(root: Path, *, size: int, options: argparse.Namespace) -> Detector:
-    """A detector that has seen some images of one set."""
+    """Train a detector on a few images of one set."""
     name = f"{root.name}-{size}"
     shutil.rmtree(options.runs / "aaclip" / name, ignore_errors=True)
     images = ["data.mode=few_shot", f"data.shot={options.shot}"]

@@ -4,7 +4,7 @@
     uv run python benchmarks/aaclip_step.py --quick    # narrow, at 112 pixels: does it run, are the outputs equal
 
 The straightforward implementation is what research code does: softmax(QKᵀ)V written out, the attention maps kept and
-returned, and CLIP's own weights left wanting gradients, which are made and thrown away. Both arms have the same random
+returned, and CLIP's own weights with `requires_grad`, whose gradients are computed and discarded. Both arms have the same random
 weights, images, texts and losses; features, maps, loss and the adapters' gradients are compared before anything is
 timed. Peak memory is above the weights and inputs, each arm in a process of its own, so that the gradients of CLIP's
 weights count.
@@ -75,7 +75,7 @@ def inputs_of(size: int) -> Inputs:
 
 
 class Straightforward(nn.Module):
-    """The same weights as research code runs them."""
+    """The same weights, run as research code does."""
 
     def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Straightforward(nn.Module):
         self.adapter = copy.deepcopy(model.image_adapter)
 
     def forward(self, images_B3HW: Tensor) -> tuple[ImageFeatures, list[Tensor]]:
-        """What ours gives, and the attention maps (B, H, T, T) of all blocks."""
+        """Return what ours returns, and the attention maps (B, H, T, T) of all blocks."""
         adapter, maps, patches = self.adapter, [], []
         x_BTF = self.trunk.embed(images_B3HW)
         modules: list[Any] = [block.module for block in self.trunk.blocks]
@@ -103,7 +103,7 @@ class Straightforward(nn.Module):
 
 
 def attention(module: nn.MultiheadAttention, x_BTF: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(QKᵀ/√d)·V and the output map, and the softmax itself."""
+    """Return softmax(QKᵀ/√d)·V through the output map, and the softmax itself."""
     qkv_BTF3 = linear(x_BTF, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
     query, key, value = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in qkv_BTF3)
     map_BHTT = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1)
@@ -111,7 +111,7 @@ def attention(module: nn.MultiheadAttention, x_BTF: Tensor) -> tuple[Tensor, Ten
 
 
 def maps_and_loss(features: ImageFeatures, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """Stage 2's loss, as `aaclip.training.modules.ImageStage` has it, and the maps that it is of."""
+    """Stage 2's loss, as `aaclip.training.modules.ImageStage` has it, and its maps."""
     size = inputs.masks_BHW.shape[-1]
     evidence = Evidence.of(features, inputs.text_BD2)
     maps = [probability_map(level, size=size) for level in evidence.levels]

@@ -1,12 +1,12 @@
-"""`aaclip.evaluate` on a thousand images of 518 pixels: peak memory beside that on a hundred; time of its metrics.
+"""`aaclip.evaluate` on a thousand images of 518 pixels: peak memory against that on a hundred; time of its metrics.
 
     uv run python benchmarks/aaclip_test_memory.py            # draws 1,000 images; some minutes
     uv run python benchmarks/aaclip_test_memory.py --quick    # 20 and 60 images: does it run
 
-The tower is one narrow block with random weights on 37 × 37 patches: what is measured lies around it. Each peak is
-above what was resident after a warm-up, in a process of its own, whose allocator gives back at once what is freed.
-Metrics are timed on the maps of a hundred images: the pixel curve beside sklearn's `roc_auc_score` and
-`average_precision_score`, and all seven metrics, with what the intervals need, beside sklearn's with the F1 of
+The tower is one narrow block with random weights on 37 × 37 patches, because everything around it is measured. Each
+peak is above the resident memory after a warm-up, in a process of its own whose allocator returns freed memory at once.
+Metrics are timed on the maps of a hundred images: the pixel curve against sklearn's `roc_auc_score` and
+`average_precision_score`, and all seven metrics, with the sketches for the intervals, against sklearn's with the F1 of
 `precision_recall_curve` and AUPRO at 200 thresholds.
 """
 
@@ -77,7 +77,7 @@ def detector() -> Detector:
 
 
 def memory(root: Path, images: int) -> None:
-    """Peak of a test of `images` images, once a few others were tested."""
+    """Print the peak of a test of `images` images, after a few were tested."""
     own, records = detector(), read_test_records(root)
     chosen = sorted(records, key=lambda record: record.image.name)[:images]  # as many of each class, and of each label
     evaluate(own, chosen[:WARM])
@@ -90,7 +90,7 @@ def memory(root: Path, images: int) -> None:
 
 @torch.inference_mode()
 def maps_of(records: list[Record]) -> Maps:
-    """Scores, labels, maps and masks of all images; a pixel on a defect is given a little more, so that curves rise."""
+    """Return scores, labels, maps and masks of all images; defects are raised a little, so that curves rise."""
     own = detector()
     dataset = AnomalyDataset(records, preprocess=own.preprocess, size=SIZE, seed=0)
     columns: list[list[np.ndarray]] = [[], [], [], []]
@@ -162,7 +162,7 @@ def compared(
 
 
 def main() -> None:
-    """Draw, weigh, time."""
+    """Draw, measure memory, time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--arm", metavar="FOLDER", help="measure the peak of a test on it and print it as JSON")

@@ -1,11 +1,11 @@
-"""aaclip on the procedural world: trained on defects of twelve kinds, tested on four whose defects nothing has seen.
+"""aaclip on the procedural world: trained on defects of twelve kinds, tested on four unseen ones.
 
     uv run python benchmarks/aaclip_world.py             # three seeds; half an hour on two cores
     uv run python benchmarks/aaclip_world.py --quick     # one seed, few images: does it run
 
-Before is plain CLIP with the same prompts and maps; a map that nothing trained says little of the image, so its class
-token alone, the harder mark, is told too. Each seed draws its own sets and trains anew; intervals are a
-bootstrap over the test images. The held kinds' defects are in no training image of aaclip, nor of the tiny CLIP.
+The baseline is plain CLIP with the same prompts and maps. An untrained map says little about an image, so its class
+token alone, the harder baseline, has a row too. Each seed draws its own sets and trains from scratch; intervals are a
+bootstrap over the test images. No training image of aaclip or of the tiny CLIP shows a defect of the tested kinds.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from clip_common.synthetic.scenes import KINDS
 KEYS = ("pixel/auroc", "image/auroc", "pixel/aupro")
 
 
-def rows_of(name: str, seed: int, found: Evaluation) -> list[dict[str, object]]:
-    """One row a class, and one of means."""
+def make_rows(name: str, seed: int, found: Evaluation) -> list[dict[str, object]]:
+    """Return one row for each class, and one of means."""
     rows: list[dict[str, object]] = []
     for kind, values in found.classes.items():
         row: dict[str, object] = {"model": name, "seed": seed, "kind": kind}
@@ -40,7 +40,7 @@ def rows_of(name: str, seed: int, found: Evaluation) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Draw, train, test, for each seed."""
+    """Draw, train and test, for each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / "aaclip-world")
     parser.add_argument("--seeds", type=int, default=3)
@@ -59,13 +59,13 @@ def main() -> None:
         write_mvtec(place / "test", kinds=HELD_KINDS, train=0, good=40, damaged=10, seed=2 * seed + 1)
         records = read_test_records(place / "test")
         plain = Detector.plain("tiny")
-        rows += rows_of("plain CLIP", seed, evaluate(plain, records))
+        rows += make_rows("plain CLIP", seed, evaluate(plain, records))
         plain.score = Logistic(a=50.0, b=0.0, c=0.0)
-        rows += rows_of("plain CLIP, class token alone", seed, evaluate(plain, records))
+        rows += make_rows("plain CLIP, class token alone", seed, evaluate(plain, records))
         paths = [f"data.root={place / 'train'}", f"runs={place / 'runs'}", "name=world", f"trainer.seed={seed}"]
         trained = train(resolve(config="tiny", overrides=[*paths, *options.overrides]))
         assert trained.detector is not None
-        rows += rows_of("aaclip", seed, evaluate(trained.detector, records))
+        rows += make_rows("aaclip", seed, evaluate(trained.detector, records))
     report("aaclip_world", rows, note=f"{len(known)} kinds, {good} flawless and {damaged} of each defect a kind")
 
 
