@@ -4,10 +4,10 @@
     uv run python benchmarks/aaclip_step.py --quick    # narrow, at 112 pixels: does it run, are the outputs equal
 
 The straightforward implementation is what research code does: softmax(QKᵀ)V written out, the attention maps kept and
-returned, and CLIP's own weights with `requires_grad`, whose gradients are computed and discarded. Both arms have the same random
-weights, images, texts and losses; features, maps, loss and the adapters' gradients are compared before anything is
-timed. Peak memory is above the weights and inputs, each arm in a process of its own, so that the gradients of CLIP's
-weights count.
+returned, and CLIP's own weights with `requires_grad`, whose gradients are computed and discarded. Both arms have the
+same random weights, images, texts and losses; features, maps, loss and the adapters' gradients are compared before
+anything is timed. Peak memory is above the weights and inputs, each arm in a process of its own, so that the gradients
+of CLIP's weights count.
 """
 
 import argparse

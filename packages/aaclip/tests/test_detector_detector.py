@@ -217,6 +217,16 @@ def no_description(saved: Path) -> None:
     (saved / MARKER).unlink()
 
 
+def test_a_detector_of_an_earlier_format_is_refused_in_one_line(saved):
+    content = json.loads((saved / MARKER).read_text())
+    (saved / MARKER).unlink()
+    (saved / "detector.json").write_text(json.dumps(content | {"format": 2}))
+    (saved / "config.yaml").write_text("name: null\n")
+    with pytest.raises(ValueError, match=r"was saved by an older version of aaclip.*train it again") as error:
+        Detector.from_pretrained(saved)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -16,8 +16,9 @@ from aaclip.data import DataError, Record
 from aaclip.data.selection import check_not_trained_on
 from aaclip.scoring.evaluation import evaluate
 from aaclip.scoring.metrics import METRICS
-from aaclip.scoring.score import read_test_records, remember_training_split, write_results
+from aaclip.scoring.score import read_test_records, remember_training_split, score, write_results
 from clip_common.images import read_image, read_mask
+from clip_common.runs import read_rows
 
 IMAGE = [name for name in METRICS if name.startswith("image/")]
 PIXEL = [name for name in METRICS if name.startswith("pixel/")]
@@ -225,3 +226,23 @@ def test_one_image_among_others_is_refused(trained, parts, other_parts):
     shared = images_of(parts)[5]
     with pytest.raises(DataError, match=rf"1 of 19 images .* first {shared}"):
         check_not_trained_on(trained(), [*images_of(other_parts), shared])
+
+
+def test_score_evaluates_writes_and_registers(trained, other_parts, tmp_path):
+    run = trained()
+    scored = score(run, other_parts, out=tmp_path / "results", memory=1)
+    assert scored.images == 18
+    assert scored.title == f"{run.name} on {other_parts.name}"
+    assert [file.name for file in scored.files] == ["results.json", "results.csv", "results.md"]
+    whole = json.loads(scored.files[0].read_text(encoding="utf-8"))
+    assert whole["classes"] == scored.evaluation.classes
+    assert "1 normal images of each class remembered" in whole["note"]
+    row = read_rows(run.parent.parent / "registry.csv")[-1]
+    assert (row["name"], row["split"], row["set"]) == (run.name, "test", other_parts.name)
+    assert float(row["image/auroc"]) == pytest.approx(scored.evaluation.mean["image/auroc"])
+
+
+def test_score_refuses_what_the_run_learned_from_and_leaves_nothing(trained, parts, tmp_path):
+    with pytest.raises(DataError, match="16 of 16 images to test on"):
+        score(trained(), parts, out=tmp_path / "results")
+    assert not (tmp_path / "results").exists()

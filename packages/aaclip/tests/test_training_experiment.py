@@ -31,7 +31,7 @@ def same(one: Path, other: Path) -> bool:
 
 def test_a_run_leaves_a_detector_its_list_and_its_rows(trained, parts):
     run = trained()
-    for name in ("config.yaml", "environment.json", "metrics.csv", "training.json", "result.json"):
+    for name in ("config.yaml", "environment.json", "metrics.csv", "training.json", "result.json", "plots/loss.png"):
         assert (run / name).stat().st_size > 0, name
     rows = read_rows(run / "metrics.csv")
     assert [row["phase"] for row in rows] == ["text"] * 4 + ["image"] * 4  # 20 images in batches of 8, two epochs
@@ -40,6 +40,16 @@ def test_a_run_leaves_a_detector_its_list_and_its_rows(trained, parts):
     found = detector.predict(next((parts / "mug" / "test" / "hole").iterdir()), name="mug")
     assert 0 <= found.score <= 1
     assert found.heatmap_HW.shape == (48, 48)
+
+
+def test_a_run_has_a_model_card_and_a_row_in_the_registry(trained):
+    run = trained()
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "20 images of 2 classes of parts" in card
+    assert f'Detector.from_pretrained("{run.as_posix()}")' in card
+    rows = [row for row in read_rows(run.parent.parent / "registry.csv") if row["name"] == run.name]
+    (row,) = [row for row in rows if row["split"] == "train"]  # others are of tests
+    assert (row["package"], row["set"], row["images"]) == ("aaclip", "parts", "20")
 
 
 def test_the_towers_are_not_written(trained):

@@ -47,6 +47,7 @@ def test_the_folder_is_the_run(ran, trained, tmp_path):
     done = ran()
     assert done.run.path == tmp_path / "ckpt" / "mvtec, groß"
     assert [entry.name for entry in (tmp_path / "ckpt").iterdir()] == ["mvtec, groß"]
+    assert not list(tmp_path.rglob("registry.csv"))  # the folder is in no runs folder
     assert (done.left, done.images) == ((), 20)
     assert same(done.run.path, trained())
     assert Detector.from_pretrained(done.run.path).classes.keys() == done.detector.classes.keys()

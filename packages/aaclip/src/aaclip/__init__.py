@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aaclip.detector.detection import Detection
     from aaclip.detector.detector import Detector
     from aaclip.scoring.evaluation import evaluate
+    from aaclip.scoring.score import score
     from aaclip.training.experiment import train
 
 _HOMES = {
@@ -25,10 +26,11 @@ _HOMES = {
     "Detector": "aaclip.detector.detector",
     "evaluate": "aaclip.scoring.evaluation",
     "read_dataset": "aaclip.data",
+    "score": "aaclip.scoring.score",
     "train": "aaclip.training.experiment",
 }
 
-__all__ = ["Config", "Detection", "Detector", "evaluate", "read_dataset", "train"]
+__all__ = ["Config", "Detection", "Detector", "evaluate", "read_dataset", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

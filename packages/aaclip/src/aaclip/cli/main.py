@@ -73,7 +73,8 @@ def train(
 
         aaclip train --dataset mvtec/ --shot 32 --text_epoch 5 --image_epoch 20 --save_path ckpt/mvtec
     """
-    from aaclip.released.training import train_or_resume
+    from aaclip.released import training as released
+    from aaclip.training import experiment
 
     given = flags.make_overrides(
         dataset=dataset,
@@ -97,14 +98,13 @@ def train(
         seed=seed,
         criterion=criterion,
     )
-    trained = train_or_resume(
-        config=config,
-        overrides=[*given, *(overrides or [])],
-        resume=resume,
-        save_path=save_path,
-        stage=stage,
-        reporter=cli.progress,
-    )
+    given += overrides or []
+    if save_path is None:
+        settings = experiment.resolve(config=config, overrides=given, resume=resume)
+        trained = experiment.train(settings, resume=resume, stage=stage, reporter=cli.progress)
+    else:
+        settings = released.resolve(save_path, config=config, overrides=given, resume=resume)
+        trained = released.train(settings, save_path=save_path, stage=stage, reporter=cli.progress)
     path = trained.run.path
     if trained.left:
         cli.print_files("run", [path])

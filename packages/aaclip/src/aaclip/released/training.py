@@ -14,17 +14,22 @@ from clip_common.runs.environment import rank
 from clip_common.runs.folder import is_run
 
 
-def resolve(save_path: Path, *, config: str | None = None, overrides: Sequence[str] = ()) -> Config:
+def resolve(
+    save_path: Path, *, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None
+) -> Config:
     """Return the configuration of the run at `save_path`.
 
     Args:
         save_path: If a run was started there, its own configuration replaces a `config` that is not given.
         config: Name of a configuration, or a file.
         overrides: `section.field=value` each, over either.
+        resume: Must be None.
 
     Raises:
         ValueError: An unknown key, a wrong value, or a second name for the run.
     """
+    if resume is not None:
+        raise ValueError("--resume and --save_path both name the run: leave out one of them")
     started = is_run(save_path)
     own = save_path / "config.yaml" if started and config is None else config
     settings = load_config(Config, config=own, overrides=overrides, package="aaclip")
@@ -59,37 +64,6 @@ def train(config: Config, *, save_path: Path, stage: Stage = "both", reporter: R
     )
     with run.locked():
         return experiment.run_job(job, run, resumed=False, reporter=reporter)
-
-
-def train_or_resume(
-    *,
-    config: str | None = None,
-    overrides: Sequence[str] = (),
-    resume: Path | None = None,
-    save_path: Path | None = None,
-    stage: Stage = "both",
-    reporter: Reporter = silent,
-) -> Trained:
-    """Do what a line of `aaclip train` says: a new run, one to resume, or one in the folder `save_path`.
-
-    Args:
-        config: Name of a configuration, or a file.
-        overrides: `section.field=value` each.
-        resume: A run to resume with its own configuration; excludes the three others.
-        save_path: The run folder itself.
-        stage: What to do now.
-        reporter: Shows progress of what precedes and follows the fits.
-
-    Raises:
-        ValueError: See `train` and `experiment.train`.
-    """
-    if save_path is None:
-        settings = experiment.resolve(config=config, overrides=overrides, resume=resume)
-        return experiment.train(settings, resume=resume, stage=stage, reporter=reporter)
-    if resume is not None:
-        raise ValueError("--resume and --save_path both name the run: leave out one of them")
-    settings = resolve(save_path, config=config, overrides=overrides)
-    return train(settings, save_path=save_path, stage=stage, reporter=reporter)
 
 
 def check_free(folder: Path) -> None:
