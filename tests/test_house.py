@@ -261,6 +261,13 @@ def test_contributing_says_where_each_behaviour_is():
         assert name in definitions_of(file), f"{behaviour}: {path} does not define {name}"
 
 
+def test_every_link_between_pages_leads_somewhere():
+    for page in tracked_files():
+        if page.suffix == ".md":
+            for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+                assert target.startswith("http") or (page.parent / target).exists(), f"{where(page)} links to {target}"
+
+
 # ---- packages ----
 
 # What a distribution is called where its module is called otherwise.
