@@ -160,7 +160,7 @@ def test_a_name_that_no_repository_can_have_is_one_line(cached, name):
 def test_a_damaged_configuration_in_the_cache_is_one_line(cached, content, words):
     _, snapshot = cached
     (snapshot / "open_clip_config.json").resolve().write_text(content)
-    with pytest.raises(BackboneError, match=rf"open_clip_config\.json is no open_clip configuration.*{words}"):
+    with pytest.raises(BackboneError, match=rf"open_clip_config\.json is not an open_clip configuration.*{words}"):
         load_clip("hf-hub:people/clip")
 
 

@@ -54,7 +54,7 @@ def escape(value: str | Path) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """Return a path or text as valid UTF-8: a replacement character stands for each byte that is not."""
+    """Return a path or text as valid UTF-8, with a replacement character for each byte that is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

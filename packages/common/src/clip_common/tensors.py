@@ -163,18 +163,18 @@ def check_fit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, source:
     if wrong:
         raise TensorsError(
             f"{source} does not fit {called}: its tensors are of another model ({'; '.join(wrong)}): give the weights "
-            "of that very model, or name the model they were saved from"
+            f"of {called}, or name the model that they were saved from"
         )
 
 
 def check_fingerprint(actual: str, expected: str, *, source: object, what: str) -> None:
-    """Raise TensorsError unless what `source` was made with is what is here now.
+    """Raise TensorsError unless the model here is the one that `source` was made with.
 
     Args:
-        actual: Fingerprint of what is here.
-        expected: Fingerprint that was written in `source`.
-        source: What was made, and kept the fingerprint: a file or a folder.
-        what: What the fingerprints are of, such as "the image tower of ViT-B-32".
+        actual: Fingerprint of the model here.
+        expected: Fingerprint that `source` recorded.
+        source: A file or folder made with a model, for the message.
+        what: The part of the model that has the fingerprints, such as "the image tower of ViT-B-32".
     """
     if actual != expected:
         raise TensorsError(

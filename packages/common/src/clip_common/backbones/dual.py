@@ -37,8 +37,8 @@ def load_dual(
         text: Folder or hub name of a SentenceTransformer, or of a transformers text model: CLIP's and SigLIP's
             features are their pooled token, those of any other the mean over its tokens.
         embed_dim: D, width of the shared space.
-        head: `linear`: features to zero mean and unit variance, then one matrix with bias; `mlp`: a hidden GELU layer
-            of 2·D besides.
+        head: `linear`: features to zero mean and unit variance, then one matrix with bias; `mlp`: with a hidden GELU
+            layer of width 2·D in between.
         image_size: Pixels a side, as for `load_vision`.
         seed: Draws the heads.
 

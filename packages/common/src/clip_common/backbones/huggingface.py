@@ -238,8 +238,8 @@ def make_unavailable(wanted: str, error: Exception) -> BackboneError:
 def without_code() -> Iterator[None]:
     """Refuse code that comes with a model in every load inside, also where a library has no argument for it.
 
-    transformers asks "Do you wish to run the custom code?" where it is not told `trust_remote_code`, as in calls from
-    open_clip and from inside its own models. With no time to answer it raises ValueError instead.
+    transformers asks "Do you wish to run the custom code?" in calls without `trust_remote_code`, such as those of
+    open_clip and of its own models. With no time to answer it raises ValueError instead.
     """
     from transformers import dynamic_module_utils
 

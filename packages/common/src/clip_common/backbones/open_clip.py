@@ -195,7 +195,7 @@ def _find_on_hub(repository: str, *, name: str) -> Origin:
         config, preprocess = _read_config(fetch(repository, (CONFIG,), wanted=name))
         weights = fetch(repository, WEIGHTS, wanted=name)
     except FileNotFoundError as error:
-        raise BackboneError(f"{name} is no open_clip model: {error}") from error
+        raise BackboneError(f"{name} is not an open_clip model: {error}") from error
     return Origin(name, None, config, preprocess=preprocess, weights=weights, wanted=name)
 
 
@@ -229,7 +229,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
         content = json.loads(file.read_text(encoding="utf-8"))
         return _check_config(content["model_cfg"]), content.get("preprocess_cfg", {})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BackboneError(f"{file} is no open_clip configuration with a model_cfg ({error!r})") from error
+        raise BackboneError(f"{file} is not an open_clip configuration with a model_cfg ({error!r})") from error
 
 
 def build_network(

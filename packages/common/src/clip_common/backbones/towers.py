@@ -42,7 +42,7 @@ class Tower(nn.Module):
         return self.trunk.features(inputs)
 
     def freeze_trunk(self) -> None:
-        """Take gradients off the trunk and keep it in eval mode for good; the head still trains."""
+        """Freeze the trunk: no gradients, and always eval mode. The head still trains."""
         freeze(self.trunk)
 
 

@@ -34,7 +34,7 @@ def load_config(
     Args:
         schema: Dataclass of dataclasses; fields are numbers, str, bool, Literal, optional ones, lists, tuples, dicts.
         config: Name of a YAML in the package's `configs/`, a path to one, or its content.
-        overrides: `section.field=value` each; the value is YAML (`null`, `[1, 2]`, `1e-4`), for text as it stands.
+        overrides: `section.field=value` each; the value is YAML (`null`, `[1, 2]`, `1e-4`), text is taken literally.
         package: Import name of the package whose `configs/` folder is searched.
 
     Raises:

@@ -88,7 +88,7 @@ class Shelf:
         except OSError as error:
             raise FeatureCacheError(
                 f"{self.folder}: features could not be written ({error.strerror or error}); "
-                "what was written before is kept: free some space and run again"
+                "what was written before is kept: free some space or choose another folder for the cache, and run again"
             ) from error
 
     def check_space(self, needed_bytes: int, what: str) -> None:

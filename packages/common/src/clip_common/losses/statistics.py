@@ -114,8 +114,8 @@ def pair_statistics(
         log_weight: (rows, columns) slices → (I, J) tile of log-weights; a constant for the gradient.
         normalise: "mean1" divides a row's weights by their mean over the row's negatives, and in the other direction
             the same matrix's columns by theirs; "none" takes the weights as they are.
-        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is no negative.
-        positive: (B,) ids: a pair with equal ids is a positive besides the paired one. Two tensors, of rows and of
+        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is not a negative.
+        positive: (B,) ids: a pair with equal ids is a positive too, like the paired one. Two tensors, of rows and of
             columns: these alone say which pairs are positives, and C may differ from B.
         tile: Rows and columns of a tile; None chooses, and keeps everything in one when it is small.
 

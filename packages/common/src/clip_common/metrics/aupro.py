@@ -61,7 +61,7 @@ class StreamingAUPRO:
         self._histogram.merge(other._histogram)
 
     def compute(self) -> float:
-        """The area, divided by the limit, in [0, 1].
+        """Return the area, divided by the limit, in [0, 1].
 
         Raises:
             ValueError: no defective region, or no defect-free pixel so far.

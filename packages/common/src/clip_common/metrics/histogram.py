@@ -32,7 +32,7 @@ class ScoreHistogram:
         self.bits = 32 if exact else bits
         self.exact = exact
         self._mass_B2 = np.zeros(0 if exact else 2 << bits)  # (bin, label), flat
-        self._kept: list[tuple[Indices, Mass]] = []  # in place of it when `exact`
+        self._kept: list[tuple[Indices, Mass]] = []  # used instead if `exact`
 
     def add(self, scores_N: NDArray[np.float32], labels_N: NDArray[Any], weights_N: NDArray[Any] | None = None) -> None:
         """Add scores (no NaN) with labels 0 and 1, each with mass 1 or its weight."""

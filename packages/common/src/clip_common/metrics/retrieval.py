@@ -35,9 +35,9 @@ class RetrievalResult:
     """One direction of retrieval.
 
     Attributes:
-        per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1, or a share where a tie lies
-            across K), "MRR@10" and "mAP@10" (its own 1/rank and AP). Each metric is the mean of the column of its name;
-            "MedR" and "MeanR" are the median and mean of "rank".
+        per_query: for each query "rank" (of its best positive, 1 = top), "R@1"… (0 or 1, or a share if items tied
+            with the positive are on both sides of rank K), "MRR@10" and "mAP@10" (its own 1/rank and AP). Each metric
+            is the mean of the column of its name; "MedR" and "MeanR" are the median and mean of "rank".
     """
 
     per_query: dict[str, Floats]

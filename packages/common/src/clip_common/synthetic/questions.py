@@ -114,7 +114,7 @@ def read_question(question: str) -> tuple[QuestionForm, dict[str, str]]:
         if found is not None:
             return form, {name: _find_value(name, phrase, question) for name, phrase in found.groupdict().items()}
     forms = ", ".join(form.text for form in FORMS)
-    raise ValueError(f"{question!r} is no question of the procedural world; ask one of: {forms}")
+    raise ValueError(f"{question!r} is not a question of the procedural world; ask one of: {forms}")
 
 
 def _find_value(attribute: str, phrase: str, question: str) -> str:
