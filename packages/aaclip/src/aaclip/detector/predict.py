@@ -155,7 +155,7 @@ def calibrate(
         name: What they show.
         target_fpr: Share of normal pictures that may be called anomalous.
         guarantee: Promise that share for the next picture (`calibration.conformal`).
-        tile: Side of the tiles that will be looked at; None: whole pictures.
+        tile: Side of the tiles that will be predicted; None: whole pictures.
         progress: Called as `progress(done, total)`.
 
     Raises:
