@@ -1,25 +1,19 @@
 """Caption files: every format written and read back; what is refused, in one line."""
 
 import csv
-import importlib.util
 import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
+import toy_captions as toy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from clipse.data import check, load_captions
 from clipse.data.formats import parse_kaggle
-
-_spec = importlib.util.spec_from_file_location("toy_captions", Path(__file__).with_name("toy_captions.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 CAPTIONS = toy.CAPTIONS
 WRITERS = toy.WRITERS

@@ -1,19 +1,13 @@
 """Loading a set: splits, held-out images, broken and missing images, empty captions, statistics."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import toy_captions as toy
 
 from clipse.data import DataError, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
-
-_spec = importlib.util.spec_from_file_location("toy_captions", Path(__file__).with_name("toy_captions.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 CAPTIONS = toy.CAPTIONS
 folder = toy.folder

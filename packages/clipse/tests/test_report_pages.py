@@ -1,7 +1,6 @@
 """The search page: complete in one file, and written whole or not at all."""
 
 import base64
-import importlib.util
 import io
 import os
 import re
@@ -10,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_photos as toy
 from PIL import Image
 
 from clipse import Retriever
 from clipse.data import DataError
 from clipse.report.pages import write_page
-
-_spec = importlib.util.spec_from_file_location("toy_photos", Path(__file__).with_name("toy_photos.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 ODD_NAMES = toy.ODD_NAMES
 draw = toy.draw

@@ -1,7 +1,6 @@
 """Retriever: exact ranking, and an index in memory, stored, updated, damaged or of another model."""
 
 import errno
-import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_photos as toy
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -16,12 +16,6 @@ from torch.nn import functional
 from clip_common.index import VectorIndex, VectorIndexError
 from clipse import RetrievalModel, Retriever
 from clipse.data import DataError
-
-_spec = importlib.util.spec_from_file_location("toy_photos", Path(__file__).with_name("toy_photos.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 ODD_NAMES = toy.ODD_NAMES
 small = toy.small

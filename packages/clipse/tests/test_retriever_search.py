@@ -1,18 +1,10 @@
 """`clipse search`: words and images find images; unreadable images, wrong queries, words that a model does not know."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+import toy_photos as toy
 
 from clip_common.index import VectorIndex
 from clipse import RetrievalModel, Retriever
-
-_spec = importlib.util.spec_from_file_location("toy_photos", Path(__file__).with_name("toy_photos.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 SMALL = toy.SMALL
 ODD_NAMES = toy.ODD_NAMES

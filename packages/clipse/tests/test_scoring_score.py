@@ -1,19 +1,13 @@
 """Scoring a run: the same numbers as in training, and a second model on the same images."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import toy_runs as toy
 
 from clipse import Retriever, read_records, score, score_records, train
 from clipse.released.results import write_registry
-
-_spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 configured = toy.configured
 rows = toy.rows

@@ -1,11 +1,11 @@
 """Training on drawn scenes: what a run leaves, and what each setting does."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
+import toy_runs as toy
 
 from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
@@ -14,12 +14,6 @@ from clipse import Config, Retriever, score, train
 from clipse.released.results import write_training
 from clipse.training.losses import SANWDebias
 from clipse.training.modules import RetrievalModule, find_first_of_each
-
-_spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 configured = toy.configured
 weights = toy.weights

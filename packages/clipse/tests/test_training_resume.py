@@ -1,6 +1,5 @@
 """Killed, moved and finished runs are resumed; several ranks train as one."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -11,16 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_runs as toy
 
 from clip_common.runs import Run
 from clipse import score, train
 from clipse.released.results import write_registry, write_training
-
-_spec = importlib.util.spec_from_file_location("toy_runs", Path(__file__).with_name("toy_runs.py"))
-assert _spec
-assert _spec.loader
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 configured = toy.configured
 weights = toy.weights

@@ -1,7 +1,6 @@
 """Features computed once: nothing stale, nothing lost, nothing half-written, however many write."""
 
 import errno
-import importlib.util
 import logging
 import os
 import shutil
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import toy_features as toy
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,9 +28,6 @@ from clip_common.backbones import ImageFeed, load_clip
 from clip_common.features import FeatureCache, FeatureCacheError, cache
 
 TOY = Path(__file__).with_name("toy_features.py")
-_spec = importlib.util.spec_from_file_location("toy_features", TOY)
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 
 @pytest.fixture

@@ -1,19 +1,11 @@
 """One cache for encoders of every kind: a toy audio encoder goes through it as those of images and texts do."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+import toy_features as toy
 
 from clip_common.backbones import Encoder, load_clip
 from clip_common.features import FeatureCache, FeatureCacheError
-
-_spec = importlib.util.spec_from_file_location("toy_features", Path(__file__).with_name("toy_features.py"))
-toy = importlib.util.module_from_spec(_spec)
-sys.modules["toy_features"] = toy
-_spec.loader.exec_module(toy)
 
 
 @pytest.fixture

@@ -1,30 +1,18 @@
 """One reader behind everything: feature cache, preprocessing and `read_image` see the same pixels of every picture."""
 
-import importlib.util
-import sys
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import toy_features
+import toy_images
 from PIL import Image
 
 from clip_common import images, pixels
 from clip_common.backbones import ImageFeed
 from clip_common.features import FeatureCache
-
-
-def load(name: str):
-    """A module beside this file."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-toy_images, toy_features = load("toy_images"), load("toy_features")
 
 
 class Spy:

@@ -1,6 +1,5 @@
 """The reader of pictures: every mode and turn gives the pixels that numpy computes; damage is one line with a name."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,17 +12,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from toy_images import CASES, ORIENTATION, RGB, WIDE, swapping_profile, turn
 
 from clip_common import images
 from clip_common.errors import DataError
 from clip_common.images import read_grey, read_image, read_mask, read_size, to_rgb
-
-_spec = importlib.util.spec_from_file_location("toy_images", Path(__file__).with_name("toy_images.py"))
-toy_images = importlib.util.module_from_spec(_spec)
-sys.modules["toy_images"] = toy_images  # where its dataclass looks itself up
-_spec.loader.exec_module(toy_images)
-CASES, ORIENTATION, RGB, WIDE = toy_images.CASES, toy_images.ORIENTATION, toy_images.RGB, toy_images.WIDE
-swapping_profile, turn = toy_images.swapping_profile, toy_images.turn
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 STORED = [case for case in CASES if case.suffix]

@@ -1,6 +1,5 @@
 """An index on disk: whole after a kill, a full disk or a second writer; damage is refused in one line."""
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -15,13 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_index as toy
 from safetensors.torch import save_file
 
 from clip_common.index import VectorIndex, VectorIndexError, store
-
-_spec = importlib.util.spec_from_file_location("toy_index", Path(__file__).with_name("toy_index.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 fork = multiprocessing.get_context("fork")
 

@@ -1,19 +1,13 @@
 """Search in an index: equal to a brute-force reference, whatever was added, deleted and saved before."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+import toy_index as toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_common.index import VectorIndex, exact
-
-_spec = importlib.util.spec_from_file_location("toy_index", Path(__file__).with_name("toy_index.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 NUMBERS = st.lists(st.integers(0, 15), min_size=1, max_size=6, unique=True)
 STEPS = st.lists(

@@ -1,21 +1,17 @@
 """The items of an index: what they hold, how they are kept in step, and what is refused."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
+import toy_index as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_common.errors import DataError
 from clip_common.index import Changes, VectorIndex, VectorIndexError, scan_folder, stamp_file
 from clip_common.index.compaction import choose_merge
-
-_spec = importlib.util.spec_from_file_location("toy_index", Path(__file__).with_name("toy_index.py"))
-toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy)
 
 ANY_TEXT = st.text(max_size=12) | st.binary(max_size=12).map(os.fsdecode)  # the latter: names of files
 
