@@ -141,11 +141,11 @@ def test_what_it_gives_can_be_written_to(records, tmp_path):
 
 
 def test_two_writers_at_once_end_with_one_cache(records, tmp_path, monkeypatch):
-    describe_pooled = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=60)
     write = cache_module.write_json
 
     def both_ready(*arguments):
-        describe_pooled.wait()  # both have decoded everything before either takes the name
+        together.wait()  # both have decoded everything before either takes the name
         return write(*arguments)
 
     monkeypatch.setattr(cache_module, "write_json", both_ready)

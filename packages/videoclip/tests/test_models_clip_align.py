@@ -126,11 +126,11 @@ def test_a_clip_alone_and_in_a_batch_are_predicted_alike(knobs):
     model, (video, maps) = model_of(**knobs), inputs_of(batch=5)
     model(video, maps)  # running statistics of their own
     model.eval()
-    describe_pooled = model(video, maps)
+    together = model(video, maps)
     for row in range(5):
         alone = model(video[row : row + 1], maps[row : row + 1])
-        torch.testing.assert_close(alone.logits[0], describe_pooled.logits[row])
-        torch.testing.assert_close(alone.video_embed[0], describe_pooled.video_embed[row])
+        torch.testing.assert_close(alone.logits[0], together.logits[row])
+        torch.testing.assert_close(alone.video_embed[0], together.video_embed[row])
 
 
 def test_normalise_is_torchvisions():

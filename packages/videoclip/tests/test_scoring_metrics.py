@@ -136,8 +136,8 @@ def test_retrieval_is_the_reference_strict_and_by_map():
     of_map = np.arange(30) // 3 * 10  # three clips a map
     found = score_retrieval(video, attn, of_map)
     alone = [[index] for index in range(30)]
-    describe_pooled = [np.flatnonzero(of_map == one).tolist() for one in of_map]
-    for k, (suffix, positives) in itertools.product((1, 5), (("", alone), ("_group", describe_pooled))):
+    together = [np.flatnonzero(of_map == one).tolist() for one in of_map]
+    for k, (suffix, positives) in itertools.product((1, 5), (("", alone), ("_group", together))):
         expected = reference_recall(video / np.linalg.norm(video, axis=1, keepdims=True), attn, positives, k)
         assert found[f"retrieval_r{k}_v2a{suffix}"].tolist() == expected
         expected = reference_recall(attn, video / np.linalg.norm(video, axis=1, keepdims=True), positives, k)

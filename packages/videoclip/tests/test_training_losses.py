@@ -18,7 +18,7 @@ from videoclip.training.losses import VideoClipLoss, cross_entropy, token_loss
 PLAIN = ModelConfig(lambda_token=0)
 
 
-def forward_batch(batch, *, seed=0, width=8):
+def output_of(batch, *, seed=0, width=8):
     """Embeddings and logits at random, tokens on a grid of 2×4×4, all with gradients."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=generator).requires_grad_()  # noqa: E731
@@ -50,7 +50,7 @@ def plain_contrast(output, *, scale=10.0, exclude=None, positive=None):
 
 
 def test_the_total_weighs_its_parts():
-    output, batch = forward_batch(4), batch_of(4)
+    output, batch = output_of(4), batch_of(4)
     found = VideoClipLoss(LossConfig(clip_weight=0.5), token_config=replace(PLAIN, lambda_token=0.3))(output, **batch)
     torch.testing.assert_close(found.total, found.classification + 0.5 * found.contrastive + 0.3 * found.token)
     assert all(part > 0.01 for part in found.parts.values())
@@ -73,7 +73,7 @@ def test_cross_entropy_leaves_unknown_labels_out():
 def test_subjects_are_excluded_and_regions_are_positives(exclude, positive):
     subject, regions = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([7, 8, 7, 9, 10])
     loss = VideoClipLoss(LossConfig(exclude=exclude, positive=positive), token_config=PLAIN)
-    output = forward_batch(5)
+    output = output_of(5)
     found = loss(output, **batch_of(5, subject_B=subject, regions_B=regions)).contrastive
     expected = plain_contrast(
         output,
@@ -86,7 +86,7 @@ def test_subjects_are_excluded_and_regions_are_positives(exclude, positive):
 
 
 def test_clips_without_a_map_take_no_part_in_the_alignment():
-    output, subject = forward_batch(5), torch.tensor([0, 1, 2, 3, 4])
+    output, subject = output_of(5), torch.tensor([0, 1, 2, 3, 4])
     kept = torch.tensor([True, False, True, True, False])
     loss = VideoClipLoss(LossConfig(), token_config=PLAIN)
     found = loss(replace(output, map_valid=kept), **batch_of(5, subject_B=subject)).contrastive
@@ -99,7 +99,7 @@ def test_clips_without_a_map_take_no_part_in_the_alignment():
 
 @pytest.mark.parametrize("case", ["one subject", "one clip", "no map"])
 def test_without_a_negative_the_alignment_is_zero_with_zero_gradient(case):
-    output = forward_batch(1 if case == "one clip" else 4)
+    output = output_of(1 if case == "one clip" else 4)
     size = len(output.logits)
     batch = batch_of(size, subject_B=torch.zeros(size, dtype=torch.long)) if case == "one subject" else batch_of(size)
     if case == "no map":
@@ -113,7 +113,7 @@ def test_without_a_negative_the_alignment_is_zero_with_zero_gradient(case):
 
 
 def test_what_has_no_weight_leaves_no_gradient():
-    output = forward_batch(4)
+    output = output_of(4)
     found = VideoClipLoss(LossConfig(clip_weight=0), token_config=PLAIN)(output, **batch_of(4))
     found.total.backward()
     assert found.contrastive == found.token == 0
@@ -202,7 +202,7 @@ def test_minimised_it_makes_the_energy_follow_the_map(kind):
 
 
 def test_gated_tokens_follow_the_map_by_themselves():
-    output = replace(forward_batch(3), token_gain=None)
+    output = replace(output_of(3), token_gain=None)
     batch = batch_of(3)
     gain = 1 + 5 * torch.nn.functional.interpolate(batch["map_BCTHW"], size=(2, 4, 4), mode="trilinear")
     output = replace(output, token_gain=gain)
@@ -259,7 +259,7 @@ def shared():
 
 def alignment(rows, *, last):
     """(loss, gradient of the videos' embeddings) of some of the four clips."""
-    whole, kept = forward_batch(4, seed=3), torch.tensor([True, True, False, last])
+    whole, kept = output_of(4, seed=3), torch.tensor([True, True, False, last])
     video = whole.video_embed.detach()[rows].requires_grad_()
     part = {"video_embed": video, "attn_embed": whole.attn_embed[rows], "map_valid": kept[rows]}
     output = replace(whole, logits=whole.logits[rows], **part)

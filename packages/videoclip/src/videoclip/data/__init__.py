@@ -1,9 +1,9 @@
 """Files → clips with maps → batches: formats, splits, leak checks.
 
-from videoclip.data import ClipCache, VideoMapDataset, read_clips, split_of
+from videoclip.data import ClipCache, VideoMapDataset, make_split, read_clips
 
 records = read_clips(config)                                    # a manifest, or videos/ and attention_maps/
-split = split_of(records, config)                               # by subject; a leak raises DataError
+split = make_split(records, config)                             # by subject; a leak raises DataError
 cache = ClipCache(folder, split.train, config, channels=1)      # decoded once
 dataset = VideoMapDataset(split.train, config, channels=1, seed=0, training=True, cache=cache)
 """

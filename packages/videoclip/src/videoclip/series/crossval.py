@@ -105,9 +105,9 @@ def cross_validate(
             announce(f"fold {fold} ({fold + 1} of {len(splits)}): {describe_split(split)}")
             scores.append(score_fold(fold, split, clips, config, run, resume=resume is not None, reporter=reporter))
         metrics = [evaluation.metrics for _, evaluation in scores]
-        describe_pooled = pool_predictions([predictions for predictions, _ in scores], clips.records)
+        predictions = pool_predictions([part for part, _ in scores], clips.records)
         classes = config.model.model_class_num
-        pooled = evaluate(describe_pooled, train_labels=known_labels(clips.records), classes=classes)
+        pooled = evaluate(predictions, train_labels=known_labels(clips.records), classes=classes)
         validated = CrossValidated(
             run=run,
             folds=metrics,
@@ -115,7 +115,7 @@ def cross_validate(
             table=write_text(run.path / "cross-validation.md", render_markdown(config, splits, metrics, pooled)),
             plots=[
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
-                *draw_evaluation(pooled, describe_pooled, run.folder("plots"), prefix="pooled"),
+                *draw_evaluation(pooled, predictions, run.folder("plots"), prefix="pooled"),
             ],
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
