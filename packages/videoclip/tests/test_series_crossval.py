@@ -15,6 +15,7 @@ import pytest
 
 from clip_common.config import load_config
 from clip_common.errors import DataError
+from clip_common.runs import Run
 from videoclip import Config, cross_validate, train
 from videoclip.data.manifest import read_manifest, write_manifest
 from videoclip.scoring.predictions import Predictions
@@ -160,6 +161,9 @@ def test_a_run_is_gone_on_with_by_the_verb_that_began_it(small, trained, tmp_pat
     run = cross_validate(config).run.path
     with pytest.raises(ValueError, match=r"begun by another verb: videoclip cv --resume .*cv"):
         train(config, resume=run)
+    series = Run.create("videoclip", config_yaml="", name="rows", root=tmp_path, group="ablate", verb="ablate").path
+    with pytest.raises(ValueError, match="is a series of `videoclip ablate`: run that command again"):
+        train(config, resume=series)
 
 
 def test_a_clip_that_cannot_be_read_moves_nobody_to_another_fold(small, walks, tmp_path):

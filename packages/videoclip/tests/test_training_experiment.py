@@ -245,9 +245,10 @@ def test_a_part_of_which_nothing_can_be_read_is_refused(small, walks, tmp_path):
         ("data.fold=4 data.folds=6 data.fold=5", "data.fold=5: the fold column has parts 0 to 4"),
         ("data.subjects=40", "data.subjects=40: expected 3 \\(one per class\\) to 9"),
         ("model.model_class_num=2", "set model.model_class_num=3"),
-        ("trainer.devices=cpu:8", "6 validation clip\\(s\\) do not go round 8 devices"),
+        ("trainer.devices=cpu:8", "6 validation clip\\(s\\) are too few for 8 devices"),
         ("trainer.logger=wandb", "trainer.logger=wandb: not installed"),
         ("data.root=nowhere", "nowhere: no such file or folder"),
+        ("model.clip_backbone=mc3_18 model.weights=none.pth", r"none\.pth: no such file"),
     ],
 )
 def test_what_cannot_train_is_refused_before_a_run_is_made(small, tmp_path, override, message):

@@ -29,7 +29,7 @@ from videoclip.report.plots import draw_ablation
 from videoclip.scoring.evaluation import paired_bootstrap
 from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import result_name, score
-from videoclip.training.experiment import check_devices, check_sizes, train
+from videoclip.training.experiment import check_setup, check_sizes, train
 
 Table = Literal["all", "B", "C", "controls"]
 
@@ -187,7 +187,7 @@ def ablate(
     """
     check_choices("seeds", seeds, example="[0,1,2]")
     check_one_device(config.trainer, verb="ablate")
-    check_devices(config)
+    check_setup(config)
     clips = load_clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
     for split in splits:
@@ -278,7 +278,7 @@ def row_config(row: Row, seed: int, config: Config, splits: Sequence[Split], ser
 def run_row(
     row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
 ) -> tuple[Predictions, dict[str, float]]:
-    """Return predictions and metrics of a row with one seed: train and test its run, or reuse what is there."""
+    """Return predictions and metrics of a row with one seed: train and test its run, or reuse its results."""
     run = train_member(series, settings, train, reporter=reporter)
     name = result_name(settings, apply_overrides(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"

@@ -21,7 +21,7 @@ from videoclip.report.plots import draw_folds
 from videoclip.scoring.evaluation import Evaluation, evaluate
 from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import draw_evaluation, score_records
-from videoclip.training.experiment import check_devices, check_run, check_sizes, fit_split, open_run, register_once
+from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, open_run, register_once
 
 SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
@@ -91,7 +91,7 @@ def cross_validate(
         config = replace(config, data=replace(config.data, folds=folds))
     check_one_device(config.trainer, verb="cv")
     check_run(config, resume, verb="cv")
-    check_devices(config)
+    check_setup(config)
     clips = load_clip_set(config, reporter=reporter)
     splits = clips.splits(config.data)
     if folds is not None and len(splits) != folds:

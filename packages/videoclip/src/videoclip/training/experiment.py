@@ -19,7 +19,7 @@ from videoclip.data import Split, SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.clip_set import ClipSet, load_clip_set
 from videoclip.data.records import known_labels
 from videoclip.data.split_record import record_split
-from videoclip.models import VideoAttentionCLIP
+from videoclip.models import VideoAttentionCLIP, build_video_encoder
 from videoclip.report.plots import draw_training
 from videoclip.scoring.evaluation import Evaluation
 from videoclip.scoring.score import draw_evaluation, registry_row, score_records
@@ -57,7 +57,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
             a cache has been written then.
     """
     check_run(config, resume, verb="train")
-    check_devices(config)
+    check_setup(config)
     clips = load_clip_set(config, reporter=reporter)
     split = clips.split(config.data)
     check_sizes(split, config)
@@ -88,14 +88,21 @@ def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv
             Run.check_new("videoclip", config.name, root=config.runs)
         return
     began = Run.open(resume).verb
+    if began == "ablate":
+        raise ValueError(
+            f"{resume} is a series of `videoclip ablate`: run that command again, as before, to continue it"
+        )
     if began != verb:
         raise ValueError(f"{resume} was begun by another verb: videoclip {began} --resume {resume}")
 
 
-def check_devices(config: Config) -> None:
-    """Raise ValueError if the trainer's settings, or the batch size on so many devices, cannot be used."""
+def check_setup(config: Config) -> None:
+    """Raise ValueError if the trainer's settings, the batch size on so many devices, or the weights cannot be used."""
     divide_batch(config.data.batch_size, world=device_count(config.trainer))
     check_trainer(config.trainer)
+    if config.model.weights is not None:
+        encoder = build_video_encoder(config.model.clip_backbone, feature_dim=config.model.clip_feature_dim)
+        load_torchvision_weights(encoder, Path(config.model.weights))
 
 
 def check_sizes(split: Split, config: Config) -> None:
@@ -110,7 +117,9 @@ def check_sizes(split: Split, config: Config) -> None:
             raise DataError(f"{config.data.root}: no clip of the {part} subjects can be read: restore some")
     world = device_count(config.trainer)
     if len(split.val) < world:
-        raise DataError(f"{len(split.val)} validation clip(s) do not go round {world} devices: set trainer.devices")
+        raise DataError(
+            f"{len(split.val)} validation clip(s) are too few for {world} devices: use fewer (trainer.devices)"
+        )
     if config.data.batches == "subject_unique":  # the sampler refuses too few subjects
         share = divide_batch(size, world=world)
         SubjectUniqueBatchSampler(number_subjects(split.train), batch_size=share, world=world)
