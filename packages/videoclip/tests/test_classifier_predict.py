@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_common.runs import Run
 from clip_common.video import write_video
 from videoclip.classifier.predict import name_outputs, overlay_clips, predict_videos
 from videoclip.data.manifest import read_manifest
@@ -162,3 +163,6 @@ def test_what_cannot_be_drawn_is_one_line(walks, trained, tmp_path):
         overlay_clips(tmp_path / "nowhere", out=tmp_path)
     with pytest.raises(ValueError, match="the model is trained"):
         overlay_clips(trained(GUIDED), out=tmp_path, overrides=["model.attn_in_channels=2"])
+    other = Run.create("clipse", config_yaml="results: 1\n", name="other", root=tmp_path).path
+    with pytest.raises(ValueError, match="is a run of clipse, not of videoclip"):
+        overlay_clips(other, out=tmp_path)

@@ -137,7 +137,7 @@ def test_a_copy_of_a_video_that_was_learnt_from_is_found_in_another_set(run, wal
     shutil.copytree(others, tmp_path / "leaky")
     target = tmp_path / "leaky" / "videos" / "subject_04" / "clip_00.mp4"
     shutil.copy(copied.video, target)
-    with pytest.raises(DataError, match="have the same content"):
+    with pytest.raises(DataError, match=r"of subject subject_04 of .*leaky in test have the same content"):
         score(run, overrides=[f"data.root={tmp_path / 'leaky'}", "split=all"])
 
 
@@ -176,3 +176,9 @@ def test_a_run_without_a_model_says_how_to_get_one(run, tmp_path):
         score(run)
     with pytest.raises(ValueError, match="not a run folder"):
         score(tmp_path)
+
+
+def test_a_run_that_no_longer_knows_its_training_clips_is_refused(run):
+    (run / "splits.json").unlink()
+    with pytest.raises(DataError, match=r"splits\.json, which names its training clips, is missing: restore it"):
+        score(run)

@@ -103,7 +103,7 @@ def draw(prediction: VideoPrediction, place: Path) -> list[Path]:
     picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
     fps = playback_fps(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
     return [
-        write_sheet(clip.frames_THW3, {"the model looked": clip.looked_THW}, picture, title=title),
+        write_sheet(clip.frames_THW3, {"model": clip.looked_THW}, picture, title=title),
         write_overlay(clip.frames_THW3, clip.looked_THW, film, fps=fps),
     ]
 
@@ -170,10 +170,10 @@ def overlay_clips(
     classifier = None
     if is_run(source):
         run = Run.open(source)
+        classifier = Classifier.from_pretrained(source)
         trained, config = load_run_config(run, overrides)
         if is_training_set(trained, config):
             check_same_split_fields(run, trained, config)
-        classifier = Classifier.from_pretrained(source)
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips and config.split != "all":
             labelled = [record for record in records if record.label is not None]

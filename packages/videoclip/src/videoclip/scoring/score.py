@@ -18,7 +18,7 @@ from videoclip.classifier.run_config import SPLIT_FIELDS, check_same_split_field
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Split, check_disjoint, collate, read_clips
 from videoclip.data.clip_set import ClipSet, load_clip_set
-from videoclip.data.split_record import check_same_split, read_splits
+from videoclip.data.split_record import SPLITS, check_same_split, read_splits
 from videoclip.models import VideoAttentionCLIP
 from videoclip.report.plots import draw_scores
 from videoclip.scoring.evaluation import Evaluation, evaluate
@@ -147,7 +147,9 @@ def select_clips(
     Raises:
         DataError: A leak, a part without clips, or a data set that has changed since the run was trained.
     """
-    recorded = read_splits(run.path)["fit"]
+    recorded = read_splits(run.path).get("fit")
+    if recorded is None:
+        raise DataError(f"{run.path}: {SPLITS}, which names its training clips, is missing: restore it, or train anew")
     if is_training_set(trained, config):
         part, records = config.split, select_from_training_set(run, trained, config, clips, recorded)
     else:
@@ -193,6 +195,6 @@ def select_from_other_set(
         return records
     before = tuple(record for record in read_clips(trained.data) if record.clip_id in known)
     # the same subject name in another set is another person; the same video is a leak
-    renamed = tuple(replace(record, subject_id=f"{config.data.root}: {record.subject_id}") for record in records)
+    renamed = tuple(replace(record, subject_id=f"{record.subject_id} of {config.data.root}") for record in records)
     check_disjoint(Split(train=before, val=(), test=renamed))
     return records
