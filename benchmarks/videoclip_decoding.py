@@ -121,7 +121,7 @@ def main() -> None:
                     )
                 )
         records = [
-            ClipRecord(str(second), "anybody", path, start_s=second, end_s=second + 1) for second in range(seconds)
+            ClipRecord(str(second), "subject", path, start_s=second, end_s=second + 1) for second in range(seconds)
         ]
         config = DataConfig(frames=FRAMES)
         cache = ClipCache(Path(place) / "cache", records, config, channels=1)

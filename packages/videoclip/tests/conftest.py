@@ -32,7 +32,7 @@ def walks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
-    """Where the clips of the session lie decoded."""
+    """Folder of the clips that the session's tests decode."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -51,7 +51,7 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pictures() -> None:
-    """Ask for it where pictures are to be drawn."""
+    """Request this fixture in a test whose pictures matter."""
 
 
 @pytest.fixture

@@ -166,9 +166,9 @@ def test_files_that_are_no_manifest(tmp_path):
     (tmp_path / "m.csv").write_bytes(f"{HEAD}\n".encode("utf-16"))
     with pytest.raises(DataError, match=r"m\.csv: not UTF-8 text"):
         read_manifest(tmp_path / "m.csv")
-    with pytest.raises(DataError, match=r"m\.xlsx: a manifest is a file \.csv or \.jsonl"):
+    with pytest.raises(DataError, match=r"m\.xlsx: a manifest is a \.csv or \.jsonl file"):
         read_manifest(tmp_path / "m.xlsx")
-    with pytest.raises(ValueError, match=r"m\.xlsx: a manifest is a file \.csv or \.jsonl"):
+    with pytest.raises(ValueError, match=r"m\.xlsx: a manifest is a \.csv or \.jsonl file"):
         write_manifest([], tmp_path / "m.xlsx")
     with pytest.raises(DataError, match=r"gone\.csv: cannot be read \(No such file"):
         read_manifest(tmp_path / "gone.csv")

@@ -328,8 +328,8 @@ def test_runs_are_paired_and_their_mean_is_compared():
         (some(), some(subjects=8), "accuracy", "of the same clips in the same order; got 36 and 32"),
         (some(), some(clip_ids=some().clip_ids[::-1]), "accuracy", "of the same clips in the same order"),
         (some(), some(label_N=some().label_N[::-1].copy()), "accuracy", "of the same clips in the same order"),
-        (some(), some(), "acuracy", "no figure 'acuracy' of both systems; known: accuracy, align_sim_corr"),
-        (some(), some(valid_N=np.zeros(36, bool)), "retrieval_r1_v2a", "no figure 'retrieval_r1_v2a'"),
+        (some(), some(), "acuracy", "no metric 'acuracy' of both systems; known: accuracy, align_sim_corr"),
+        (some(), some(valid_N=np.zeros(36, bool)), "retrieval_r1_v2a", "no metric 'retrieval_r1_v2a'"),
         (some(subjects=1), some(subjects=1), "accuracy", "needs at least 2; got 1"),
     ],
 )

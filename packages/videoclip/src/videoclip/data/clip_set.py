@@ -1,4 +1,4 @@
-"""The labelled clips of a data set, decoded once, and what is made of them: splits and datasets."""
+"""The labelled clips of a data set, decoded once, with their splits and datasets."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

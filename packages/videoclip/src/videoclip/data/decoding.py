@@ -133,7 +133,10 @@ def list_frames(folder: Path) -> list[Path]:
     """
     files = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
     if not files:
-        raise DataError(f"{folder}: holds no pictures ({', '.join(IMAGE_SUFFIXES)}): expected one a frame")
+        raise DataError(
+            f"{folder}: holds no pictures ({', '.join(IMAGE_SUFFIXES)}): a folder is read as one video, a picture per "
+            "frame"
+        )
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 

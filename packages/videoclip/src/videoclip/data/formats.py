@@ -38,7 +38,7 @@ def read_clips(config: DataConfig) -> list[ClipRecord]:
         root = manifests[0]
     elif not root.exists():
         raise DataError(
-            f"{root}: no such file or folder; data.root is a manifest, or the folder of one or of {VIDEOS}/"
+            f"{root}: no such file or folder; data.root is a manifest, or a folder with one or with {VIDEOS}/"
         )
     return read_manifest(root, require_files=config.on_error == "raise")
 

@@ -43,7 +43,7 @@ def read_manifest(file: str | Path, *, require_files: bool = True) -> list[ClipR
     """
     file = Path(file)
     if file.suffix.lower() not in _READERS:
-        raise DataError(f"{file}: a manifest is a file {' or '.join(_READERS)}")
+        raise DataError(f"{file}: a manifest is a {' or '.join(_READERS)} file")
     records: dict[str, ClipRecord] = {}
     places: dict[str, str] = {}
     missing = []
@@ -73,7 +73,7 @@ def write_manifest(records: Iterable[ClipRecord], file: str | Path) -> Path:
     """
     file = Path(file)
     if file.suffix.lower() not in _READERS:
-        raise ValueError(f"{file}: a manifest is a file {' or '.join(_READERS)}")
+        raise ValueError(f"{file}: a manifest is a {' or '.join(_READERS)} file")
     rows = [_to_row(record, folder=file.parent) for record in records]
     if file.suffix.lower() == ".jsonl":
         return write_text(file, json_lines_text(rows))

@@ -97,7 +97,7 @@ def read_map(record: ClipRecord, config: DataConfig, *, channels: int, side: int
     Files: .npy or .npz of (L, H, W), (C, L, H, W) or a single (H, W); a video; a folder of pictures. Floats and signed
     integers are used unchanged, or divided by the file's maximum if that exceeds 1. Unsigned integers of 8 and 16 bits
     are divided by the maximum of their type, unless no value exceeds 1: then they are a mask. Videos and pictures are
-    read as 8-bit grey levels.
+    reduced to 8-bit grey levels; pictures of more bits or of floats are scaled to them, not clipped.
 
     Args:
         record: The clip.

@@ -181,7 +181,7 @@ def paired_bootstrap(
     whole = [[keep_finite(one.measure(once_1G)) for one in side] for side in scored]
     known = set.intersection(*(set(metrics) for side in whole for metrics in side))
     if key not in known:
-        raise ValueError(f"no figure {key!r} of both systems; known: {', '.join(sorted(known))}")
+        raise ValueError(f"no metric {key!r} of both systems; known: {', '.join(sorted(known))}")
     resampled_2RS = np.array([[one.resampled(samples=samples, seed=seed)[key] for one in side] for side in scored])
     difference_RS = resampled_2RS[0] - resampled_2RS[1]
     observed_R = [mine[key] - other[key] for mine, other in zip(*whole, strict=True)]

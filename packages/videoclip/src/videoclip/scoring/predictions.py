@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of a model for N clips, with what is known about them.
+    """Predictions of a model for N clips, with the clips' labels, subjects and maps.
 
     Attributes:
         logits_NK: float32.
