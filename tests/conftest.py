@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from environments import ROOT, run, uv
+from helpers.environments import ROOT, run, uv
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environments import ROOT, run
+from helpers.environments import ROOT, run
 
 
 @pytest.mark.slow

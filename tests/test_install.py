@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from environments import run
+from helpers.environments import run
 
 TEN_LINES = """
 import torch

@@ -1,7 +1,7 @@
 """Each package's tests pass with only that package and what it declares: uv does not stop a sibling import."""
 
 import pytest
-from environments import ROOT, run, uv
+from helpers.environments import ROOT, run, uv
 
 
 @pytest.mark.slow

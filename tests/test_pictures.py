@@ -4,9 +4,7 @@ The table of files (modes × EXIF turns, each with an ICC profile) is that of `p
 """
 
 import ast
-import importlib.util
 import io
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_images
 from PIL import Image
 
 from clip_common.backbones import Preprocess, load_clip, save_bundle
 from clip_common.images import read_grey, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location("toy_images", ROOT / "packages/common/tests/toy_images.py")
-sys.modules["toy_images"] = toy_images = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(toy_images)
 
 CASES = [case for case in toy_images.CASES if case.suffix]
 ORIENTATIONS = range(1, 9)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environments import ROOT, run
+from helpers.environments import ROOT, run
 
 SMALL = {
     "synthetic": ["--train", "64", "--val", "16", "--test", "16"],

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from environments import ROOT, run
+from helpers.environments import ROOT, run
 
 
 @pytest.mark.slow

@@ -1,15 +1,12 @@
 """Shared by aaclip's tests: a small CLIP with random weights, drawn parts, runs of seconds, the command line."""
 
-import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Models of a test are tiny: a second thread costs more than it brings, above all where tests run side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from helpers.commands import call
 
 ARCHITECTURE = {
     "embed_dim": 24,
@@ -140,14 +137,7 @@ def aaclip(capsys):
     """`aaclip("test", …)` -> (exit code, what it printed, what it said on stderr)."""
     from aaclip.cli.main import app
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what fixtures printed is not the command's
-        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-            app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return partial(call, app, capsys)
 
 
 @pytest.fixture

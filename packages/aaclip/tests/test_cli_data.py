@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import refused, succeeded
+from helpers.commands import refused, succeeded
 from PIL import Image
 
 

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from commands import refused, succeeded
+from helpers.commands import refused, succeeded
 
 
 def test_calibrate_goes_on_past_what_cannot_be_read(aaclip, saved, photos):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import refused, succeeded
+from helpers.commands import refused, succeeded
 
 from aaclip.config import Config
 from clip_common.config import load_config

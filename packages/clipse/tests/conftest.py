@@ -1,13 +1,10 @@
 """Shared by clipse's tests: a small set of drawn scenes, and settings under which a run takes seconds."""
 
-import os
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Models of a test are tiny: a second thread costs more than it brings, above all where tests run side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from helpers.commands import call
 
 SMALL = [
     "model.architecture={embed_dim: 32,"
@@ -66,11 +63,4 @@ def clipse(capsys):
     """`clipse("train", …)` -> (exit code, what it printed, what it said on stderr)."""
     from clipse.cli.main import app
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()  # what fixtures printed is not the command's
-        with pytest.raises(SystemExit) as stop:
-            app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return partial(call, app, capsys)

@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import refused
 
 from clip_common.config import load_config, to_yaml
 from clip_common.runs import Run
 from clipse import Config
-
-
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    code, _, error = result
-    lines = [line for line in error.splitlines() if line.strip()]
-    assert code == 2, error
-    assert len(lines) == 1, f"not one line:\n{error}"
-    for word in words:
-        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
 
 
 def runs_of(tmp_path: Path) -> list[Path]:

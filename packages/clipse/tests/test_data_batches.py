@@ -1,15 +1,14 @@
 """Topical batches: every row once, ranks disjoint, resume in mid-epoch, edges; and a run that is killed among them."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 import torch
+from helpers.runs import kill_when, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,10 +216,6 @@ def weights(run):
     return torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_each_knob_changes_the_weights_that_come_out(trained):
     epochs = "trainer.max_epochs=3"
     chosen = [["data.batch_size=8"], TOPICAL[:2] + TOPICAL[3:], TOPICAL]
@@ -267,18 +262,16 @@ def test_killed_in_an_epoch_after_topics_were_found_again_and_resumed_equals_uni
     ]  # six steps an epoch, new topics at step 12
     whole = train(load_config(Config, overrides=[*small, *extra, "name=whole"], package="clipse")).run.path
 
-    process = start("fresh", *small, *extra, "name=killed")
     last = tmp_path / "runs" / "clipse" / "killed" / "checkpoints" / "fit" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    wanted = 13 + int(os.urandom(1)[0]) % 4  # inside the third epoch
-    while time.monotonic() < deadline and process.poll() is None:
+    wanted = 13 + os.urandom(1)[0] % 4  # inside the third epoch
+
+    def reached() -> bool:
         try:
-            if torch.load(last, weights_only=True)["global_step"] >= wanted:
-                break
-        except (OSError, RuntimeError, EOFError):
-            time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+            return torch.load(last, weights_only=True)["global_step"] >= wanted
+        except (OSError, RuntimeError, EOFError):  # not written yet
+            return False
+
+    kill_when(reached, [sys.executable, "-c", SCRIPT, "fresh", *small, *extra, "name=killed"])
     killed = last.parents[2]
     assert not (killed / "model").exists(), "it had finished before it was killed"
     saved = torch.load(last, weights_only=True)

@@ -4,17 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-import toy_captions as toy
+from toy_captions import CAPTIONS, jpeg, message, write_kaggle, write_karpathy
 
 from clipse.data import DataError, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
-
-CAPTIONS = toy.CAPTIONS
-folder = toy.folder
-jpeg = toy.jpeg
-message = toy.message
-write_karpathy = toy.write_karpathy
-write_kaggle = toy.write_kaggle
 
 
 def test_a_broken_image_does_not_move_the_others_to_another_split(folder):

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import toy_runs as toy
+from helpers.runs import rows
+from toy_runs import configured
 
 from clipse import Retriever, read_records, score, score_records, train
 from clipse.released.results import write_registry
-
-configured = toy.configured
-rows = toy.rows
 
 
 def test_the_saved_model_scores_what_the_run_says(small, tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy_runs as toy
+from helpers.runs import rows, same, weights
+from toy_runs import configured, losses
 
 from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
@@ -14,12 +15,6 @@ from clipse import Config, Retriever, score, train
 from clipse.released.results import write_training
 from clipse.training.losses import SANWDebias
 from clipse.training.modules import RetrievalModule, find_first_of_each
-
-configured = toy.configured
-weights = toy.weights
-same = toy.same
-rows = toy.rows
-losses = toy.losses
 
 
 def test_a_run_leaves_a_model_its_numbers_and_its_pictures(small, tmp_path):

@@ -2,25 +2,18 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-import toy_runs as toy
+from helpers.runs import count_lines, kill_when, rows, same, weights
+from toy_runs import configured, losses
 
 from clip_common.runs import Run
 from clipse import score, train
 from clipse.released.results import write_registry, write_training
-
-configured = toy.configured
-weights = toy.weights
-same = toy.same
-rows = toy.rows
-losses = toy.losses
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
@@ -95,15 +88,10 @@ def test_killed_at_any_step_and_resumed_equals_uninterrupted(small, tmp_path, lo
     extra += ["trainer.max_epochs=6", "trainer.checkpoint_every=1"]
     whole = train(configured(small, "name=whole", *extra)).run.path
 
-    process = start("fresh", *small, "name=killed", *extra)
     metrics = tmp_path / "runs" / "clipse" / "killed" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) > 5 + int(os.urandom(1)[0]) % 8:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    after = 5 + os.urandom(1)[0] % 8
+    fresh = [sys.executable, "-c", SCRIPT, "fresh", *small, "name=killed", *extra]
+    kill_when(lambda: count_lines(metrics) > after, fresh)
     killed = metrics.parent
     assert not (killed / "model").exists(), "it had finished before it was killed"
     finish(start("resume", killed))

@@ -81,15 +81,6 @@ def encoded(monkeypatch) -> list[int]:
     return sizes
 
 
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    code, _, error = result
-    lines = [line for line in error.splitlines() if line.strip()]
-    assert code == 2, error
-    assert len(lines) == 1, f"not one line:\n{error}"
-    for word in words:
-        assert word in lines[0], f"{word!r} is not in: {lines[0]}"
-
-
 def stored_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "runs").rglob("*") if path.is_file())
 

@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from collections import namedtuple
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +25,6 @@ from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import ImageFeed, load_clip
 from clip_common.features import FeatureCache, FeatureCacheError, cache
-
-TOY = Path(__file__).with_name("toy_features.py")
 
 
 @pytest.fixture
@@ -350,7 +347,7 @@ def test_an_abandoned_temporary_file_is_swept_and_a_young_one_left(bundle, image
 
 
 def process(store, images, *options):
-    command = [sys.executable, str(TOY), str(store.root), str(images[0].parent), *options]
+    command = [sys.executable, str(toy.__file__), str(store.root), str(images[0].parent), *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 

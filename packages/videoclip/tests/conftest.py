@@ -1,12 +1,10 @@
 """Shared by videoclip's tests: a small set of walking figures, and settings under which a run takes a second."""
 
-import os
+from functools import partial
 from pathlib import Path
 
 import pytest
-
-# Models of a test are tiny: a second thread costs more than it brings, above all where tests run side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from helpers.commands import call
 
 SMALL = [
     "data.size=32",
@@ -85,15 +83,7 @@ def trained(walks, cache, tmp_path_factory):
 @pytest.fixture
 def videoclip(capsys):
     """`videoclip("train", …)` -> (exit code, what it printed, what it said on stderr)."""
-    import warnings
 
     from videoclip.cli.main import app
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what fixtures printed is not the command's
-        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
-            app([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return partial(call, app, capsys)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.commands import refused
 
 from clip_common.config import load_config
 from videoclip import Config
@@ -28,15 +29,6 @@ SOURCE = [
     f"{GUIDED} model.map_guided_sigmoid_gate=true",
 ]
 """The example commands of the description: B1 to B4, C1 to C3."""
-
-
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    code, _, error = result
-    told = [line for line in error.splitlines() if line.strip()]
-    assert code == 2, error
-    assert len(told) == 1, f"not one line:\n{error}"
-    for word in words:
-        assert word in told[0], f"{word!r} is not in: {told[0]}"
 
 
 def succeeded(result: tuple[int, str, str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import same
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig, load_config
 from videoclip import Config
@@ -106,10 +107,6 @@ def fitted(walks, cache, tmp_path_factory):
         return made[overrides]
 
     return get
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("knob", CHANGED)

@@ -1,21 +1,18 @@
 """Training on walking figures: what a run leaves, kill and resume, ranks, sets with holes, learning."""
 
-import csv
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.runs import count_lines, kill_when, rows, same, weights
 
 from clip_common.config import load_config
 from clip_common.errors import DataError
@@ -27,19 +24,6 @@ from videoclip.training.modules import AlignmentModule
 
 def configured(small: list[str], *overrides: str) -> Config:
     return load_config(Config, overrides=[*small, *overrides])
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model" / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def read(file: Path):
@@ -145,17 +129,8 @@ verb(load_config(Config, overrides=sys.argv[2:]))
 
 
 def killed(verb: str, overrides: list[str], metrics: Path, *, after: int) -> None:
-    """Begin a run in a process of its own, and kill that once `metrics` has so many lines."""
-    command = [sys.executable, "-c", SCRIPT, verb, *overrides]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) > after:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    _, error = process.communicate()
-    assert process.returncode == -signal.SIGKILL, error
+    """Start a run, and kill it once `metrics` has more than `after` lines."""
+    kill_when(lambda: count_lines(metrics) > after, [sys.executable, "-c", SCRIPT, verb, *overrides])
 
 
 @pytest.mark.parametrize("batches", ["shuffled", pytest.param("subject_unique", marks=pytest.mark.slow)])

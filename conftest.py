@@ -1,0 +1,14 @@
+"""Settings of every test: no network, one thread for each model, no deadlines."""
+
+import os
+
+from hypothesis import settings
+
+# A loader that reaches for the network must fail in the test, not in a user's hands.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Models of tests are tiny: a second thread costs more than it brings, above all with several test processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The time of an example tells more about the machine than about the code.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
