@@ -11,23 +11,23 @@ import toy_captions as toy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from toy_captions import (
-    CAPTIONS,
-    WRITERS,
-    add,
-    jpeg,
-    message,
-    pairs,
-    write_kaggle,
-    write_kaggle_unquoted,
-    write_karpathy,
-    write_open_clip,
-    write_shards,
-    write_token,
-)
 
 from clipse.data import check, load_captions
 from clipse.data.formats import parse_kaggle
+
+CAPTIONS = toy.CAPTIONS
+WRITERS = toy.WRITERS
+add = toy.add
+folder = toy.folder
+jpeg = toy.jpeg
+message = toy.message
+pairs = toy.pairs
+write_karpathy = toy.write_karpathy
+write_kaggle = toy.write_kaggle
+write_kaggle_unquoted = toy.write_kaggle_unquoted
+write_open_clip = toy.write_open_clip
+write_shards = toy.write_shards
+write_token = toy.write_token
 
 
 @pytest.mark.parametrize("format", WRITERS)

@@ -4,10 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
-from toy_captions import CAPTIONS, jpeg, message, write_kaggle, write_karpathy
+import toy_captions as toy
 
 from clipse.data import DataError, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
+
+CAPTIONS = toy.CAPTIONS
+folder = toy.folder
+jpeg = toy.jpeg
+message = toy.message
+write_karpathy = toy.write_karpathy
+write_kaggle = toy.write_kaggle
 
 
 def test_a_broken_image_does_not_move_the_others_to_another_split(folder):

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_photos as toy
 from helpers.commands import refused
 from PIL import Image
-from toy_photos import ODD_NAMES, draw, stored_files
 
 from clipse import Retriever
 from clipse.data import DataError
 from clipse.report.pages import write_page
+
+ODD_NAMES = toy.ODD_NAMES
+draw = toy.draw
+model = toy.model
+photos = toy.photos
+search = toy.search
+stored_files = toy.stored_files
 
 
 class Page(HTMLParser):

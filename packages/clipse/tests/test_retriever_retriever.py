@@ -8,24 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_photos as toy
 from helpers.commands import refused
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from toy_photos import (
-    ODD_NAMES,
-    draw,
-    index_of,
-    random_index,
-    small,
-    snapshot,
-    stored_indexes,
-    vectors_of,
-)
 
 from clip_common.index import VectorIndex, VectorIndexError
 from clipse import RetrievalModel, Retriever
 from clipse.data import DataError
+
+ODD_NAMES = toy.ODD_NAMES
+small = toy.small
+draw = toy.draw
+model = toy.model
+photos = toy.photos
+search = toy.search
+encoded = toy.encoded
+stored_indexes = toy.stored_indexes
+snapshot = toy.snapshot
+vectors_of = toy.vectors_of
+index_of = toy.index_of
+random_index = toy.random_index
 
 
 @pytest.mark.parametrize("k", [1, 10, 200, 1000])

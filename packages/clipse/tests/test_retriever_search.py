@@ -1,11 +1,20 @@
 """`clipse search`: words and images find images; unreadable images, wrong queries, words that a model does not know."""
 
 import pytest
+import toy_photos as toy
 from helpers.commands import refused
-from toy_photos import ODD_NAMES, SMALL, stored_files, stored_indexes
 
 from clip_common.index import VectorIndex
 from clipse import RetrievalModel, Retriever
+
+SMALL = toy.SMALL
+ODD_NAMES = toy.ODD_NAMES
+model = toy.model
+photos = toy.photos
+search = toy.search
+encoded = toy.encoded
+stored_files = toy.stored_files
+stored_indexes = toy.stored_indexes
 
 
 def test_words_and_images_find_images_and_the_second_time_nothing_is_encoded(search, photos, tmp_path, encoded):

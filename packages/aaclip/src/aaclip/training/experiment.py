@@ -42,7 +42,7 @@ from clip_common.metrics import StreamingCurve
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
-from clip_common.runs.opening import MODEL
+from clip_common.runs.opening import MODEL, check_made_by
 from clip_common.training import check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 
@@ -97,13 +97,16 @@ def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume:
         resume: A run to resume with its own configuration.
 
     Raises:
-        ValueError: An unknown key, a wrong value, no such run, or overrides for a run that is resumed.
+        ValueError: An unknown key, a wrong value, no such run or one of another package, or overrides for a run
+            that is resumed.
     """
     if resume is None:
         return load_config(Config, config=config, overrides=overrides, package="aaclip")
     if config or overrides:
         raise ValueError("--resume keeps the run's own configuration: leave out --config, overrides and other flags")
-    return read_config(Run.open(resume))
+    run = Run.open(resume)
+    check_made_by(run, package="aaclip", verb="train")
+    return read_config(run)
 
 
 def train(config: Config, *, resume: Path | None = None, stage: Stage = "both", reporter: Reporter = silent) -> Trained:

@@ -7,6 +7,7 @@ from pathlib import Path
 from clip_common.config import apply_overrides, load_config
 from clip_common.errors import DataError
 from clip_common.runs import Run
+from clip_common.runs.opening import check_made_by
 from videoclip.config import Config
 
 SPLIT_FIELDS = ("folds", "fold", "split_seed", "subjects", "train_fraction", "clip_seconds")
@@ -17,8 +18,9 @@ def load_run_config(run: Run, overrides: Sequence[str]) -> tuple[Config, Config]
     """Return the configuration of a run, and the same with overrides.
 
     Raises:
-        ValueError: An override that has no effect on a trained model, or would need another one.
+        ValueError: A run of another package; an override that has no effect on a trained model, or needs another one.
     """
+    check_made_by(run, package="videoclip")
     trained = load_config(Config, config=run.path / "config.yaml")
     config = apply_overrides(trained, overrides)
     trainer = replace(config.trainer, devices=trained.trainer.devices)
