@@ -1,7 +1,7 @@
-"""How every benchmark measures: alternated pairs for time, a process of its own for memory, a table and a JSON file.
+"""Measurements shared by the benchmarks: time by alternated pairs, peak memory in a fresh process, table and JSON file.
 
-The machines are shared and noisy, so a figure is a ratio of medians over alternated pairs, never one absolute time,
-and a peak is read in a fresh process, above what was resident once inputs were made and the code was warm.
+The machines are shared and noisy, so time is reported as the median ratio of alternated pairs, beside the median
+seconds of each arm. A peak is measured in a fresh process, above the memory resident after inputs and warm-up.
 """
 
 import gc
@@ -26,7 +26,7 @@ RESULTS = Path("results/benchmarks")
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians of alternated pairs, in seconds; `ratio` is the median of ours / theirs, pair by pair."""
+    """Medians over alternated pairs: seconds of each arm, and `ratio`, the median of ours / theirs within a pair."""
 
     ours_s: float
     theirs_s: float
@@ -34,7 +34,7 @@ class Timing:
 
 
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int = 7, warmup: int = 2) -> Timing:
-    """Run `ours` and `theirs` in turn, swapping who goes first, so that a slow spell of the machine hits both."""
+    """Time `ours` and `theirs` in pairs, in alternating order, so that a slow spell of the machine hits both."""
     for _ in range(warmup):
         ours()
         theirs()
@@ -53,9 +53,9 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], *, pairs
 
 
 class PeakMemory:
-    """Peak resident memory of a block above what was resident as it began, in MiB (Linux); on CUDA torch's counter.
+    """Peak memory of a block in MiB above its start: resident memory (Linux), or torch's counter on CUDA.
 
-    Run each arm in its own process (`arm_in_own_process`): memory that an earlier arm freed is not always given back.
+    Run each arm in its own process (`arm_in_own_process`): an allocator may keep memory that an earlier arm freed.
     """
 
     mib: float = 0.0
@@ -66,22 +66,23 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated() / 2**20
             return self
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to what is resident now
-        self._before = _status_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current resident size
+        self._before = _read_status_mib("VmRSS")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status_mib("VmHWM")
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _read_status_mib("VmHWM")
         self.mib = peak - self._before
 
 
-def _status_mib(field: str) -> float:
+def _read_status_mib(field: str) -> float:
+    """Return a memory field of /proc/self/status in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}: peak memory can be read on Linux only")
+    raise RuntimeError(f"/proc/self/status has no {field}: run the memory benchmarks on Linux")
 
 
 def arm_in_own_process(script: str, arm: str, *arguments: str) -> dict[str, Any]:
@@ -95,13 +96,13 @@ def arm_in_own_process(script: str, arm: str, *arguments: str) -> dict[str, Any]
 
 
 def report(name: str, rows: Sequence[Mapping[str, Any]], *, note: str = "") -> None:
-    """Print `rows` as a table with the machine under it, and write both to results/benchmarks/NAME.json."""
+    """Print `rows` as a table, then the machine; write both to results/benchmarks/NAME.json."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=name)
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
+        table.add_row(*(_format_cell(row.get(column, "")) for column in columns))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     machine = {
@@ -116,8 +117,8 @@ def report(name: str, rows: Sequence[Mapping[str, Any]], *, note: str = "") -> N
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps({"name": name, "machine": machine, "rows": list(rows), "note": note}, indent=2) + "\n")
-    console.print(f"written to {file}")
+    console.print(f"Results: {file}")
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

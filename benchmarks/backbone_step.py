@@ -1,13 +1,13 @@
-"""A training step of ViT-B-32 on real captions: our towers and loss against open_clip's own model and ClipLoss.
+"""Training step of ViT-B-32 on real captions: our towers and loss against open_clip's own model and ClipLoss.
 
     uv run python benchmarks/backbone_step.py            # batch 64; some minutes on two cores
-    uv run python benchmarks/backbone_step.py --quick    # batch 8, two pairs: does it run
+    uv run python benchmarks/backbone_step.py --quick    # batch 8, two pairs: a smoke test
 
-A step is forward, contrastive loss, backward, AdamW. Both arms start from the same (random) weights and see the same
-images and captions; loss and gradients are compared before anything is timed. What makes the difference: the text tower
-runs as far as the longest caption of the batch and not to all 77 positions, and only the class token, which alone is
-read, goes through the image tower's last block. Both arms use torch's AdamW as open_clip's training script does; the
-last row gives ours `fused=True` besides. The towers alone are forward and backward.
+A step is forward, contrastive loss, backward and AdamW. Both arms start from the same (random) weights and see the same
+images and captions; loss and gradients are compared before timing. Ours does less work: the text tower stops at the
+longest caption of the batch instead of running all 77 positions, and the image tower's last block computes only the
+class token, since no other output is used. Both arms use torch's AdamW as open_clip's training script does; one row
+sets `fused=True` for ours only. Rows of a single tower time forward and backward without the optimizer.
 """
 
 import argparse
@@ -28,8 +28,8 @@ MODEL = "ViT-B-32"
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / "captions"
 
 
-def batch_of(folder: Path, bundle: Bundle, *, size: int) -> tuple[Tensor, Tensor]:
-    """The first `size` images of a Karpathy set, each with its first caption."""
+def load_batch(folder: Path, bundle: Bundle, *, size: int) -> tuple[Tensor, Tensor]:
+    """Return the first `size` images of a Karpathy set as pixels, and the tokens of each one's first caption."""
     entries = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["images"][:size]
     images = [bundle.preprocess(read_image(folder / "Images" / entry["filename"])) for entry in entries]
     tokens = bundle.tokenizer([entry["sentences"][0]["raw"] for entry in entries])
@@ -37,8 +37,8 @@ def batch_of(folder: Path, bundle: Bundle, *, size: int) -> tuple[Tensor, Tensor
     return torch.stack(images), tokens
 
 
-def same_weights(bundle: Bundle) -> open_clip.CLIP:
-    """open_clip's own model with the weights of `bundle`."""
+def copy_to_open_clip(bundle: Bundle) -> open_clip.CLIP:
+    """Return open_clip's own model with the weights of `bundle`."""
     model = open_clip.CLIP(**{key: value for key, value in bundle.spec.config.items() if key != "custom_text"})
     state = bundle.image_tower.trunk.state_dict() | bundle.text_tower.trunk.state_dict()
     state = {name.removeprefix("text."): tensor for name, tensor in state.items()}
@@ -47,7 +47,7 @@ def same_weights(bundle: Bundle) -> open_clip.CLIP:
 
 
 class Ours(nn.Module):
-    """Two towers and a temperature."""
+    """Our two towers with a trained temperature."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class Ours(nn.Module):
         return contrastive_loss(self.image_tower.pooled(images), self.text_tower(tokens), scale=self.logit_scale.exp())
 
 
-def require_equal(ours: Ours, theirs: open_clip.CLIP, our_loss: Callable, their_loss: Callable) -> None:
-    """Equal loss, and gradients equal up to rounding."""
+def check_equal(ours: Ours, theirs: open_clip.CLIP, our_loss: Callable, their_loss: Callable) -> None:
+    """Raise AssertionError unless both losses, and all gradients, agree up to rounding."""
     losses = []
     for compute in (our_loss, their_loss):
         loss = compute()
@@ -75,7 +75,8 @@ def require_equal(ours: Ours, theirs: open_clip.CLIP, our_loss: Callable, their_
     print(f"loss {losses[0].item():.6f} and {losses[1].item():.6f}; gradients agree")
 
 
-def step(module: nn.Module, loss: Callable[[], Tensor], *, fused: bool | None = None) -> Callable[[], None]:
+def make_step(module: nn.Module, loss: Callable[[], Tensor], *, fused: bool | None = None) -> Callable[[], None]:
+    """Return a function that runs one training step of `module`."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, weight_decay=0.01, fused=fused)
 
     def run() -> None:
@@ -86,7 +87,8 @@ def step(module: nn.Module, loss: Callable[[], Tensor], *, fused: bool | None = 
     return run
 
 
-def forward_and_backward(embed: Callable[[], Tensor]) -> Callable[[], None]:
+def make_tower_step(embed: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a function that runs `embed` forward and backward."""
     return lambda: embed().sum().backward()
 
 
@@ -100,12 +102,12 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     if not options.captions.exists():
-        parser.error(f"{options.captions} is absent: give a folder with dataset.json and Images/")
+        parser.error(f"{options.captions} does not exist: give a folder with dataset.json and Images/")
     size, pairs = (8, 2) if options.quick else (options.batch, options.pairs)
 
     bundle = load_clip(MODEL, pretrained="random")
-    images, tokens = batch_of(options.captions, bundle, size=size)
-    theirs, ours, clip_loss = same_weights(bundle), Ours(bundle), open_clip.ClipLoss()
+    images, tokens = load_batch(options.captions, bundle, size=size)
+    theirs, ours, clip_loss = copy_to_open_clip(bundle), Ours(bundle), open_clip.ClipLoss()
     lengths = (tokens.argmax(dim=-1) + 1).float()
 
     def their_loss() -> Tensor:
@@ -114,24 +116,24 @@ if __name__ == "__main__":
     def our_loss() -> Tensor:
         return ours.loss(images, tokens)
 
-    require_equal(ours, theirs, our_loss, their_loss)
+    check_equal(ours, theirs, our_loss, their_loss)
     arms = {
-        "step": lambda: (step(ours, our_loss), step(theirs, their_loss)),
-        "step, ours with fused AdamW": lambda: (step(ours, our_loss, fused=True), step(theirs, their_loss)),
+        "step": lambda: (make_step(ours, our_loss), make_step(theirs, their_loss)),
+        "step, ours with fused AdamW": lambda: (make_step(ours, our_loss, fused=True), make_step(theirs, their_loss)),
         "text tower alone": lambda: (
-            forward_and_backward(lambda: ours.text_tower(tokens)),
-            forward_and_backward(lambda: theirs.encode_text(tokens)),
+            make_tower_step(lambda: ours.text_tower(tokens)),
+            make_tower_step(lambda: theirs.encode_text(tokens)),
         ),
         "image tower alone": lambda: (
-            forward_and_backward(lambda: ours.image_tower.pooled(images)),
-            forward_and_backward(lambda: theirs.encode_image(images)),
+            make_tower_step(lambda: ours.image_tower.pooled(images)),
+            make_tower_step(lambda: theirs.encode_image(images)),
         ),
     }
     rows = []
-    for name, make in arms.items():  # made one after the other: each optimizer keeps 1.2 GB
-        timing = alternate(*make(), pairs=pairs, warmup=1)
-        rows.append({"what": name, "ours s": timing.ours_s, "open_clip s": timing.theirs_s, "ratio": timing.ratio})
+    for name, make_arms in arms.items():  # build one pair at a time: each optimizer holds 1.2 GB
+        timing = alternate(*make_arms(), pairs=pairs, warmup=1)
+        rows.append({"case": name, "ours s": timing.ours_s, "open_clip s": timing.theirs_s, "ratio": timing.ratio})
         print(f"{name}: {timing.ours_s:.2f} s, open_clip {timing.theirs_s:.2f} s, ratio {timing.ratio:.3f}", flush=True)
     longest, mean = int(lengths.max()), lengths.mean().item()
-    captions = f"captions of {mean:.1f} tokens, the longest {longest}"
+    captions = f"captions: {mean:.1f} tokens on average, at most {longest}"
     report("backbone_step", rows, note=f"{MODEL}, batch {size}, float32, {images.shape[-1]} px; {captions}")

@@ -1,11 +1,12 @@
-"""Contrastive losses without the B x B matrix: peak memory and time of forward and backward, beside open_clip's.
+"""Contrastive losses without the B x B matrix: peak memory and time of forward and backward, against open_clip's.
 
     uv run python benchmarks/losses.py             # about ten minutes on two cores
-    uv run python benchmarks/losses.py --quick     # smaller batches: does it run, are the results equal
+    uv run python benchmarks/losses.py --quick     # smaller batches: a smoke test that compares results
 
-Rows: InfoNCE against open_clip.ClipLoss; SANW against the same loss with its matrices written out; Matryoshka at five
-widths against one loss a width and against its widest alone; a batch of 32,768 alone. Memory is the peak above the
-inputs, each arm in a process of its own; equality of the losses and gradients is asserted.
+Rows: InfoNCE against open_clip.ClipLoss; SANW against the same loss with full matrices; Matryoshka at five widths
+against one loss per width, and against our loss at full width alone; InfoNCE on a batch of 32,768, memory only. Memory
+is the peak above the inputs, each arm in its own process. Losses and gradients are asserted to agree with the other
+implementation.
 """
 
 import argparse
@@ -22,10 +23,11 @@ from clip_common.losses import InfoNCE, Matryoshka
 from clipse.training.losses import RetrievalLoss, SANWBandpass
 
 SCALE = 14.0
-WEIGHTING = SANWBandpass(m1=-0.05, m2=0.1, gamma=0.02)  # a band that random embeddings fall into: weights that act
+WEIGHTING = SANWBandpass(m1=-0.05, m2=0.1, gamma=0.02)  # random embeddings fall into this band, so the weights act
 
 
-def inputs(rows: int, width: int) -> tuple[Tensor, Tensor]:
+def make_inputs(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return two (rows, width) tensors that require gradients, correlated row by row."""
     torch.manual_seed(0)
     x = torch.randn(rows, width)
     return x.requires_grad_(), (x.detach() + 2 * torch.randn(rows, width)).requires_grad_()
@@ -44,7 +46,7 @@ def sanw(x: Tensor, y: Tensor) -> Tensor:
 
 
 def dense_sanw(x: Tensor, y: Tensor) -> Tensor:
-    """The same loss, as it is written in research code: every matrix in full."""
+    """Compute the same loss as research code does, with full B x B matrices."""
     v, t = normalize(x, dim=1), normalize(y, dim=1)
     logits = SCALE * v @ t.T
     with torch.no_grad():
@@ -65,7 +67,7 @@ def matryoshka(x: Tensor, y: Tensor) -> Tensor:
 
 
 def one_by_one(x: Tensor, y: Tensor) -> Tensor:
-    """What a Matryoshka loss usually does: the base loss once for each width."""
+    """Compute a Matryoshka loss in the usual way: the base loss once per width."""
     return sum((open_clips(x[:, :width], y[:, :width]) for width in DIMS), open_clips(x, y))
 
 
@@ -79,30 +81,33 @@ ARMS = {
 }
 
 
-def step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+def run_step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Return the loss and its gradients by `x` and `y`."""
     value = loss(x, y)
     return value, *torch.autograd.grad(value, (x, y))
 
 
-def memory(name: str, rows: int, width: int) -> None:
-    """One arm: warm up on a few rows, then measure; the gradients, as large as the inputs, are counted."""
-    x, y = inputs(rows, width)
-    step(ARMS[name], *inputs(64, width))
+def print_peak(name: str, rows: int, width: int) -> None:
+    """Print the peak memory of one arm as JSON, after a warm-up on 64 rows; it includes the gradients of the inputs."""
+    x, y = make_inputs(rows, width)
+    run_step(ARMS[name], *make_inputs(64, width))
     with PeakMemory() as peak:
-        step(ARMS[name], x, y)
+        run_step(ARMS[name], x, y)
     print(json.dumps({"mib": peak.mib}))
 
 
-def peak(name: str, rows: int, width: int) -> float:
+def measure_peak(name: str, rows: int, width: int) -> float:
+    """Return the peak memory of one arm in MiB, measured in its own process."""
     return float(arm_in_own_process(__file__, name, "--rows", str(rows), "--width", str(width))["mib"])
 
 
-def compared(label: str, ours: str, theirs: str, rows: int, width: int) -> dict[str, object]:
-    x, y = inputs(rows, width)
-    for one, other in zip(step(ARMS[ours], x, y), step(ARMS[theirs], x, y), strict=True):
+def compare(label: str, ours: str, theirs: str, rows: int, width: int) -> dict[str, object]:
+    """Return a row of the table, after asserting that both arms give the same loss and gradients."""
+    x, y = make_inputs(rows, width)
+    for one, other in zip(run_step(ARMS[ours], x, y), run_step(ARMS[theirs], x, y), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
-    timing = alternate(lambda: step(ARMS[ours], x, y), lambda: step(ARMS[theirs], x, y), warmup=1)
-    ours_mib, theirs_mib = peak(ours, rows, width), peak(theirs, rows, width)
+    timing = alternate(lambda: run_step(ARMS[ours], x, y), lambda: run_step(ARMS[theirs], x, y), warmup=1)
+    ours_mib, theirs_mib = measure_peak(ours, rows, width), measure_peak(theirs, rows, width)
     return {
         "loss": label,
         "B": rows,
@@ -117,17 +122,18 @@ def compared(label: str, ours: str, theirs: str, rows: int, width: int) -> dict[
 
 
 def main(quick: bool) -> None:
+    """Compare every loss, then measure a large batch alone."""
     large = 2048 if quick else 8192
     rows = [
-        compared("InfoNCE / open_clip.ClipLoss", "infonce", "open_clip", large, 512),
-        compared("SANW-Bandpass / matrices in full", "sanw", "dense_sanw", large, 512),
-        compared("Matryoshka, 5 widths / one loss a width", "matryoshka", "one_by_one", 1024, 2048),
+        compare("InfoNCE / open_clip.ClipLoss", "infonce", "open_clip", large, 512),
+        compare("SANW-Bandpass / full matrices", "sanw", "dense_sanw", large, 512),
+        compare("Matryoshka, 5 widths / one loss per width", "matryoshka", "one_by_one", 1024, 2048),
     ]
-    x, y = inputs(1024, 2048)
-    timing = alternate(lambda: step(matryoshka, x, y), lambda: step(infonce, x, y), warmup=2, pairs=15)
+    x, y = make_inputs(1024, 2048)
+    timing = alternate(lambda: run_step(matryoshka, x, y), lambda: run_step(infonce, x, y), warmup=2, pairs=15)
     rows.append(
         {
-            "loss": "Matryoshka, 5 widths / our widest alone",
+            "loss": "Matryoshka, 5 widths / our full width alone",
             "B": 1024,
             "D": 2048,
             "ours s": round(timing.ours_s, 3),
@@ -136,8 +142,8 @@ def main(quick: bool) -> None:
         }
     )
     huge = 4096 if quick else 32768
-    rows.append({"loss": "InfoNCE alone", "B": huge, "D": 512, "ours MiB": round(peak("infonce", huge, 512))})
-    report("losses", rows, note="forward and backward in float32; the peaks include the gradients of the inputs")
+    rows.append({"loss": "InfoNCE alone", "B": huge, "D": 512, "ours MiB": round(measure_peak("infonce", huge, 512))})
+    report("losses", rows, note="forward and backward in float32; peaks include the gradients of the inputs")
 
 
 if __name__ == "__main__":
@@ -148,6 +154,6 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=int)
     arguments = parser.parse_args()
     if arguments.arm:
-        memory(arguments.arm, arguments.rows, arguments.width)
+        print_peak(arguments.arm, arguments.rows, arguments.width)
     else:
         main(arguments.quick)

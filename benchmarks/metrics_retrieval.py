@@ -1,12 +1,12 @@
-"""Retrieval metrics against research code's usual way: for each K a full similarity and torch.topk in both directions.
+"""Retrieval metrics against common research code: for each K a full similarity and torch.topk in both directions.
 
     uv run python benchmarks/metrics_retrieval.py            # 1000 × 5000, then 5000 × 25000
     uv run python benchmarks/metrics_retrieval.py --quick    # 1000 × 5000 only, fewer pairs
 
-The way comes in three kinds: a function of (queries, gallery, K), which computes a similarity for each K and
-direction; a cheaper one that shares it between the directions; and that one with mAP@10 from one more similarity and
-top-10. Ours gives all of these figures and MedR, MeanR and MRR, whichever it is compared with. Embeddings: width 512,
-float32, five noisy captions an image (text→image R@1 near 0.6). Peak memory of each arm: in a process of its own.
+Three variants of that code: "R@K" computes a similarity for each K and direction; "R@K, shared" shares it between the
+directions; "R@K and mAP@10, shared" adds mAP@10 from one more similarity and top-10. Ours always computes all of these
+and MedR, MeanR and MRR. Embeddings: width 512, float32, five noisy captions per image (text→image R@1 near 0.6). Peak
+memory of each arm is measured in its own process.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from clip_common.metrics import image_text_retrieval
 KS = (1, 5, 10)
 
 
-def embeddings(images: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_embeddings(images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the embeddings of images and of five captions for each, and the image of each caption."""
     generator = torch.Generator().manual_seed(0)
     image_of_text = torch.arange(images).repeat_interleave(5)
     image_ND = torch.randn(images, 512, generator=generator)
@@ -34,7 +35,8 @@ def ours(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor) -> dict[str, 
     return image_text_retrieval(image_ND, text_MD, image_of_text).metrics
 
 
-def recall_by_function(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor) -> dict[str, float]:
+def recall_by_direction(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Compute R@K with a new similarity for each K and direction."""
     image_ND, text_MD = functional.normalize(image_ND), functional.normalize(text_MD)
     image = torch.arange(len(image_ND))
 
@@ -48,25 +50,28 @@ def recall_by_function(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor)
 
 
 def recall_by_shared_similarity(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Compute R@K with one similarity for each K, shared between the directions."""
     image_ND, text_MD = functional.normalize(image_ND), functional.normalize(text_MD)
     metrics = {}
     for k in KS:
-        for way, hit_Qk in _hits(image_ND @ text_MD.T, image_of_text, k=k).items():
-            metrics[f"{way}/R@{k}"] = hit_Qk.any(1).double().mean().item()
+        for direction, hit_Qk in _find_hits(image_ND @ text_MD.T, image_of_text, k=k).items():
+            metrics[f"{direction}/R@{k}"] = hit_Qk.any(1).double().mean().item()
     return metrics
 
 
 def recall_and_map_by_shared_similarity(image_ND: Tensor, text_MD: Tensor, image_of_text: Tensor) -> dict[str, float]:
+    """Compute R@K as `recall_by_shared_similarity` does, and mAP@10 from one more similarity."""
     metrics = recall_by_shared_similarity(image_ND, text_MD, image_of_text)
     similarity_NM = functional.normalize(image_ND) @ functional.normalize(text_MD).T
-    for way, hit_Qk in _hits(similarity_NM, image_of_text, k=10).items():
+    for direction, hit_Qk in _find_hits(similarity_NM, image_of_text, k=10).items():
         precision_Qk = hit_Qk.cumsum(1) / torch.arange(1, 11)
-        positives = 5 if way == "i2t" else 1
-        metrics[f"{way}/mAP@10"] = ((precision_Qk * hit_Qk).sum(1) / positives).double().mean().item()
+        positives = 5 if direction == "i2t" else 1
+        metrics[f"{direction}/mAP@10"] = ((precision_Qk * hit_Qk).sum(1) / positives).double().mean().item()
     return metrics
 
 
-def _hits(similarity_NM: Tensor, image_of_text: Tensor, *, k: int) -> dict[str, Tensor]:
+def _find_hits(similarity_NM: Tensor, image_of_text: Tensor, *, k: int) -> dict[str, Tensor]:
+    """Return for each direction (Q, k): whether each of the first k results is a positive of its query."""
     image = torch.arange(len(similarity_NM))
     return {
         "i2t": image_of_text[similarity_NM.topk(k, dim=1).indices] == image[:, None],
@@ -76,18 +81,19 @@ def _hits(similarity_NM: Tensor, image_of_text: Tensor, *, k: int) -> dict[str, 
 
 ARMS = {
     "ours": ours,
-    "R@K": recall_by_function,
+    "R@K": recall_by_direction,
     "R@K, shared": recall_by_shared_similarity,
     "R@K and mAP@10, shared": recall_and_map_by_shared_similarity,
 }
 
 
 def compare(images: int, arm: str, *, pairs: int, warmup: int, memory: bool) -> dict[str, object]:
-    data = embeddings(images)
-    found, expected = ours(*data), ARMS[arm](*data)
+    """Return a row of the table, after asserting that the metrics of both arms agree."""
+    data = draw_embeddings(images)
+    result, expected = ours(*data), ARMS[arm](*data)
     for name, value in expected.items():
-        close = 1e-3  # of scores within 1e-6 of each other every order counts in ours, and one by chance in theirs
-        assert abs(found[name] - value) < close, f"{name}: ours {found[name]}, theirs {value}"
+        tolerance = 1e-3  # scores within 1e-6 of each other tie: ours averages over their orders, theirs takes one
+        assert abs(result[name] - value) < tolerance, f"{name}: ours {result[name]}, theirs {value}"
     timing = alternate(lambda: ours(*data), lambda: ARMS[arm](*data), pairs=pairs, warmup=warmup)
     row: dict[str, object] = {
         "gallery": f"{images} × {5 * images}",
@@ -103,14 +109,15 @@ def compare(images: int, arm: str, *, pairs: int, warmup: int, memory: bool) -> 
 
 
 def main() -> None:
+    """Compare every variant, or measure the memory of one arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the small gallery only, three pairs")
+    parser.add_argument("--quick", action="store_true", help="the small gallery only, with three pairs")
     parser.add_argument("--arm", choices=ARMS, help="measure the peak memory of one arm and print it as JSON")
-    parser.add_argument("--images", type=int, default=1000, help="images in the gallery of --arm")
+    parser.add_argument("--images", type=int, default=1000, help="number of images for --arm")
     options = parser.parse_args()
     if options.arm:
-        ARMS[options.arm](*embeddings(100))
-        data = embeddings(options.images)
+        ARMS[options.arm](*draw_embeddings(100))
+        data = draw_embeddings(options.images)
         with PeakMemory() as memory:
             ARMS[options.arm](*data)
         print(json.dumps({"mib": memory.mib}))
@@ -122,7 +129,7 @@ def main() -> None:
     report(
         "metrics_retrieval",
         rows,
-        note="width 512, float32; bars: 4 times faster at 1000 × 5000, under 1024 MiB at 5000 × 25000",
+        note="width 512, float32; targets: 4 times faster at 1000 × 5000, under 1024 MiB at 5000 × 25000",
     )
 
 

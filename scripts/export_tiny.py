@@ -3,8 +3,8 @@
     uv run python benchmarks/tiny.py --model local-dir:runs/tiny/clipse/tiny-112/model
     uv run python scripts/export_tiny.py runs/tiny/clipse/tiny-64 runs/tiny/clipse/tiny-112
 
-Name every run that led to the weights, the last one last. The card repeats the latest results of benchmarks/tiny.py
-(results/benchmarks/tiny.json): run it on the same weights first.
+Name every run that led to the weights, in order. The card includes the latest results of benchmarks/tiny.py
+(results/benchmarks/tiny.json): run that on the same weights first.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from clip_common.tensors import read_tensors, write_tensors
 
 CURVE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "tiny.png"
 SCORES = Path("results") / "benchmarks" / "tiny.json"
-KEPT = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
-LARGEST = 6 * 2**20
+COPIED = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
+MAX_BYTES = 6 * 2**20
 
 CARD = """# The tiny CLIP
 
@@ -59,13 +59,13 @@ word.{remark}
 """
 
 
-def describe(path: Path) -> str:
-    """Return the log of a run: the machine and the duration, then a row for each epoch."""
+def describe_run(path: Path) -> str:
+    """Return a run's section of the card: machine and duration, then a table with a row per epoch."""
     run = Run.open(path)
     machine = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["hardware"]
     ledger = json.loads((run.path / "phases.json").read_text(encoding="utf-8")).get("fit", {})
     times = [datetime.fromisoformat(ledger[key]) for key in ("started", "finished") if key in ledger]
-    took = f", {(times[1] - times[0]).total_seconds() / 60:.0f} minutes" if len(times) == 2 else ", stopped early"
+    duration = f", {(times[1] - times[0]).total_seconds() / 60:.0f} minutes" if len(times) == 2 else ", stopped early"
     by_epoch: dict[int, list[dict[str, str]]] = {}
     for row in run.metrics.rows():
         by_epoch.setdefault(int(row["epoch"]), []).append(row)
@@ -75,12 +75,12 @@ def describe(path: Path) -> str:
         rsum = next((f"{float(row['val/rsum']):.1f}" for row in rows if row["val/rsum"]), "")
         steps = max(int(row["step"]) for row in rows)
         table.append([str(epoch), f"{steps:,}", f"{sum(losses) / len(losses):.3f}", rsum])
-    heading = f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){took}:"
+    heading = f"{run.name}, one core of {machine['cores']} ({machine['cpu']}){duration}:"
     return f"{heading}\n\n{markdown_table(['epoch', 'steps', 'mean loss', 'validation rsum'], table)}"
 
 
 def draw_curve(runs: Sequence[Path], file: Path) -> None:
-    """Draw loss and validation rsum of all runs, one after another."""
+    """Draw training loss and validation rsum of all runs, in order on one axis of steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -104,41 +104,41 @@ def draw_curve(runs: Sequence[Path], file: Path) -> None:
 
 
 def main() -> None:
-    """Replace the package data, whole or not at all."""
+    """Build the package data in a temporary folder, then replace the old folder with it, and draw the curve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--remark", default="", help="a sentence for the card")
+    parser.add_argument("--remark", default="", help="text appended to the card's first paragraph on training")
     options = parser.parse_args()
     model = options.runs[-1] / "model"
-    found = json.loads(SCORES.read_text(encoding="utf-8"))
+    results = json.loads(SCORES.read_text(encoding="utf-8"))
     state = {name: tensor.half() for name, tensor in read_tensors(model / "model.safetensors").items()}
-    with tempfile.TemporaryDirectory(dir=TINY.parent, prefix=".tiny-") as place:
-        draft = Path(place) / "tiny"
+    with tempfile.TemporaryDirectory(dir=TINY.parent, prefix=".tiny-") as temporary:
+        draft = Path(temporary) / "tiny"
         draft.mkdir()
-        for name in KEPT:
+        for name in COPIED:
             shutil.copyfile(model / name, draft / name)
         config = json.loads((draft / "open_clip_config.json").read_text(encoding="utf-8"))
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # in the same folder; no path of this machine
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "tiny"  # in the same folder, not a path on this machine
         (draft / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_tensors(draft / "open_clip_model.safetensors", state)
-        header = ["what", "mean", *(key for key in found["rows"][0] if key.startswith("seed"))]
-        scores = [[v if isinstance(v, str) else f"{v:.3f}" for v in row.values()] for row in found["rows"]]
+        header = ["what", "mean", *(key for key in results["rows"][0] if key.startswith("seed"))]
+        scores = [[v if isinstance(v, str) else f"{v:.3f}" for v in row.values()] for row in results["rows"]]
         card = CARD.format(
             parameters=sum(tensor.numel() for tensor in state.values()),
             image_size=config["model_cfg"]["vision_cfg"]["image_size"],
             vocabulary=config["model_cfg"]["text_cfg"]["vocab_size"],
             version=VERSION,
-            note=found["note"],
+            note=results["note"],
             scores=markdown_table(header, scores),
             remark=f" {options.remark.strip()}" if options.remark else "",
-            runs="\n\n".join(describe(path) for path in options.runs),
+            runs="\n\n".join(describe_run(path) for path in options.runs),
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
         files = sorted(path for path in draft.iterdir())
         size = sum(path.stat().st_size for path in files)
-        if size > LARGEST:
+        if size > MAX_BYTES:
             raise SystemExit(
-                f"{size / 2**20:.1f} MiB is more than the {LARGEST / 2**20:.0f} MiB that package data may have"
+                f"{model} needs {size / 2**20:.1f} MiB, the limit is {MAX_BYTES / 2**20:.0f}: export a smaller model"
             )
         covered = [path for path in files if path.suffix != ".md"]
         sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in covered)
