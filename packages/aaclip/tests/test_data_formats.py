@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -314,6 +314,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"
 
 @settings(max_examples=40, deadline=None)
 @given(class_name=NAMES, defect=NAMES, stem=NAMES)
+@example(class_name="lists.jsonl", defect="0", stem="0")
 def test_any_name_comes_back_as_it_is(tmp_path_factory, class_name, defect, stem):
     root = tmp_path_factory.mktemp("any")
     defect = f"d{defect}"  # never "good"

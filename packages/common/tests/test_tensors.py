@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from toy_tensors import write_many
 
 from clip_common.tensors import (
     TensorsError,
@@ -279,14 +280,9 @@ def test_an_error_of_safetensors_leaves_nothing(file, monkeypatch, text):
     assert sorted(file.parent.iterdir()) == []
 
 
-def writer(file, value: int) -> None:
-    for _ in range(20):
-        write_tensors(file, {"value": torch.full((2000,), value)})
-
-
 @pytest.mark.parametrize("make", [threading.Thread, multiprocessing.get_context("spawn").Process])
 def test_two_writers_at_once_leave_one_of_them_whole(file, make):
-    writers = [make(target=writer, args=(file, value)) for value in (1, 2)]
+    writers = [make(target=write_many, args=(file, value)) for value in (1, 2)]
     for each in writers:
         each.start()
     while any(each.is_alive() for each in writers):

@@ -105,7 +105,7 @@ def _parse_visa(file: Path) -> Iterator[Row]:
 
 
 def _jsonl_files(root: Path) -> list[Path]:
-    files = sorted(file for file in root.glob("*.jsonl") if not file.name.startswith("."))
+    files = sorted(file for file in root.glob("*.jsonl") if file.is_file() and not file.name.startswith("."))
     return [file for file in files if _first_line_names_an_image(file)]
 
 
