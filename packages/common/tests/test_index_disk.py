@@ -4,17 +4,16 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import toy_index as toy
+from helpers.files import full_disk
 from safetensors.torch import save_file
 
 from clip_common.index import VectorIndex, VectorIndexError, store
@@ -154,17 +153,6 @@ def test_a_kill_while_a_segment_is_written_leaves_nothing_for_long(folder):
 # a full disk
 
 
-@contextmanager
-def files_no_larger_than(size: int):
-    """Make writing fail as on a full disk, at this byte of each file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("size", [0, 100, 2000])
 def test_a_full_disk_leaves_the_former_state_and_the_changes(folder, size):
     index = toy.index_in(folder)
@@ -173,7 +161,7 @@ def test_a_full_disk_leaves_the_former_state_and_the_changes(folder, size):
     before = snapshot(folder)
     toy.put(index, *range(200, 400))
     expected = toy.contents(index)
-    with files_no_larger_than(size), pytest.raises(OSError, match=r"too large"):
+    with full_disk(size), pytest.raises(OSError, match=r"too large"):
         index.save()
     assert snapshot(folder) == before
     assert toy.contents(index) == expected

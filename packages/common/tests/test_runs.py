@@ -2,14 +2,13 @@
 
 import json
 import multiprocessing
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from helpers.files import full_disk
 
 from clip_common.runs import (
     MetricsCsv,
@@ -21,17 +20,6 @@ from clip_common.runs import (
     write_atomically,
     write_json,
 )
-
-
-@contextmanager
-def full_disk(size: int):
-    """Limit the size of files: the kernel fails a write beyond it halfway, like a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def create(root, **arguments):

@@ -2,7 +2,6 @@
 
 import errno
 import multiprocessing
-import resource
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.files import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
@@ -29,17 +29,6 @@ from clip_common.tensors import (
 )
 
 STATE = {"visual.proj": torch.arange(6.0).reshape(2, 3), "text.proj": torch.ones(4, dtype=torch.float16)}
-
-
-@contextmanager
-def full_disk(size: int):
-    """A limit on the size of files, beyond which the kernel fails a write in its middle, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.files import write
 
 from clip_common.errors import DataError
 from videoclip.config import DataConfig
@@ -11,12 +12,6 @@ from videoclip.data.formats import check_labels, read_clips
 from videoclip.data.records import ClipRecord
 
 HEAD = "clip_id,subject_id,video"
-
-
-def write(file: Path, text: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text.encode())
-    return file
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.files import write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,12 +14,6 @@ from clip_common.video import write_video
 from videoclip.config import DataConfig
 from videoclip.data.formats import read_clips
 from videoclip.data.layout import cut_spans, read_layout
-
-
-def write(file: Path, text: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text.encode())
-    return file
 
 
 def filmed(file: Path, *, seconds: float) -> Path:

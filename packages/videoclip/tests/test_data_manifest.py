@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from helpers.files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,12 +17,6 @@ from videoclip.data.manifest import COLUMNS, read_manifest, write_manifest
 from videoclip.data.records import ClipRecord, group_by_subject
 
 HEAD = "clip_id,subject_id,video"
-
-
-def write(file: Path, text: str) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(text.encode())
-    return file
 
 
 @pytest.fixture
