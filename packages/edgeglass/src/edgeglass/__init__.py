@@ -1,6 +1,11 @@
-"""Images, text and audio in one Matryoshka space, and a Qwen that sees.
+"""Images, text and audio in one nested (Matryoshka) space: align encoders, embed files, search at any width.
 
-Nothing but the name stands here yet: the system is built on `clip_common` in a later release.
+    from edgeglass import Aligner, Index
+    aligner = Aligner.from_pretrained("runs/edgeglass/first")
+    aligner.encode(texts=["a red ball"], dim=128)
+    Index.open("index/").search("a red ball", k=10)
+
+Names load when they are first used, so that `import edgeglass` costs nothing.
 """
 
 __version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m edgeglass`."""
+
+from edgeglass.cli.main import app
+
+app()

@@ -1,0 +1,1 @@
+"""The trained model as a person uses it: embed, index, search, calibrate, export."""
