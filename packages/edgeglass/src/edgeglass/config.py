@@ -1,4 +1,4 @@
-"""Every setting of edgeglass, with its unit and default. `edgeglass config` prints them; `section.field=value` sets one.
+"""Every setting of edgeglass with its unit and default; `edgeglass config` prints them, `section.field=value` sets one.
 
 Nothing here imports torch, so that `edgeglass --help` and `edgeglass config` are quick.
 """
@@ -263,7 +263,7 @@ class DataConfig:
     cache_dir: str | None = None
     """Folder of frozen features; default: `cache` in the folder `runs`."""
     on_error: Literal["raise", "skip"] = "raise"
-    """`raise`: an unreadable image or sound stops the run. `skip`: the sample loses it and is counted in result.json."""
+    """`raise`: an unreadable image or sound stops the run. `skip`: it is left out and counted in result.json."""
     workers: int = 0
     """Loader processes per device; 0 decodes in the training process."""
 
