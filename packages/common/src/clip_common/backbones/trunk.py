@@ -36,6 +36,18 @@ class VisionOutput(NamedTuple):
     layers: dict[int, Tensor]
 
 
+class TokenSequence(NamedTuple):
+    """Tokens of B inputs of different lengths.
+
+    Attributes:
+        tokens: (B, L, F), padded to the longest.
+        mask: (B, L) bool, true where a token belongs to its input.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+
 class Block:
     """A transformer block, called on tokens (B, T, F) to give tokens (B, T, F).
 
@@ -67,6 +79,14 @@ class Trunk(nn.Module):
     def features(self, inputs: Any) -> Tensor:
         """Return the pooled features (B, F)."""
         return self(inputs)
+
+    def sequence(self, inputs: Any) -> TokenSequence:
+        """Return the tokens (B, L, F) of the last layer, and which of them belong to the input.
+
+        Raises:
+            BackboneError: A trunk that only gives pooled features.
+        """
+        raise BackboneError(f"{type(self).__name__} gives pooled features, no sequence: choose a pooling of its own")
 
     def no_walk(self) -> BackboneError:
         """Return the error of a trunk whose library has no public way to run it block by block."""

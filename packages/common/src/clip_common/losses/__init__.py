@@ -18,12 +18,14 @@ Files, from the inside out:
     forms          other losses, a few lines each                               `SigLIP`, `Decoupled`, …
     matryoshka     a form at several widths in one pass                         `Matryoshka`
     modalities     pairs of modalities; samples may lack some                  `PairwiseModalities`
+    corpus         rows of a batch against a whole corpus                      `corpus_loss`
     cached         large batches in the memory of a small one                   `cached`
     distributed    rows of all processes, with gradients                        `gather_rows`
     temperature    the learned scale                                            `LogitScale`
 """
 
 from clip_common.losses.cached import cached, embed_in_parts
+from clip_common.losses.corpus import corpus_loss
 from clip_common.losses.distributed import gather_rows
 from clip_common.losses.forms import Boosted, Debiased, Decoupled, Guided, HardNegative, SigLIP
 from clip_common.losses.infonce import Form, InfoNCE, Weighting, contrastive_loss
@@ -51,6 +53,7 @@ __all__ = [
     "Weighting",
     "cached",
     "contrastive_loss",
+    "corpus_loss",
     "embed_in_parts",
     "gather_rows",
     "pair_softplus",

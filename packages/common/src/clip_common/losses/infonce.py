@@ -169,7 +169,7 @@ def contrastive_loss(
         tile=tile,
         ranks=ranks,
     )
-    row_sums, column_sums = _sums(base, rows, widths=len(widths)), _sums(base, columns, widths=len(widths))
+    row_sums, column_sums = sum_losses(base, rows, widths=len(widths)), sum_losses(base, columns, widths=len(widths))
     if len(ranks.sizes) > 1:
         row_sums = ranks.stack(row_sums).sum(0)  # the columns' sums are those of all ranks already
     coefficients_W = row_sums.new_tensor([widths[width] for width in sorted(widths)])
@@ -190,7 +190,7 @@ class _References:
         return x_BF[rows], y_BF[rows], x_CF[columns], y_CF[columns]
 
 
-def _sums(form: Form, side: Direction, *, widths: int) -> Tensor:
+def sum_losses(form: Form, side: Direction, *, widths: int) -> Tensor:
     """Return the sum of losses at each width followed by their number; rows without a positive are skipped."""
     counted_N = side.positive_count > 0
     # Rows without a positive have log-sum-exp −∞; the gradient of −∞ − (−∞) is NaN even if the row is masked later.

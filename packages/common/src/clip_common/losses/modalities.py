@@ -65,14 +65,15 @@ class PairwiseModalities(nn.Module):
         *,
         present: Mapping[str, Tensor] | None = None,
         exclude: Tensor | None = None,
-        positive: Tensor | None = None,
+        positive: Tensor | Mapping[tuple[str, str], Tensor] | None = None,
     ) -> ModalitiesOutput:
         """Compute the loss of a batch.
 
         Args:
             embeddings: (B, D) of every modality; rows of samples that lack it are ignored.
             present: (B,) bools for modalities that some samples lack; modalities not named are present in all.
-            exclude, positive: (B,) ids as in `contrastive_loss`.
+            exclude: (B,) ids as in `contrastive_loss`.
+            positive: (B,) ids as in `contrastive_loss`, of all pairs, or by pair; a pair that is not named has none.
 
         Returns:
             The loss, and the loss of each pair that took part.
@@ -80,7 +81,9 @@ class PairwiseModalities(nn.Module):
         Raises:
             ValueError: A modality is missing or unknown, or numbers of rows differ.
         """
-        _check(embeddings, present=present or {}, ids={"exclude": exclude, "positive": positive})
+        shared = dict.fromkeys(self.pairs, positive) if positive is None or isinstance(positive, Tensor) else positive
+        named = {f"positive of {_name(pair)}": ids for pair, ids in shared.items()}
+        _check(embeddings, present=present or {}, ids={"exclude": exclude} | named)
         missing = sorted({name for pair in self.pairs for name in pair} - set(embeddings))
         if missing:
             raise ValueError(
@@ -95,13 +98,14 @@ class PairwiseModalities(nn.Module):
         losses = {}
         for pair, found, joins in zip(self.pairs, rows, takes_part, strict=True):
             if joins:
+                ids = shared.get(pair)
                 losses[_name(pair)] = contrastive_loss(
                     embeddings[pair[0]][found],
                     embeddings[pair[1]][found],
                     scale=self.scales[_name(pair)](),
                     form=self.form,
                     exclude=None if exclude is None else exclude[found],
-                    positive=None if positive is None else positive[found],
+                    positive=None if ids is None else ids[found],
                 )
                 total = total + self.pairs[pair] * losses[_name(pair)]
         return ModalitiesOutput(total, losses)

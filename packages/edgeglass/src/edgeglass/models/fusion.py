@@ -1,0 +1,99 @@
+"""One embedding of several modalities, for samples that may lack some of them.
+
+Shapes: B batch, M fused modalities, D shared width.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+class MultimodalFusion(nn.Module):
+    """Embeddings of several modalities to one. A learned null embedding takes the place of one that a sample lacks.
+
+    Inputs are normalised first, so that no modality counts for more because its embeddings are longer.
+
+    Args:
+        kind: `concat`: an MLP over all of them. `gated`: Σ_m g_m · x_m, with gates g = softmax of an MLP over all of
+            them. `cross_attention`: a learned query that attends to them.
+        width: D.
+        modalities: Names of the M inputs, in order.
+        heads: `cross_attention`: attention heads; they divide D.
+
+    Raises:
+        ValueError: `heads` does not divide `width`.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["concat", "gated", "cross_attention"],
+        *,
+        width: int,
+        modalities: Sequence[str],
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.modalities = tuple(modalities)
+        count = len(self.modalities)
+        self.null_MD = nn.Parameter(torch.randn(count, width) * width**-0.5)
+        if kind == "concat":
+            self.mix = nn.Sequential(nn.Linear(count * width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        elif kind == "gated":
+            self.mix = nn.Sequential(nn.Linear(count * width, width), nn.GELU(), nn.Linear(width, count))
+        else:
+            if width % heads:
+                raise ValueError(f"fusion.heads={heads} does not divide the width {width}: choose a divisor of {width}")
+            self.role_MD = nn.Parameter(torch.randn(count, width) * width**-0.5)
+            self.query_D = nn.Parameter(torch.randn(width) * width**-0.5)
+            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+            self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU())
+            self.out = nn.Linear(2 * width, width)
+
+    @property
+    def name(self) -> str:
+        """Name of the fused embedding, such as `image+audio`."""
+        return "+".join(self.modalities)
+
+    def forward(self, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the fused embeddings (B, D), not normalised.
+
+        Args:
+            embeddings: (B, D) of each modality, of any length; one that is missing is absent in every sample.
+            present: (B,) bools of modalities that some samples lack; their rows are then ignored.
+
+        Raises:
+            ValueError: No embedding of any of the modalities.
+        """
+        given = [embeddings[name] for name in self.modalities if name in embeddings]
+        if not given:
+            raise ValueError(f"no embedding to fuse: give at least one of {', '.join(self.modalities)}")
+        x_BMD = torch.stack(
+            [self._choose(place, name, embeddings, present or {}, like_BD=given[0]) for place, name in self._places()],
+            dim=1,
+        )
+        if self.kind == "concat":
+            # the mean of the inputs is a good answer from the start; the MLP learns what to add
+            return x_BMD.mean(dim=1) + self.mix(x_BMD.flatten(1))
+        if self.kind == "gated":
+            return (self.mix(x_BMD.flatten(1)).softmax(dim=1)[..., None] * x_BMD).sum(dim=1)
+        tokens_BMD = x_BMD + self.role_MD
+        query_B1D = self.query_D.expand(len(x_BMD), 1, -1)
+        attended_B1D, _ = self.attention(query_B1D, tokens_BMD, tokens_BMD, need_weights=False)
+        return x_BMD.mean(dim=1) + self.out(self.mix(attended_B1D[:, 0]))
+
+    def _places(self) -> list[tuple[int, str]]:
+        return list(enumerate(self.modalities))
+
+    def _choose(
+        self, place: int, name: str, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor], *, like_BD: Tensor
+    ) -> Tensor:
+        """Return the normalised rows of a modality (B, D), with the null embedding where a sample lacks it."""
+        null_BD = self.null_MD[place].to(like_BD.dtype).expand_as(like_BD)
+        if name not in embeddings:
+            return null_BD
+        rows_BD = normalize(embeddings[name], dim=-1)
+        return torch.where(present[name][:, None], rows_BD, null_BD) if name in present else rows_BD
