@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import toy_captions as toy
+import toy_shards
 
 from clipse.data import DataError, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
@@ -12,7 +13,7 @@ from clipse.data.splits import draw_splits
 CAPTIONS = toy.CAPTIONS
 folder = toy.folder
 jpeg = toy.jpeg
-message = toy.message
+message = toy_shards.message
 write_karpathy = toy.write_karpathy
 write_kaggle = toy.write_kaggle
 

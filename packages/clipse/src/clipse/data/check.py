@@ -5,10 +5,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_common.captions import SPLITS
 from clip_common.images import read_size
 from clip_common.reporting import Progress
 from clipse.data.loading import load_captions
-from clipse.data.records import SPLITS, CaptionData, ImageRecord
+from clipse.data.records import CaptionData, ImageRecord
 
 
 @dataclass(frozen=True, slots=True)

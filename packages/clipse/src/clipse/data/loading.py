@@ -1,21 +1,18 @@
 """Load a captioned image set: `load_captions` by arguments, `read_records` by configuration."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from clip_common.captions import read_caption_file
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from clipse.config import DataConfig
-from clipse.data.formats import PARSERS, Row, detect, find_captions_file
+from clipse.data.detection import detect, find_captions_file
 from clipse.data.records import CaptionData, ImageRecord
 from clipse.data.shards import read_shards
-from clipse.data.splits import draw_splits, hold_out, read_split_lists
+from clipse.data.splits import draw_splits, hold_out
 from clipse.data.unreadable import find_unreadable
-
-FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-"""Folders of images, relative to the captions file."""
 
 
 def load_captions(
@@ -30,7 +27,7 @@ def load_captions(
 
     Args:
         root: The folder, or the captions file itself.
-        format: `auto`, or one of `formats.FORMATS`.
+        format: `auto`, or one of `detection.FORMATS`.
         split_seed: Seed of the random split if the files define none: 75 / 12.5 / 12.5 % by image (6000/1000/1000 of
             8000).
         on_error: `raise` stops at missing images and empty captions; `skip` leaves them out and counts them. With
@@ -47,7 +44,10 @@ def load_captions(
     if name == "webdataset":
         records = read_shards(root)
     else:
-        records = _records(merge_rows(PARSERS[name](file), file=file), file.parent)
+        images = read_caption_file(file, format=name)
+        records = [
+            ImageRecord(n, image.name, image.path, image.captions, image.split) for n, image in enumerate(images)
+        ]
     if not records:
         raise DataError(f"{file}: holds no captions")
     # split before anything is skipped, so that a broken image does not move others to another split
@@ -99,42 +99,6 @@ def read_records(config: DataConfig) -> Records:
     return Records(splits=splits, skipped=data.skipped)
 
 
-def merge_rows(rows: Iterable[Row], *, file: Path) -> list[Row]:
-    """Merge rows into one per image, in the order of first appearance, with all its captions and its split.
-
-    Raises:
-        DataError: An image is in two splits.
-    """
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, str | None] = {}
-    twice: dict[str, str] = {}
-    for row in rows:
-        captions.setdefault(row.image, []).extend(row.captions)
-        split = splits.setdefault(row.image, row.split) or row.split
-        if row.split not in (None, split):
-            twice[row.image] = f"{split} and {row.split}"
-        splits[row.image] = split
-    if twice:
-        name, where = next(iter(twice.items()))
-        raise DataError(
-            f"{file}: {len(twice)} image(s) are in two splits, first {name} in {where}: keep one split for each"
-        )
-    return [Row(image, tuple(texts), splits[image]) for image, texts in captions.items()]
-
-
-def _records(rows: list[Row], folder: Path) -> list[ImageRecord]:
-    """Return records with the paths of their files, and with the stated splits; "" if none is stated."""
-    lists = {} if any(row.split for row in rows) else read_split_lists(folder)
-    images = _image_folder(rows, folder)
-    records = []
-    for number, row in enumerate(rows):
-        split = row.split or lists.get(Path(row.image).name, "")
-        records.append(ImageRecord(number, row.image, images / row.image, row.captions, split))
-    if lists and not any(record.split for record in records):
-        raise DataError(f"{folder}: the split lists name none of the {len(rows)} captioned images")
-    return records
-
-
 def _in_splits(records: list[ImageRecord], *, seed: int) -> tuple[list[ImageRecord], int]:
     """Return the records with a split, stated or else drawn, and the number of records without a stated one."""
     if not any(record.split for record in records):
@@ -142,14 +106,6 @@ def _in_splits(records: list[ImageRecord], *, seed: int) -> tuple[list[ImageReco
         return [replace(record, split=split) for record, split in zip(records, drawn, strict=True)], 0
     stated = [record for record in records if record.split]
     return stated, len(records) - len(stated)
-
-
-def _image_folder(rows: list[Row], folder: Path) -> Path:
-    """Return the first known folder that holds one of the images, else `Images`."""
-    for name in FOLDERS:
-        if any((folder / name / row.image).is_file() for row in rows[:50]):
-            return folder / name
-    return folder / "Images"
 
 
 def _without_empty_captions(records: list[ImageRecord]) -> tuple[list[ImageRecord], list[str]]:

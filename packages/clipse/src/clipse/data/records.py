@@ -5,10 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_common.captions import SPLITS
 from clip_common.errors import DataError
 from clip_common.images import read_image
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class CaptionData:
 
     Attributes:
         root: The folder or captions file that it was read from.
-        format: Name of its format (see `formats.FORMATS`).
+        format: Name of its format (see `detection.FORMATS`).
         images: All images of the three splits, ordered by id.
         skipped: Images left out under `on_error="skip"`.
         skipped_captions: Empty captions left out under `on_error="skip"`.

@@ -5,8 +5,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from clip_common.captions import find_split, parse_caption
 from clip_common.errors import DataError
-from clipse.data.formats import parse_caption
 from clipse.data.records import ImageRecord
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -26,20 +26,11 @@ def read_shards(root: Path) -> list[ImageRecord]:
         raise DataError(f"{root}: no *.tar shards")
     records: list[ImageRecord] = []
     for shard in shards:
-        split = _split_of(shard, root)
+        split = find_split([shard.name] if shard == root else shard.relative_to(root).parts)
         for name, span, captions in _samples(shard):
             label = f"{shard.name}/{name}"
             records.append(ImageRecord(len(records), label, shard, captions, split or "", span))
     return records
-
-
-def _split_of(shard: Path, root: Path) -> str | None:
-    words = [*shard.relative_to(root).parts] if shard != root else [shard.name]
-    for word in words:
-        for prefix, split in (("train", "train"), ("val", "val"), ("dev", "val"), ("test", "test")):
-            if word.lower().startswith(prefix):
-                return split
-    return None
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[str, ...]]]:

@@ -1,42 +1,12 @@
-"""Assign images to splits, from lists or at random; always by image, never by caption."""
+"""Draw splits of a set that states none; always by image, never by caption."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from clip_common.errors import DataError
-from clip_common.tables import read_lines
 from clipse.data.records import ImageRecord
-
-LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages.txt"}
-"""Split → how the name of its list ends."""
-
-
-def read_split_lists(folder: Path) -> dict[str, str]:
-    """Read image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty without such files.
-
-    Raises:
-        DataError: A list cannot be read, or an image is listed twice.
-    """
-    owner: dict[str, str] = {}
-    twice: dict[str, str] = {}
-    for split, ending in LISTS.items():
-        for file in sorted(folder.glob(f"*{ending}")):
-            for _, line in read_lines(file):
-                name = line.strip()
-                if name in owner:
-                    twice[name] = f"{owner[name]} and {split}"
-                else:
-                    owner[name] = split
-    if twice:
-        name, where = next(iter(twice.items()))
-        raise DataError(
-            f"{folder}: {len(twice)} image(s) are listed twice in the split lists, first {name} in {where}: "
-            "keep one entry of each"
-        )
-    return owner
 
 
 def draw_splits(count: int, *, seed: int) -> list[str]:

@@ -1,27 +1,17 @@
-"""Formats of caption files: detection by name and first line, and parsers to rows of (image, captions, split).
+"""Formats of caption files of images: detection by name and first line, and parsers to `Row`s.
 
 A parser yields one `Row` per caption or per image, in the order of the file, without looking at images on disk.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clip_common.captions.splits import parse_split
 from clip_common.errors import DataError
 from clip_common.tables import read_json, read_lines, read_table
-
-_SPLITS = {
-    "train": "train",
-    "restval": "train",
-    "val": "val",
-    "dev": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-"""Names of splits in files → `train`, `val` or `test`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +46,15 @@ def parse_token(file: Path) -> Iterator[Row]:
 def parse_captions_tsv(file: Path) -> Iterator[Row]:
     """Parse a table with the columns image_id, caption, image_path, split, in any order; split may be missing."""
     for number, cells in read_table(file, needed=("caption", "image_path")):
-        yield Row(cells["image_path"], (cells["caption"],), _split(cells.get("split"), at=f"{file}, line {number}"))
+        yield Row(
+            cells["image_path"], (cells["caption"],), parse_split(cells.get("split"), at=f"{file}, line {number}")
+        )
 
 
 def parse_open_clip(file: Path) -> Iterator[Row]:
     """Parse open_clip's CSV or TSV with the columns filepath and title."""
     for number, cells in read_table(file, needed=("filepath", "title")):
-        yield Row(cells["filepath"], (cells["title"],), _split(cells.get("split"), at=f"{file}, line {number}"))
+        yield Row(cells["filepath"], (cells["title"],), parse_split(cells.get("split"), at=f"{file}, line {number}"))
 
 
 def parse_karpathy(file: Path) -> Iterator[Row]:
@@ -76,7 +68,7 @@ def parse_karpathy(file: Path) -> Iterator[Row]:
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             sentences = image["sentences"]
             captions = tuple(parse_caption(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
-            yield Row(name, captions, _split(image.get("split"), at=f"{file}: {name}"))
+            yield Row(name, captions, parse_split(image.get("split"), at=f"{file}: {name}"))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
 
@@ -101,75 +93,22 @@ PARSERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 }
 """Format → parser, in the order of preference for a folder with several."""
 
-FORMATS = (*PARSERS, "webdataset")
-"""Values of `data.format` besides `auto`."""
-
 NAMES = {
     "karpathy": "dataset.json, dataset_*.json",
     "captions_tsv": "captions.tsv",
     "token": "Flickr8k.token.txt, *.token.txt, results_20130124.token",
     "kaggle": "captions.txt",
     "open_clip": "*.csv or *.tsv with the columns filepath and title",
-    "webdataset": "*.tar",
 }
 """Format → names of its files, for messages."""
 
 
-def detect(root: Path) -> tuple[str, Path]:
-    """Return the format of a folder or captions file, and the captions file (for shards the folder itself).
+def find_format(file: Path) -> str | None:
+    """Return the format of a file by its name, or by the header of a table; None if it is none of them.
 
     Raises:
-        DataError: No known captions file; the message lists the known names.
+        DataError: A CSV or TSV file that cannot be read.
     """
-    if root.is_file():
-        found = _format_of_file(root)
-        if found is None:
-            raise DataError(f"{root}: not a captions file of a known format ({_looked_for()})")
-        return found, root.parent if found == "webdataset" else root
-    candidates = _candidates(root)
-    for name in FORMATS:
-        if name in candidates:
-            return name, _only(candidates[name], root, name)
-    if any(root.glob("*/*.tar")):
-        return "webdataset", root
-    raise DataError(f"{root}: no captions found; looked for {_looked_for()}")
-
-
-def find_captions_file(root: Path, format: str) -> Path:
-    """Return the captions file of a given format.
-
-    Raises:
-        DataError: An unknown format, no captions file of that format, or several.
-    """
-    if format not in FORMATS:
-        raise DataError(f"data.format={format}: expected auto or one of {', '.join(FORMATS)}")
-    if root.is_file() or format == "webdataset":
-        return root
-    files = _candidates(root).get(format)
-    if files is None:
-        raise DataError(f"{root}: no {format} captions found; looked for {NAMES[format]}")
-    return _only(files, root, format)
-
-
-def _candidates(root: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for file in sorted(root.iterdir()):
-        name = _format_of_file(file) if file.is_file() else None
-        if name is not None:
-            found.setdefault(name, []).append(file)
-    return found
-
-
-def _only(files: list[Path], root: Path, format: str) -> Path:
-    if format == "webdataset":
-        return root
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise DataError(f"{root}: several files of the format {format} ({names}): name one, data.root={files[0]}")
-    return files[0]
-
-
-def _format_of_file(file: Path) -> str | None:
     name = file.name
     if name == "captions.txt":
         return "kaggle"
@@ -179,8 +118,6 @@ def _format_of_file(file: Path) -> str | None:
         return "token"
     if name.startswith("dataset") and name.endswith(".json"):
         return "karpathy"
-    if name.endswith(".tar"):
-        return "webdataset"
     if name.endswith((".csv", ".tsv")):
         _, header = next(read_lines(file), (1, ""))
         columns = {cell.strip().strip('"') for cell in header.replace("\t", ",").split(",")}
@@ -191,8 +128,30 @@ def _format_of_file(file: Path) -> str | None:
     return None
 
 
-def _looked_for() -> str:
-    return "; ".join(NAMES[name] for name in FORMATS)
+def find_caption_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the caption files directly in a folder by format, in the order of preference, sorted by name.
+
+    Raises:
+        DataError: As `find_format`.
+    """
+    found: dict[str, list[Path]] = {format: [] for format in PARSERS}
+    for file in sorted(folder.iterdir()):
+        format = find_format(file) if file.is_file() else None
+        if format is not None:
+            found[format].append(file)
+    return {format: files for format, files in found.items() if files}
+
+
+def choose_file(files: Sequence[Path], root: Path, *, format: str) -> Path:
+    """Return the one file of a format in a folder.
+
+    Raises:
+        DataError: Several files.
+    """
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(f"{root}: several files of the format {format} ({names}): name one, data.root={files[0]}")
+    return files[0]
 
 
 _QUOTED = r'"(?:[^"]|"")*"'
@@ -202,15 +161,6 @@ _KAGGLE_LINE = re.compile(rf"({_QUOTED}|[^,]*),(.*)")
 def _unquoted(cell: str) -> str:
     """Remove the quotes that a CSV writer put around a cell; other quotes belong to the caption."""
     return cell.strip()[1:-1].replace('""', '"') if re.fullmatch(_QUOTED, cell.strip()) else cell
-
-
-def _split(name: str | None, *, at: str) -> str | None:
-    if name is None or not name.strip():
-        return None
-    known = _SPLITS.get(name.strip().lower())
-    if known is None:
-        raise DataError(f"{at}: unknown split {name!r}; known: {', '.join(_SPLITS)}")
-    return known
 
 
 def _unreadable(file: Path, number: int, expected: str, line: str) -> DataError:

@@ -1,15 +1,15 @@
-"""Four captioned images, written in every format."""
+"""Four captioned images, written in every format of caption files."""
 
 import csv
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from clipse.data import DataError, load_captions
+from clip_common.captions import CaptionedImage, choose_file, find_caption_files, read_caption_file
+from clip_common.errors import DataError
 
 CAPTIONS = {
     "ein hund.jpg": ("a dog, a cat and a bird", 'a "quoted" dog'),
@@ -70,37 +70,25 @@ def write_open_clip(folder: Path) -> None:
         csv.writer(stream).writerows([("filepath", "title"), *((f"Images/{n}", c) for n, c in pairs())])
 
 
-def write_shards(folder: Path) -> None:
-    names = list(CAPTIONS)
-    for shard, members in (("train-0.tar", names[:2]), ("val-0.tar", names[2:3]), ("test-0.tar", names[3:])):
-        with tarfile.open(folder / shard, "w") as archive:
-            for number, name in enumerate(members):
-                stem = name.removesuffix(".jpg")
-                texts = "\n".join(CAPTIONS[name]) if number else json.dumps({"captions": CAPTIONS[name]})
-                contents = {f"{stem}.jpg": jpeg(), f"{stem}.{'txt' if number else 'json'}": texts.encode()}
-                for member, content in contents.items():
-                    add(archive, member, content)
-
-
-def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    archive.addfile(entry, io.BytesIO(content))
-
-
 WRITERS = {
     "kaggle": write_kaggle,
     "token": write_token,
     "captions_tsv": write_tsv,
     "karpathy": write_karpathy,
     "open_clip": write_open_clip,
-    "webdataset": write_shards,
 }
 
 
-def message(root: Path, **options: str) -> str:
+def read(folder: Path) -> list[CaptionedImage]:
+    """The images of the preferred caption file of a folder."""
+    format, files = next(iter(find_caption_files(folder).items()))
+    return read_caption_file(choose_file(files, folder, format=format), format=format)
+
+
+def refusal(folder: Path) -> str:
+    """What `read` says about a folder that it refuses."""
     with pytest.raises(DataError) as error:
-        load_captions(root, **options)
+        read(folder)
     text = str(error.value)
     assert "\n" not in text
     return text
