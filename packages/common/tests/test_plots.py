@@ -40,6 +40,17 @@ def test_a_column_that_is_missing_is_left_out(metrics, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_more_curves_than_colours_are_told_apart(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("clip_common.plots.save_figure", lambda figure, path: figures.append(figure))
+    table = MetricsCsv(tmp_path / "metrics.csv")
+    table.append({"step": 1} | {str(curve): curve / 7 for curve in range(7)})
+    draw_curves(table.path, [str(curve) for curve in range(7)], tmp_path / "many.png")
+    lines = figures[0].axes[0].lines
+    assert lines[6].get_color() == lines[0].get_color()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 7
+
+
 def test_dots_are_compared_where_there_is_something_to_compare(tmp_path):
     first = Dots("clip", values=[1.0, 2.0], centre=1.5, whisker=(1.0, 2.0), mark=0.5)
     second = Dots("sanw", values=[2.0], centre=2.0, whisker=None, against=(0.5, 0.6, 0.7))  # a skewed interval

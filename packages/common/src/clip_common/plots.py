@@ -57,7 +57,12 @@ def draw_curves(
         lower, upper = (_column(rows, steps, name) for name in band)
         axes.fill_between(lower[0], lower[1], upper[1], color=PALETTE[0], alpha=0.15, linewidth=0)
     for index, (name, (x, y)) in enumerate(series.items()):
-        style: dict[str, Any] = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.8}
+        dashed = index // len(PALETTE) % 2  # the second use of a colour
+        style: dict[str, Any] = {
+            "color": PALETTE[index % len(PALETTE)],
+            "linewidth": 1.8,
+            "linestyle": "--" if dashed else "-",
+        }
         label: str | None = labels[name]
         for part in _split_phases(x, at=[step for step, _ in boundaries]):
             if len(x) > MANY_POINTS:
