@@ -7,7 +7,8 @@ import os
 import pytest
 from PIL import Image
 
-from clip_common.page import check_replaceable, data_uri, escape, printable, write_page
+from clip_common.errors import printable
+from clip_common.page import check_replaceable, data_uri, escape, write_page
 
 
 def page(file, *, maker="clipse search", body="<p>found</p>"):

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from clip_common.errors import DataError
-from clip_common.page import printable
+from clip_common.errors import DataError, printable
 
 VERSION = 1
 """Part of every cache key that depends on decoded pixels. Raise it when any picture decodes to other pixels."""

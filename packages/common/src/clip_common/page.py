@@ -6,11 +6,11 @@ Needs pillow, from the extra `clip` or `synthetic`, and `clip_common.runs`.
 import base64
 import html
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
 
+from clip_common.errors import printable
 from clip_common.runs.files import write_text
 
 
@@ -51,11 +51,6 @@ def data_uri(picture: Image.Image, *, longest: int) -> str:
 def escape(value: str | Path) -> str:
     """Return text or a path escaped for HTML, attributes included."""
     return html.escape(printable(value))
-
-
-def printable(path: str | Path) -> str:
-    """Return a path or text as valid UTF-8, with a replacement character for each byte that is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _mark(maker: str) -> str:

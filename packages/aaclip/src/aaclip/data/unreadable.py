@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from clip_common.errors import DataError
-from clip_common.page import printable
+from clip_common.errors import DataError, printable
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -19,8 +19,8 @@ from aaclip.detector.files import save_memories, save_threshold
 from aaclip.report.findings import Finding
 from aaclip.report.overlay import overlay
 from aaclip.report.pages import check_replaceable, write_page
+from clip_common.errors import printable
 from clip_common.images import find_images, read_image
-from clip_common.page import printable
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import write_atomically
 

@@ -11,7 +11,7 @@ from aaclip.data.selection import check_not_trained_on
 from aaclip.detector.detector import Detector
 from aaclip.scoring.evaluation import Evaluation, evaluate, group_by_class
 from aaclip.scoring.metrics import average_classes
-from clip_common.page import printable
+from clip_common.errors import printable
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
 from clip_common.runs.files import write_text

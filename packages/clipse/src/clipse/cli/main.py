@@ -115,7 +115,7 @@ def search(
 
         clipse search ViT-B-32 "a dog in the snow" photos/ model.pretrained=laion2b_s34b_b79k
     """
-    from clip_common.page import printable
+    from clip_common.errors import printable
     from clipse.retriever.search import search_folder
 
     found = search_folder(source, query, images, k=k, page=html, overrides=overrides or [], reporter=cli.progress)

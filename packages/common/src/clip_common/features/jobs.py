@@ -173,7 +173,7 @@ def check_sources(encoder: Encoder, sources: Sequence[FeatureSource]) -> None:
 
 def name_source(source: FeatureSource) -> str:
     """Return the name of a source for messages."""
-    from clip_common.page import printable
+    from clip_common.errors import printable
 
     if isinstance(source, str):
         return repr(source[:60])
