@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from clip_common.backbones.open_clip import SUMS, TINY
+from clip_common.backbones.shipped import SUMS, TINY
 from clip_common.runs import Run
 from clip_common.synthetic import VERSION
 from clip_common.tables import markdown_table

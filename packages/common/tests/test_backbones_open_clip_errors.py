@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_common.backbones import BackboneError, load_clip, save_bundle
-from clip_common.backbones.open_clip import check_sums
+from clip_common.backbones.shipped import check_sums
 
 CONFIG = {
     "embed_dim": 24,

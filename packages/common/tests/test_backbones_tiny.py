@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from clip_common.backbones import load_clip
-from clip_common.backbones.open_clip import TINY
+from clip_common.backbones.shipped import TINY
 from clip_common.metrics import image_text_retrieval
 from clip_common.synthetic import captions, part_captions, render, render_part, sample_part, sample_scene
 from clip_common.synthetic.part_captions import DAMAGED, FLAWLESS, OPENINGS

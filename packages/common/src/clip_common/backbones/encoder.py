@@ -1,10 +1,10 @@
-"""One encoder: a tower, what feeds it, and what identifies it. A bundle is one for images and one for texts.
+"""One encoder of images, texts or sounds: a tower, what feeds it, and what identifies it. A bundle is two of them.
 
     encoder = load_vision("facebook/dinov2-small")           # or load_clip("tiny").image
     item = encoder.feed.load(Path("a.jpg").read_bytes(), name="a.jpg")
     encoder.tower.pooled(encoder.feed.batch([item]))         # (1, D)
 
-A third kind, of sounds for example, needs a trunk with `features`, and a feed with the four members of `Feed`.
+A further kind needs a trunk with `features`, and a feed with the four members of `Feed`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from clip_common.backbones.mel import Mel, Segments
 from clip_common.backbones.preprocess import Preprocess
-from clip_common.backbones.spec import BundleSpec, ImageSpec, Spec, TextSpec, Tokens
+from clip_common.backbones.spec import AudioSpec, BundleSpec, ImageSpec, Spec, TextSpec, Tokens
 from clip_common.backbones.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Feed(Protocol):
         """
 
     def batch(self, items: Sequence[Any]) -> Tokens:
-        """Return the tower's input for B items: a tensor or a dict of tensors, whose first dimension is B."""
+        """Return the tower's input for B items: a tensor, or a dict of tensors."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,59 @@ class TextFeed:
         return self.tokenizer(items)
 
 
+@dataclass(frozen=True)
+class SoundFeed:
+    """Encoded sounds to spectrograms, in segments of at most the encoder's window.
+
+    Args:
+        mel: Samples to segments.
+    """
+
+    mel: Mel
+
+    @property
+    def key(self) -> str:
+        from clip_common import sounds
+
+        return json.dumps([sounds.VERSION, self.mel.key])
+
+    @property
+    def example(self) -> Segments:
+        return self.mel(torch.zeros(1))
+
+    def load(self, source: bytes, *, name: str) -> Segments:
+        from clip_common import sounds
+
+        return self.mel(sounds.read_sound(source, name=name))
+
+    def from_samples(self, samples_T: Tensor) -> Segments:
+        """Return the item of (T,) float32 samples at 16 kHz, full scale 1.
+
+        Raises:
+            DataError: Another shape or dtype, no samples, or some that are NaN or infinite.
+        """
+        from clip_common import sounds
+
+        sounds.check_samples(samples_T)
+        return self.mel(samples_T)
+
+    def batch(self, items: Sequence[Segments]) -> dict[str, Tensor]:
+        """Return the tower's input for B sounds with S segments in all.
+
+        Returns:
+            `mel` (S, M, T), zero after the segment; `length` (S,), its frames; `frames` (S,), its tokens that hold
+            sound; `owner` (S,), the number of its sound in the batch.
+        """
+        mels = [mel for item in items for mel in item.mels]
+        longest = max(mel.shape[1] for mel in mels)
+        return {
+            "mel": torch.stack([torch.nn.functional.pad(mel, (0, longest - mel.shape[1])) for mel in mels]),
+            "length": torch.tensor([mel.shape[1] for mel in mels]),
+            "frames": torch.tensor([frames for item in items for frames in item.frames]),
+            "owner": torch.tensor([number for number, item in enumerate(items) for _ in item.mels]),
+        }
+
+
 @dataclass
 class Encoder:
     """A tower with what feeds it and what identifies it.
@@ -136,6 +190,15 @@ class TextEncoder(Encoder):
     tower: TextTower
     feed: TextFeed
     spec: TextSpec
+
+
+@dataclass
+class AudioEncoder(Encoder):
+    """An encoder of sounds."""
+
+    tower: Tower
+    feed: SoundFeed
+    spec: AudioSpec
 
 
 @dataclass

@@ -7,13 +7,15 @@ asked about: whatever needs it is refused in one line.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from clip_common.backbones.shipped import find_shipped
 from clip_common.backbones.spec import BackboneError
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -133,12 +135,18 @@ def fetch_folder(
     return folder
 
 
-def find_folder(name: str | Path) -> Path:
+def find_folder(name: str | Path, *, part: Literal["text", "audio"] | None = None) -> Path:
     """Return the folder of a model: the folder itself, or that of a hub name, from the cache or the network.
 
+    Args:
+        name: Folder, hub name, or `tiny` with `part`.
+        part: Model of the package that `tiny` names; None: there is none.
+
     Raises:
-        BackboneError: Neither; or not cached, and no network.
+        BackboneError: No such model; not cached, and no network; a damaged file of the package.
     """
+    if part is not None and name == "tiny":
+        return find_shipped(part)
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, str) and re.fullmatch(r"(hf-hub:)?[\w.-]+(/[\w.-]+)?", name):
@@ -265,13 +273,29 @@ def without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_model(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]) -> Any:
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Keep transformers from listing the weights that it does not use, such as those of the other half of a model."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_model(
+    folder: Path, *, parts: Mapping[str, str], optional: tuple[str, ...], renamed: Mapping[str, str] | None = None
+) -> Any:
     """Load a complete transformers model in float32 from local files.
 
     Args:
         folder: config.json and weights.
-        parts: Class to load by model type; AutoModel for any other.
+        parts: Class to load by model type, as it is found in transformers; AutoModel for any other.
         optional: Parts of names of weights that may be absent.
+        renamed: Pattern of names in the file to names in the class, for a class that is part of the stored model.
 
     Raises:
         BackboneError: Not a model folder, damaged, in need of its own code, or incomplete: transformers would draw
@@ -281,10 +305,11 @@ def load_model(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with without_code(), without_progress_bar():
+        with without_code(), without_progress_bar(), without_report():
             kind = transformers.AutoConfig.from_pretrained(folder, **local).model_type
-            loader = getattr(transformers, parts.get(kind, "AutoModel"))
-            model, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **local)
+            loader = attrgetter(parts.get(kind, "AutoModel"))(transformers)
+            settings = {"dtype": torch.float32, "output_loading_info": True, "key_mapping": renamed}
+            model, report = loader.from_pretrained(folder, **settings, **local)
     # a damaged folder raises anything from OSError to safetensors' own kind
     except Exception as error:
         raise BackboneError(f"{folder} cannot be loaded as a transformers model: {one_line(error)}") from error
@@ -292,6 +317,28 @@ def load_model(folder: Path, *, parts: dict[str, str], optional: tuple[str, ...]
     if missing:
         raise BackboneError(f"{folder} is incomplete: {len(missing)} weights are missing ({missing[0]}…)")
     return model
+
+
+def load_mel_extractor(folder: Path, *, mels: int) -> Any:
+    """Load Whisper's extractor of log-mel spectrograms, without its random dither.
+
+    Args:
+        folder: With preprocessor_config.json, or processor_config.json as transformers 5 writes it; if it has neither,
+            the settings are those of all Whisper models.
+        mels: Bands, for a folder with neither.
+
+    Raises:
+        BackboneError: A damaged file, or one of another kind of model.
+    """
+    import transformers
+
+    if not any((folder / file).is_file() for file in ("preprocessor_config.json", "processor_config.json")):
+        return transformers.WhisperFeatureExtractor(feature_size=mels)
+    try:
+        return transformers.WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True, dither=0.0)
+    # a damaged file raises anything
+    except Exception as error:
+        raise BackboneError(f"{folder} has no settings of spectrograms that can be read: {one_line(error)}") from error
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,15 +14,13 @@ from clip_common.backbones.encoder import Bundle, ImageEncoder, ImageFeed, TextE
 from clip_common.backbones.frozen import fingerprint
 from clip_common.backbones.huggingface import CONFIG, WEIGHTS, fetch, fetch_tag, one_line, without_code
 from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.shipped import find_shipped
 from clip_common.backbones.spec import BackboneError, BundleSpec, ImageSpec, TextSpec
 from clip_common.backbones.tokenizers import ClipTokenizer
 
 if TYPE_CHECKING:
     from open_clip.model import CustomTextCLIP
 
-TINY = Path(__file__).parent / "tiny"
-"""Folder of the CLIP in this package; its README.md is the model card."""
-SUMS = "SHA256SUMS"
 TRAIN_CROP = (0.9, 1.0)
 """Share of the area that a training crop keeps: open_clip's default."""
 ACTIVATIONS = ("gelu", "quick_gelu")
@@ -124,8 +121,7 @@ def find_origin(
     """Resolve the arguments of `load_clip`: download weights, but build nothing."""
     if name == "tiny":
         check_unused(name, pretrained=pretrained, model=model, model_config=model_config)
-        check_sums(TINY)
-        return _find_in_folder(TINY, name=name)
+        return _find_in_folder(find_shipped("clip"), name=name)
     if model_config is not None:
         check_unused("model_config", model=model)
         weights = None if pretrained in (None, "random") else _check_file(pretrained)
@@ -197,18 +193,6 @@ def _find_on_hub(repository: str, *, name: str) -> Origin:
     except FileNotFoundError as error:
         raise BackboneError(f"{name} is not an open_clip model: {error}") from error
     return Origin(name, None, config, preprocess=preprocess, weights=weights, wanted=name)
-
-
-def check_sums(folder: Path) -> None:
-    """Raise BackboneError unless every file of package data has its checksum, as `sha256sum -c` does."""
-    sums = folder / SUMS
-    if not sums.is_file():
-        raise BackboneError(f"{sums} is absent or damaged: install clip-common again")
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        expected, name = line.split()
-        file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-            raise BackboneError(f"{file} is absent or damaged: install clip-common again")
 
 
 def _find_in_folder(folder: Path, *, name: str) -> Origin:

@@ -10,6 +10,9 @@ from torch import Tensor
 Tokens = Tensor | dict[str, Tensor]
 """What a tokenizer returns and a text tower takes: (B, L) ids, or a dict of tensors whose first dimension is B."""
 
+AudioContext = Literal["sound", "full"]
+"""What an audio encoder sees of a segment: the sound and a second of silence, or its whole window."""
+
 
 class BackboneError(ValueError):
     """A model that cannot be loaded: one line with what was asked for, why it failed and what to do."""
@@ -63,6 +66,27 @@ class TextSpec(Spec):
 
     kind: Literal["text"] = "text"
     context_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSpec(Spec):
+    """Name, sizes and fingerprint of an audio encoder.
+
+    Attributes:
+        fingerprint: sha256 over the loaded weights and the context.
+        sample_rate: Samples per second of its input.
+        mels: Bands of its spectrogram.
+        window_seconds: Longest segment that it encodes at once; a longer sound is cut into several.
+        positions: Tokens of a whole window.
+        context: `sound` or `full`, as for `load_audio`. Features of the two differ.
+    """
+
+    kind: Literal["audio"] = "audio"
+    sample_rate: int
+    mels: int
+    window_seconds: float
+    positions: int
+    context: AudioContext
 
 
 @dataclass(frozen=True, kw_only=True)

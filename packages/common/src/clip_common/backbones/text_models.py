@@ -58,13 +58,13 @@ def load_text(name: str | Path) -> TextEncoder:
     """Load a text model, in eval mode, without a head: its features are its embeddings.
 
     Args:
-        name: Folder or hub name of a SentenceTransformer, or of a transformers text model: CLIP's and SigLIP's give
-            their pooled token, any other the mean over its tokens.
+        name: `tiny` (the package's own, no network), or folder or hub name of a SentenceTransformer, or of a
+            transformers text model: CLIP's and SigLIP's give their pooled token, any other the mean over its tokens.
 
     Raises:
         BackboneError: No such model, not a text model, damaged or incomplete weights.
     """
-    folder = find_folder(name)
+    folder = find_folder(name, part="text")
     is_sentence_transformer = (folder / "modules.json").is_file()
     load = _load_sentence_transformer if is_sentence_transformer else _load_text_model
     trunk, tokenizer, context_length = load(folder)
