@@ -294,6 +294,13 @@ class Config:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=10, precision="bf16-mixed"))
 
     @property
+    def label(self) -> str:
+        """Short name of the encoders, for tables and run names."""
+        encoders = self.encoders
+        names = (encoders.vision.name, encoders.text.name, encoders.audio.name)
+        return "+".join(Path(name.removeprefix("local-dir:")).name for name in names if name is not None)
+
+    @property
     def cache_folder(self) -> Path:
         """Folder of frozen features."""
         return Path(self.data.cache_dir or Path(self.runs) / "cache")

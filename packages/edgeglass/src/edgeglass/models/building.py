@@ -9,8 +9,39 @@ from torch import nn
 from clip_common.backbones import Encoder, Tower, freeze, load_clip, load_text, load_vision
 from clip_common.backbones.open_clip import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
+from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.encoders import AudioEncoder, ModalityEncoder, TextEncoder, VisionEncoder
+from edgeglass.models.fusion import MultimodalFusion
 from edgeglass.models.vision_tokens import SelectedTokens
+
+
+def build_model(config: Config, *, loss: nn.Module | None = None) -> MultimodalAlignmentModel:
+    """Return the model of a configuration, with encoders loaded and heads and fusion drawn from `trainer.seed`.
+
+    Args:
+        config: Its sections `encoders`, `audio`, `mrl` and `fusion` are used.
+        loss: See `MultimodalAlignmentModel`.
+
+    Raises:
+        ValueError: One line: a model that is unknown, not downloaded or damaged, or sizes that do not go together.
+    """
+    encoders = build_encoders(config)
+    absent = [name for name in (*config.fusion.inputs, config.fusion.target) if name not in encoders]
+    fusion = None
+    if config.fusion.kind != "none":
+        if absent:
+            raise ValueError(
+                f"fusion.kind={config.fusion.kind}: there is no encoder of {absent[0]} to fuse or align with"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.trainer.seed + 1)
+            fusion = MultimodalFusion(
+                config.fusion.kind,
+                width=config.mrl.width,
+                modalities=config.fusion.inputs,
+                heads=config.fusion.heads,
+            )
+    return MultimodalAlignmentModel(encoders, loss=loss, fusion=fusion)
 
 
 def build_encoders(config: Config) -> dict[str, ModalityEncoder]:
