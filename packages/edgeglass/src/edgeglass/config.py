@@ -39,15 +39,11 @@ class LoraConfig:
     """Rank r; 0 adds no adapters."""
     alpha: float = 16.0
     """Scale: the adapters' output is multiplied by alpha / r."""
-    dropout: float = 0.0
-    """Dropout before the adapters, in training."""
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "query", "key", "value"])
     """Names of the linear layers that get adapters; those that the encoder does not have are ignored."""
 
     def __post_init__(self) -> None:
         _check_least(self, "lora", rank=0)
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout: expected a share from 0 to below 1, got {self.dropout}")
 
 
 @dataclass
@@ -68,6 +64,10 @@ class EncoderConfig:
         _check_least(self, "encoders.*", hidden=1)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"encoders.*.dropout: expected a share from 0 to below 1, got {self.dropout}")
+        if self.lora.rank and not self.freeze:
+            raise ConfigError(
+                f"encoders.*: lora.rank={self.lora.rank} adapts a frozen encoder: set freeze=true, or lora.rank=0"
+            )
 
     @property
     def trains(self) -> bool:
@@ -90,7 +90,7 @@ class VisionConfig(EncoderConfig):
     """`own`: the encoder's pooled output. `mean`: mean of its patch tokens, then the projector. `attention` (a learned
     query) and `perceiver`: the projector for each token, then the pooling."""
     select_layer: int = -1
-    """Block whose tokens are used, from 1, or from the end: -1 is the last one (with its final norm)."""
+    """Block whose tokens are used, from 1, or from the end: -1 is the last one. `pooling=own` uses the model's own."""
     select_feature: Literal["patch", "cls_patch"] = "patch"
     """Tokens of the patches, or of the class token too."""
     perceiver: PerceiverConfig = field(default_factory=PerceiverConfig)
@@ -292,6 +292,21 @@ class Config:
         default_factory=lambda: OptimConfig(lr=2e-4, weight_decay=0.01, betas=(0.9, 0.95), warmup_epochs=1.0)
     )
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=10, precision="bf16-mixed"))
+
+    def __post_init__(self) -> None:
+        modalities = self.encoders.modalities
+        if self.fusion.kind != "none":
+            lacking = [name for name in (*self.fusion.inputs, self.fusion.target) if name not in modalities]
+            if lacking:
+                raise ConfigError(
+                    f"fusion: no encoder of {', '.join(lacking)}: this configuration has {', '.join(modalities)}"
+                )
+        training = [name for name in modalities if self.encoders.of(name).trains]
+        if self.loss.negatives == "corpus" and training:
+            raise ConfigError(
+                f"loss.negatives=corpus embeds cached features, and the encoder of {', '.join(training)} trains: "
+                "set loss.negatives=batch, or freeze it"
+            )
 
     @property
     def label(self) -> str:

@@ -66,6 +66,7 @@ class PairwiseModalities(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         exclude: Tensor | None = None,
         positive: Tensor | Mapping[tuple[str, str], Tensor] | None = None,
+        form: Form | None = None,
     ) -> ModalitiesOutput:
         """Compute the loss of a batch.
 
@@ -74,6 +75,7 @@ class PairwiseModalities(nn.Module):
             present: (B,) bools for modalities that some samples lack; modalities not named are present in all.
             exclude: (B,) ids as in `contrastive_loss`.
             positive: (B,) ids as in `contrastive_loss`, of all pairs, or by pair; a pair that is not named has none.
+            form: In place of the module's own.
 
         Returns:
             The loss, and the loss of each pair that took part.
@@ -103,7 +105,7 @@ class PairwiseModalities(nn.Module):
                     embeddings[pair[0]][found],
                     embeddings[pair[1]][found],
                     scale=self.scales[_name(pair)](),
-                    form=self.form,
+                    form=form or self.form,
                     exclude=None if exclude is None else exclude[found],
                     positive=None if ids is None else ids[found],
                 )

@@ -39,5 +39,6 @@ class LogitScale(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Clamp the log-scale to [0, ln 100]."""
-        self.logit_scale.clamp_(0.0, self.maximum)
+        """Clamp a learned log-scale to [0, ln 100]; a fixed one keeps its value."""
+        if isinstance(self.logit_scale, nn.Parameter):
+            self.logit_scale.clamp_(0.0, self.maximum)

@@ -21,7 +21,7 @@ class AlignmentModelOutput:
     """Embeddings of a batch, and their loss.
 
     Attributes:
-        loss: Weighted sum over pairs; None without a loss, or if one modality alone was given.
+        loss: Weighted sum over pairs; 0 if no sample has a pair. None without a loss, or if one modality alone was given.
         losses: Unweighted loss of each pair that took part, by its name, such as `image-text`.
         embeddings: (B, D) of each modality, and of the fusion under its name (`image+audio`); not normalised.
         encoded: Full output of each encoder.
@@ -36,8 +36,8 @@ class AlignmentModelOutput:
 
     @cached_property
     def logits(self) -> dict[str, Tensor]:
-        """Scaled cosines (B, B) of each pair at full width, computed when first asked for."""
-        unit = {name: normalize(rows, dim=-1) for name, rows in self.embeddings.items()}
+        """Scaled cosines (B, B) of each pair at full width; rows and columns of absent samples mean nothing."""
+        unit = {name: normalize(rows.float(), dim=-1) for name, rows in self.embeddings.items()}
         pairs = {name: name.split("-") for name in self.scales}
         return {
             name: self.scales[name] * unit[first] @ unit[second].T
@@ -119,7 +119,8 @@ class MultimodalAlignmentModel(nn.Module):
 
         Args:
             images, texts, audio: What the encoders' feeds made, or a `TokenSequence` of cached features, B rows each;
-                None for a modality that the whole batch lacks.
+                None for a modality that the whole batch lacks. DDP needs all of them on every process, with rows of any
+                content where `present` is false.
             present: (B,) bools of modalities that some samples lack, whose rows are then ignored.
             captions: (B,) ids of the captions: equal ones share their targets.
             groups: (B,) ids: samples with equal ones show the same image or sound, and are no negatives of each other.
@@ -145,8 +146,9 @@ class MultimodalAlignmentModel(nn.Module):
         groups: Tensor | None,
     ) -> AlignmentModelOutput:
         """Fuse embeddings and compute their loss; arguments as for `forward`."""
+        alone = len(embeddings) < 2
         embeddings, present = self.fuse(embeddings, present)
-        if self.loss is None or len(embeddings) < 2:
+        if self.loss is None or alone:
             return AlignmentModelOutput(None, {}, embeddings, encoded, {})
         found = self.loss(embeddings, present=present, captions=captions, groups=groups)
         scales: Callable[[], dict[str, Tensor]] = self.loss.scale_of_pairs

@@ -84,7 +84,10 @@ def load_encoder(config: Config, modality: str) -> Encoder:
     vision = encoders.vision
     image = _load_image_encoder(vision)
     tokens = SelectedTokens(
-        image.tower.trunk, layer=vision.select_layer, select=vision.select_feature, own=vision.pooling == "own"
+        image.tower.trunk,
+        layer=vision.select_layer,
+        select=vision.select_feature,
+        own_width=image.spec.embed_dim if vision.pooling == "own" else None,
     )
     return Encoder(Tower(tokens).eval(), image.feed, replace(image.spec, embed_dim=tokens.width))
 

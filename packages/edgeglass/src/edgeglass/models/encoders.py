@@ -19,7 +19,7 @@ from clip_common.backbones import Encoder
 from clip_common.backbones.trunk import TokenSequence, Trunk
 from edgeglass.config import AudioConfig, EncoderConfig, PerceiverConfig, TextConfig, VisionConfig
 from edgeglass.models.perceiver import PerceiverResampler
-from edgeglass.models.pooling import AttentionPooling, masked_mean
+from edgeglass.models.pooling import AttentionPooling, masked_mean, zero_masked
 from edgeglass.models.projector import build_projector
 
 
@@ -41,8 +41,8 @@ class EncoderOutput:
 
     @property
     def mrl_embeddings(self) -> dict[int, Tensor]:
-        """Prefixes of `pooled` by width, each (B, d) of unit length."""
-        return {dim: normalize(self.pooled[:, :dim], dim=-1) for dim in self.dims}
+        """Prefixes of `pooled` by width, each (B, d) of unit length in float32."""
+        return {dim: normalize(self.pooled[:, :dim].float(), dim=-1) for dim in self.dims}
 
 
 class VisionEncoderOutput(EncoderOutput):
@@ -64,7 +64,8 @@ class ProjectionHead(nn.Module):
         width: F.
         embed_dim: D.
         config: Projector.
-        pooling: `own` and `mean` average the features before projecting them.
+        pooling: `own` and `mean` average the features and project the mean; `attention` pools the projected tokens;
+            `perceiver` averages its latents.
         perceiver: Sizes of the resampler, for `pooling="perceiver"`.
     """
 
@@ -89,6 +90,8 @@ class ProjectionHead(nn.Module):
 
     def forward(self, tokens_BLF: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return pooled (B, D), sequence (B, K, D) and its mask (B, K)."""
+        # before the projector: a NaN in a masked token would reach the gradient of its matrices as 0 · NaN
+        tokens_BLF = zero_masked(tokens_BLF, mask_BL)
         sequence_BLD = self.projector(tokens_BLF)
         if self.attention is not None:
             return self.attention(sequence_BLD, mask_BL), sequence_BLD, mask_BL

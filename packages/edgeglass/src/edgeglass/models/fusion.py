@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 class MultimodalFusion(nn.Module):
     """Embeddings of several modalities to one. A learned null embedding takes the place of one that a sample lacks.
 
-    Inputs are normalised first, so that no modality counts for more because its embeddings are longer.
+    Inputs and null embeddings are normalised first, so that no modality counts for more because its embeddings are
+    longer.
 
     Args:
         kind: `concat`: an MLP over all of them. `gated`: Σ_m g_m · x_m, with gates g = softmax of an MLP over all of
@@ -71,10 +72,14 @@ class MultimodalFusion(nn.Module):
         given = [embeddings[name] for name in self.modalities if name in embeddings]
         if not given:
             raise ValueError(f"no embedding to fuse: give at least one of {', '.join(self.modalities)}")
-        x_BMD = torch.stack(
-            [self._choose(place, name, embeddings, present or {}, like_BD=given[0]) for place, name in self._places()],
-            dim=1,
-        )
+        present = present or {}
+        every_B = torch.ones(len(given[0]), dtype=torch.bool, device=given[0].device)
+        rows = []
+        for name, null_D in zip(self.modalities, self.null_MD, strict=True):
+            here_B = present.get(name, every_B) if name in embeddings else ~every_B
+            # also where all samples have it: DDP waits for a gradient of every parameter
+            rows.append(torch.where(here_B[:, None], embeddings.get(name, given[0]), null_D))
+        x_BMD = normalize(torch.stack(rows, dim=1), dim=-1)
         if self.kind == "concat":
             # the mean of the inputs is a good answer from the start; the MLP learns what to add
             return x_BMD.mean(dim=1) + self.mix(x_BMD.flatten(1))
@@ -84,16 +89,3 @@ class MultimodalFusion(nn.Module):
         query_B1D = self.query_D.expand(len(x_BMD), 1, -1)
         attended_B1D, _ = self.attention(query_B1D, tokens_BMD, tokens_BMD, need_weights=False)
         return x_BMD.mean(dim=1) + self.out(self.mix(attended_B1D[:, 0]))
-
-    def _places(self) -> list[tuple[int, str]]:
-        return list(enumerate(self.modalities))
-
-    def _choose(
-        self, place: int, name: str, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor], *, like_BD: Tensor
-    ) -> Tensor:
-        """Return the normalised rows of a modality (B, D), with the null embedding where a sample lacks it."""
-        null_BD = self.null_MD[place].to(like_BD.dtype).expand_as(like_BD)
-        if name not in embeddings:
-            return null_BD
-        rows_BD = normalize(embeddings[name], dim=-1)
-        return torch.where(present[name][:, None], rows_BD, null_BD) if name in present else rows_BD

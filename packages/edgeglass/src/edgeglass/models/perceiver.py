@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from edgeglass.models.pooling import zero_masked
+
 
 class PerceiverResampler(nn.Module):
     """K learned latents that attend, in each block, to the sequence and to themselves.
@@ -44,8 +46,8 @@ class PerceiverResampler(nn.Module):
             mask_BL: True where a position counts; None: everywhere. A row without any gives what the latents alone do.
         """
         if mask_BL is not None:
-            x_BLD = torch.where(mask_BL[..., None], x_BLD, 0.0)  # NaNs in masked places too
-        latents_BKD = self.latents_KD.to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
+            x_BLD = zero_masked(x_BLD, mask_BL)  # attention to a NaN is a NaN even with weight 0
+        latents_BKD = self.latents_KD.expand(len(x_BLD), -1, -1)  # float32 under autocast, as the residuals then are
         for block in self.blocks:
             latents_BKD = block(latents_BKD, x_BLD, mask_BL)
         return self.norm(latents_BKD)

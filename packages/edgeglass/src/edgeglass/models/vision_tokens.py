@@ -18,31 +18,38 @@ class SelectedTokens(Trunk):
 
     Args:
         trunk: Its weights are shared.
-        layer: Block whose tokens are used, from 1, or from the end. -1 with `patch` takes the trunk's own patch tokens,
-            after its final norm.
+        layer: Block whose tokens are used, from 1, or from the end, from -1. The last block with `patch` gives the
+            trunk's own patch tokens, which some trunks normalise once more.
         select: `patch`, or `cls_patch` for the class token (or registers) too.
-        own: `features` are the trunk's pooled output; otherwise the mean of the selected tokens.
+        own_width: Makes `features` the trunk's own pooled output, of this width; None: the mean of the selected tokens.
 
     Raises:
         ValueError: A layer that the trunk does not have.
     """
 
     def __init__(
-        self, trunk: VisionTrunk, *, layer: int = -1, select: Literal["patch", "cls_patch"] = "patch", own: bool = False
+        self,
+        trunk: VisionTrunk,
+        *,
+        layer: int = -1,
+        select: Literal["patch", "cls_patch"] = "patch",
+        own_width: int | None = None,
     ) -> None:
         super().__init__()
         depth = len(trunk.blocks)
-        if not (1 <= layer <= depth or -depth <= layer <= -1):
+        # a trunk without blocks, such as a ResNet, still has patch tokens
+        if not (1 <= layer <= depth or -depth <= layer <= -1) and (layer, select) != (-1, "patch"):
+            known = f"1 to {depth}, or -1 to -{depth} from the end" if depth else "-1 with select_feature=patch"
             raise ValueError(
-                f"encoders.vision.select_layer={layer}: expected 1 to {depth}, or -1 to -{depth} from the end"
+                f"encoders.vision.select_layer={layer}: expected {known}, for a model of {depth} transformer blocks"
             )
         self.trunk = trunk
-        self.width = trunk.width
+        self.width = own_width or trunk.width
         self.patch_size = trunk.patch_size
         self.layer = layer if layer > 0 else depth + 1 + layer
-        self.own = own
+        self.own = own_width is not None
         self.select = select
-        self.last = layer == -1 and select == "patch"
+        self.last = self.layer == depth and select == "patch"
 
     @property
     def blocks(self) -> list[Block]:

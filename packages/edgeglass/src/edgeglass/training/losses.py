@@ -48,7 +48,7 @@ class AlignmentLoss(PairwiseModalities):
     ) -> None:
         form = Matryoshka(InfoNCE(), dims=tuple(dims), full=clip, nested=mrl, dims_per_step=dims_per_step)
         super().__init__(
-            pairs or {("image", "text"): 1.0},
+            {("image", "text"): 1.0} if pairs is None else pairs,
             form=form,
             init=-math.log(temperature or TEMPERATURE),
             learned=temperature is None,
@@ -61,6 +61,7 @@ class AlignmentLoss(PairwiseModalities):
         present: Mapping[str, Tensor] | None = None,
         captions: Tensor | None = None,
         groups: Tensor | None = None,
+        form: Matryoshka | None = None,
     ) -> ModalitiesOutput:
         """Compute the loss of a batch.
 
@@ -69,10 +70,11 @@ class AlignmentLoss(PairwiseModalities):
             present: (B,) bools of modalities that some samples lack.
             captions: (B,) ids: equal captions share their targets, in the pairs with texts.
             groups: (B,) ids: samples with equal ones are no negatives of each other.
+            form: In place of the one that the arguments of the class describe.
         """
         embeddings, present = self.add_absent(embeddings, present or {})
         positive = {} if captions is None else {pair: captions for pair in self.pairs if "text" in pair}
-        return super().forward(embeddings, present=present, exclude=groups, positive=positive)
+        return super().forward(embeddings, present=present, exclude=groups, positive=positive, form=form)
 
     def add_absent(
         self, embeddings: Mapping[str, Tensor], present: Mapping[str, Tensor]
@@ -91,7 +93,7 @@ class AlignmentLoss(PairwiseModalities):
         return {name: scale() for name, scale in self.scales.items()}
 
     def clamp_temperatures(self) -> None:
-        """Keep every scale within 1 to 100; call after each optimizer step."""
+        """Keep every learned scale within 1 to 100; call after each optimizer step."""
         for scale in self.scales.values():
             scale.clamp_()
 
@@ -138,12 +140,15 @@ class Columns:
 class CorpusAlignmentLoss(AlignmentLoss):
     """`AlignmentLoss` with negatives from the whole training set: rows of the batch against all columns, both ways.
 
+    `against` computes it; called like `AlignmentLoss`, as for validation, it is that loss of the batch.
+
     Args:
         full_only: Take the corpus at D alone; the widths below it use the batch.
         dims, pairs, clip, mrl, dims_per_step, temperature: As for `AlignmentLoss`.
 
     Equals:
-        `AlignmentLoss` of a batch that holds the training set, if each sample has one caption.
+        `AlignmentLoss` of a batch that holds the training set, if each sample has every modality and one caption. The
+        mean over batches of equal size, weights unchanged, is that loss too.
     """
 
     def __init__(
@@ -160,11 +165,10 @@ class CorpusAlignmentLoss(AlignmentLoss):
         super().__init__(
             dims=dims, pairs=pairs, clip=clip, mrl=mrl, dims_per_step=dims_per_step, temperature=temperature
         )
-        self.corpus_form = self.form
+        self.corpus_form, self.batch_form = self.form, None
         if full_only:
             self.corpus_form = Matryoshka(InfoNCE(), dims=(), full=clip)
-            self.form = Matryoshka(InfoNCE(), dims=tuple(dims), full=0.0, nested=mrl, dims_per_step=dims_per_step)
-        self.full_only = full_only
+            self.batch_form = Matryoshka(InfoNCE(), dims=tuple(dims), full=0.0, nested=mrl, dims_per_step=dims_per_step)
 
     def against(
         self,
@@ -185,10 +189,11 @@ class CorpusAlignmentLoss(AlignmentLoss):
         """
         embeddings, present = self.add_absent(embeddings, present)
         losses: dict[str, Tensor] = {}
-        total = next(iter(embeddings.values())).new_zeros(())
-        if self.full_only:
-            within = self(embeddings, present=present, captions=captions, groups=groups)
-            total = within.loss
+        # zero, but keeps every embedding in the graph, as DDP requires
+        total = torch.stack([rows[:0].sum() for rows in embeddings.values()]).sum()
+        within: dict[str, Tensor] = {}
+        if self.batch_form is not None:
+            within = self(embeddings, present=present, captions=captions, groups=groups, form=self.batch_form).losses
         every_B = torch.ones(len(samples), dtype=torch.bool, device=samples.device)
         for (first, second), weight in self.pairs.items():
             name = f"{first}-{second}"
@@ -208,10 +213,8 @@ class CorpusAlignmentLoss(AlignmentLoss):
                 )
                 for one, other in ((first, second), (second, first))
             ]
-            losses[name] = (ways[0] + ways[1]) / 2
+            losses[name] = (ways[0] + ways[1]) / 2 + within.get(name, 0.0)
             total = total + weight * losses[name]
-        # zero, but keeps every embedding in the graph, as DDP requires
-        total = total + torch.stack([rows[:0].sum() for rows in embeddings.values()]).sum()
         return ModalitiesOutput(total, losses)
 
 
