@@ -21,7 +21,8 @@ class AlignmentModelOutput:
     """Embeddings of a batch, and their loss.
 
     Attributes:
-        loss: Weighted sum over pairs; 0 if no sample has a pair. None without a loss, or if one modality alone was given.
+        loss: Weighted sum over pairs, 0 if no sample has a pair; None without a loss, or if one modality alone was
+            given.
         losses: Unweighted loss of each pair that took part, by its name, such as `image-text`.
         embeddings: (B, D) of each modality, and of the fusion under its name (`image+audio`); not normalised.
         encoded: Full output of each encoder.

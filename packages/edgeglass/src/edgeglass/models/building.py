@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clip_common.backbones import Encoder, Tower, freeze, load_clip, load_text, load_vision
+from clip_common.backbones import Encoder, Tower, freeze, load_audio, load_clip, load_text, load_vision
 from clip_common.backbones.open_clip import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
 from edgeglass.models.alignment import MultimodalAlignmentModel
@@ -26,13 +26,8 @@ def build_model(config: Config, *, loss: nn.Module | None = None) -> MultimodalA
         ValueError: One line: a model that is unknown, not downloaded or damaged, or sizes that do not go together.
     """
     encoders = build_encoders(config)
-    absent = [name for name in (*config.fusion.inputs, config.fusion.target) if name not in encoders]
     fusion = None
     if config.fusion.kind != "none":
-        if absent:
-            raise ValueError(
-                f"fusion.kind={config.fusion.kind}: there is no encoder of {absent[0]} to fuse or align with"
-            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.trainer.seed + 1)
             fusion = MultimodalFusion(
@@ -78,8 +73,6 @@ def load_encoder(config: Config, modality: str) -> Encoder:
     if modality == "text":
         return load_text(str(encoders.text.name))
     if modality == "audio":
-        from clip_common.backbones import load_audio
-
         return load_audio(str(encoders.audio.name), context=config.audio.context)
     vision = encoders.vision
     image = _load_image_encoder(vision)
