@@ -1,6 +1,6 @@
-"""A small bundle of plain torch trunks, and a process that fills a feature cache. Run by test_features_cache.py.
+"""A small bundle of plain torch trunks, and a process that fills a feature cache, for the tests of features.
 
-python toy_features.py CACHE IMAGES [--kill-at N]      # SIGKILL itself once N images are done
+python toy_features.py CACHE FOLDER [--kill-at N]      # SIGKILL itself once N images or sounds are done
 """
 
 import argparse
@@ -28,7 +28,7 @@ from clip_common.backbones import (
     VisionOutput,
     VisionTower,
 )
-from clip_common.backbones.trunk import TextTrunk, Trunk, VisionTrunk
+from clip_common.backbones.trunk import TextTrunk, TokenSequence, Trunk, VisionTrunk
 from clip_common.features import FeatureCache, cache
 
 
@@ -105,6 +105,10 @@ class ToyAudio(Trunk):
         weights = sounds["mask"][..., None].float()
         return (self.samples(sounds["samples"]) * weights).sum(dim=1) / weights.sum(dim=1)
 
+    def sequence(self, sounds):
+        self.runs.append(len(sounds["samples"]))
+        return TokenSequence(self.samples(sounds["samples"]), sounds["mask"])
+
 
 class ToySounds:
     """A feature extractor: the bytes of a file, in frames of 4."""
@@ -142,7 +146,7 @@ def toy_audio(seed=0, gain=1.0):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("cache", type=Path)
-    parser.add_argument("images", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--kill-at", type=int, default=None)
     options = parser.parse_args()
 
@@ -152,5 +156,8 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     cache.SHARD_ROWS = 8
-    images = sorted(options.images.glob("*.png"))
-    FeatureCache(options.cache).features(toy_bundle().image, images, batch_size=4, progress=progress)
+    store, images = FeatureCache(options.cache), sorted(options.folder.glob("*.png"))
+    if images:
+        store.features(toy_bundle().image, images, batch_size=4, progress=progress)
+    else:
+        store.sequences(toy_audio(), sorted(options.folder.glob("*.raw")), batch_size=4, progress=progress)

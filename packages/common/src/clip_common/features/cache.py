@@ -28,6 +28,7 @@ from clip_common.features.jobs import (
     hash_source,
     in_threads,
     make_job,
+    make_sequence_job,
     name_source,
 )
 from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, format_bytes
@@ -35,8 +36,8 @@ from clip_common.reporting import Progress
 
 logger = logging.getLogger(__name__)
 
-FILE_BATCH = 64
-TEXT_BATCH = 256
+BATCH = {"text": 256, "image": 64, "audio": 16}
+"""Sources at a time, by kind of encoder: sounds may be minutes long."""
 SHARD_ROWS = 512
 SHARD_BYTES = 64 * 2**20
 """A shard is written after this many rows or bytes, whichever comes first: the most that a kill can cost."""
@@ -54,7 +55,7 @@ class FeatureCache:
         root: Folder, made when first needed.
 
     Attributes:
-        skipped: Sources that the last `features(on_error="skip")` left out.
+        skipped: Sources that the last call with `on_error="skip"` left out.
 
     Example:
         cache = FeatureCache(Path("runs/cache"))
@@ -85,7 +86,8 @@ class FeatureCache:
             sources: Texts for an encoder of texts; for others files, or objects with a `name` and `read() -> bytes`.
                 Equal ones are computed once.
             layers: Blocks of an image trunk, from 1, whose tokens to return in place of the pooled features.
-            batch_size: Sources at a time; None: 256 texts (of like length, so that little is padded), 64 files.
+            batch_size: Sources at a time; None: 256 texts (of like length, so that little is padded), 64 images, 16
+                sounds.
             progress: Called with the number of different sources that are done, and of all.
             on_error: What to do about an unreadable source: `raise` (the rows before it are kept), or `skip`: leave its
                 row out and name it in `skipped`.
@@ -98,6 +100,50 @@ class FeatureCache:
             ValueError: Files for an encoder of texts or the reverse, or `layers` of an encoder of anything but images.
         """
         check_sources(encoder, sources)
+        rows: Tensor = self._rows(make_job(encoder, layers), sources, batch_size, progress, on_error)
+        return rows
+
+    def sequences(
+        self,
+        encoder: Encoder,
+        sources: Sequence[FeatureSource],
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+    ) -> list[Tensor]:
+        """Return the sequence of tokens of each source by an encoder's trunk; compute those that are not cached.
+
+        Equals `trunk.sequence` without the padding. How much space the rows take is estimated from the first batch.
+
+        Args:
+            encoder: As for `features`; its trunk has sequences, as that of an audio encoder has.
+            sources: As for `features`.
+            batch_size: As for `features`.
+            progress: As for `features`.
+            on_error: As for `features`.
+
+        Returns:
+            N tensors (T, F) float32 on the CPU, T of each source. They are views of memory-mapped files, so that a
+            collection larger than the memory can be used.
+
+        Raises:
+            FeatureCacheError, ValueError: As for `features`.
+            BackboneError: The trunk has no sequences.
+        """
+        check_sources(encoder, sources)
+        rows: list[Tensor] = self._rows(make_sequence_job(encoder), sources, batch_size, progress, on_error)
+        return rows
+
+    def _rows(
+        self,
+        job: Job,
+        sources: Sequence[FeatureSource],
+        batch_size: int | None,
+        progress: Progress | None,
+        on_error: Literal["raise", "skip"],
+    ) -> Any:
+        """Return the rows of readable sources, in order; put the others into `skipped`."""
         broken: set[bytes] = set()
 
         def unreadable(source: FeatureSource, digest: bytes, error: Exception) -> None:
@@ -111,11 +157,10 @@ class FeatureCache:
                 unreadable(source, b"", digest)
             digests.append(b"" if isinstance(digest, OSError) else digest)
         pairs = [(digest, source) for digest, source in zip(digests, sources, strict=True) if digest]
-        is_text = encoder.spec.kind == "text"
-        if is_text:
+        kind = job.encoder.spec.kind
+        if kind == "text":
             pairs.sort(key=lambda pair: (len(str(pair[1])), str(pair[1])))
-        size = batch_size or (TEXT_BATCH if is_text else FILE_BATCH)
-        read = self._fill(make_job(encoder, layers), dict(pairs), size, progress, unreadable)
+        read = self._fill(job, dict(pairs), batch_size or BATCH[kind], progress, unreadable)
         self.skipped = [source for digest, source in zip(digests, sources, strict=True) if digest in broken]
         return read([digest for digest in digests if digest not in broken])
 
@@ -149,12 +194,13 @@ class FeatureCache:
         return self._deviation(make_job(encoder, layers), known, sample=sample, seed=seed)
 
     def _deviation(self, job: Job, sources: Mapping[Any, Any], *, sample: int, seed: int) -> float:
-        shelf, worst = Shelf(self.root, job.description), 0.0
+        shelf, worst = job.open_shelf(self.root), 0.0
         known = sorted(sources.keys() & shelf.index().keys())
         chosen = random.Random(seed).sample(known, min(sample, len(known)))
 
-        def compare(digests: list[bytes], fresh: Tensor) -> None:
+        def compare(digests: list[bytes], rows: Sequence[Tensor]) -> None:
             nonlocal worst
+            fresh = torch.stack(list(rows))
             deviation = ((shelf.read(digests) - fresh).abs().max() / fresh.square().mean().sqrt()).item()
             worst = max(worst, deviation)
             if not deviation <= TOLERANCE:  # NaN included
@@ -175,35 +221,43 @@ class FeatureCache:
         batch_size: int,
         progress: Progress | None,
         unreadable: Unreadable,
-    ) -> Callable[[Sequence[bytes]], Tensor]:
+    ) -> Callable[[Sequence[bytes]], Any]:
         """Compute the missing rows; return a function that reads rows by their digests."""
         report = progress or (lambda done, total: None)
         if not is_frozen(job.trunk):
-            warnings.warn(f"the trunk trains: its {job.what} are computed anew and not kept", stacklevel=3)
+            warnings.warn(f"the trunk trains: its {job.what} are computed anew and not kept", stacklevel=4)
             rows: dict[bytes, Tensor] = {}
 
-            def remember(digests: list[bytes], features: Tensor) -> None:
-                rows.update(zip(digests, features, strict=True))
+            def remember(digests: list[bytes], computed: Sequence[Tensor]) -> None:
+                rows.update(zip(digests, computed, strict=True))
                 report(len(rows), len(sources))
 
             job.compute(sources, batch_size=batch_size, keep=remember, unreadable=unreadable)
-            return lambda digests: torch.stack([rows[digest] for digest in digests]) if digests else job.make_no_rows()
+            return lambda digests: job.join([rows[digest] for digest in digests])
 
-        shelf = Shelf(self.root, job.description)
+        shelf = job.open_shelf(self.root)
         kept = shelf.index()
         missing = {digest: source for digest, source in sources.items() if digest not in kept}
         done = len(sources) - len(missing)
         report(done, len(sources))
-        if missing:
-            needed = len(missing) * (DIGEST_BYTES + 4 * job.find_row_shape().numel())
+        shard = _Shard(shelf)
+        row_bytes = job.find_row_bytes() if missing else None
+
+        def check_space(row_bytes: int) -> None:
+            needed = len(missing) * (DIGEST_BYTES + row_bytes)
             what = f"{len(missing):,} {job.what}"
             logger.info("%s take %s in %s", what, format_bytes(needed), shelf.folder)
             shelf.check_space(needed, what)
-        shard = _Shard(shelf)
 
-        def keep(digests: list[bytes], features: Tensor) -> None:
-            nonlocal done
-            shard.add(digests, features)
+        if row_bytes is not None:
+            check_space(row_bytes)
+
+        def keep(digests: list[bytes], rows: Sequence[Tensor]) -> None:
+            nonlocal done, row_bytes
+            if row_bytes is None:
+                row_bytes = sum(row.nbytes for row in rows) // len(rows)
+                check_space(row_bytes)
+            shard.add(digests, rows)
             done += len(digests)
             report(done, len(sources))
 
@@ -211,7 +265,7 @@ class FeatureCache:
             job.compute(missing, batch_size=batch_size, keep=keep, unreadable=unreadable)
         finally:  # keep what was computed, whatever stopped the work
             shard.write()
-        return lambda digests: shelf.read(digests) if digests else job.make_no_rows()
+        return lambda digests: shelf.read(digests) if digests else job.join([])
 
 
 class _Shard:
@@ -220,19 +274,19 @@ class _Shard:
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
         self.digests: list[bytes] = []
-        self.features: list[Tensor] = []
+        self.rows: list[Tensor] = []
 
-    def add(self, digests: list[bytes], features: Tensor) -> None:
+    def add(self, digests: list[bytes], rows: Sequence[Tensor]) -> None:
         self.digests += digests
-        self.features.append(features)
-        if len(self.digests) >= SHARD_ROWS or sum(part.nbytes for part in self.features) >= SHARD_BYTES:
+        self.rows += rows
+        if len(self.digests) >= SHARD_ROWS or sum(row.nbytes for row in self.rows) >= SHARD_BYTES:
             self.write()
 
     def write(self) -> None:
-        digests, features = self.digests, self.features
-        self.digests, self.features = [], []  # dropped even if the disk is full, so that they are not tried twice
+        digests, rows = self.digests, self.rows
+        self.digests, self.rows = [], []  # dropped even if the disk is full, so that they are not tried twice
         if digests:
-            self.shelf.write(digests, torch.cat(features))
+            self.shelf.write(digests, rows)
 
 
 def _raise_unreadable(source: FeatureSource, _digest: bytes, error: Exception) -> None:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from clip_common.backbones.encoder import Encoder
 from clip_common.backbones.frozen import behaviour
-from clip_common.backbones.spec import move
+from clip_common.backbones.spec import Tokens, move
 from clip_common.backbones.trunk import Trunk
+from clip_common.errors import printable
+from clip_common.features.shards import RowShelf, SequenceShelf, Shelf
 
 THREADS = min(8, os.cpu_count() or 1)
 UNREADABLE = (OSError, ValueError)
@@ -87,29 +89,36 @@ class Job:
             raise OSError("it changed while it was being read")
         return self.encoder.feed.load(content, name=name_source(source))
 
-    def run(self, items: list[Any]) -> Tensor:
-        """Return the rows (B, F), or (B, K, T, F) with layers, of B items."""
-        inputs = move(self.encoder.feed.batch(items), _find_device(self.trunk))
+    def make_inputs(self, items: list[Any]) -> Tokens:
+        """Return the trunk's input for B items, on its device."""
+        return move(self.encoder.feed.batch(items), _find_device(self.trunk))
+
+    def run(self, items: list[Any]) -> Sequence[Tensor]:
+        """Return the rows (B, F), or (B, K, T, F) with layers, of B items: float32 on the CPU."""
+        inputs = self.make_inputs(items)
         if not self.layers:
-            return self.trunk.features(inputs)
+            return self.trunk.features(inputs).to("cpu", torch.float32)
         tokens = self.trunk(inputs, self.layers).layers
-        return torch.stack([tokens[layer] for layer in self.layers], dim=1)
+        return torch.stack([tokens[layer] for layer in self.layers], dim=1).to("cpu", torch.float32)
 
-    def find_row_shape(self) -> torch.Size:
-        """Return the shape of one row."""
-        with inference(self.trunk):
-            return self.run([self.encoder.feed.example]).shape[1:]
+    def open_shelf(self, root: Path) -> Shelf:
+        """Return the shelf of the rows."""
+        return RowShelf(root, self.description)
 
-    def make_no_rows(self) -> Tensor:
-        """Return (0, …), the rows of no sources."""
-        return torch.empty(0, *self.find_row_shape())
+    def find_row_bytes(self) -> int | None:
+        """Return the size of a row; None if rows differ in length."""
+        return self._run_example().nbytes
+
+    def join(self, rows: Sequence[Tensor]) -> Any:
+        """Return rows as the shelf does, without a shelf; there may be none."""
+        return torch.stack(list(rows)) if rows else torch.empty(0, *self._run_example().shape)
 
     def compute(
         self,
         sources: Mapping[bytes, FeatureSource],
         *,
         batch_size: int,
-        keep: Callable[[list[bytes], Tensor], None],
+        keep: Callable[[list[bytes], Sequence[Tensor]], None],
         unreadable: Unreadable,
     ) -> None:
         """Compute rows batch by batch, in the order of `sources`; the next batch loads while one runs.
@@ -117,7 +126,7 @@ class Job:
         Args:
             sources: What to compute, by digest.
             batch_size: Sources at a time.
-            keep: Called with the digests of a batch, and its rows in float32 on the CPU.
+            keep: Called with the digests of a batch, and its rows.
             unreadable: Called with a source that cannot be loaded, which is then left out unless this raises.
         """
         todo = list(sources.items())
@@ -140,8 +149,35 @@ class Job:
                         unreadable(source, digest, error)
                 if items:
                     with inference(self.trunk):
-                        rows = self.run(items).to("cpu", torch.float32)
+                        rows = self.run(items)
                     keep(digests, rows)
+
+    def _run_example(self) -> Tensor:
+        with inference(self.trunk):
+            return self.run([self.encoder.feed.example])[0]
+
+
+class SequenceJob(Job):
+    """The sequence of tokens of the trunk: rows (T, F) of different length."""
+
+    @property
+    def what(self) -> str:
+        return f"{self.encoder.spec.kind} sequences"
+
+    def run(self, items: list[Any]) -> list[Tensor]:
+        """Return the rows (T, F) of B items, without padding: float32 on the CPU."""
+        tokens_BTF, mask_BT = self.trunk.sequence(self.make_inputs(items))
+        tokens_BTF, mask_BT = tokens_BTF.to("cpu", torch.float32), mask_BT.cpu()
+        return [tokens_TF[mask_T] for tokens_TF, mask_T in zip(tokens_BTF, mask_BT, strict=True)]
+
+    def open_shelf(self, root: Path) -> Shelf:
+        return SequenceShelf(root, self.description)
+
+    def find_row_bytes(self) -> None:
+        return None
+
+    def join(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        return list(rows)
 
 
 def make_job(encoder: Encoder, layers: Sequence[int] = ()) -> Job:
@@ -152,14 +188,23 @@ def make_job(encoder: Encoder, layers: Sequence[int] = ()) -> Job:
     """
     if layers and encoder.spec.kind != "image":
         raise ValueError(f"layers={list(layers)}: {encoder.spec.name} encodes no images, leave layers out")
-    description = {
+    return Job(encoder, tuple(layers), _describe(encoder, layers=list(layers)))
+
+
+def make_sequence_job(encoder: Encoder) -> SequenceJob:
+    """Return the job of computing the sequence of tokens (T, F) of the trunk."""
+    return SequenceJob(encoder, (), _describe(encoder, rows="sequence"))
+
+
+def _describe(encoder: Encoder, **use: object) -> dict[str, object]:
+    """Return everything that rows depend on besides their sources; `use` is the way the trunk is used."""
+    return {
         "version": 3,
         "kind": encoder.spec.kind,
         "feed": encoder.feed.key,
-        "layers": list(layers),
         "trunk": behaviour(encoder.tower.trunk),
+        **use,
     }
-    return Job(encoder, tuple(layers), description)
 
 
 def check_sources(encoder: Encoder, sources: Sequence[FeatureSource]) -> None:
@@ -173,8 +218,6 @@ def check_sources(encoder: Encoder, sources: Sequence[FeatureSource]) -> None:
 
 def name_source(source: FeatureSource) -> str:
     """Return the name of a source for messages."""
-    from clip_common.errors import printable
-
     if isinstance(source, str):
         return repr(source[:60])
     return printable(source) if isinstance(source, Path) else source.name

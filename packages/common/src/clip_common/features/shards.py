@@ -1,7 +1,8 @@
 """Rows of features on disk by the digest of what they were computed from; many writers, no lock.
 
 A shelf is one folder: one trunk, used in one way. It holds shards, safetensors files of `keys` (R, 32) uint8 and
-`features` (R, …) float32. A shard is written under a temporary name, flushed and renamed, and never changed afterwards:
+`features` (R, …) float32. Rows of different length are joined to `features` (ΣT, F), and `ends` (R,) int64 says where
+each one ends. A shard is written under a temporary name, flushed and renamed, and never changed afterwards:
 a reader sees all of it or nothing, a killed writer leaves at most a temporary file, and two writers add shards beside
 each other. There is no index that could disagree with the shards: their keys are the index, read at every use.
 """
@@ -11,6 +12,7 @@ import json
 import shutil
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ class FeatureCacheError(ValueError):
     """Features that cannot be kept or cannot be trusted: one line that says where, why, and what to do."""
 
 
-class Shelf:
-    """The shards of one trunk used in one way.
+class Shelf(ABC):
+    """The shards of one trunk used in one way; `RowShelf` and `SequenceShelf` say how rows are stored.
 
     Args:
         root: Folder of all shelves.
@@ -55,24 +57,24 @@ class Shelf:
                 found.setdefault(keys[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES], (shard, row))
         return found
 
-    def read(self, digests: Sequence[bytes]) -> Tensor:
-        """Return the (N, …) features of one or more digests, in order; all must be kept. Shards are memory-mapped."""
+    @abstractmethod
+    def read(self, digests: Sequence[bytes]) -> Any:
+        """Return the rows of one or more digests, in order; all must be kept. Shards are memory-mapped."""
+
+    @abstractmethod
+    def pack(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a shard, apart from its keys."""
+
+    def find(self, digests: Sequence[bytes]) -> dict[Path, list[tuple[int, int]]]:
+        """Return the positions in `digests` and the rows of each shard that holds some of them."""
         index = self.index()
         rows_of: dict[Path, list[tuple[int, int]]] = {}
         for position, digest in enumerate(digests):
             shard, row = index[digest]
             rows_of.setdefault(shard, []).append((position, row))
-        result: Tensor | None = None
-        for shard, pairs in rows_of.items():
-            features = _read(shard, "features")
-            if result is None:
-                result = features.new_empty(len(digests), *features.shape[1:])
-            positions, rows = torch.tensor(pairs).T
-            result[positions] = features[rows]
-        assert result is not None
-        return result
+        return rows_of
 
-    def write(self, digests: Sequence[bytes], features: Tensor) -> None:
+    def write(self, digests: Sequence[bytes], rows: Sequence[Tensor]) -> None:
         """Add a shard.
 
         Raises:
@@ -82,7 +84,7 @@ class Shelf:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._sweep()
-            write_tensors(self.folder / f"{uuid.uuid4().hex}.safetensors", {"keys": keys, "features": features})
+            write_tensors(self.folder / f"{uuid.uuid4().hex}.safetensors", {"keys": keys} | self.pack(rows))
             if not (self.folder / "shelf.json").exists():
                 write_text(self.folder / "shelf.json", self.description + "\n")
         except OSError as error:
@@ -113,6 +115,44 @@ class Shelf:
                     file.unlink()
             except FileNotFoundError:
                 pass  # another writer finished it, or swept it first
+
+
+class RowShelf(Shelf):
+    """Rows of one shape."""
+
+    def read(self, digests: Sequence[bytes]) -> Tensor:
+        """Return the (N, …) features of one or more digests, in order; all must be kept. Shards are memory-mapped."""
+        result: Tensor | None = None
+        for shard, pairs in self.find(digests).items():
+            features = _read(shard, "features")
+            if result is None:
+                result = features.new_empty(len(digests), *features.shape[1:])
+            positions, rows = torch.tensor(pairs).T
+            result[positions] = features[rows]
+        assert result is not None
+        return result
+
+    def pack(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"features": torch.stack(list(rows))}
+
+
+class SequenceShelf(Shelf):
+    """Rows (T, F) of different length T."""
+
+    def read(self, digests: Sequence[bytes]) -> list[Tensor]:
+        """Return the (T, F) rows of these digests, in order; all must be kept.
+
+        They are views of the memory-mapped shards: values are read from the disk when they are first used.
+        """
+        result: dict[int, Tensor] = {}
+        for shard, pairs in self.find(digests).items():
+            joined, ends = _read(shard, "features"), [0, *_read(shard, "ends").tolist()]
+            result |= {position: joined[ends[row] : ends[row + 1]] for position, row in pairs}
+        return [result[position] for position in range(len(digests))]
+
+    def pack(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        ends = torch.tensor([len(row) for row in rows]).cumsum(0)
+        return {"features": torch.cat(list(rows)), "ends": ends}
 
 
 def format_bytes(size_bytes: int) -> str:
