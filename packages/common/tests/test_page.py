@@ -49,5 +49,6 @@ def test_a_picture_in_a_page_is_a_small_jpeg_and_the_picture_stays(size, shown):
 
 def test_names_of_any_bytes_are_shown():
     assert printable(os.fsdecode(b"latin \xe9.png")) == "latin \N{REPLACEMENT CHARACTER}.png"
-    assert printable("雪, café") == "雪, café"
+    assert printable("雪, café 🐕") == "雪, café 🐕"
+    assert printable("half of \ud83d") == "half of \N{REPLACEMENT CHARACTER}"
     assert escape("<a href='x'>") == "&lt;a href=&#x27;x&#x27;&gt;"

@@ -1,6 +1,7 @@
 """Errors that users can correct, in one line each."""
 
 import os
+import re
 from pathlib import Path
 
 
@@ -13,5 +14,7 @@ class ConfigError(ValueError):
 
 
 def printable(path: str | Path) -> str:
-    """Return a path or text as valid UTF-8, with a replacement character for each byte that is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """Return a path or text as valid UTF-8, with a replacement character for what is not: a byte, half an emoji."""
+    # halves of surrogate pairs, which JSON can hold; those from U+DC80 to U+DCFF are bytes of a path
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", os.fspath(path))
+    return os.fsencode(text).decode("utf-8", "replace")

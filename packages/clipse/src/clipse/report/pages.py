@@ -5,11 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from clip_common import page
-from clip_common.images import read_image
-from clip_common.page import data_uri, escape
+from clip_common.page import RESULTS_STYLE, escape, result_card, thumbnail
 
-THUMBNAIL = 256
-"""Pixels of a picture's longer side."""
 MAKER = "clipse search"
 """The command that pages are marked with."""
 
@@ -48,40 +45,14 @@ def write_page(
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
     )
     title = query.name if isinstance(query, Path) else query
-    return page.write_page(file, maker=MAKER, title=title, style=_STYLE, body=body)
-
-
-def thumbnail(path: Path) -> str:
-    """Return an image as a data URI: JPEG, its longer side 256 pixels at most, turned as EXIF says.
-
-    Raises:
-        DataError: Not a readable image.
-    """
-    return data_uri(read_image(path), longest=THUMBNAIL)
+    return page.write_page(file, maker=MAKER, title=title, style=RESULTS_STYLE, body=body)
 
 
 def _card(rank: int, path: Path, similarity: float, root: Path) -> str:
-    name = escape(path.relative_to(root).as_posix())
-    return (
-        f'<li><div class="frame"><img src="{thumbnail(path)}" alt="{name}"></div>'
-        f'<p class="score"><span>{rank}</span><b>{similarity:.3f}</b></p><p class="name"><bdi>{name}</bdi></p></li>'
-    )
+    name = path.relative_to(root).as_posix()
+    shown = f'<img src="{thumbnail(path)}" alt="{escape(name)}">'
+    return result_card(shown, rank=rank, similarity=similarity, name=name)
 
-
-_STYLE = """
-header { display: flex; gap: 20px; align-items: center; padding-top: 36px; padding-bottom: 24px; }
-header p, .score span, .name { color: var(--soft); }
-.query { max-width: 128px; max-height: 128px; border-radius: 8px; }
-ol { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr));
-  gap: 16px; }
-li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
-  padding-bottom: 12px; break-inside: avoid; }
-.frame { aspect-ratio: 1; background: var(--frame); position: relative; margin-bottom: 10px; }
-.frame img { position: absolute; width: 100%; height: 100%; object-fit: contain; }
-.score, .name { padding: 0 12px; }
-.score { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; }
-.name { font-size: 13px; overflow-wrap: anywhere; }
-"""
 
 _BODY = """<header>{asked}</header>
 <main><ol>
