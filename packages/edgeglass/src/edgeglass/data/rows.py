@@ -1,0 +1,89 @@
+"""From a row of any format to a sample: which keys hold what, and what is refused."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_common.captions import parse_split
+from clip_common.errors import DataError, printable
+from edgeglass.data.records import Sample, Source
+
+IMAGES = ("image", "image_url")
+AUDIO = ("audio",)
+TEXTS = ("captions", "caption", "text", "transcripts")
+"""Keys or columns of each modality. If a row has several, the first that is not null counts."""
+
+KEYS = (*IMAGES, *TEXTS, *AUDIO, "split")
+
+_SPLIT_NAME = re.compile(r"(train|val|valid|validation|dev|test)(?![a-z])")
+
+
+def make_sample(row: Mapping[str, Any], *, id: int, at: str, folder: Path, split: str | None = None) -> Sample:
+    """Return the sample of a row with some of the keys `KEYS`; null is absent.
+
+    Args:
+        row: Images and sounds as paths or `Blob`s, captions as a text or a list of texts.
+        id: Position in the set.
+        at: Place of the row, for messages.
+        folder: Paths are relative to it.
+        split: Split of a row that states none.
+
+    Raises:
+        DataError: A row without image, captions and sound, or a value of another type; a URL; an unknown split.
+    """
+    image, audio, texts = (_first(row, keys) for keys in (IMAGES, AUDIO, TEXTS))
+    if image is None and audio is None and texts is None:
+        raise DataError(f"{at}: neither an image nor a caption nor a sound ({', '.join(KEYS)}): remove it")
+    stated = row.get("split")
+    if not isinstance(stated, str | None):
+        raise DataError(f"{at}: expected a split as text, got {stated!r:.60}")
+    return Sample(
+        id=id,
+        name=next((_name(value) for value in (image, audio) if value is not None), at),
+        split=parse_split(stated, at=at) or split or "",
+        captions=_parse_captions(texts, at=at),
+        image=_find_source(image, folder=folder, what="an image", at=at),
+        audio=_find_source(audio, folder=folder, what="a sound", at=at),
+    )
+
+
+def name_split(parts: Iterable[str]) -> str | None:
+    """Return the split that the first file or folder name of these states, such as `train-00000.parquet`."""
+    for part in parts:
+        found = _SPLIT_NAME.match(part.lower())
+        if found:
+            return parse_split(found[1], at=part)
+    return None
+
+
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((row[key] for key in keys if row.get(key) is not None), None)
+
+
+def _name(value: Any) -> str:
+    return value.name if hasattr(value, "read") else printable(str(value))
+
+
+def _parse_captions(value: Any, *, at: str) -> tuple[str, ...]:
+    """Return captions as they are; null in a list is an empty caption."""
+    if value is None:
+        return ()
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str | None):
+            raise DataError(f"{at}: expected captions as texts, got {text!r:.60}: write them in quotes, or remove them")
+    return tuple(text or "" for text in texts)
+
+
+def _find_source(value: Any, *, folder: Path, what: str, at: str) -> Source | None:
+    if value is None or hasattr(value, "read"):
+        return value
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{at}: expected the path of {what}, got {value!r:.60}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", value):
+        raise DataError(
+            f"{at}: {what} is given by a URL, {value:.60}, and nothing is downloaded: save the files and give their "
+            f"paths as {'image' if what == 'an image' else 'audio'}"
+        )
+    return folder / value
