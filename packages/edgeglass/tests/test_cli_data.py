@@ -1,0 +1,40 @@
+"""`edgeglass data check` and `edgeglass data synthetic`."""
+
+from functools import partial
+
+import pytest
+import toy_samples as toy
+from helpers.commands import call, refused, succeeded
+
+from edgeglass.cli.main import app
+
+
+@pytest.fixture
+def edgeglass(capsys):
+    return partial(call, app, capsys)
+
+
+def test_a_drawn_set_passes_its_check(edgeglass, tmp_path):
+    arguments = ["--train", 6, "--val", 2, "--test", 2, "--size", 32]
+    assert "10 scenes" in succeeded(edgeglass("data", "synthetic", tmp_path / "scenes", *arguments))
+    printed = succeeded(edgeglass("data", "check", tmp_path / "scenes"))
+    assert "jsonl" in printed
+    (row,) = [line.split() for line in printed.splitlines() if line.split()[:1] == ["train"]]
+    assert row == ["train", "6", "6", "6", "30", "6", "6", "6", "6"]
+    refused(edgeglass("data", "synthetic", tmp_path / "scenes", *arguments), "scenes")
+
+
+def test_problems_are_listed_and_the_command_fails(edgeglass, tmp_path):
+    toy.write_jsonl(tmp_path)
+    (tmp_path / "sounds" / "zwölf.wav").write_bytes(b"no sound")
+    (tmp_path / "sounds" / "d.wav").write_bytes(toy.wav(0 * toy.tone()))
+    result = edgeglass("data", "check", tmp_path)
+    refused(result, "1 problem(s), listed above; data.on_error=skip trains without them")
+    assert "zwölf.wav" in result[1]
+    assert "remark: " in result[1]
+    assert "d.wav: silent" in result[1]
+
+
+def test_a_folder_without_a_set(edgeglass, tmp_path):
+    refused(edgeglass("data", "check", tmp_path), "no set of a known format")
+    refused(edgeglass("data", "check", tmp_path / "nowhere"), "no such file or folder")
