@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy_samples as toy
+from torch.utils.data import DataLoader, Dataset
 from toy_samples import CAPTIONS, IMAGES, SOUNDS, content_of, read, refusal
 
 from clip_common.features.jobs import hash_source, name_source
@@ -28,6 +29,28 @@ def test_bytes_are_read_by_row_in_threads_and_in_other_processes(tmp_path, way):
     assert set(contents) == set(IMAGES.values()) | set(SOUNDS.values())
     assert [pickle.loads(pickle.dumps(source)) for source in sources] == sources
     assert "row 0, " in name_source(sources[0])
+
+
+@pytest.mark.parametrize("way", ["parquet of bytes", "datasets"])
+def test_bytes_are_read_in_the_worker_processes_of_a_loader(tmp_path, way):
+    toy.WRITERS[way](tmp_path)
+    sources = [sample.image for split in read(tmp_path).splits.values() for sample in split]
+    before = [content_of(source) for source in sources]  # the workers are forked with open tables
+    loader = DataLoader(Contents(sources), num_workers=2, batch_size=None)
+    assert list(loader) == before
+
+
+class Contents(Dataset):
+    """The bytes of each source."""
+
+    def __init__(self, sources):
+        self.sources = sources
+
+    def __len__(self):
+        return len(self.sources)
+
+    def __getitem__(self, index):
+        return content_of(self.sources[index])
 
 
 @pytest.mark.parametrize("statistics", [True, False])

@@ -1,5 +1,6 @@
 """Every format written and read back; what is refused, in one line."""
 
+import json
 import os
 import sys
 
@@ -98,13 +99,15 @@ def test_the_keys_of_captions(tmp_path, key, value):
         ),
         ({"image": "c.png", "caption": 7}, "expected captions as texts, got 7"),
         ({"image": "c.png", "captions": [["a"]]}, "expected captions as texts, got ['a']"),
+        ({"image": "c.png", "caption": "half \ud83d"}, r"the caption 'half \ud83d' is not valid Unicode"),
         ({"image": "c.png", "split": "tset"}, "unknown split 'tset'"),
         ({"image": "c.png", "split": 1}, "expected a split as text, got 1"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(tmp_path, row, said):
     toy.write_media(tmp_path)
-    toy.write_rows(tmp_path, [*toy.rows(), row])
+    with toy.write_rows(tmp_path, toy.rows()).open("a") as stream:
+        stream.write(json.dumps(row))
     text = refusal(tmp_path)
     assert "data.jsonl, line 5" in text
     assert said in text
@@ -129,6 +132,19 @@ def test_names_that_are_not_utf8(tmp_path):
     assert sample.name == "images/caf\N{REPLACEMENT CHARACTER}.png"
     (tmp_path / "images" / f"{name}.png").unlink()
     assert "caf\N{REPLACEMENT CHARACTER}.png: no such file" in refusal(tmp_path)
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    toy.write_media(folder)
+    lines = [{"caption": "a text alone"}, *({"image": row["image"], "text": "one"} for row in toy.rows())]
+    toy.write_rows(folder, lines)
+    samples = read(folder)
+    names = [sample.name for split in samples.splits.values() for sample in split]
+    assert any(name.endswith("caf\N{REPLACEMENT CHARACTER}/data.jsonl, line 1") for name in names)
+    toy.write_rows(folder, [*lines, {"image": 5}])
+    assert "caf\N{REPLACEMENT CHARACTER}/data.jsonl, line 6" in refusal(folder)
 
 
 def test_folders_of_splits_may_be_below_those_of_the_modalities(tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clip_common.errors import DataError
+from clip_common.errors import DataError, printable
 from clip_common.tables import explain_unknown, read_json_lines
 from edgeglass.data.records import Sample
 from edgeglass.data.rows import KEYS, make_sample, name_split
@@ -21,10 +21,10 @@ def find_jsonl(root: Path) -> list[Path]:
         return [root / "data.jsonl"]
     files = sorted(root.glob("*.jsonl"))
     if not files:
-        raise DataError(f"{root}: no data.jsonl or other *.jsonl")
+        raise DataError(f"{printable(root)}: no data.jsonl or other *.jsonl")
     if len(files) > 1 and not all(name_split([file.name]) for file in files):
         names = ", ".join(file.name for file in files)
-        raise DataError(f"{root}: several JSONL files ({names}): name one, data.root={files[0]}")
+        raise DataError(f"{printable(root)}: several JSONL files ({names}): name one, data.root={files[0]}")
     return files
 
 
@@ -38,7 +38,7 @@ def read_jsonl(files: Sequence[Path]) -> Iterator[Sample]:
     for file in files:
         split = name_split([file.name])
         for line, row in read_json_lines(file):
-            at = f"{file}, line {line}"
+            at = f"{printable(file)}, line {line}"
             if row and not row.keys() & set(KEYS):
                 raise DataError(f"{at}: {explain_unknown(next(iter(row)), kind='key', known=KEYS)}")
             yield make_sample(row, id=id, at=at, folder=file.parent, split=split)

@@ -73,6 +73,8 @@ def _parse_captions(value: Any, *, at: str) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str | None):
             raise DataError(f"{at}: expected captions as texts, got {text!r:.60}: write them in quotes, or remove them")
+        if re.search("[\ud800-\udfff]", text or ""):  # JSON can hold half a character, which no tokenizer reads
+            raise DataError(f"{at}: the caption {text!r:.60} is not valid Unicode: write it again")
     return tuple(text or "" for text in texts)
 
 
