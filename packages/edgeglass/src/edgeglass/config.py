@@ -174,9 +174,8 @@ class FusionConfig:
     """`concat`: an MLP over all embeddings. `gated`: their weighted sum, with learned weights per sample.
     `cross_attention`: a learned query that attends to them."""
     inputs: list[Literal["image", "text", "audio"]] = field(default_factory=lambda: ["image", "audio"])
-    """Modalities to fuse; a learned embedding stands in for one that a sample lacks."""
-    target: Literal["image", "text", "audio"] = "text"
-    """Modality that fused embeddings are aligned with."""
+    """The two modalities to fuse, which are aligned with the third; a learned embedding stands in for one that a sample
+    lacks."""
     weight: float = 1.0
     """Weight of that pair in the loss."""
     heads: int = 4
@@ -184,14 +183,16 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         if self.kind != "none":
-            if len(set(self.inputs)) != len(self.inputs) or len(self.inputs) < 2 or self.target in self.inputs:
-                raise ConfigError(
-                    f"fusion: expected two different inputs and a target that is none of them, got "
-                    f"inputs={list(self.inputs)}, target={self.target}"
-                )
+            if len(self.inputs) != 2 or len(set(self.inputs)) != 2:
+                raise ConfigError(f"fusion.inputs: expected two different modalities, got {list(self.inputs)}")
             if not self.weight > 0:
                 raise ConfigError(f"fusion.weight: expected a weight above 0, got {self.weight}")
         _check_least(self, "fusion", heads=1)
+
+    @property
+    def target(self) -> str:
+        """Modality that fused embeddings are aligned with: the one that is not fused."""
+        return next(name for name in MODALITIES if name not in self.inputs)
 
 
 @dataclass

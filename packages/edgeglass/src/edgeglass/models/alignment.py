@@ -130,11 +130,14 @@ class MultimodalAlignmentModel(nn.Module):
             ValueError: A modality without an encoder, or nothing given.
         """
         given = {"image": images, "text": texts, "audio": audio}
-        encoded = {name: self.encoder_of(name)(one) for name, one in given.items() if one is not None}
+        present = present or {}
+        encoded = {
+            name: self.encoder_of(name)(one, present.get(name)) for name, one in given.items() if one is not None
+        }
         if not encoded:
             raise ValueError("nothing to embed: give images, texts or audio")
         embeddings = {name: output.pooled for name, output in encoded.items()}
-        present = {name: mask for name, mask in (present or {}).items() if name in embeddings}
+        present = {name: mask for name, mask in present.items() if name in embeddings}
         return self.compare(embeddings, encoded=encoded, present=present, captions=captions, groups=groups)
 
     def compare(

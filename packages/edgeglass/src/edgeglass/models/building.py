@@ -116,6 +116,8 @@ def add_adapters(trunk: nn.Module, config: EncoderConfig) -> None:
             f"{', '.join(sorted(names)) or 'none'}"
         )
     inject_adapter_in_model(PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), trunk)
+    for part in trunk.children():  # new layers start in training mode, and a frozen trunk ignores `eval`
+        part.eval()
 
 
 def _load_image_encoder(config: VisionConfig) -> Encoder:

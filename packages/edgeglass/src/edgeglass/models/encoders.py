@@ -150,14 +150,17 @@ class ModalityEncoder(nn.Module):
             features_BF[:, None], torch.ones(len(features_BF), 1, dtype=torch.bool, device=features_BF.device)
         )
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Any, present_B: Tensor | None = None) -> Any:
         """Return the embeddings of B samples.
 
         Args:
             inputs: What the encoder's feed made, or a `TokenSequence` of features that a cache kept.
+            present_B: Samples whose features count, (B,) bools; None: all.
         """
-        features = inputs if isinstance(inputs, TokenSequence) else self.features(inputs)
-        pooled_BD, sequence_BKD, mask_BK = self.head(*features)
+        tokens_BLF, mask_BL = inputs if isinstance(inputs, TokenSequence) else self.features(inputs)
+        if present_B is not None:
+            mask_BL = mask_BL & present_B[:, None]
+        pooled_BD, sequence_BKD, mask_BK = self.head(tokens_BLF, mask_BL)
         return self.output(pooled_BD, sequence_BKD, mask_BK, self.widths)
 
 
