@@ -76,7 +76,8 @@ class SoundInfo:
 def read_sound(source: Path | bytes, *, name: str | None = None) -> Tensor:
     """Read a sound as (T,) float32 samples at `RATE`; full scale is 1.
 
-    Channels are averaged. Another rate is changed by a polyphase filter (`scipy.signal.resample_poly`).
+    Channels are averaged. Another rate is changed by a polyphase filter (`scipy.signal.resample_poly`). Of a WAV or Ogg
+    that was cut off, what is left is read, since recorders that are switched off leave such files.
 
     Args:
         source: A file, or the bytes of one: WAV, FLAC, Ogg, MP3, or anything else that libsndfile reads.
