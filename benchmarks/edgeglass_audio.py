@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clip_common.backbones import AudioEncoder, load_audio
+from clip_common.backbones.audio_models import WhisperAudio
 from clip_common.sounds import RATE, read_sound
 
 ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
@@ -33,13 +34,15 @@ BATCH = 8
 
 def compute_features(encoder: AudioEncoder, files: list[Path]) -> dict[str, Tensor]:
     """Return the means (N, F) over all tokens of the first segment, and over those that hold sound."""
+    trunk = encoder.tower.trunk
+    assert isinstance(trunk, WhisperAudio)
     means: dict[str, list[Tensor]] = {"all tokens": [], "tokens with sound": []}
     for start in range(0, len(files), BATCH):
         items = [encoder.feed.load(file.read_bytes(), name=file.name) for file in files[start : start + BATCH]]
         inputs = encoder.feed.batch(items)
         with torch.no_grad():
             for mel_MT, frames in zip(inputs["mel"], inputs["frames"].tolist(), strict=True):
-                tokens_TF = encoder.tower.trunk.encode(mel_MT[None])[0]
+                tokens_TF = trunk.encode(mel_MT[None])[0]
                 means["all tokens"].append(tokens_TF.mean(dim=0))
                 means["tokens with sound"].append(tokens_TF[:frames].mean(dim=0))
         if start % 200 == 0:
@@ -97,8 +100,10 @@ if __name__ == "__main__":
     rows = [time_contexts(sound, full, files, pairs=1 if options.quick else 5)]
     features = {encoder.spec.context: compute_features(encoder, files) for encoder in (sound, full)}
     for name in ("all tokens", "tokens with sound"):
-        scores = {context: probe(means[name], labels, numbers < 5) for context, means in features.items()}
-        rows.append({"what": f"accuracy, mean of {name}"} | scores)
+        row: dict[str, object] = {"what": f"accuracy, mean of {name}"}
+        for encoder in (sound, full):
+            row[encoder.spec.context] = probe(features[encoder.spec.context][name], labels, numbers < 5)
+        rows.append(row)
     cosine = cosine_similarity(features["sound"]["tokens with sound"], features["full"]["tokens with sound"]).mean()
     rows.append({"what": "cosine between the two", "sound": cosine.item()})
     report("edgeglass_audio", rows, note=f"{len(files)} spoken digits, {(numbers < 5).sum()} of them for testing")

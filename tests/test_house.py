@@ -192,6 +192,10 @@ HOMES = {
         r"\b(?:Image|Pillow)\.open\(|exif_transpose\(|\bimread\(|\bdecode_image\(",
         ("packages/common/src/clip_common/images.py", "packages/common/src/clip_common/synthetic/"),
     ),
+    "sounds": (
+        r"(?:from|import) soundfile",
+        ("packages/common/src/clip_common/sounds.py", "packages/common/src/clip_common/synthetic/"),
+    ),
     "safetensors": (r"(?:from|import) safetensors", ("packages/common/src/clip_common/tensors.py",)),
     "comma-separated values": (
         r"\bcsv\.(?:reader|writer|DictReader|DictWriter)\(",

@@ -94,12 +94,12 @@ class Job:
         return move(self.encoder.feed.batch(items), _find_device(self.trunk))
 
     def run(self, items: list[Any]) -> Sequence[Tensor]:
-        """Return the rows (B, F), or (B, K, T, F) with layers, of B items: float32 on the CPU."""
+        """Return the rows (F,), or (K, T, F) with layers, of B items: float32 on the CPU."""
         inputs = self.make_inputs(items)
         if not self.layers:
-            return self.trunk.features(inputs).to("cpu", torch.float32)
+            return self.trunk.features(inputs).to("cpu", torch.float32).unbind()
         tokens = self.trunk(inputs, self.layers).layers
-        return torch.stack([tokens[layer] for layer in self.layers], dim=1).to("cpu", torch.float32)
+        return torch.stack([tokens[layer] for layer in self.layers], dim=1).to("cpu", torch.float32).unbind()
 
     def open_shelf(self, root: Path) -> Shelf:
         """Return the shelf of the rows."""
