@@ -26,7 +26,7 @@ MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 
 
 def prefetch(name: str, pretrained: str | None = None) -> Path:
-    """Download the files that `load_clip` or `load_dual` needs into the cache, and verify their checksums.
+    """Download the files of a model (`load_clip`, `load_dual`, `load_audio`) into the cache; verify their checksums.
 
     Args:
         name: open_clip architecture, `hf-hub:org/name`, or `org/name` of a transformers or SentenceTransformer model.
