@@ -1,10 +1,14 @@
-"""Small indexes with vectors of whole numbers, whose sums are exact in float32. Shared by the tests of the index."""
+"""Small indexes, shared by the tests of the index.
+
+Vectors of whole numbers have sums that are exact in float32; vectors of a nested spectrum are like Matryoshka's.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clip_common.index import VectorIndex
 
@@ -31,3 +35,19 @@ def contents(index: VectorIndex) -> dict[str, tuple[str, list[float]]]:
     """Stamp and vector of every item, as they are read by id."""
     known = index.stamps()
     return {id: (known[id], vector) for id, vector in zip(index.ids, index.vectors(index.ids).tolist(), strict=True)}
+
+
+def nested_vectors(count: int, width: int, *, seed: int) -> Tensor:
+    """Unit vectors whose variance falls with the dimension."""
+    vectors_ND = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+    return functional.normalize(vectors_ND * (1 + torch.arange(width) / 8) ** -0.75, dim=1)
+
+
+def filled(folder: Path | None, vectors_ND: Tensor, *, parts: int = 1) -> VectorIndex:
+    """An index of these vectors under their row numbers; several segments, opened from disk, if there is a folder."""
+    index = VectorIndex(**ABOUT, folder=folder)
+    for rows in torch.arange(len(vectors_ND)).chunk(parts):
+        index.add([str(row) for row in rows.tolist()], vectors_ND[rows])
+        if folder is not None:
+            index.save()
+    return index if folder is None else VectorIndex.open(folder)

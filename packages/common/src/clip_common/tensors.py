@@ -5,6 +5,8 @@ through the page cache: a tensor costs memory when its values are first used.
 """
 
 import errno
+import json
+import mmap
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -76,6 +78,33 @@ def read_tensor(file: Path, name: str) -> Tensor:
     with _open(file) as stored:
         tensor: Tensor = stored.get_tensor(name)
         return tensor
+
+
+def map_tensor(file: Path, name: str) -> tuple[Tensor, mmap.mmap]:
+    """Memory-map one float32 tensor of a safetensors file.
+
+    The tensor must not be written to. `mapping.madvise(mmap.MADV_DONTNEED)` gives the memory of the pages that were
+    read back to the system; they are read from the file again when needed, even if its name was removed.
+
+    Returns:
+        The tensor, and the mapping of the whole file.
+
+    Raises:
+        TensorsError: Absent, damaged, truncated, of another format, or without a float32 tensor of that name.
+    """
+    with _open(file) as stored:  # compares the header with the size of the file
+        if name not in stored.keys() or stored.get_slice(name).get_dtype() != "F32":  # noqa: SIM118
+            raise TensorsError(f"{file} has no float32 tensor {name!r}: get it again, or delete it")
+        with file.open("rb") as opened:
+            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    start = 8 + int.from_bytes(mapping[:8], "little")  # the length of the header, the header, and then all values
+    place = json.loads(mapping[8:start])[name]
+    shape, (first, end) = place["shape"], place["data_offsets"]
+    if first == end:
+        return torch.empty(shape), mapping
+    return torch.frombuffer(mapping, dtype=torch.float32, count=(end - first) // 4, offset=start + first).view(
+        shape
+    ), mapping
 
 
 def read_metadata(file: Path) -> dict[str, str]:

@@ -14,6 +14,9 @@ TILE_SCORES = 2**24
 SHORTEST = 1e-12
 """Prefixes shorter than this are not scaled to unit length, as in `torch.nn.functional.normalize`."""
 
+Ranking = tuple[list[int], list[float]]
+"""Rows, best first, and their similarities."""
+
 
 def find_nearest(
     parts: Sequence[Tensor],
@@ -23,7 +26,7 @@ def find_nearest(
     deleted: Tensor,
     lengths_N: Tensor | None = None,
     dim: int | None = None,
-) -> list[tuple[list[int], list[float]]]:
+) -> list[Ranking]:
     """Return the k rows most similar to each query, best first; of equally similar rows the earlier one first.
 
     The parts are not copied: only the N similarities of a query are.
@@ -86,7 +89,7 @@ def _similarities(parts: Sequence[Tensor], query_TD: Tensor, deleted: Tensor, le
     return similarity_TN.index_fill_(1, deleted, -torch.inf)
 
 
-def _best(similarity_N: Tensor, k: int) -> tuple[list[int], list[float]]:
+def _best(similarity_N: Tensor, k: int) -> Ranking:
     last = similarity_N.topk(k).values[-1]
     rows_C = (similarity_N >= last).nonzero()[:, 0]  # more than k if several share the last place
     best = similarity_N[rows_C].sort(descending=True, stable=True)

@@ -3,11 +3,15 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clip_common.index.first import First, FirstPass
 from clip_common.index.segments import Segment, select_rows
 
 
@@ -62,14 +66,26 @@ class View:
         segments: All segments; rows are counted through all of them.
         deleted: int64, the rows to skip, ascending.
         lengths: Lengths of the prefixes of all rows, by the width of the prefix.
+        passes: First passes over all rows, by the kind of their codes and the width that they compare.
     """
 
     segments: tuple[Segment, ...]
     deleted: Tensor
     lengths: dict[int, Tensor] = field(default_factory=dict)
+    passes: dict[tuple[First, int], FirstPass] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return sum(map(len, self.segments)) - len(self.deleted)
+        return self.count - len(self.deleted)
+
+    @cached_property
+    def count(self) -> int:
+        """Number of rows, deleted ones included."""
+        return sum(map(len, self.segments))
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first row of each segment."""
+        return [0, *accumulate(map(len, self.segments))][:-1]
 
     @property
     def parts(self) -> list[Tensor]:
@@ -78,9 +94,26 @@ class View:
 
     def at(self, row: int) -> tuple[Segment, int]:
         """Return the segment of a row, and the row's number in it."""
-        starts = [0, *accumulate(map(len, self.segments))]
-        place = bisect_right(starts, row) - 1
-        return self.segments[place], row - starts[place]
+        place = bisect_right(self.starts, row) - 1
+        return self.segments[place], row - self.starts[place]
+
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """Return a copy of the vectors of some rows, (len(rows), D)."""
+        places = [self.at(row) for row in rows]
+        return torch.stack([segment.vectors_SD[place] for segment, place in places]) if rows else torch.empty(0, 0)
+
+    def read_texts(self, rows: Sequence[int], *columns: Literal["ids", "stamps", "payloads"]) -> list[list[str]]:
+        """Return texts of some rows, one list for each column."""
+        row_K = np.array(rows, dtype=np.int64)
+        place_K = np.searchsorted(self.starts, row_K, side="right") - 1
+        read = [[""] * len(rows) for _ in columns]
+        for place in np.unique(place_K).tolist():
+            inside = (place_K == place).nonzero()[0]
+            for column, texts in zip(columns, read, strict=True):
+                picked = getattr(self.segments[place], column).pick(row_K[inside] - self.starts[place])
+                for at, text in zip(inside.tolist(), picked, strict=True):
+                    texts[at] = text
+        return read
 
 
 def collect_deleted(segments: Sequence[Segment]) -> Tensor:

@@ -5,6 +5,7 @@ each, as UTF-8 (`.data`) and the byte at which each text ends (`.ends`); `delete
 counted through all of them. S may be 0.
 """
 
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_common.tensors import TensorsError, read_tensors, write_tensors
+from clip_common.tensors import TensorsError, map_tensor, read_tensors, write_tensors
 
 
 class VectorIndexError(ValueError):
@@ -22,7 +24,7 @@ class VectorIndexError(ValueError):
 
 
 class Texts:
-    """Texts in one array of bytes; each is decoded on access.
+    """Texts in one array of bytes, decoded when picked.
 
     File names that are not UTF-8 are returned unchanged: the encoding is that of `os.fsencode` on Linux.
     """
@@ -46,9 +48,12 @@ class Texts:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, row: int) -> str:
-        start = int(self.ends[row - 1]) if row else 0
-        return self.data[start : int(self.ends[row])].numpy().tobytes().decode("utf-8", "surrogateescape")
+    def pick(self, row_K: NDArray[np.int64]) -> list[str]:
+        """Return the texts of some rows."""
+        data, ends = self.data.numpy().data, self.ends.numpy()
+        start_K = np.where(row_K > 0, ends[row_K - 1], 0)
+        places = zip(start_K.tolist(), ends[row_K].tolist(), strict=True)
+        return [str(data[start:end], "utf-8", "surrogateescape") for start, end in places]
 
     def decode(self) -> list[str]:
         """Return all texts, faster than one by one."""
@@ -66,6 +71,7 @@ class Segment:
         payloads: S JSON values as text; "" for an item without one.
         vectors_SD: (S, D) float32 on the CPU; memory-mapped if it was read.
         deleted: int64, the rows of earlier segments that this segment deletes.
+        mapping: The mapped file that holds the vectors; None for a segment in memory.
     """
 
     ids: Texts
@@ -73,9 +79,15 @@ class Segment:
     payloads: Texts
     vectors_SD: Tensor
     deleted: Tensor
+    mapping: mmap.mmap | None = None
 
     def __len__(self) -> int:
         return len(self.vectors_SD)
+
+    def release(self) -> None:
+        """Give the memory of mapped vectors that were read back to the system; they are read again when needed."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def write_segment(file: Path, segment: Segment) -> None:
@@ -101,12 +113,13 @@ def read_segment(file: Path, *, width: int, rows_before: int) -> Segment:
     Raises:
         TensorsError: The file is damaged, or is not a segment of an index of this width.
     """
-    tensors = read_tensors(file)
+    tensors = read_tensors(file, without=("vectors",))
+    vectors_SD, mapping = map_tensor(file, "vectors")
     try:
         ids, stamps, payloads = (
             Texts(tensors[f"{name}.data"], tensors[f"{name}.ends"]) for name in ("ids", "stamps", "payloads")
         )
-        segment = Segment(ids, stamps, payloads, tensors["vectors"], tensors["deleted"])
+        segment = Segment(ids, stamps, payloads, vectors_SD, tensors["deleted"], mapping)
     except KeyError as error:
         raise TensorsError(f"{file.name} lacks the tensor {error}") from error
     fits = segment.vectors_SD.ndim == 2 and segment.vectors_SD.shape[1] == width

@@ -10,7 +10,7 @@ N items, D the width of their vectors, Q queries.
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from clip_common.index.compaction import compact
-from clip_common.index.exact import check_query, find_nearest, measure_prefixes
 from clip_common.index.files import Changes, find_changes
+from clip_common.index.first import First
 from clip_common.index.manifest import (
     LOCK,
     Manifest,
@@ -32,6 +32,7 @@ from clip_common.index.manifest import (
     write_manifest,
 )
 from clip_common.index.rows import Edit, Rows, View, collect_deleted, merge_edits
+from clip_common.index.search import Neighbour, SearchPlan, parse_payload, search
 from clip_common.index.segments import (
     Segment,
     Texts,
@@ -39,15 +40,6 @@ from clip_common.index.segments import (
     read_segment,
     write_segment,
 )
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """One result of a search: an item, its similarity to the query, and the JSON value stored with it."""
-
-    id: str
-    similarity: float
-    payload: Any = None
 
 
 class VectorIndex:
@@ -168,8 +160,8 @@ class VectorIndex:
         Raises:
             ValueError: An id is not in the index.
         """
-        places = [self._find(id) for id in ids]
-        return torch.stack([segment.vectors_SD[row] for segment, row in places]) if ids else torch.empty(0, self.width)
+        view = self._view()  # before the rows are looked up: it may merge edits, and so move rows
+        return view.vectors([self._find(id) for id in ids]) if ids else torch.empty(0, self.width)
 
     def payload(self, id: str) -> Any:
         """Return the JSON value stored with an item, or None.
@@ -177,7 +169,9 @@ class VectorIndex:
         Raises:
             ValueError: The id is not in the index.
         """
-        return _payload(*self._find(id))
+        view = self._view()
+        ((payload,),) = view.read_texts([self._find(id)], "payloads")
+        return parse_payload(payload)
 
     def stamps(self) -> dict[str, str]:
         """Return the stamps of all items by id; "" for an item without one."""
@@ -258,40 +252,65 @@ class VectorIndex:
             none = Texts.of(())
             self._edit(Edit(tuple(ids), Segment(none, none, none, torch.empty(0, self.width), deleted=_NO_ROWS)))
 
-    def nearest(self, vector_D: Tensor, k: int, *, dim: int | None = None) -> list[Neighbour]:
+    def nearest(
+        self,
+        vector_D: Tensor,
+        k: int,
+        *,
+        dim: int | None = None,
+        candidates: int | None = None,
+        first: First = "float32",
+        unique: float | None = None,
+    ) -> list[Neighbour]:
         """Return the k items most similar to a vector, best first; of equally similar items the one added first.
 
-        Every item is compared, in float32. The last bit of a similarity may depend on the row of the item.
+        By default every item is compared, in float32. The last bit of a similarity may depend on the row of the item.
 
         Args:
             vector_D: (D,) query.
             k: Number of items; if the index has fewer, all are returned.
             dim: Compare the first `dim` numbers of the vectors by their cosine (Matryoshka embeddings). By default
                 whole vectors are compared by their inner product, the cosine of unit vectors.
+            candidates: Compare by `dim` in a first pass only, take this many items, k or more, and rank them by the
+                inner product of whole vectors.
+            first: How the first pass holds the vectors, in memory until the index changes: `float32`, 4 bytes for each
+                of the `dim` numbers; `int8`, one; `binary`, one bit. `int8` and `binary` keep no other pages of a
+                stored index in memory (`clip_common.index.first`).
+            unique: Leave out each item whose cosine with a better result is this or more, so that k distinct items
+                remain; more items are ranked if needed.
 
         Raises:
-            ValueError: k is below 1, `dim` is outside 1 to D, or the query has another width or is not finite.
+            ValueError: k is below 1, `dim` is outside 1 to D, `candidates` is below k, or the query has another width
+                or is not finite.
         """
-        return self.nearest_to_each(vector_D[None], k, dim=dim)[0]
+        return self.nearest_to_each(vector_D[None], k, dim=dim, candidates=candidates, first=first, unique=unique)[0]
 
-    def nearest_to_each(self, query_QD: Tensor, k: int, *, dim: int | None = None) -> list[list[Neighbour]]:
+    def nearest_to_each(
+        self,
+        query_QD: Tensor,
+        k: int,
+        *,
+        dim: int | None = None,
+        candidates: int | None = None,
+        first: First = "float32",
+        unique: float | None = None,
+    ) -> list[list[Neighbour]]:
         """Return the results of `nearest` for each of Q queries, faster than one by one; last bits may differ.
 
         Args:
             query_QD: (Q, D).
             k: As for `nearest`.
             dim: As for `nearest`.
+            candidates: As for `nearest`.
+            first: As for `nearest`.
+            unique: As for `nearest`.
 
         Raises:
             ValueError: As for `nearest`.
         """
-        query_QD, view = query_QD.detach().to("cpu", torch.float32), self._view()
-        check_query(query_QD, k, width=self.width or query_QD.shape[-1], dim=dim)
-        if dim is not None and dim not in view.lengths:
-            view.lengths[dim] = measure_prefixes(view.parts, dim)
-        lengths_N = None if dim is None else view.lengths[dim]
-        found = find_nearest(view.parts, query_QD, k, deleted=view.deleted, lengths_N=lengths_N, dim=dim)
-        return [[_neighbour(view, *pair) for pair in zip(rows, scores, strict=True)] for rows, scores in found]
+        query_QD, plan = query_QD.detach().to("cpu", torch.float32), SearchPlan(k, dim, candidates, first, unique)
+        plan.check(query_QD, width=self.width or query_QD.shape[-1])
+        return search(self._view(), query_QD, plan)
 
     def save(self) -> None:
         """Write the changes since the last save; without changes, write nothing.
@@ -369,21 +388,11 @@ class VectorIndex:
             self._current_view = View(segments, deleted)
         return self._current_view
 
-    def _find(self, id: str) -> tuple[Segment, int]:
+    def _find(self, id: str) -> int:
         row = self._rows().row_of.get(id)
         if row is None:
             raise ValueError(f"{id!r} is not in the index")
-        return self._view().at(self._rows().row_of[id])
+        return row
 
 
 _NO_ROWS = torch.empty(0, dtype=torch.int64)
-
-
-def _neighbour(view: View, row: int, similarity: float) -> Neighbour:
-    segment, place = view.at(row)
-    return Neighbour(segment.ids[place], similarity, _payload(segment, place))
-
-
-def _payload(segment: Segment, row: int) -> Any:
-    text = segment.payloads[row]
-    return json.loads(text) if text else None
