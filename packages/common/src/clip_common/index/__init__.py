@@ -9,8 +9,10 @@ Needs the extra `clip` (safetensors, filelock).
     index.save()
     index.nearest(query_D, k=10)  # exact
     index.nearest(query_D, k=10, dim=64, candidates=200)  # a first pass over 64 numbers, 200 items at full width
+    certify(index, query_QD, k=10, dim=64, candidates=200).recall  # of that search, against the exact one
 """
 
+from clip_common.index.certificate import Certificate, certify
 from clip_common.index.distinct import drop_near_duplicates
 from clip_common.index.files import Changes, find_changes, scan_folder, stamp_file
 from clip_common.index.first import First
@@ -19,11 +21,13 @@ from clip_common.index.segments import VectorIndexError
 from clip_common.index.store import VectorIndex
 
 __all__ = [
+    "Certificate",
     "Changes",
     "First",
     "Neighbour",
     "VectorIndex",
     "VectorIndexError",
+    "certify",
     "drop_near_duplicates",
     "find_changes",
     "scan_folder",
