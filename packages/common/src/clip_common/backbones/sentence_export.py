@@ -10,7 +10,7 @@ Shapes: B batch, F width of an encoder, D shared width, T tokens, L patch tokens
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,12 @@ PROCESSOR = "preprocessor_config.json"
 CLASSES = {"image_processor_type": "CLIPImageProcessorPil", "feature_extractor_type": "WhisperFeatureExtractor"}
 """Class to load, by the key that gives the kind of a processor. By the kind alone, transformers would resize pictures
 with torchvision, and add a tokenizer to Whisper's extractor."""
+USE = {
+    "image": 'images = model.encode(["photo.jpg"])',
+    "text": 'texts = model.encode(["a red ball"])',
+    "audio": 'sounds = model.encode([{"audio": {"array": samples, "sampling_rate": 16000}}])  # (T,) float32 of numpy',
+}
+"""A call for each modality. A sound without the key `audio` around it is taken by `Router` for inputs of two tasks."""
 COUNTER_WIDTH = 4
 """Width of the model that counts frames: the least for which transformers makes Whisper's table of positions."""
 
@@ -93,6 +99,16 @@ def write_sentence_transformer(branches: Mapping[str, ExportBranch], folder: Pat
     for name in routes:
         for file in folder.glob(f"{name}_*/{PROCESSOR}"):
             _name_processor(file)
+
+
+def format_usage(modalities: Sequence[str]) -> str:
+    """Return the Python code that loads an exported folder and embeds an input of each modality."""
+    lines = ["from sentence_transformers import SentenceTransformer", "", "model = SentenceTransformer(folder)"]
+    lines += [USE[name] for name in modalities]
+    if len(modalities) > 1:
+        first, second = (USE[name].split(" = ")[0] for name in modalities[:2])
+        lines += [f"model.similarity({first}, {second})"]
+    return "\n".join(lines)
 
 
 def _make_image_modules(branch: ExportBranch, scratch: Path) -> list[Any]:

@@ -11,18 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from clip_common.backbones.sentence_export import ExportBranch, write_sentence_transformer
+from clip_common.backbones.sentence_export import ExportBranch, format_usage, write_sentence_transformer
 from clip_common.backbones.trunk import Trunk
 from clip_common.runs.files import write_new_folder
 from edgeglass.config import Config
 from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.vision_tokens import SelectedTokens
 
-USE = {
-    "image": 'images = model.encode([Image.open("photo.jpg").convert("RGB")])',
-    "text": 'texts = model.encode(["a red ball"])',
-    "audio": 'sounds = model.encode([{"audio": {"array": samples, "sampling_rate": 16000}}])  # (T,) float32 of numpy',
-}
 SECTIONS = {"image": "vision", "text": "text", "audio": "audio"}
 
 
@@ -86,12 +81,6 @@ def check_exportable(config: Config, modality: str, *, among: Sequence[str]) -> 
 def format_card(model: MultimodalAlignmentModel, config: Config, modalities: Sequence[str]) -> str:
     """Return the README of an exported folder as Markdown."""
     rows = [f"| {name} | `{_name_encoder(model, name)}` |" for name in modalities]
-    lines = ["from sentence_transformers import SentenceTransformer"]
-    lines += ["from PIL import Image"] if "image" in modalities else []
-    lines += ["", "model = SentenceTransformer(folder)", *(USE[name] for name in modalities)]
-    if len(modalities) > 1:
-        first, second = (USE[name].split(" = ")[0] for name in modalities[:2])
-        lines += [f"model.similarity({first}, {second})"]
     notes = [f"Unit embeddings of {model.width} numbers."]
     if len(model.widths) > 1:
         narrow = ", ".join(map(str, model.widths[1:]))
@@ -104,7 +93,7 @@ def format_card(model: MultimodalAlignmentModel, config: Config, modalities: Seq
     if config.embeddings.centre:
         notes += ["The mean of each modality over the training set is subtracted."]
     if "image" in modalities:
-        notes += ["Pictures: turn them upright and convert them to RGB first."]
+        notes += ["Pictures: paths, or PIL images that are upright and RGB."]
         feed: Any = model.encoder_of("image").encoder.feed
         if feed.preprocess.resize_mode == "shortest":
             notes += [
@@ -123,7 +112,7 @@ def format_card(model: MultimodalAlignmentModel, config: Config, modalities: Seq
         "---\nlibrary_name: sentence-transformers\ntags:\n- sentence-transformers\n- feature-extraction\n---",
         f"# {config.name or 'edgeglass'}: {', '.join(modalities)} in one space",
         "\n".join(["| modality | encoder |", "|---|---|", *rows]),
-        "```python\n" + "\n".join(lines) + "\n```",
+        f"```python\n{format_usage(modalities)}\n```",
         "\n".join(f"- {note}" for note in notes),
     ]
     return "\n\n".join(parts) + "\n"
