@@ -133,3 +133,14 @@ def test_a_damaged_marker_is_copied_again(tmp_path, damage):
     refused(tmp_path, "config.json is damaged", "copy the folder again")
     (tmp_path / "config.json").write_text("[]")
     refused(tmp_path, "written by another program")
+
+
+def test_a_package_that_trains_with_another_verb_is_told_so(tmp_path):
+    run = begin(tmp_path, verb="align")
+    refused(run.path, "a run without a model yet", f"`toy align --resume {run.path}`", verb="align")
+    refused(
+        begin(tmp_path, name="other").path, "a run of `toy train`, which keeps no model", "`toy align`", verb="align"
+    )
+    old = save(tmp_path / "old")
+    (old / "config.json").write_text('{"package": "toy", "format": 1}')
+    refused(old, "train it again with `toy align`", verb="align")

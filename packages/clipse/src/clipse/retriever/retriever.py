@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_common.backbones import Tokenizer, behaviour, move
-from clip_common.backbones.tokenizers import ClipTokenizer, SentenceTokenizer, TransformersTokenizer
+from clip_common.backbones import behaviour, move
+from clip_common.backbones.tokenizers import knows_no_word
 from clip_common.devices import pick_device
 from clip_common.features.jobs import in_threads
 from clip_common.images import IMAGE_SUFFIXES, read_image, to_rgb
@@ -121,7 +121,7 @@ class Retriever:
             return self.encode_image([query])[0]
         if not query.strip():
             raise ValueError("the query is empty: describe what to look for, or name an image file")
-        if _is_unknown(query, self.model.bundle.tokenizer):
+        if knows_no_word(self.model.bundle.tokenizer, query):
             warnings.warn(f"the model knows no word of {query!r}: the results are meaningless", stacklevel=3)
         return self.encode_text([query])[0]
 
@@ -250,22 +250,6 @@ class Retriever:
             return self.model.bundle.preprocess(_open(path))
         except DataError as error:
             return error
-
-
-def _is_unknown(text: str, tokenizer: Tokenizer) -> bool:
-    """Return True if every token is the unknown token; byte-level tokenizers have none."""
-    if isinstance(tokenizer, SentenceTokenizer):
-        words = tokenizer.model.tokenizer
-    elif isinstance(tokenizer, TransformersTokenizer):
-        words = tokenizer.tokenizer
-    else:
-        words = getattr(tokenizer.encode, "tokenizer", None) if isinstance(tokenizer, ClipTokenizer) else None
-    unknown = None if words is None else words.unk_token_id
-    if unknown is None:
-        return False
-    ids = words(text, add_special_tokens=False)["input_ids"]
-    tokens = zip(ids, words.convert_ids_to_tokens(ids), strict=True)
-    return not any(id != unknown and token.strip("▁") for id, token in tokens)  # ▁ is SentencePiece's word boundary
 
 
 def _open(image: Image.Image | str | Path) -> Image.Image:

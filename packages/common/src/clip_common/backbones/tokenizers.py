@@ -126,6 +126,22 @@ class SentenceTokenizer:
         self.model.tokenizer.save_pretrained(folder)
 
 
+def knows_no_word(tokenizer: Tokenizer, text: str) -> bool:
+    """Return True if every token is the unknown token; byte-level tokenizers have none."""
+    if isinstance(tokenizer, SentenceTokenizer):
+        words = tokenizer.model.tokenizer
+    elif isinstance(tokenizer, TransformersTokenizer):
+        words = tokenizer.tokenizer
+    else:
+        words = getattr(tokenizer.encode, "tokenizer", None) if isinstance(tokenizer, ClipTokenizer) else None
+    unknown = None if words is None else words.unk_token_id
+    if unknown is None:
+        return False
+    ids = words(text, add_special_tokens=False)["input_ids"]
+    tokens = zip(ids, words.convert_ids_to_tokens(ids), strict=True)
+    return not any(id != unknown and token.strip("▁") for id, token in tokens)  # ▁ is SentencePiece's word boundary
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
     """Return a hash of everything that decides the output of a tokenizer of transformers."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

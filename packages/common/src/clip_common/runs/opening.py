@@ -24,7 +24,9 @@ MODEL = "model"
 """Folder of a run's model inside the run."""
 
 
-def find_model(source: str | Path, *, package: str, format: int, older: Sequence[str] = ()) -> Path:
+def find_model(
+    source: str | Path, *, package: str, format: int, older: Sequence[str] = (), verb: str = "train"
+) -> Path:
     """Return the folder of a saved model: `source/model` for a run folder, else `source` itself.
 
     Args:
@@ -32,6 +34,7 @@ def find_model(source: str | Path, *, package: str, format: int, older: Sequence
         package: Import name of the package that is to load the model; also the name of its command.
         format: Version of the format that this package reads.
         older: Names of files by which models of earlier versions are recognised that had no `config.json`.
+        verb: The package's command that trains a model.
 
     Raises:
         ValueError: No such folder, neither a run nor a model, a model or run of another package, a run without a model,
@@ -43,17 +46,17 @@ def find_model(source: str | Path, *, package: str, format: int, older: Sequence
         raise ValueError(f"{source}: no such folder: {known}")
     folder = source / MODEL if is_run(source) else source
     if (folder / MARKER).is_file():
-        read_marker(folder, package=package, format=format)
+        read_marker(folder, package=package, format=format, verb=verb)
         return folder
     if any((folder / name).exists() for name in older):
-        raise _older(folder, package)
+        raise _older(folder, package, verb)
     if folder == source:
         raise ValueError(f"{source} is neither a run folder nor a saved model of {package}: {known}")
-    raise _without_model(Run.open(source), package)
+    raise _without_model(Run.open(source), package, verb)
 
 
-def read_marker(folder: Path, *, package: str, format: int) -> dict[str, Any]:
-    """Read a saved model's marker; see `write_marker`.
+def read_marker(folder: Path, *, package: str, format: int, verb: str = "train") -> dict[str, Any]:
+    """Read a saved model's marker; see `write_marker`, and `find_model` for the arguments.
 
     Raises:
         ValueError: The marker is damaged, of another program or package, or of another version of the package.
@@ -66,7 +69,7 @@ def read_marker(folder: Path, *, package: str, format: int) -> dict[str, Any]:
     if not isinstance(content, dict) or not content.keys() & {"package", "format"}:
         raise ValueError(f"{file} was written by another program: give a model that {package} saved")
     if "package" not in content:
-        raise _older(folder, package)
+        raise _older(folder, package, verb)
     if content["package"] != package:
         raise _of_another(f"{folder} is a model", content["package"], package)
     version = content.get("format")
@@ -74,7 +77,7 @@ def read_marker(folder: Path, *, package: str, format: int) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: its format is {version!r}: copy the folder again")
     if version != format:
         if version < format:
-            raise _older(folder, package)
+            raise _older(folder, package, verb)
         raise ValueError(f"{folder} was saved by a newer version of {package}: update {package}")
     return content
 
@@ -112,26 +115,26 @@ def check_made_by(run: Run, *, package: str, verb: str | None = None) -> None:
         )
 
 
-def _without_model(run: Run, package: str) -> ValueError:
+def _without_model(run: Run, package: str, verb: str) -> ValueError:
     if run.package != package:
         return _of_another(f"{run.path} is a run", run.package, package)
     if members := sorted(file.parent for file in run.path.glob(f"{run.package}/[!.]*/config.yaml")):
         return ValueError(
             f"{run.path} is a series of several runs (`{run.package} {run.verb}`): name one of them, e.g. {members[0]}"
         )
-    if run.verb != "train":
+    if run.verb != verb:
         return ValueError(
-            f"{run.path} is a run of `{package} {run.verb}`, which keeps no model: train one with `{package} train`"
+            f"{run.path} is a run of `{package} {run.verb}`, which keeps no model: train one with `{package} {verb}`"
         )
-    return ValueError(f"{run.path} is a run without a model yet: finish it with `{package} train --resume {run.path}`")
+    return ValueError(f"{run.path} is a run without a model yet: finish it with `{package} {verb} --resume {run.path}`")
 
 
 def _of_another(what: str, other: str, package: str) -> ValueError:
     return ValueError(f"{what} of {other}, not of {package}: open it with the command `{other}`")
 
 
-def _older(folder: Path, package: str) -> ValueError:
+def _older(folder: Path, package: str, verb: str) -> ValueError:
     return ValueError(
         f"{folder} was saved by an older version of {package}, which this one cannot read: "
-        f"train it again with `{package} train`"
+        f"train it again with `{package} {verb}`"
     )
