@@ -3,6 +3,8 @@
 The image encoder of tests is `tiny`, which the package ships.
 """
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,11 @@ MELS = 16
 def save_text_encoder(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
     """A SentenceTransformer that spells: every letter is a token, and any other sign is unknown."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    parts = folder.with_name(f"{folder.name} parts")
-    parts.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    parts = Path(tempfile.mkdtemp(dir=folder.parent))
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     (parts / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizerFast(vocab=str(parts / "vocab.txt"), model_max_length=64).save_pretrained(parts)
@@ -38,6 +40,7 @@ def save_text_encoder(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
         BertModel(config).save_pretrained(parts)
     module = Transformer(str(parts), max_seq_length=64)
     SentenceTransformer(modules=[module, Pooling(width)], device="cpu").save(str(folder))
+    shutil.rmtree(parts)
     return folder
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clip_common.backbones import Encoder, Tower, freeze, load_audio, load_clip, load_text, load_vision
+from clip_common.backbones import Encoder, Tower, fingerprint, freeze, load_audio, load_clip, load_text, load_vision
 from clip_common.backbones.open_clip import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
 from edgeglass.models.alignment import MultimodalAlignmentModel
@@ -82,7 +82,9 @@ def load_encoder(config: Config, modality: str) -> Encoder:
         select=vision.select_feature,
         own_width=image.spec.embed_dim if vision.pooling == "own" else None,
     )
-    return Encoder(Tower(tokens).eval(), image.feed, replace(image.spec, embed_dim=tokens.width))
+    # the encoder of a CLIP without its text tower has no fingerprint yet
+    identity = image.spec.fingerprint or fingerprint(image.tower.trunk)
+    return Encoder(Tower(tokens).eval(), image.feed, replace(image.spec, embed_dim=tokens.width, fingerprint=identity))
 
 
 def prepare_trunk(encoder: Encoder, config: EncoderConfig) -> None:
