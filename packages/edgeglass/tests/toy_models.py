@@ -3,8 +3,6 @@
 The image encoder of tests is `tiny`, which the package ships.
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +14,16 @@ MELS = 16
 
 
 def save_text_encoder(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
-    """A SentenceTransformer that spells: every letter is a token, and any other sign is unknown."""
+    """A SentenceTransformer that spells: every letter is a token, and any other sign is unknown.
+
+    Its BertModel is in the folder `NAME parts` beside it.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    parts = Path(tempfile.mkdtemp(dir=folder.parent))
+    parts = folder.with_name(f"{folder.name} parts")
+    parts.mkdir(parents=True, exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     (parts / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizerFast(vocab=str(parts / "vocab.txt"), model_max_length=64).save_pretrained(parts)
@@ -40,7 +41,6 @@ def save_text_encoder(folder: Path, *, seed: int = 0, width: int = 16) -> Path:
         BertModel(config).save_pretrained(parts)
     module = Transformer(str(parts), max_seq_length=64)
     SentenceTransformer(modules=[module, Pooling(width)], device="cpu").save(str(folder))
-    shutil.rmtree(parts)
     return folder
 
 
