@@ -72,6 +72,18 @@ def test_any_prefix_is_cut_and_scaled_to_unit_length(aligner):
             aligner.encode(texts=["a"], dim=dim)
 
 
+def test_codes_stand_for_the_vectors(aligner):
+    texts = [f"number {number}" for number in range(20)]
+    vectors_ND = aligner.encode(texts=texts, dim=16)
+    code_ND, scale_N = aligner.encode(texts=texts, dim=16, quantize="int8")
+    assert code_ND.dtype == torch.int8
+    assert ((code_ND * scale_N[:, None] - vectors_ND).abs() <= scale_N[:, None] / 2 + 1e-7).all()
+    bits_NB = aligner.encode(texts=texts, dim=16, quantize="binary")
+    assert (bits_NB.dtype, bits_NB.shape) == (torch.uint8, (20, 8))
+    both = aligner.encode(images=[], texts=texts, dim=16, quantize="int8")
+    assert torch.equal(both["text"][0], code_ND)
+
+
 def test_batches_make_no_difference_and_progress_ends_at_the_total(aligner):
     texts, seen = [f"number {number}" for number in range(7)], []
     torch.testing.assert_close(
@@ -95,6 +107,7 @@ def test_what_cannot_be_encoded_is_one_line(aligner, encoders, tmp_path, image):
         "nowhere.png: no such file": {"images": [tmp_path / "nowhere.png"]},
         "broken.png: not a readable image": {"mixed": ["a", broken]},
         "full scale 1": {"audio": [torch.zeros(2, 100)]},
+        "expected int8": {"texts": ["a"], "quantize": "int4"},
     }
     for words, arguments in cases.items():
         with pytest.raises(ValueError) as caught:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clip_common.index.first import LEVELS, Rotation
+
 Quantize = Literal["int8", "binary"]
 
 
@@ -22,8 +24,6 @@ def quantize_vectors(vectors_Nd: Tensor, quantize: Quantize) -> Tensor | tuple[T
     Raises:
         ValueError: Another kind of code.
     """
-    from clip_common.index.first import LEVELS, Rotation
-
     if quantize == "int8":
         scale_N = vectors_Nd.abs().amax(dim=1) / LEVELS
         return (vectors_Nd / scale_N[:, None]).round().to(torch.int8), scale_N
