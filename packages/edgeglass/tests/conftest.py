@@ -1,4 +1,4 @@
-"""Shared by edgeglass's tests: folders of small random encoders."""
+"""Shared by edgeglass's tests: folders of small random encoders, and a small set to align them on."""
 
 from pathlib import Path
 
@@ -18,3 +18,19 @@ def encoder_folders(tmp_path_factory) -> Path:
     save_vision_encoder(root / "dinov2", kind="dinov2")
     save_clip(root / "clip")
     return root
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """A folder with `world` (images, captions and sounds) and the encoders `text` and `audio`."""
+    from toy_alignments import prepare
+
+    return prepare(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture
+def small(parts, tmp_path) -> list[str]:
+    """Overrides of a run that takes seconds and writes below `tmp_path`."""
+    from toy_alignments import settings
+
+    return settings(parts, tmp_path)

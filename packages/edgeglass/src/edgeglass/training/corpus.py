@@ -42,11 +42,12 @@ class Corpus:
         self.model, self.data, self.every = model, data, every
         self.items: dict[str, Tensor] = {}
         self.age = 0
-        self.set_epoch(0)
+        self.epoch = -1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the captions that the samples show in this epoch."""
-        self.captions_N = self.data.choose_captions(epoch)
+        if epoch != self.epoch:
+            self.epoch, self.captions_N = epoch, self.data.choose_captions(epoch)
 
     def columns(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Columns]]:
         """Return the embeddings (B, D) of a batch by modality, and the columns of every modality and of the fusion."""

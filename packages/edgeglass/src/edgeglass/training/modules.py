@@ -23,8 +23,8 @@ from edgeglass.training.batches import Batch, BatchMaker, SampleDataset, SplitDa
 from edgeglass.training.corpus import Corpus
 from edgeglass.training.losses import AlignmentLoss, CorpusAlignmentLoss
 
-Part = tuple[str, range]
-"""Items of one modality that are embedded together in validation."""
+Part = dict[str, range]
+"""Items of each modality that are embedded together in validation."""
 
 
 class AlignmentModule(L.LightningModule):
@@ -47,21 +47,14 @@ class AlignmentModule(L.LightningModule):
         assert isinstance(model.loss, AlignmentLoss)
         self.loss = model.loss
         self.widths = config.loss.clip + config.loss.mrl * (len(config.mrl.widths) - 1)
-        self.contrastive_log_b: float | None = math.log(config.data.batch_size)
+        self.contrastive_log_b = math.log(config.data.batch_size)
         self.corpus: Corpus | None = None
         if isinstance(self.loss, CorpusAlignmentLoss):
             self.corpus = Corpus(model, data["train"], every=config.loss.corpus_every)
-            self.contrastive_log_b = None
         self.validated: list[tuple[Tensor, ...]] = []
 
     def configure_optimizers(self) -> dict[str, Any]:
         return optimizer_and_schedule(self, self.config.optim)
-
-    def on_train_epoch_start(self) -> None:
-        """Choose the captions that the corpus shows, as the loader does for batches."""
-        if self.corpus is not None:
-            same = self.config.trainer.overfit_batches is not None
-            self.corpus.set_epoch(0 if same else self.current_epoch)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors of a batch; parts of the validation split are made on the device."""
@@ -89,7 +82,12 @@ class AlignmentModule(L.LightningModule):
                 captions=batch.captions_B,
                 groups=batch.groups_B,
             )
+        # here and not when an epoch starts: a run that resumes inside an epoch does not start it
+        self.corpus.set_epoch(0 if self.config.trainer.overfit_batches is not None else self.current_epoch)
         embeddings, columns = self.corpus.columns(batch)
+        candidates = {name: math.log(max(1, len(one.embeddings_CD))) for name, one in columns.items()}
+        chances = [(candidates[first] + candidates[second]) / 2 for first, second in self.loss.pairs]
+        self.contrastive_log_b = sum(chances) / len(chances)
         embeddings, present = self.model.fuse(embeddings, batch.present)
         assert isinstance(self.loss, CorpusAlignmentLoss)
         found = self.loss.against(
@@ -116,11 +114,11 @@ class AlignmentModule(L.LightningModule):
             self.corpus.load_state_dict(checkpoint["corpus"])
 
     def validation_step(self, part: Part, batch_idx: int) -> None:
-        modality, rows = part
-        inputs = self.data["val"].sources[modality].batch(rows)
-        pooled_PD = self.model.encoder_of(modality)(move_inputs(inputs, self.device)).pooled.float().cpu()
-        number = torch.full((len(rows),), MODALITIES.index(modality))
-        self.validated.append((number, torch.tensor(rows), pooled_PD))
+        for modality, rows in part.items():
+            inputs = move_inputs(self.data["val"].sources[modality].batch(rows), self.device)
+            pooled_PD = self.model.encoder_of(modality)(inputs).pooled.float().cpu()
+            number = torch.full((len(rows),), MODALITIES.index(modality))
+            self.validated.append((number, torch.tensor(rows), pooled_PD))
 
     def on_validation_epoch_end(self) -> None:
         number_R, row_R, pooled_RD = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
@@ -209,11 +207,10 @@ class AlignmentData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         data, size = self.data["val"], self.config.data.batch_size
-        parts = [
-            (modality, range(start, min(start + size, len(data.items[modality].sources))))
-            for modality in data.sources
-            if modality in data.items
-            for start in range(0, len(data.items[modality].sources), size)
+        counts = {modality: len(data.items[modality].sources) for modality in data.sources}
+        parts: list[Part] = [
+            {name: range(start, min(start + size, count)) for name, count in counts.items() if start < count}
+            for start in range(0, max(counts.values()), size)
         ]
         mine = share_parts(parts, rank=self.trainer.global_rank, world=self.trainer.world_size)
         return DataLoader(mine, batch_size=None, collate_fn=lambda part: part)  # type: ignore[arg-type]
