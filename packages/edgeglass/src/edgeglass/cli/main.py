@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from edgeglass.scoring.evaluation import Evaluation, MixedGallery
 
 app = cli.Application("edgeglass", help="Images, text and audio in one nested space: align, embed, search.")
-add_index_verbs(app)
-app.add_typer(data, name="data")
 
 
 @app.command()
@@ -74,6 +72,37 @@ def evaluate(
     cli.print_files("written to", scored.written)
 
 
+add_index_verbs(app)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN-or-MODEL", help="Run folder, or a saved model.")],
+    folder: cli.NewFolder,
+    modalities: Annotated[
+        str | None, typer.Option(help="Export these alone, such as `image,text`.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the model as a stock SentenceTransformer, which loads without this package and runs no code of its own.
+
+    Poolings that sentence-transformers does not have (attention, perceiver) and `audio.context=sound` are refused.
+
+    Examples:
+
+        edgeglass export runs/edgeglass/first exported/
+
+        edgeglass export runs/edgeglass/first exported/ --modalities image,text
+    """
+    from edgeglass.aligner.aligner import Aligner
+    from edgeglass.aligner.export import export_model
+
+    aligner = Aligner.from_pretrained(source)
+    chosen = None if modalities is None else [name.strip() for name in modalities.split(",")]
+    export_model(aligner.model, aligner.config, folder, modalities=chosen)
+    cli.print_files("model", [folder])
+
+
+app.add_typer(data, name="data")
 cli.add_prefetch_verb(app, package="edgeglass", example="sentence-transformers/all-MiniLM-L6-v2")
 cli.add_config_verb(app, package="edgeglass", example="--config tiny > my.yaml")
 
