@@ -15,6 +15,7 @@ above features and weights, in a process of its own. Aim: at most 1 s and 400 Mi
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def compare_widths(rows: int, width: int, *, pairs: int) -> list[dict[str, objec
     }
     found: list[dict[str, object]] = []
     for label, (first, second) in arms.items():
-        timing = alternate(lambda f=first: run_step(f, x, y), lambda s=second: run_step(s, x, y), pairs=pairs)
+        timing = alternate(partial(run_step, first, x, y), partial(run_step, second, x, y), pairs=pairs)
         found.append(
             {
                 "what": label,

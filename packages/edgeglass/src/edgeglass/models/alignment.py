@@ -3,7 +3,7 @@
 Shapes: B samples, D shared width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,7 +155,7 @@ class MultimodalAlignmentModel(nn.Module):
         if self.loss is None or alone:
             return AlignmentModelOutput(None, {}, embeddings, encoded, {})
         found = self.loss(embeddings, present=present, captions=captions, groups=groups)
-        scales: Callable[[], dict[str, Tensor]] = self.loss.scale_of_pairs
+        scales: Any = self.loss.scale_of_pairs  # of any module that compares pairs
         return AlignmentModelOutput(found.loss, found.losses, embeddings, encoded, scales())
 
     def fuse(

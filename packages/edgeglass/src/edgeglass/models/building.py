@@ -6,7 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clip_common.backbones import Encoder, Tower, fingerprint, freeze, load_audio, load_clip, load_text, load_vision
+from clip_common.backbones import (
+    Encoder,
+    ImageEncoder,
+    Tower,
+    fingerprint,
+    freeze,
+    load_audio,
+    load_clip,
+    load_text,
+    load_vision,
+)
 from clip_common.backbones.open_clip import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
 from edgeglass.models.alignment import MultimodalAlignmentModel
@@ -122,7 +132,7 @@ def add_adapters(trunk: nn.Module, config: EncoderConfig) -> None:
         part.eval()
 
 
-def _load_image_encoder(config: VisionConfig) -> Encoder:
+def _load_image_encoder(config: VisionConfig) -> ImageEncoder:
     name = str(config.name)
     of_open_clip = name == "tiny" or name.startswith(("local-dir:", "hf-hub:")) or config.pretrained is not None
     if of_open_clip or (not Path(name).is_dir() and "/" not in name and is_architecture(name)):

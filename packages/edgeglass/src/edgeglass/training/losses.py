@@ -10,11 +10,12 @@ Legend: B samples on this process, N samples and C captions of the training set,
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clip_common.losses import InfoNCE, Matryoshka, ModalitiesOutput, PairwiseModalities, corpus_loss
+from clip_common.losses import InfoNCE, LogitScale, Matryoshka, ModalitiesOutput, PairwiseModalities, corpus_loss
 from edgeglass.config import Config
 
 TEMPERATURE = 0.07
@@ -95,6 +96,7 @@ class AlignmentLoss(PairwiseModalities):
     def clamp_temperatures(self) -> None:
         """Keep every learned scale within 1 to 100; call after each optimizer step."""
         for scale in self.scales.values():
+            assert isinstance(scale, LogitScale)
             scale.clamp_()
 
 
@@ -233,7 +235,7 @@ def build_loss(config: Config) -> AlignmentLoss:
             "set one of loss.image_text, loss.audio_text, loss.image_audio above 0"
         )
     loss = config.loss
-    settings = {
+    settings: dict[str, Any] = {
         "dims": config.mrl.widths[1:],
         "pairs": pairs,
         "clip": loss.clip,
