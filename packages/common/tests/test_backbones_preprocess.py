@@ -56,6 +56,16 @@ def test_decoded_bytes_give_the_same_pixels_as_the_picture(pictures):
             assert (preprocess(decoded) - preprocess(picture)).abs().max() <= 4 * LEVEL
 
 
+@pytest.mark.parametrize(("corner", "start"), [("even", 2), ("down", 1)])
+def test_half_a_pixel_is_rounded_as_the_models_library_does(corner, start):
+    """A crop of 16 from 19 columns starts at 1.5: open_clip takes 2, transformers 1."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 19, 3), dtype=np.uint8)
+    preprocess = Preprocess(size=16, corner=corner)
+    expected = preprocess(Image.fromarray(pixels[:, start : start + 16]))
+    torch.testing.assert_close(preprocess(Image.fromarray(pixels)), expected)
+    torch.testing.assert_close(preprocess(torch.from_numpy(pixels).permute(2, 0, 1)), expected)
+
+
 def test_training_equals_open_clip_for_the_same_draw(pictures):
     from open_clip import image_transform
 
@@ -109,6 +119,7 @@ def test_the_key_names_every_setting():
         Preprocess(size=24, interpolation="bilinear"),
         Preprocess(size=24, resize_mode="squash"),
         Preprocess(size=24, crop_scale=(0.9, 1.0)),
+        Preprocess(size=24, corner="down"),
     ]
-    assert len({preprocess.key for preprocess in [base, *others]}) == 6
+    assert len({preprocess.key for preprocess in [base, *others]}) == 7
     assert Preprocess(size=24).key == base.key

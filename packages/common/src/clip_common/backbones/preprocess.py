@@ -39,6 +39,8 @@ class Preprocess:
             `squash` both.
         fill: Grey level 0..255 of the padding.
         resize: Pixels of the shortest side before the crop; None = S.
+        corner: Centre crops that leave half a pixel start at the even one (`even`, as open_clip and torchvision do) or
+            at the smaller one (`down`, as transformers does).
         crop_scale: Share of the area, smallest and largest, that a random training crop keeps; None = no augmentation.
     """
 
@@ -49,6 +51,7 @@ class Preprocess:
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: int = 0
     resize: int | None = None
+    corner: Literal["even", "down"] = "even"
     crop_scale: tuple[float, float] | None = None
 
     @property
@@ -88,7 +91,7 @@ class Preprocess:
             rows, columns = self._choose_size(image.height, image.width)
             image = image.resize((columns, rows), sampling)
             if self.resize_mode == "shortest":
-                top, left = round((rows - self.size) / 2), round((columns - self.size) / 2)
+                top, left = self._find_corner(rows), self._find_corner(columns)
                 image = image.crop((left, top, left + self.size, top + self.size))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return self._pad(pixels) if self.resize_mode == "longest" else pixels
@@ -104,7 +107,14 @@ class Preprocess:
         resized = functional.resize(
             image_3HW, list(self._choose_size(height, width)), interpolation=InterpolationMode(self.interpolation)
         )
-        return self._pad(resized) if self.resize_mode == "longest" else functional.center_crop(resized, size)
+        if self.resize_mode == "longest":
+            return self._pad(resized)
+        top, left = (self._find_corner(side) for side in resized.shape[1:])
+        return functional.crop(resized, top, left, *size)
+
+    def _find_corner(self, side: int) -> int:
+        """Return where the centre crop of a side of this many pixels starts."""
+        return (side - self.size) // 2 if self.corner == "down" else round((side - self.size) / 2)
 
     def _choose_size(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of the whole image after the resize, rounded as open_clip and torchvision do."""

@@ -125,7 +125,7 @@ def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Pre
         mean, std = STATISTICS.get(config.model_type, (IMAGENET_MEAN, IMAGENET_STD))
         squash = config.model_type == "siglip_vision_model"
         size, mode = image_size or usual, SQUASH if squash else SHORTEST
-        return Preprocess(size=size, mean=mean, std=std, resize_mode=mode)
+        return Preprocess(size=size, mean=mean, std=std, resize_mode=mode, corner="down")
     settings = json.loads(file.read_text(encoding="utf-8"))
     whole = _read_side(settings.get("size")) or config.image_size
     crop = _read_side(settings.get("crop_size")) if settings.get("do_center_crop") else None
@@ -138,6 +138,7 @@ def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Pre
         interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",
         resize_mode=SQUASH if squash else SHORTEST,
         resize=round(size * whole / crop) if crop else None,  # the margin that the crop leaves, to scale
+        corner="down",
     )
 
 

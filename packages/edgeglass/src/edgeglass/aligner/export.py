@@ -95,7 +95,7 @@ def format_card(model: MultimodalAlignmentModel, config: Config, modalities: Seq
     if "image" in modalities:
         notes += ["Pictures: paths, or PIL images that are upright and RGB."]
         feed: Any = model.encoder_of("image").encoder.feed
-        if feed.preprocess.resize_mode == "shortest":
+        if feed.preprocess.resize_mode == "shortest" and feed.preprocess.corner == "even":
             notes += [
                 "The centre crop of transformers rounds its corner down, that of edgeglass to the nearest pixel: for a "
                 "quarter of the aspect ratios they are a pixel apart. Square pictures agree exactly."
