@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import toy_aligners
+from torch.nn.functional import normalize
 
 from edgeglass.aligner.aligner import Aligner
 from edgeglass.aligner.calibration import calibrate, fit_threshold, read_queries
@@ -43,31 +44,28 @@ def test_the_next_absent_query_is_accepted_at_most_as_often_as_aimed_at():
     assert measured == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_standard_statistic_takes_a_querys_level_away():
-    """Two queries of the same distance to their item; one is near to everything."""
-    background_BD = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+def test_the_level_is_a_quarter_of_the_mean_of_the_nearest():
+    background_BD = normalize(torch.tensor([[1.0, 0.0]] * 10 + [[0.0, 1.0]] * 5), dim=1)
     query_QD = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    level_Q, spread_Q = measure_level(query_QD, background_BD, statistic="standard", dim=2)
-    assert level_Q.tolist() == pytest.approx([0.5, 0.7])
-    assert spread_Q.tolist() == pytest.approx([0.5**0.5, 0.02**0.5])
-    narrow = measure_level(query_QD, background_BD, statistic="standard", dim=1)
-    assert narrow[0].tolist() == pytest.approx([0.5, 0.5])
-    plain = measure_level(query_QD, background_BD, statistic="similarity", dim=2)
-    assert (plain[0].tolist(), plain[1].tolist()) == ([0, 0], [1, 1])
+    level_Q = measure_level(query_QD, background_BD, dim=2)
+    assert level_Q.tolist() == pytest.approx([0.25, 0.25 * (5 * 0.8 + 5 * 0.6) / 10])
+    assert measure_level(query_QD, background_BD, dim=1).tolist() == pytest.approx([0.25, 0.25])
+    assert measure_level(query_QD, None, dim=2).tolist() == [0, 0]
     rate = Rate(0.0, 0.0, 0.1, 9)
     found = Calibration(
-        "model", "standard", 0.05, {"text": 2}, {"text-text@2": Threshold(2.0, rate, None)}, {"text": background_BD}
+        "model", 0.05, {"text": 2}, {"text-text@2": Threshold(0.5, rate, None)}, {"text": background_BD}
     )
     cuts = [found.find_cut(query_D, query="text", modality="text", dim=2) for query_D in query_QD]
-    assert cuts == pytest.approx([0.5 + 2 * 0.5**0.5, 0.7 + 2 * 0.02**0.5])
+    assert cuts == pytest.approx([0.75, 0.675])
     assert found.find_cut(query_QD[0], query="audio", modality="text", dim=2) is None
     assert found.find_cut(query_QD[0], query="text", modality="text", dim=1) is None
 
 
-@pytest.mark.parametrize("statistic", ["similarity", "standard"])
-def test_hits_are_marked_by_thresholds_that_are_stored_with_the_model(index, collection, statistic):
+@pytest.mark.parametrize("with_background", [False, True])
+def test_hits_are_marked_by_thresholds_that_are_stored_with_the_model(index, collection, with_background):
     assert index.search("a dog")[0].matches is None
-    found = calibrate(index, absent=ABSENT, present=toy_aligners.LINES, statistic=statistic)
+    background = Index.open(index.folder) if with_background else None
+    found = calibrate(index, absent=ABSENT, present=toy_aligners.LINES, background=background)
     assert set(found.thresholds) == {f"text-{modality}@{dim}" for modality in index.counts for dim in (32, 16, 8)}
     assert found.thresholds["text-text@32"].true_accept.queries == 3
     opened = Index.open(index.folder)

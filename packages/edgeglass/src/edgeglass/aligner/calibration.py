@@ -21,7 +21,6 @@ from edgeglass.aligner.items import SUFFIXES, find_modality
 from edgeglass.aligner.stores import sample_vectors
 from edgeglass.aligner.thresholds import (
     Calibration,
-    Statistic,
     Threshold,
     estimate_rate,
     measure_level,
@@ -30,7 +29,7 @@ from edgeglass.aligner.thresholds import (
 )
 
 BACKGROUND = 512
-"""Items of each modality that are stored as the background of the statistic."""
+"""Items of each modality that are stored as the background."""
 ROUNDING = 1e-5
 """Added to thresholds: similarities of the same query and item differ in their last bits between searches."""
 
@@ -41,7 +40,7 @@ def calibrate(
     absent: Sequence[Any],
     present: Sequence[Any] = (),
     target: float = 0.05,
-    statistic: Statistic = "similarity",
+    background: Index | None = None,
     dims: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -53,14 +52,16 @@ def calibrate(
     Gammerman and Shafer, 2005). The false-accept rate that is returned was measured with thresholds that were fitted to
     half of the absent queries, on the other half, both ways.
 
-    The index should be like those that will be searched: the best of more items is more similar by chance alone.
+    The index should be like those that will be searched: the best of more items is more similar by chance alone. Absent
+    queries should be about many different things: those about a few kinds say little about other kinds.
 
     Args:
         index: Holds nothing that `absent` asks for, and all that `present` asks for.
         absent: Queries for what is not in the index; each as for `Index.search`.
         present: Queries for what is in the index, to measure how many find it.
         target: Largest share of absent queries that may find a match.
-        statistic: See `measure_level`.
+        background: Index of the training set, of which at most 512 items of each modality are stored with the
+            thresholds; see `measure_level`. None: similarity alone decides.
         dims: Widths; default: D and the narrower trained widths.
         progress: Called with the number of queries encoded so far, and to encode.
 
@@ -85,19 +86,16 @@ def calibrate(
             raise ValueError(
                 f"{len(vectors_QD)} absent queries of kind {kind}: false accepts of {target:g} need at least {least}"
             )
-    background = {modality: sample_vectors(index.store, modality, BACKGROUND) for modality in modalities}
+    stored: dict[str, Tensor] = {}
+    if background is not None:
+        background.description.check_model(index.description, folder=background.folder)
+        counts = background.counts
+        stored = {name: sample_vectors(background.store, name, BACKGROUND) for name in modalities if counts[name]}
     thresholds: dict[str, Threshold] = {}
     for kind, absent_QD in absent_vectors.items():
         for modality in modalities:
             for dim in dims or aligner.widths:
-                measure = partial(
-                    find_best,
-                    index,
-                    modality=modality,
-                    background_BD=background[modality],
-                    statistic=statistic,
-                    dim=dim,
-                )
+                measure = partial(find_best, index, modality=modality, background_BD=stored.get(modality), dim=dim)
                 absent_Q = measure(absent_QD)
                 value, accepted_Q = fit_threshold(absent_Q, target=target)
                 true_accept = None
@@ -108,27 +106,23 @@ def calibrate(
                 )
     found = Calibration(
         model=index.description.fingerprint,
-        statistic=statistic,
         target=target,
         items={modality: index.counts[modality] for modality in modalities},
         thresholds=thresholds,
-        background=background,
+        background=stored,
     )
     write_calibration(aligner.folder, found)
     return found
 
 
-def find_best(
-    index: Index, query_QD: Tensor, *, modality: str, background_BD: Tensor, statistic: Statistic, dim: int
-) -> Tensor:
-    """Return the statistic (Q,) of the item that matches each query best."""
+def find_best(index: Index, query_QD: Tensor, *, modality: str, background_BD: Tensor | None, dim: int) -> Tensor:
+    """Return the cosine (Q,) of the item that matches each query best, minus the level of the query."""
     narrow = dim if dim < query_QD.shape[1] else None
     found = index.store.nearest(
         modality, query_QD, 1, dim=narrow, candidates=None, first="float32", unique=None, where=None
     )
     similarity_Q = torch.tensor([neighbours[0].similarity for neighbours in found])
-    level_Q, spread_Q = measure_level(query_QD, background_BD, statistic=statistic, dim=dim)
-    return (similarity_Q - level_Q) / spread_Q
+    return similarity_Q - measure_level(query_QD, background_BD, dim=dim)
 
 
 def fit_threshold(absent_Q: Tensor, *, target: float) -> tuple[float, Tensor]:

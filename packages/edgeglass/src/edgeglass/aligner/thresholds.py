@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,28 +20,30 @@ from clip_common.tensors import read_tensors, write_tensors
 
 FILE = "calibration.json"
 BACKGROUND = "calibration.safetensors"
-Statistic = Literal["similarity", "standard"]
-STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+NEAREST = 10
+"""Background items that a query's level is the mean of."""
+WEIGHT = 0.25
+"""Share of a query's level that is subtracted from its similarities."""
 
 
-def measure_level(query_QD: Tensor, background_BD: Tensor, *, statistic: Statistic, dim: int) -> tuple[Tensor, Tensor]:
-    """Return a level (Q,) and a spread (Q,) for each query: an item matches by (cosine − level) / spread.
+def measure_level(query_QD: Tensor, background_BD: Tensor | None, *, dim: int) -> Tensor:
+    """Return the level (Q,) of queries: an item matches a query if its cosine minus the level is above the threshold.
 
-    - `similarity`: level 0, spread 1: the cosine alone.
-    - `standard`: mean and standard deviation of the query's cosines with the background. Some queries are near to
-      everything, because they name what most items show, or are close to the mean of their modality. This takes their
-      level away, as the z-norm of Auckenthaler, Carey and Lloyd-Thomas (2000) does for scores of speakers.
+    The level is 0 without a background: the statistic is then the cosine. With one it is a quarter of the query's mean
+    cosine with its ten nearest background items. A query whose best match is hardly nearer than what the background
+    has for it then matches less. The background must show what absent queries ask for too, as a training set does;
+    drawn from the searched index, it lets fewer present queries through than the cosine alone does. Measures that
+    divide by the spread of a query's cosines (z-norm) let far fewer through: an absent query has a small spread too.
 
     Args:
         query_QD: Queries.
-        background_BD: Vectors of items of one modality, drawn when the thresholds were fitted.
-        statistic: Which of the two.
+        background_BD: Vectors of items of one modality; None for none.
         dim: Width at which similarities are compared.
     """
-    if statistic == "similarity":
-        return torch.zeros(len(query_QD)), torch.ones(len(query_QD))
+    if background_BD is None:
+        return torch.zeros(len(query_QD))
     cosine_QB = normalize(query_QD[:, :dim], dim=1) @ normalize(background_BD[:, :dim], dim=1).T
-    return cosine_QB.mean(dim=1), cosine_QB.std(dim=1).clamp_min(1e-6)
+    return WEIGHT * cosine_QB.topk(min(NEAREST, len(background_BD)), dim=1).values.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Threshold:
     """The threshold of one kind of query in items of one modality at one width.
 
     Attributes:
-        value: An item matches if its statistic is above this.
+        value: An item matches if its cosine minus the query's level is above this.
         false_accept: Share of queries for absent things that found a match, measured on queries that the threshold was
             not fitted on.
         true_accept: Share of queries for present things that found one; None without such queries.
@@ -82,16 +84,14 @@ class Calibration:
 
     Attributes:
         model: Fingerprint of the model.
-        statistic: See `measure_level`.
         target: Largest share of false accepts that was aimed at.
         items: Modality → number of items that were searched. The best of more items is more similar by chance alone, so
             a much larger collection has more false accepts than measured.
         thresholds: By `name_threshold`.
-        background: Modality → vectors (B, D).
+        background: Modality → vectors (B, D) for `measure_level`; empty if the cosine alone decides.
     """
 
     model: str
-    statistic: Statistic
     target: float
     items: Mapping[str, int]
     thresholds: Mapping[str, Threshold]
@@ -109,9 +109,7 @@ class Calibration:
         threshold = self.thresholds.get(name_threshold(query, modality, dim))
         if threshold is None:
             return None
-        background_BD = self.background[modality]
-        level, spread = measure_level(query_D[None], background_BD, statistic=self.statistic, dim=dim)
-        return float(level + threshold.value * spread)
+        return threshold.value + float(measure_level(query_D[None], self.background.get(modality), dim=dim))
 
 
 def name_threshold(query: str, modality: str, dim: int) -> str:
@@ -125,7 +123,6 @@ def write_calibration(folder: Path, calibration: Calibration) -> Path:
     write_tensors(folder / BACKGROUND, background)
     content = {
         "model": calibration.model,
-        "statistic": calibration.statistic,
         "target": calibration.target,
         "items": dict(calibration.items),
         "background": fingerprint(background),
@@ -155,7 +152,6 @@ def read_calibration(folder: Path, *, model: str) -> Calibration | None:
             raise ValueError(f"its background is not that of {BACKGROUND}")
         found = Calibration(
             model=content["model"],
-            statistic=content["statistic"],
             target=content["target"],
             items=content["items"],
             thresholds={name: _read_threshold(one) for name, one in content["thresholds"].items()},

@@ -186,6 +186,9 @@ def calibrate(
     present: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Queries for what is there, to measure what is lost.")
     ] = None,
+    background: Annotated[
+        Path | None, typer.Option(metavar="INDEX", help="Index of the training set: judge similarities beside its own.")
+    ] = None,
     target: Annotated[float, typer.Option(help="Largest share of absent queries that may find a match.")] = 0.05,
 ) -> None:
     """Fit the similarity below which `search` says that nothing matches, and store it with the model.
@@ -202,7 +205,14 @@ def calibrate(
     queries = read_queries(absent), read_queries(present or [])
     index = Index.open(folder, aligner=Aligner.from_pretrained(run))
     with cli.progress("encoding queries") as progress:
-        found = run_calibration(index, absent=queries[0], present=queries[1], target=target, progress=progress)
+        found = run_calibration(
+            index,
+            absent=queries[0],
+            present=queries[1],
+            background=None if background is None else Index.open(background),
+            target=target,
+            progress=progress,
+        )
     rows = []
     for name, threshold in found.thresholds.items():
         pair, _, width = name.rpartition("@")
