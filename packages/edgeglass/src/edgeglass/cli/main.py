@@ -115,7 +115,7 @@ def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
         ceiling = "" if way.ceiling is None else f"{way.ceiling:.3f}"
         recalls = [f"{metrics[f'R@{k}']:.3f}" for k in (1, 5, 10)]
         rows.append([f"{way.query} → {way.gallery}", *recalls, f"{metrics['MeanR']:.1f}", f"{way.chance:.3f}", ceiling])
-    header = ["", "R@1", "R@5", "R@10", "mean rank", "chance R@1", "ceiling R@1"]
+    header = ["", "R@1", "R@5", "R@10", "mean rank", "chance", "ceiling"]
     cli.print_table(header, rows, title=f"{title}, {evaluation.samples:,} samples, full width")
     widths = list(dict.fromkeys(way.width for way in evaluation.directions))
     by_name: dict[str, list[str]] = {}
