@@ -133,6 +133,9 @@ def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
 def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return the ceiling of sound-caption retrieval: `attribute_oracle` without texture, place and background.
 
+    It does not count the order of the tones. That follows the places, so a listener who relates it to the places that a
+    caption names can do better.
+
     Args:
         scenes: N scenes, each with one sound.
         captions: The captions of each.

@@ -46,7 +46,7 @@ class AlignmentModule(L.LightningModule):
         self.data = data
         assert isinstance(model.loss, AlignmentLoss)
         self.loss = model.loss
-        self.widths = config.loss.clip + config.loss.mrl * (len(config.mrl.widths) - 1)
+        self.weight_of_widths = config.loss.clip + config.loss.mrl * (len(config.mrl.widths) - 1)
         self.contrastive_log_b = math.log(config.data.batch_size)
         self.corpus: Corpus | None = None
         if isinstance(self.loss, CorpusAlignmentLoss):
@@ -65,8 +65,8 @@ class AlignmentModule(L.LightningModule):
         assert output.loss is not None
         self.log("train/loss", output.loss, prog_bar=True)
         self.log_dict({f"train/loss/{pair}": value for pair, value in output.losses.items()})
-        if output.losses and self.widths:
-            mean = torch.stack(list(output.losses.values())).mean() / self.widths
+        if output.losses and self.weight_of_widths:
+            mean = torch.stack(list(output.losses.values())).mean() / self.weight_of_widths
             self.log("train/loss_contrastive", mean)
         self.log_dict({f"train/temperature/{pair}": 1 / scale.detach() for pair, scale in output.scales.items()})
         return output.loss
