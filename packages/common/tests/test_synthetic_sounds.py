@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from clip_common.synthetic import Scene, Thing, attribute_oracle, captions, sample_scene
 from clip_common.synthetic.jsonl import read_scenes, write_sounds
 from clip_common.synthetic.scenes import COLOURS, KINDS, SIZES
+from clip_common.synthetic.sound_oracle import score_sounds, sound_caption_oracle, sound_oracle
 from clip_common.synthetic.sounds import (
     PAUSE,
     PITCH,
@@ -23,8 +24,6 @@ from clip_common.synthetic.sounds import (
     VOICES,
     in_reading_order,
     render_sound,
-    sound_caption_oracle,
-    sound_oracle,
 )
 from clip_common.tables import read_json_lines
 
@@ -160,6 +159,23 @@ def test_the_ceiling_between_sounds_and_captions():
     said = [captions(one) for one in scenes]
     heard, seen = sound_caption_oracle(scenes, said), attribute_oracle(scenes, said)
     assert 0.7 < heard["t2s/R@1"] < seen["t2i/R@1"]
+
+
+def test_the_order_of_the_tones_must_allow_the_places_that_a_caption_names():
+    """Two things, whose tones a listener hears in reading order."""
+    mug, key = (Thing(kind=kind, colour="red", size="small", texture="plain", place="top") for kind in ("mug", "key"))
+    first = scene(dataclasses.replace(mug, place="top left"), dataclasses.replace(key, place="centre"))
+    other = scene(dataclasses.replace(mug, place="right"), dataclasses.replace(key, place="left"))
+    fits = [
+        ("a mug at the top left and a key in the centre", (True, False)),
+        ("a key on the left and a mug on the right", (False, True)),
+        ("a key at the top left and a mug", (False, True)),  # nothing is read before it
+        ("a mug at the bottom right and a key", (False, True)),  # nothing is read after it
+        ("a mug in the centre and a key", (True, True)),
+        ("a key and a mug", (True, True)),
+    ]
+    scores_CN = score_sounds([first, other], [text for text, _ in fits])
+    assert [tuple(row > 0) for row in scores_CN] == [both for _, both in fits]
 
 
 def rows_of(folder):

@@ -34,7 +34,8 @@ from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
 from clip_common.synthetic.questions import Question, answer, questions
 from clip_common.synthetic.scenes import VERSION, Scene, Thing, sample_scene
-from clip_common.synthetic.sounds import render_sound, sound_caption_oracle, sound_oracle
+from clip_common.synthetic.sound_oracle import sound_caption_oracle, sound_oracle
+from clip_common.synthetic.sounds import render_sound
 from clip_common.synthetic.walking import write_walking
 
 __all__ = [

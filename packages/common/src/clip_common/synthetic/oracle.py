@@ -18,8 +18,8 @@ _VALUES = {
     (attribute, value): column
     for column, (attribute, value) in enumerate((name, value) for name, values in WORDS.items() for value in values)
 }
-_SLOTS = 4
-_VIOLATION = 20.0  # a false claim outweighs any number of true ones
+SLOTS = 4
+VIOLATION = 20.0  # a false claim outweighs any number of true ones
 _CHUNK = 512  # captions at a time
 
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ def oracle_scores(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
     Raises:
         ValueError: A caption names no thing of the world.
     """
-    seen = np.zeros((len(scenes), _SLOTS, len(_VALUES)), dtype=np.float32)
+    seen = np.zeros((len(scenes), SLOTS, len(_VALUES)), dtype=np.float32)
     for row, scene in enumerate(scenes):
         for slot, thing in enumerate(scene.things):
             for attribute in WORDS:
@@ -45,21 +45,21 @@ def oracle_scores(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
 
 
 def _chunk_scores(claims: Sequence[Claims], seen_NSV: Floats, grounds_N: NDArray[np.str_]) -> Floats:
-    said = np.zeros((len(claims), _SLOTS, len(_VALUES)), dtype=np.float32)
+    said = np.zeros((len(claims), SLOTS, len(_VALUES)), dtype=np.float32)
     for row, claim in enumerate(claims):
         for slot, thing in enumerate(claim.things):
             for attribute, value in thing.items():
                 said[row, slot, _VALUES[attribute, value]] = 1
     # (C, S, N, S): how many claims about a thing of the caption are true of a thing of the scene
     held = np.tensordot(said, seen_NSV, axes=(2, 2))
-    slots = np.arange(_SLOTS)
-    best = np.max([held[:, slots, :, list(order)].sum(axis=0) for order in permutations(range(_SLOTS))], axis=0)
+    slots = np.arange(SLOTS)
+    best = np.max([held[:, slots, :, list(order)].sum(axis=0) for order in permutations(range(SLOTS))], axis=0)
     total = said.sum(axis=(1, 2))
     for row, claim in enumerate(claims):
         if claim.background is not None:
             best[row] += grounds_N == claim.background
             total[row] += 1
-    return np.asarray(best - _VIOLATION * (total[:, None] - best), dtype=np.float32)
+    return np.asarray(best - VIOLATION * (total[:, None] - best), dtype=np.float32)
 
 
 def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
@@ -83,7 +83,7 @@ def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
     for row, claim in enumerate(claims):
         said_CV[row, [values[item] for item in claim.items()]] = 1
     held_CN = said_CV @ seen_NV.T
-    return np.asarray(held_CN - _VIOLATION * (said_CV.sum(axis=1, keepdims=True) - held_CN), dtype=np.float32)
+    return np.asarray(held_CN - VIOLATION * (said_CV.sum(axis=1, keepdims=True) - held_CN), dtype=np.float32)
 
 
 def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -104,13 +104,23 @@ def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequen
     if scenes and parts:
         raise ValueError(f"got {len(scenes)} scenes and {len(parts)} parts: give the oracle scenes or parts, not both")
     scores_CN = oracle_scores(scenes, texts) if scenes else part_scores(parts, texts)
-    owner_C = np.repeat(np.arange(len(pictures)), [len(texts) for texts in captions])
+    return measure_scores(scores_CN, captions=[len(texts) for texts in captions])
+
+
+def measure_scores(scores_CN: Floats, *, captions: Sequence[int]) -> dict[str, float]:
+    """Return retrieval metrics of scores: i2t/R@1 … t2i/R@10 (0 to 1), and rsum (0 to 600).
+
+    Args:
+        scores_CN: Score of each caption for each of N pictures or sounds.
+        captions: Number of captions of each, in the order of the rows.
+    """
+    owner_C = np.repeat(np.arange(len(captions)), captions)
     own_C = scores_CN[np.arange(len(owner_C)), owner_C]
     text_ahead, text_level = (scores_CN > own_C[:, None]).sum(axis=1), (scores_CN == own_C[:, None]).sum(axis=1) - 1
-    best_N = np.full(len(pictures), -np.inf, dtype=np.float32)
+    best_N = np.full(len(captions), -np.inf, dtype=np.float32)
     np.maximum.at(best_N, owner_C, own_C)
     # other captions of the same image do not compete with its best one
-    rivals_CN = np.where(owner_C[:, None] == np.arange(len(pictures)), -np.inf, scores_CN)
+    rivals_CN = np.where(owner_C[:, None] == np.arange(len(captions)), -np.inf, scores_CN)
     image_ahead, image_level = (rivals_CN > best_N).sum(axis=0), (rivals_CN == best_N).sum(axis=0)
     metrics = {f"i2t/R@{k}": expected_recall(image_ahead, image_level, k=k) for k in (1, 5, 10)}
     metrics |= {f"t2i/R@{k}": expected_recall(text_ahead, text_level, k=k) for k in (1, 5, 10)}

@@ -5,19 +5,16 @@
     size     duration
 
 The order is the reading order of the places (top row first, each row from the left), with a pause between things.
-Texture, background and the place itself are not audible, so a sound tells less than a picture; `sound_oracle` and
-`sound_caption_oracle` compute how much less.
+Texture and background are not audible, and of the places the order alone, so a sound tells less than a picture;
+`sound_oracle.py` computes how much less.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_common.synthetic.captions import WORDS, read_caption
-from clip_common.synthetic.oracle import attribute_oracle, expected_recall
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES, SIZES, Scene, Thing, generator
 
 Samples = NDArray[np.float32]
@@ -106,56 +103,6 @@ def render_sound(scene: Scene) -> Samples:
 def in_reading_order(scene: Scene) -> list[Thing]:
     """Return the things of a scene in reading order: top row from left to right, then the middle, then the bottom."""
     return sorted(scene.things, key=lambda thing: PLACES.index(thing.place))
-
-
-def sound_oracle(scenes: Sequence[Scene]) -> dict[str, float]:
-    """Return the ceiling of sound-image retrieval, for a listener who hears kind, colour and size, and the order.
-
-    Ties count as in `clip_common.metrics`: among scenes that sound alike the listener guesses.
-
-    Args:
-        scenes: N scenes, each with one sound and one image.
-
-    Returns:
-        s2i/R@1, s2i/R@5, s2i/R@10 (sound to image) and i2s/R@1, … (image to sound), 0 to 1, and rsum, 0 to 600.
-    """
-    heard = [tuple((thing.kind, thing.colour, thing.size) for thing in in_reading_order(scene)) for scene in scenes]
-    alike = Counter(heard)
-    level_N = np.array([alike[one] - 1 for one in heard])
-    metrics = {
-        f"{way}/R@{k}": expected_recall(np.zeros_like(level_N), level_N, k=k)
-        for way in ("s2i", "i2s")
-        for k in (1, 5, 10)
-    }
-    return metrics | {"rsum": 100 * sum(metrics.values())}
-
-
-def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the ceiling of sound-caption retrieval: `attribute_oracle` without texture, place and background.
-
-    It does not count the order of the tones. That follows the places, so a listener who relates it to the places that a
-    caption names can do better.
-
-    Args:
-        scenes: N scenes, each with one sound.
-        captions: The captions of each.
-
-    Returns:
-        t2s/R@1, t2s/R@5, t2s/R@10 (caption to sound) and s2t/R@1, … (sound to caption), 0 to 1, and rsum, 0 to 600.
-
-    Raises:
-        ValueError: A caption names no thing of the world.
-    """
-    metrics = attribute_oracle(scenes, [[_keep_audible(text) for text in texts] for texts in captions])
-    return {name.replace("i2t", "s2t").replace("t2i", "t2s"): value for name, value in metrics.items()}
-
-
-def _keep_audible(text: str) -> str:
-    """Return the audible claims of a caption, as a caption: size, colour and kind of its things."""
-    return " and ".join(
-        " ".join(WORDS[name][thing[name]][0] for name in ("size", "colour", "kind") if name in thing)
-        for thing in read_caption(text).things
-    )
 
 
 def _make_silence(seconds: float) -> _Floats:

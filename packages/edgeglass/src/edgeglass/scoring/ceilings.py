@@ -13,8 +13,8 @@ SCENES = "scenes.jsonl"
 def read_ceilings(samples: Sequence[Sample]) -> dict[str, float]:
     """Return R@1 by direction (`i2t`, `t2i`, `a2t`, `t2a`, `i2a`, `a2i`, `ia2t`); empty for samples of another source.
 
-    A sound does not tell texture, place and background, so the ceilings of sounds are lower. Those of sounds and texts
-    leave out what the order of the tones tells about places: a model that hears it can exceed them.
+    A sound does not tell texture and background, and of places only their order, so the ceilings of sounds are lower.
+    Readers guess among items that fit a query equally; a model that learned how captions are made can exceed them.
     """
     paths = [sample.image for sample in samples if isinstance(sample.image, Path)]
     root = paths[0].parent.parent if paths else Path()
