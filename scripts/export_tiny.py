@@ -143,7 +143,9 @@ def main() -> None:
         covered = [path for path in files if path.suffix != ".md"]
         sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in covered)
         (draft / SUMS).write_text(sums, encoding="utf-8")
-        shutil.rmtree(TINY, ignore_errors=True)
+        for part in ("text", "audio"):  # of scripts/pretrain_tiny_encoders.py
+            shutil.copytree(TINY / part, draft / part)
+        shutil.rmtree(TINY)
         draft.rename(TINY)
     draw_curve(options.runs, CURVE)
     print(f"{TINY}: {size / 2**20:.2f} MiB")

@@ -1,10 +1,13 @@
-"""The recipe of the tiny CLIP, in a version of five minutes: it learns, and typed again it does nothing twice."""
+"""The recipes of the tiny models, in versions of minutes: they learn, and typed again they do nothing twice."""
 
 import json
+import re
 import sys
 
 import pytest
 from helpers.environments import ROOT, run
+
+from clip_common.backbones import load_audio, load_text
 
 
 @pytest.mark.slow
@@ -18,3 +21,18 @@ def test_five_minutes_of_the_recipe_learn_and_are_not_repeated(tmp_path):
     before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
     assert "is finished" in run(*command, cwd=tmp_path)
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_two_minutes_of_the_encoders_learn_and_are_not_repeated(tmp_path):
+    small = ["--folder", tmp_path / "small", "--scenes", 1000, "--steps", 200]
+    command = [sys.executable, ROOT / "scripts" / "pretrain_tiny_encoders.py", *map(str, small)]
+    shares = re.findall(r"  scene (\S+)", run(*command, cwd=tmp_path))
+    assert len(shares) == 2
+    assert min(map(float, shares)) > 0.5, shares  # chance: 0.005
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert run(*command, cwd=tmp_path).count("is finished") == 2
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    for what, load in (("text", load_text), ("audio", load_audio)):
+        assert load(tmp_path / "small" / what).spec.kind == what
+        assert f"# The tiny {what} encoder" in (tmp_path / "small" / what / "README.md").read_text(encoding="utf-8")
