@@ -156,12 +156,13 @@ class Learner(nn.Module):
         own_BC = self.claims.rows([example.claims for example in batch])
         claims = len(self.claims) / 6 * binary_cross_entropy_with_logits(self.state(pooled_BF), own_BC)
         rows = [row for row, example in enumerate(batch) if example.scene is not None]
-        logits_NN = self.match(pooled_BF[rows], [batch[row].scene for row in rows]) * self.log_scale.exp()
+        scenes = [example.scene for example in batch if example.scene is not None]
+        logits_NN = self.match(pooled_BF[rows], scenes) * self.log_scale.exp()
         right_N = torch.arange(len(rows))
         contrast = (cross_entropy(logits_NN, right_N) + cross_entropy(logits_NN.T, right_N)) / 2
         names, true_PA = self.name_things(tokens_BTF, batch)
-        things = sum(cross_entropy(logits_PV, true_P) for logits_PV, true_P in zip(names, true_PA.T, strict=True))
-        return torch.stack([claims, contrast, things])
+        things = [cross_entropy(logits_PV, true_P) for logits_PV, true_P in zip(names, true_PA.T, strict=True)]
+        return torch.stack([claims, contrast, torch.stack(things).sum()])
 
     def name_things(self, tokens_BTF: Tensor, batch: Sequence[Example]) -> tuple[list[Tensor], Tensor]:
         """Return logits (P, values) of each attribute at the P tokens of things, and the true values (P, A)."""
@@ -175,7 +176,7 @@ class Learner(nn.Module):
             ((one, scene) for scene, own in enumerate(examples) for one in own), key=lambda pair: pair[0].tokens
         )
         batches = [inputs[start : start + 100] for start in range(0, len(inputs), 100)]
-        scenes = [own[0].scene for own in examples]
+        scenes = [own[0].scene for own in examples if own[0].scene is not None]
         hits: dict[str, list[Tensor]] = {}
         for part in batches:
             batch = [one for one, _ in part]
