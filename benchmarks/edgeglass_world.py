@@ -4,8 +4,8 @@
     uv run python benchmarks/edgeglass_world.py --seeds 1 --quick
 
 Each seed draws its own world (3,000 training scenes, 200 for selection, 200 for the test) and its own heads. The test
-split is scored once. "Nothing here" is calibrated on one collection and tested on another. From each collection four
-kinds of things are left out, not the same ones; its absent queries are captions that name one of these.
+split is scored once. "Nothing here" is calibrated on one collection, which lacks eight kinds of things, and tested on
+another, which lacks four others; absent queries are captions that name a kind that their collection lacks.
 """
 
 import argparse
@@ -27,10 +27,11 @@ from edgeglass.config import Config
 from edgeglass.scoring.score import Scored, score
 from edgeglass.training.experiment import train
 
-ABSENT = {"fitted": KINDS[:4], "tested": KINDS[4:8]}
-"""Kinds of which no scene of a collection has any."""
+GROUPS = [KINDS[start : start + 4] for start in range(0, 16, 4)]
 SEED_OF = {"fitted": 5000, "tested": 6000}
 QUERIES = 500
+TARGET = 0.03
+"""Share of false accepts aimed at; below the 5 % that are wanted, because the test asks for other kinds."""
 
 
 def find_scenes(seed: int, *, kinds: Sequence[str], present: bool) -> Iterator[Scene]:
@@ -43,10 +44,14 @@ def find_scenes(seed: int, *, kinds: Sequence[str], present: bool) -> Iterator[S
             yield scene
 
 
-def measure_nothing_here(aligner: Aligner, folder: Path, *, scenes: int, queries: int) -> dict[str, object]:
-    """Fit the threshold on one collection and count accepts in another."""
+def measure_nothing_here(aligner: Aligner, folder: Path, *, group: int, scenes: int, queries: int) -> dict[str, object]:
+    """Fit the threshold on one collection and count accepts in another, which lacks the kinds of this group."""
+    lacking = {
+        "fitted": [*GROUPS[(group + 1) % 4], *GROUPS[(group + 2) % 4]],
+        "tested": GROUPS[group],
+    }
     indexes, absent, known = {}, {}, {}
-    for name, kinds in ABSENT.items():
+    for name, kinds in lacking.items():
         seed, root = SEED_OF[name], folder / name / "images"
         root.mkdir(parents=True)
         gallery = list(islice(find_scenes(seed, kinds=kinds, present=False), scenes))
@@ -56,13 +61,19 @@ def measure_nothing_here(aligner: Aligner, folder: Path, *, scenes: int, queries
         texts = (text for scene in find_scenes(seed + 1, kinds=kinds, present=True) for text in captions(scene))
         absent[name] = list(islice((text for text in texts if any(kind in text for kind in kinds)), queries))
         known[name] = [captions(scene)[0] for scene in gallery]
-    calibrate(indexes["fitted"], absent=absent["fitted"], present=known["fitted"], dims=[aligner.widths[0]])
+    calibrate(
+        indexes["fitted"], absent=absent["fitted"], present=known["fitted"], target=TARGET, dims=[aligner.widths[0]]
+    )
     found = Index.open(folder / "tested" / "index", aligner=aligner)
 
     def accepts(texts: Sequence[str]) -> float:
         return mean(float(found.search(text, k=1, modality="image")[0].matches or False) for text in texts)
 
-    return {"false accepts": accepts(absent["tested"]), "true accepts": accepts(known["tested"])}
+    return {
+        "lacks": ", ".join(lacking["tested"]),
+        "false accepts": accepts(absent["tested"]),
+        "true accepts": accepts(known["tested"]),
+    }
 
 
 def make_rows(seed: int, scored: Scored) -> list[dict[str, object]]:
@@ -130,7 +141,9 @@ if __name__ == "__main__":
                 galleries.append({"seed": seed, "embeddings": "centred" if centre else "as aligned"} | shares | gap)
         aligner = Aligner.from_pretrained(run.path)
         size = 60 if options.quick else 200
-        found = measure_nothing_here(aligner, options.folder / f"nothing-{seed}", scenes=size, queries=QUERIES)
+        found = measure_nothing_here(
+            aligner, options.folder / f"nothing-{seed}", group=seed % 4, scenes=size, queries=QUERIES
+        )
         nothing.append({"seed": seed} | found)
     report("edgeglass_world", rows, note="200 test scenes, 1,000 captions; the ceiling is that of a perfect reader")
     report(
