@@ -25,12 +25,14 @@ print(json.dumps({"helps": helps, "modules": sorted({name.partition(".")[0] for 
 """
 
 
-@pytest.mark.parametrize("package", ["clipse", "aaclip", "videoclip"])
-def test_help_of_every_verb_is_quick_and_shows_an_example(package):
+@pytest.mark.parametrize(
+    ("package", "training"), [("clipse", "train"), ("aaclip", "train"), ("videoclip", "train"), ("edgeglass", "align")]
+)
+def test_help_of_every_verb_is_quick_and_shows_an_example(package, training):
     command = [sys.executable, "-c", WALK, package]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert not HEAVY & set(found["modules"])
-    assert {f"{package} train", f"{package} config", f"{package} data check"} <= found["helps"].keys()
+    assert {f"{package} {training}", f"{package} config", f"{package} data check"} <= found["helps"].keys()
     for words, shown in found["helps"].items():
         if words not in (package, f"{package} data"):  # groups of verbs
             assert "Example" in shown, words

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = ("aaclip", "clipse", "edgeglass", "videoclip")
-THINGS = {"aaclip": "detector", "clipse": "retriever", "videoclip": "classifier"}
+THINGS = {"aaclip": "detector", "clipse": "retriever", "edgeglass": "aligner", "videoclip": "classifier"}
 """The room of what a person holds, in each system that is built."""
 BUILT = tuple(THINGS)
 

@@ -17,6 +17,13 @@ VERBS = {
         ["predict", "RUN", "photo.png", "--name", "nut"],
     ],
     "clipse": [["train", "--resume", "RUN"], ["eval", "RUN"], ["eval", "tiny", "--against", "RUN"]],
+    "edgeglass": [
+        ["align", "--resume", "RUN"],
+        ["eval", "RUN"],
+        ["embed", "RUN", "set", "--out", "index"],
+        ["calibrate", "RUN", "index", "--absent", "absent.txt"],
+        ["export", "RUN", "exported"],
+    ],
     "videoclip": [
         ["train", "--resume", "RUN"],
         ["cv", "--resume", "RUN"],
@@ -35,6 +42,7 @@ def foreign(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32)).save("photo.png")
     Path("walk.mp4").write_bytes(b"")
+    Path("absent.txt").write_text("a purple cow\n")
     folder = Path("set/nut/train/good")
     folder.mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(folder / "0.png")
@@ -52,3 +60,5 @@ def test_a_run_of_another_package_is_refused_in_one_line(package, words, foreign
     result = call(app, capsys, *(str(foreign) if word == "RUN" else word for word in words))
     refused(result, "toy")
     assert sorted(foreign.rglob("*")) == before
+    assert not Path("index").exists()
+    assert not Path("exported").exists()

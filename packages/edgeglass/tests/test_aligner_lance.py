@@ -82,6 +82,6 @@ def test_updates_encode_only_changes_and_shards_join(aligner, collection, tmp_pa
 
 def test_without_lancedb_the_extra_is_named(aligner, collection, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lancedb", None)
-    with pytest.raises(ValueError, match=r"pip install edgeglass\[lance\]"):
+    with pytest.raises(ValueError, match=r"pip install 'edgeglass\[lance\]'$"):
         Index.build(aligner, collection, tmp_path / "table", store="lancedb")
     assert not (tmp_path / "table").exists()

@@ -71,7 +71,9 @@ def add_prefetch_verb(
 
     @app.command(help=dedent(help))
     def prefetch(
-        name: Annotated[str, typer.Argument(help="open_clip architecture, or hf-hub:org/name.")] = name or ...,  # type: ignore[assignment]
+        name: Annotated[
+            str, typer.Argument(help="open_clip architecture, org/name of a transformers model, or hf-hub:org/name.")
+        ] = name or ...,  # type: ignore[assignment]
         pretrained: Annotated[str | None, typer.Argument(help="Tag of the weights.")] = pretrained,
     ) -> None:
         from clip_common.backbones import prefetch as fetch

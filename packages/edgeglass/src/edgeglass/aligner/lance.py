@@ -43,7 +43,7 @@ class LanceStore:
         try:
             import lancedb
         except ImportError as error:
-            raise ValueError("store=lancedb needs the package lancedb: pip install edgeglass[lance]") from error
+            raise ValueError("store=lancedb needs lancedb: pip install 'edgeglass[lance]'") from error
         self.folder = folder
         self.widths = tuple(widths)
         try:
