@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import toy_images
+import toy_models
 from PIL import Image
 
 from clip_common.backbones import Preprocess, load_clip, save_bundle
@@ -228,6 +229,72 @@ def test_the_frames_and_maps_of_videoclip(files, tmp_path):
         grey_1HW = torch.from_numpy(read_grey(file) / np.float32(255))[None]
         map_1SS = (functional.resize(grey_1HW, [8, 8], antialias=True) * 255).round().clamp(0, 255).to(torch.uint8)
         assert torch.equal(pair.map_CTSS, map_1SS.expand(1, 2, 8, 8)), file.name
+
+
+@pytest.fixture(scope="module")
+def aligner(clip_folder, tmp_path_factory):
+    """An alignment model with the same CLIP as its image encoder."""
+    from clip_common.config import load_config
+    from edgeglass import Aligner, Config, build_model
+
+    text = toy_models.save_text_encoder(tmp_path_factory.mktemp("encoders") / "text")
+    encoders = [f"vision.name=local-dir:{clip_folder}", f"text.name={text}", "audio.name=null"]
+    config = load_config(Config, overrides=[*(f"encoders.{one}" for one in encoders), "mrl.width=8", "mrl.dims=[]"])
+    return Aligner(build_model(config), config, device="cpu")
+
+
+def test_an_edgeglass_aligner_with_files_opened_pictures_and_an_index(folder, files, clip, aligner, seen, tmp_path):
+    from edgeglass import Index
+
+    expected = fed(clip.preprocess, files)
+    opened = [Image.open(file) for file in files]
+    for given in ({"images": files}, {"images": list(map(str, files))}, {"images": opened}, {"mixed": files + opened}):
+        seen.clear()
+        aligner.encode(**given)
+        assert same_in_any_order(seen, expected * (2 if "mixed" in given else 1))
+    seen.clear()
+    assert Index.build(aligner, folder, tmp_path / "index").counts["image"] == len(files)
+    assert same_in_any_order(seen, expected)
+
+
+def edgeglass_items(files: list[Path], folder: Path, *, packed: bool):
+    """The images of a set that `read_samples` reads: files that a JSONL names, or bytes in a parquet file."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from edgeglass import read_samples
+    from edgeglass.config import DataConfig
+    from edgeglass.data.items import collect_items
+
+    folder.mkdir()
+    rows = [{"image": file.read_bytes() if packed else str(file), "caption": "a thing"} for file in files]
+    root = folder / ("train.parquet" if packed else "train.jsonl")
+    if packed:
+        pq.write_table(pa.Table.from_pylist(rows), root)
+    else:
+        root.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return collect_items(read_samples(DataConfig(root=str(root))).splits["train"])["image"]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["files", "parquet"])
+def test_edgeglass_while_it_aligns_from_cached_features_and_from_the_images(
+    packed, files, clip, aligner, seen, tmp_path
+):
+    from clip_common.features import FeatureCache
+    from clip_common.reporting import silent
+    from edgeglass.scoring.features import read_inputs
+
+    expected = fed(clip.preprocess, files)
+    encoder, items = aligner.model.encoder_of("image"), edgeglass_items(files, tmp_path / "set", packed=packed)
+    work = {"cache": FeatureCache(tmp_path / "cache"), "reporter": silent, "what": "image features"}
+    seen.clear()
+    read_inputs(encoder, items, trains=False, **work)
+    assert same_in_any_order(seen, expected)
+    seen.clear()
+    read_inputs(encoder, items, trains=True, **work).batch(range(len(files)))
+    assert same(seen, expected)
 
 
 READERS = ("clip_common/images.py", "clip_common/synthetic/")
