@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.commands import Result
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,8 +26,14 @@ def uv() -> str:
 
 def run(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
     """Run a command, fail the test with everything it printed if it fails, and return its standard output."""
+    code, printed, error = attempt(*command, cwd=cwd, env=env)
+    assert code == 0, f"{' '.join(map(str, command))}\n{printed}\n{error}"
+    return printed
+
+
+def attempt(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Result:
+    """Run a command and return what it did."""
     clean = {key: value for key, value in os.environ.items() if key not in HIDDEN}
     words = [str(part) for part in command]
     done = subprocess.run(words, cwd=cwd, env={**clean, **(env or {})}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done.returncode, done.stdout, done.stderr
