@@ -19,8 +19,9 @@ def test_a_drawn_set_passes_its_check(edgeglass, tmp_path):
     assert "10 scenes" in succeeded(edgeglass("data", "synthetic", tmp_path / "scenes", *arguments))
     printed = succeeded(edgeglass("data", "check", tmp_path / "scenes"))
     assert "jsonl" in printed
-    (row,) = [line.split() for line in printed.splitlines() if line.split()[:1] == ["train"]]
-    assert row == ["train", "6", "6", "6", "30", "6", "6", "6", "6"]
+    counts = {" ".join(words[:-3]): words[-3:] for words in map(str.split, printed.splitlines())}
+    assert counts["captions"] == ["30", "10", "10"]
+    assert counts["with image and text"] == counts["with audio and text"] == counts["samples"] == ["6", "2", "2"]
     refused(edgeglass("data", "synthetic", tmp_path / "scenes", *arguments), "scenes")
 
 

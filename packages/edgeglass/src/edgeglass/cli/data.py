@@ -28,14 +28,14 @@ def check(root: Root, format: Format = "auto") -> None:
 
     with cli.progress("decoding images and sounds") as progress:
         report = check_data(root, format=format, progress=progress)
-    pairs = list(next(iter(report.pairs.values())))
-    rows = []
+    columns = []
     for split, samples in report.samples.items():
         of_split = report.modalities[split]
         counts = [samples, of_split["image"], of_split["text"], report.captions[split], of_split["audio"]]
-        rows.append((split, *(f"{count:,}" for count in [*counts, *report.pairs[split].values()])))
-    header = ["split", "samples", "images", "texts", "captions", "sounds", *pairs]
-    cli.print_table(header, rows, title=f"{root}: {report.format}")
+        columns.append([f"{count:,}" for count in [*counts, *report.pairs[split].values()]])
+    names = ["samples", "with an image", "with captions", "captions", "with a sound"]
+    names += [f"with {pair.replace('-', ' and ')}" for pair in next(iter(report.pairs.values()))]
+    cli.print_table(["", *report.samples], zip(names, *columns, strict=True), title=f"{root}: {report.format}")
     if report.unlisted:
         console.print(f"{report.unlisted} samples are in no split and are not used")
     for remark in report.remarks:

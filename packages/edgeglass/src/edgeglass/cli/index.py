@@ -219,7 +219,7 @@ def calibrate(
         query, _, items = pair.partition("-")
         rates = (threshold.false_accept, threshold.true_accept)
         shares = ["" if rate is None else f"{rate.share:.1%} ({rate.low:.1%}–{rate.high:.1%})" for rate in rates]
-        rows.append((f"{query} → {items}", width, f"{threshold.value:.2f}", *shares))
+        rows.append((f"{query} → {items}", width, f"{threshold.value:.3f}", *shares))
     header = ["query → items", "width", "threshold", "false accepts", "true accepts"]
     cli.print_table(header, rows, title=f"thresholds of {index.aligner.name}, with 95 % intervals")
     _say(f"fitted to {len(queries[0]):,} absent queries in {_count_items(index)}")
