@@ -136,8 +136,8 @@ if __name__ == "__main__":
         rows += make_rows(seed, scored)
         for centre, (gaps, mixed) in scored.centred.items():
             if mixed is not None:
-                shares = {name: round(share, 3) for name, share in mixed.overall.items()}
-                gap = {f"gap {pair}": round(value, 3) for pair, value in gaps.items()}
+                shares: dict[str, object] = {name: round(share, 3) for name, share in mixed.overall.items()}
+                gap: dict[str, object] = {f"gap {pair}": round(value, 3) for pair, value in gaps.items()}
                 galleries.append({"seed": seed, "embeddings": "centred" if centre else "as aligned"} | shares | gap)
         aligner = Aligner.from_pretrained(run.path)
         size = 60 if options.quick else 200

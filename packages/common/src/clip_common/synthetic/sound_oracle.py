@@ -80,16 +80,16 @@ def score_sounds(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
                 seen_NSV[row, slot, _VALUES[name, getattr(thing, name)]] = 1
     scores = np.empty((len(captions), len(scenes)), dtype=np.float32)
     for row, text in enumerate(captions):
-        things = read_caption(text).things
-        said_SV = np.zeros((len(things), len(_VALUES)), dtype=np.float32)
-        for slot, claims in enumerate(things):
+        named = read_caption(text).things
+        said_SV = np.zeros((len(named), len(_VALUES)), dtype=np.float32)
+        for slot, claims in enumerate(named):
             for name in AUDIBLE:
                 if name in claims:
                     said_SV[slot, _VALUES[name, claims[name]]] = 1
         true_NSS = seen_NSV @ said_SV.T  # tones by things of the caption
-        places = [PLACES.index(claims["place"]) if "place" in claims else None for claims in things]
+        places = [PLACES.index(claims["place"]) if "place" in claims else None for claims in named]
         best_N = np.full(len(scenes), -np.inf)
-        for tones in permutations(range(SLOTS), len(things)):
+        for tones in permutations(range(SLOTS), len(named)):
             claims_N = sum(true_NSS[:, tone, slot] for slot, tone in enumerate(tones))
             best_N = np.maximum(best_N, claims_N - _contradict(tones, places, count_N))
         scores[row] = best_N - VIOLATION * (said_SV.sum() - best_N)
