@@ -109,7 +109,7 @@ def load_audio(name: str | Path, *, context: AudioContext = "sound") -> AudioEnc
         name: `tiny` (the package's own, no network), or folder or hub name of a Whisper; weights of its decoder are not
             read and may be absent.
         context: `sound`: the encoder sees a segment and one second of silence. `full`: it sees its whole window, as it
-            was trained; about 50 times slower on sounds of half a second.
+            was trained; about 30 times slower on sounds of half a second.
 
     Raises:
         BackboneError: No such model, not a Whisper, damaged weights, or a weight of the encoder is missing.
