@@ -16,7 +16,6 @@ from clip_common.index.certificate import Certificate, certify
 from clip_common.index.distinct import drop_near_duplicates
 from clip_common.index.files import Changes, find_changes, scan_folder, stamp_file
 from clip_common.index.first import First
-from clip_common.index.merging import merge_indexes
 from clip_common.index.search import Neighbour
 from clip_common.index.segments import VectorIndexError
 from clip_common.index.store import VectorIndex
@@ -31,7 +30,6 @@ __all__ = [
     "certify",
     "drop_near_duplicates",
     "find_changes",
-    "merge_indexes",
     "scan_folder",
     "stamp_file",
 ]

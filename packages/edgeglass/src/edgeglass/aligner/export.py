@@ -63,7 +63,7 @@ def check_exportable(config: Config, modality: str, *, among: Sequence[str]) -> 
         among: Modalities that are exported, for the advice in the message.
     """
     others = ",".join(name for name in among if name != modality)
-    instead = f", or export {others} alone (modalities={others})" if others else ""
+    instead = f", or export {others} alone (--modalities {others})" if others else ""
     pooling = getattr(config.encoders.of(modality), "pooling", "own")
     if pooling in ("attention", "perceiver"):
         poolings = "mean or own" if modality == "image" else "mean"
