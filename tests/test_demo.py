@@ -27,7 +27,20 @@ def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     assert "anomalous" in printed.split("aaclip 5/5")[1]
     guided = float(printed.split("videoclip 3/4")[1].split("accuracy ")[1].split()[0])
     assert guided > 0.4, printed  # always the most frequent class: a third
+    scored = printed.split("edgeglass 3/5")[1]
+    for direction in ("image → text", "audio → text", "image → audio"):
+        assert float(scored.split(direction)[1].split()[0]) > 0.75, printed  # chance is .005
+    assert "recall@5 of exact search" in printed.split("edgeglass 5/5")[1]
     shown = printed.split("To look at")[1].split()
-    pictures = {"search.html", "bells.html", "00042_overlay.png", "loss.png", "retrieval.png", "weights.png"}
+    pictures = {
+        "search.html",
+        "sounds.html",
+        "widths-test.png",
+        "bells.html",
+        "00042_overlay.png",
+        "loss.png",
+        "retrieval.png",
+        "weights.png",
+    }
     assert {Path(name).name for name in shown[1:]} >= pictures
     assert all((tmp_path / name).stat().st_size > 0 for name in shown[1:])
