@@ -12,10 +12,8 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
 from _measure import report
-from sklearn.linear_model import Ridge
+from _ridge import Pairs, map_by_ridge
 
 from clip_common.backbones import load_dual
 from clip_common.config import load_config
@@ -33,35 +31,20 @@ HOLD_OUT = 100
 KEYS = ("t2i/R@1", "t2i/R@5", "t2i/R@10", "i2t/R@1", "i2t/R@5", "i2t/R@10", "rsum")
 
 
-def ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dict[str, Path]) -> ImageTextResult:
-    """Ridge regression from unit image features to the mean of an image's unit text features; penalty chosen on val."""
+def read_pairs(cache: FeatureCache, records: list[ImageRecord], towers: dict[str, Path]) -> Pairs:
+    """Return the features of a split."""
     bundle = load_dual(vision=towers["vision"], text=towers["text"])
+    return Pairs(
+        cache.features(bundle.image, [record.path for record in records]),
+        cache.features(bundle.text, [caption for record in records for caption in record.captions]),
+        find_owners(records),
+    )
 
-    def features(records: list[ImageRecord]) -> tuple[np.ndarray, np.ndarray]:
-        image = cache.features(bundle.image, [record.path for record in records])
-        text = cache.features(bundle.text, [caption for record in records for caption in record.captions])
-        unit = torch.nn.functional.normalize
-        return unit(image.float(), dim=-1).numpy(), unit(text.float(), dim=-1).numpy()
 
-    def fit(names: list[str], penalty: float) -> Ridge:
-        records = [record for name in names for record in splits[name]]
-        image, text = features(records)
-        owner = find_owners(records).numpy()
-        mean = np.stack([text[owner == row].mean(axis=0) for row in range(len(image))])
-        return Ridge(alpha=penalty).fit(image, mean)
-
-    def score(model: Ridge, name: str) -> ImageTextResult:
-        image, text = features(splits[name])
-        mapped = model.predict(image) - model.intercept_  # compare directions about the mean caption
-        centred = text - model.intercept_
-        return image_text_retrieval(
-            torch.from_numpy(mapped).float(), torch.from_numpy(centred).float(), find_owners(splits[name])
-        )
-
-    penalties = [10.0**power for power in range(-3, 4)]
-    best = max(penalties, key=lambda penalty: score(fit(["train"], penalty), "val").metrics["rsum"])
-    print(f"ridge penalty chosen on the {HOLD_OUT} held-out training images: {best:g}")
-    return score(fit(["train", "val"], best), "test")
+def score_ridge(cache: FeatureCache, splits: dict[str, list[ImageRecord]], towers: dict[str, Path]) -> ImageTextResult:
+    """Score the ridge map on the test images."""
+    mapped = map_by_ridge({name: read_pairs(cache, records, towers) for name, records in splits.items()})
+    return image_text_retrieval(mapped.image_NT, mapped.text_MT, find_owners(splits["test"]))
 
 
 def make_row(method: str, seed: int | str, result: ImageTextResult) -> dict[str, object]:
@@ -104,7 +87,9 @@ if __name__ == "__main__":
     config = DataConfig(root=str(options.captions), hold_out=HOLD_OUT)
     rows = [
         make_row(
-            "ridge", "", ridge(FeatureCache(options.runs / "cache" / "features"), read_records(config).splits, towers)
+            "ridge",
+            "",
+            score_ridge(FeatureCache(options.runs / "cache" / "features"), read_records(config).splits, towers),
         )
     ]
     for loss in ("clip", "sanw_debias", "sanw_bandpass"):
