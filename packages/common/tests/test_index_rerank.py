@@ -99,7 +99,7 @@ def test_the_best_columns_are_those_of_a_stable_sort(data, rows, columns):
     scores = st.lists(st.integers(-3, 3), min_size=columns, max_size=columns)
     score_TN = np.array([data.draw(scores) for _ in range(rows)], dtype=np.float32)
     groups = choose_groups(columns, count)
-    assert count <= groups <= columns
+    assert count <= groups
     padded = np.pad(score_TN, ((0, 0), (0, -columns % groups)), constant_values=-np.inf)
     expected = np.sort(np.argsort(-score_TN, axis=1, kind="stable")[:, :count], axis=1)
     assert take_best(padded, count, groups=groups).tolist() == expected.tolist()
@@ -117,7 +117,6 @@ def test_many_tiles_threads_and_segments_find_the_same(tmp_path, monkeypatch, fi
     vectors_ND, query_QD = toy.nested_vectors(600, 32, seed=0), toy.nested_vectors(40, 32, seed=1)
     whole = toy.filled(None, vectors_ND).nearest_to_each(query_QD, 5, candidates=50, first=first)
     monkeypatch.setattr(rerank, "TILE_SCORES", 3 * 600)
-    monkeypatch.setattr(rerank, "GATHERED", 7)
     monkeypatch.setattr("clip_common.index.first.TILE_NUMBERS", 32 * 50)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     parts = toy.filled(tmp_path / "index", vectors_ND, parts=5)

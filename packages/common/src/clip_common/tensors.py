@@ -6,15 +6,17 @@ through the page cache: a tensor costs memory when its values are first used.
 
 import errno
 import json
-import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clip_common.runs.files import write_atomically
@@ -25,6 +27,39 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 class TensorsError(ValueError):
     """A file of tensors that cannot be used: one line that says which, why, and what to do."""
+
+
+class RowFile:
+    """The rows of a float32 matrix in a safetensors file, each read when asked for, even if the file was removed.
+
+    A mapped row may bring megabytes around it into the memory of the process; these reads bring nothing.
+
+    Args:
+        file: What `write_tensors`, or another program, wrote.
+        name: The matrix.
+
+    Raises:
+        TensorsError: Absent, damaged, truncated, of another format, or without a float32 matrix of that name.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        with _open(file) as stored:  # compares the header with the size of the file
+            if name not in stored.keys() or stored.get_slice(name).get_dtype() != "F32":  # noqa: SIM118
+                raise TensorsError(f"{file} has no float32 matrix {name!r}: get it again, or delete it")
+            self._descriptor = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        header = 8 + int.from_bytes(os.pread(self._descriptor, 8, 0), "little")  # its length, itself, then all values
+        place = json.loads(os.pread(self._descriptor, header - 8, 8))[name]
+        self._start, self._row_bytes = header + place["data_offsets"][0], 4 * place["shape"][-1]
+
+    def read(self, rows: Sequence[int], out_KD: NDArray[np.float32]) -> None:
+        """Copy rows into a matrix of as many rows."""
+        for row, out_D in zip(rows, out_KD, strict=True):
+            os.preadv(self._descriptor, [out_D.data], self._start + row * self._row_bytes)
+
+    def read_range(self, start: int, out_SD: NDArray[np.float32]) -> None:
+        """Copy the rows from `start` on into a matrix."""
+        os.preadv(self._descriptor, [out_SD.data], self._start + start * self._row_bytes)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> Path:
@@ -78,33 +113,6 @@ def read_tensor(file: Path, name: str) -> Tensor:
     with _open(file) as stored:
         tensor: Tensor = stored.get_tensor(name)
         return tensor
-
-
-def map_tensor(file: Path, name: str) -> tuple[Tensor, mmap.mmap]:
-    """Memory-map one float32 tensor of a safetensors file.
-
-    The tensor must not be written to. `mapping.madvise(mmap.MADV_DONTNEED)` gives the memory of the pages that were
-    read back to the system; they are read from the file again when needed, even if its name was removed.
-
-    Returns:
-        The tensor, and the mapping of the whole file.
-
-    Raises:
-        TensorsError: Absent, damaged, truncated, of another format, or without a float32 tensor of that name.
-    """
-    with _open(file) as stored:  # compares the header with the size of the file
-        if name not in stored.keys() or stored.get_slice(name).get_dtype() != "F32":  # noqa: SIM118
-            raise TensorsError(f"{file} has no float32 tensor {name!r}: get it again, or delete it")
-        with file.open("rb") as opened:
-            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = 8 + int.from_bytes(mapping[:8], "little")  # the length of the header, the header, and then all values
-    place = json.loads(mapping[8:start])[name]
-    shape, (first, end) = place["shape"], place["data_offsets"]
-    if first == end:
-        return torch.empty(shape), mapping
-    return torch.frombuffer(mapping, dtype=torch.float32, count=(end - first) // 4, offset=start + first).view(
-        shape
-    ), mapping
 
 
 def read_metadata(file: Path) -> dict[str, str]:

@@ -27,8 +27,8 @@ from clip_common.index.segments import Segment
 
 First = Literal["float32", "int8", "binary"]
 FIRST: tuple[First, ...] = get_args(First)
-TILE_NUMBERS = 2**20
-"""Numbers of a tile that are held as float32: 4 MiB."""
+TILE_NUMBERS = 2**19
+"""Numbers of a tile that are held as float32: 2 MiB."""
 LEVELS = 127
 WORD = 64
 """Signs in a word."""
@@ -112,7 +112,7 @@ class Rotation:
 
 
 def build_first_pass(segments: Sequence[Segment], *, first: First, dim: int) -> FirstPass:
-    """Encode the first `dim` numbers of all rows, tile by tile; pages of the mapped matrix are released on the way."""
+    """Encode the first `dim` numbers of all rows, one tile of a stored segment in memory at a time."""
     count = sum(map(len, segments))
     if first == "float32":
         unit_Nd = torch.empty(count, dim)
@@ -137,10 +137,8 @@ def _unit_tiles(segments: Sequence[Segment], dim: int) -> Iterator[tuple[int, Te
     """Yield the number of the first row of each tile, and the prefixes of its rows at unit length."""
     before = 0
     for segment in segments:
-        rows = _tile_rows(segment.vectors_SD.shape[1])
-        for start in range(0, len(segment), rows):
-            yield before + start, functional.normalize(segment.vectors_SD[start : start + rows, :dim], dim=1)
-            segment.release()
+        for start, tile_Sd in segment.walk(_tile_rows(segment.vectors_SD.shape[1]), dim=dim):
+            yield before + start, functional.normalize(tile_Sd, dim=1)
         before += len(segment)
 
 

@@ -19,8 +19,6 @@ from clip_common.index.select import choose_groups, take_best
 
 TILE_SCORES = 2**22
 """Largest number of scores of a first pass in memory; further queries are searched afterwards."""
-GATHERED = 32
-"""Rows copied from a mapped matrix before its pages are released: the system maps up to 64 KiB around each."""
 
 
 def rerank_candidates(
@@ -36,7 +34,8 @@ def rerank_candidates(
         k: Rows to return, at most `candidates`.
         dim: d, compared by cosine in the first pass.
         candidates: C, at most as many as are not deleted.
-        first: Codes of the first pass. Unless `float32`, pages of the mapped vectors are not kept in memory.
+        first: Codes of the first pass. With `float32`, candidates are read from the mapped vectors; with others from
+            the file, more slowly, so that no mapped pages stay in memory.
     """
     if candidates == 0:
         yield from (([], []) for _ in query_QD)
@@ -50,7 +49,7 @@ def rerank_candidates(
 
     def finish(score_TN: Tensor, query_TD: Tensor) -> Iterator[Ranking]:
         row_TC = take_best(score_TN.numpy(), candidates, groups=groups)
-        return _rank(view, query_TD.numpy(), row_TC, k=k, release=first != "float32")
+        return _rank(view, query_TD.numpy(), row_TC, k=k, mapped=first == "float32")
 
     workers = torch.get_num_threads()
     with ThreadPoolExecutor(workers) as pool:
@@ -64,30 +63,28 @@ def rerank_candidates(
 
 
 def _rank(
-    view: View, query_TD: NDArray[np.float32], row_TC: NDArray[np.int64], *, k: int, release: bool
+    view: View, query_TD: NDArray[np.float32], row_TC: NDArray[np.int64], *, k: int, mapped: bool
 ) -> Iterator[Ranking]:
     """Rank ascending rows by their inner products with each query; of equally similar rows the earlier one first."""
     vector_CD = np.empty((row_TC.shape[1], query_TD.shape[1]), dtype=np.float32)
     similarity_TC = np.empty(row_TC.shape, dtype=np.float32)
     for query_D, row_C, similarity_C in zip(query_TD, row_TC, similarity_TC, strict=True):
-        _gather(view, row_C, vector_CD, release=release)
+        _gather(view, row_C, vector_CD, mapped=mapped)
         np.vecdot(vector_CD, query_D, out=similarity_C)  # row by row: equal rows are equally similar to the last bit
     best_TK = np.argsort(-similarity_TC, axis=1, kind="stable")[:, :k]
     row_TK, similarity_TK = (np.take_along_axis(table, best_TK, axis=1) for table in (row_TC, similarity_TC))
     return zip(row_TK.tolist(), similarity_TK.tolist(), strict=True)
 
 
-def _gather(view: View, row_C: NDArray[np.int64], vector_CD: NDArray[np.float32], *, release: bool) -> None:
+def _gather(view: View, row_C: NDArray[np.int64], vector_CD: NDArray[np.float32], *, mapped: bool) -> None:
     """Copy ascending rows of all segments into one matrix."""
     ends = np.searchsorted(row_C, [*view.starts[1:], view.count])
     begin = 0
     for segment, first_row, end in zip(view.segments, view.starts, ends.tolist(), strict=True):
-        step = GATHERED if release else max(1, end - begin)
-        for at in range(begin, end, step):
-            until = min(at + step, end)
+        rows, out_CD = row_C[begin:end] - first_row, vector_CD[begin:end]
+        if mapped:
             # "clip", because numpy copies twice to be able to undo "raise"; no row is outside
-            rows, out_CD = row_C[at:until] - first_row, vector_CD[at:until]
             np.take(segment.vectors_SD.numpy(), rows, axis=0, out=out_CD, mode="clip")
-            if release:
-                segment.release()
+        else:
+            segment.read(rows.tolist(), out_CD)
         begin = end

@@ -5,8 +5,7 @@ each, as UTF-8 (`.data`) and the byte at which each text ends (`.ends`); `delete
 counted through all of them. S may be 0.
 """
 
-import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_common.tensors import TensorsError, map_tensor, read_tensors, write_tensors
+from clip_common.tensors import RowFile, TensorsError, read_tensors, write_tensors
 
 
 class VectorIndexError(ValueError):
@@ -71,7 +70,7 @@ class Segment:
         payloads: S JSON values as text; "" for an item without one.
         vectors_SD: (S, D) float32 on the CPU; memory-mapped if it was read.
         deleted: int64, the rows of earlier segments that this segment deletes.
-        mapping: The mapped file that holds the vectors; None for a segment in memory.
+        file: The file of the vectors, for reads that leave no mapped pages in memory; None for a segment in memory.
     """
 
     ids: Texts
@@ -79,15 +78,27 @@ class Segment:
     payloads: Texts
     vectors_SD: Tensor
     deleted: Tensor
-    mapping: mmap.mmap | None = None
+    file: RowFile | None = None
 
     def __len__(self) -> int:
         return len(self.vectors_SD)
 
-    def release(self) -> None:
-        """Give the memory of mapped vectors that were read back to the system; they are read again when needed."""
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
+    def read(self, rows: Sequence[int], out_KD: NDArray[np.float32]) -> None:
+        """Copy the vectors of some rows into a matrix."""
+        if self.file is not None:
+            self.file.read(rows, out_KD)
+        else:
+            np.take(self.vectors_SD.numpy(), rows, axis=0, out=out_KD)
+
+    def walk(self, rows: int, *, dim: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first `dim` numbers of all vectors, at most `rows` vectors at a time, with the row of the first."""
+        buffer_SD = torch.empty(min(rows, len(self)), self.vectors_SD.shape[1])
+        for start in range(0, len(self), rows):
+            tile_SD = self.vectors_SD[start : start + rows]
+            if self.file is not None:
+                tile_SD = buffer_SD[: len(tile_SD)]
+                self.file.read_range(start, tile_SD.numpy())
+            yield start, tile_SD[:, :dim]
 
 
 def write_segment(file: Path, segment: Segment) -> None:
@@ -113,13 +124,12 @@ def read_segment(file: Path, *, width: int, rows_before: int) -> Segment:
     Raises:
         TensorsError: The file is damaged, or is not a segment of an index of this width.
     """
-    tensors = read_tensors(file, without=("vectors",))
-    vectors_SD, mapping = map_tensor(file, "vectors")
+    tensors, vectors = read_tensors(file), RowFile(file, "vectors")
     try:
         ids, stamps, payloads = (
             Texts(tensors[f"{name}.data"], tensors[f"{name}.ends"]) for name in ("ids", "stamps", "payloads")
         )
-        segment = Segment(ids, stamps, payloads, vectors_SD, tensors["deleted"], mapping)
+        segment = Segment(ids, stamps, payloads, tensors["vectors"], tensors["deleted"], vectors)
     except KeyError as error:
         raise TensorsError(f"{file.name} lacks the tensor {error}") from error
     fits = segment.vectors_SD.ndim == 2 and segment.vectors_SD.shape[1] == width

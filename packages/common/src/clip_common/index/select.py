@@ -6,12 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def choose_groups(columns: int, count: int) -> int:
-    """Return the number of groups of columns in which `take_best` selects fastest; at least `count`, at most `columns`.
+ALIGNED = 16
+"""Rows of scores start at multiples of 64 bytes: a matrix product that writes others takes twice as long."""
 
-    The best `count` columns are in at most `count` groups; N / groups is about the square root of N / count.
+
+def choose_groups(columns: int, count: int) -> int:
+    """Return the number of groups of columns in which `take_best` selects fastest: `count` or more.
+
+    The best `count` columns are in at most `count` groups, so both groups and columns in a group shall be few.
     """
-    return -(-columns // max(1, isqrt(columns // count)))
+    groups = -(-columns // max(1, isqrt(columns // count)))
+    return -(-groups // ALIGNED) * ALIGNED
 
 
 def take_best(score_TN: NDArray[np.float32], count: int, *, groups: int) -> NDArray[np.int64]:
@@ -23,7 +28,7 @@ def take_best(score_TN: NDArray[np.float32], count: int, *, groups: int) -> NDAr
     Args:
         score_TN: T rows; N is a multiple of `groups`.
         count: At most `groups`. Each row has as many scores above minus infinity.
-        groups: From `choose_groups`, before N was padded with minus infinity to a multiple of it.
+        groups: From `choose_groups`, before rows were padded with minus infinity to a multiple of it.
     """
     rows = len(score_TN)
     member_TMG = score_TN.reshape(rows, -1, groups)

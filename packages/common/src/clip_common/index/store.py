@@ -274,8 +274,8 @@ class VectorIndex:
             candidates: Compare by `dim` in a first pass only, take this many items, k or more, and rank them by the
                 inner product of whole vectors.
             first: How the first pass holds the vectors, in memory until the index changes: `float32`, 4 bytes for each
-                of the `dim` numbers; `int8`, one; `binary`, one bit. `int8` and `binary` keep no other pages of a
-                stored index in memory (`clip_common.index.first`).
+                of the `dim` numbers; `int8`, one; `binary`, one bit. `int8` and `binary` leave all else of a stored
+                index on disk (`clip_common.index.first`).
             unique: Leave out each item whose cosine with a better result is this or more, so that k distinct items
                 remain; more items are ranked if needed.
 
