@@ -53,7 +53,7 @@ def rerank_candidates(
 
     workers = torch.get_num_threads()
     with ThreadPoolExecutor(workers) as pool:
-        apply = map if len(query_QD) == 1 else pool.map
+        apply = map if 1 in (workers, len(query_QD)) else pool.map
         for query_TD, prefix_Td in zip(query_QD.split(tile), prefix_Qd.split(tile), strict=True):
             tile_TN = score_TN[: len(query_TD)]
             view.passes[first, dim].compare(prefix_Td, tile_TN[:, : view.count])

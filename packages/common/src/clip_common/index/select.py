@@ -5,7 +5,6 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-
 ALIGNED = 16
 """Rows of scores start at multiples of 64 bytes: a matrix product that writes others takes twice as long."""
 
