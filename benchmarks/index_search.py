@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from clip_common.index import Neighbour, VectorIndex, certify
 
-ABOUT = {"model": "0" * 64, "model_name": "random", "collection": "nested"}
+ABOUT: dict[str, Any] = {"model": "0" * 64, "model_name": "random", "collection": "nested"}
 K = 10
 QUERIES = 256
 SINGLE = 16
@@ -116,7 +116,7 @@ def compare_times(folder: Path, count: int, width: int, *, pairs: int) -> list[d
 
     rows: list[dict[str, Any]] = []
     for name, options in SEARCHES.items():
-        ours = partial(index.nearest_to_each, k=K, **options)
+        ours: Callable[[Tensor], Any] = partial(index.nearest_to_each, k=K, **options)
         recall = share_found(ours(query_QD), exact_QK, ids)
         for queries in (1, QUERIES):
             calls = SINGLE if queries == 1 else 1
