@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -55,18 +56,21 @@ class Mapped:
     axes_TT: Tensor
 
 
-def fit_ridge(train: Pairs, penalty: float) -> Ridge:
-    """Fit unit image features to the mean of an image's unit text features."""
+def fit_ridge(train: Pairs, penalty: float) -> tuple[Ridge, NDArray[np.float32]]:
+    """Fit unit image features to the mean of an image's unit text features; return the map and the mean (T,) of these.
+
+    The map's own `intercept_` is no mean: it also holds the mean image, which scikit-learn subtracts first.
+    """
     text_MT = normalize(train.text_MT.float(), dim=-1).numpy()
     owner_M = train.owner_M.numpy()
     mean_NT = np.stack([text_MT[owner_M == row].mean(axis=0) for row in range(len(train.image_NF))])
-    return Ridge(alpha=penalty).fit(normalize(train.image_NF.float(), dim=-1).numpy(), mean_NT)
+    return Ridge(alpha=penalty).fit(normalize(train.image_NF.float(), dim=-1).numpy(), mean_NT), mean_NT.mean(axis=0)
 
 
-def map_pairs(model: Ridge, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return mapped images and captions as directions about the mean caption."""
-    mapped_NT = model.predict(normalize(pairs.image_NF.float(), dim=-1).numpy()) - model.intercept_
-    centred_MT = normalize(pairs.text_MT.float(), dim=-1).numpy() - model.intercept_
+def map_pairs(model: Ridge, mean_T: NDArray[np.float32], pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Return mapped images and captions as directions about the mean caption of the training set."""
+    mapped_NT = model.predict(normalize(pairs.image_NF.float(), dim=-1).numpy()) - mean_T
+    centred_MT = normalize(pairs.text_MT.float(), dim=-1).numpy() - mean_T
     return torch.from_numpy(mapped_NT).float(), torch.from_numpy(centred_MT).float()
 
 
@@ -74,12 +78,12 @@ def map_by_ridge(splits: Mapping[str, Pairs]) -> Mapped:
     """Map the test split by the ridge whose penalty is the best on val, fitted on train and val together."""
 
     def score(penalty: float) -> float:
-        image_NT, text_MT = map_pairs(fit_ridge(splits["train"], penalty), splits["val"])
+        image_NT, text_MT = map_pairs(*fit_ridge(splits["train"], penalty), splits["val"])
         return image_text_retrieval(image_NT, text_MT, splits["val"].owner_M).metrics["rsum"]
 
     best = max(PENALTIES, key=score)
     print(f"ridge penalty chosen on the {len(splits['val'].image_NF)} held-out training images: {best:g}")
     whole = splits["train"].join(splits["val"])
-    model = fit_ridge(whole, best)
-    axes_TT = torch.linalg.svd(map_pairs(model, whole)[1], full_matrices=False).Vh.T
-    return Mapped(*map_pairs(model, splits["test"]), axes_TT)
+    model, mean_T = fit_ridge(whole, best)
+    axes_TT = torch.linalg.svd(map_pairs(model, mean_T, whole)[1], full_matrices=False).Vh.T
+    return Mapped(*map_pairs(model, mean_T, splits["test"]), axes_TT)
