@@ -1,14 +1,12 @@
-"""Every setting of edgeglass with its unit and default; `edgeglass config` prints them, `section.field=value` sets one.
-
-Nothing here imports torch, so that `edgeglass --help` and `edgeglass config` are quick.
-"""
+"""Settings of stage 1, alignment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig
+from edgeglass.config.checks import check_least
 
 MODALITIES = ("image", "text", "audio")
 """In this order everywhere: in files, tables and the names of pairs."""
@@ -28,7 +26,7 @@ class PerceiverConfig:
     """Width of the feed-forward layer, as a multiple of `mrl.width`."""
 
     def __post_init__(self) -> None:
-        _check_least(self, "perceiver", latents=1, layers=1, heads=1, ff_mult=1)
+        check_least(self, "perceiver", latents=1, layers=1, heads=1, ff_mult=1)
 
 
 @dataclass
@@ -43,7 +41,7 @@ class LoraConfig:
     """Names of the linear layers that get adapters; those that the encoder does not have are ignored."""
 
     def __post_init__(self) -> None:
-        _check_least(self, "lora", rank=0)
+        check_least(self, "lora", rank=0)
 
 
 @dataclass
@@ -61,7 +59,7 @@ class EncoderConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        _check_least(self, "encoders.*", hidden=1)
+        check_least(self, "encoders.*", hidden=1)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"encoders.*.dropout: expected a share from 0 to below 1, got {self.dropout}")
         if self.lora.rank and not self.freeze:
@@ -187,7 +185,7 @@ class FusionConfig:
                 raise ConfigError(f"fusion.inputs: expected two different modalities, got {list(self.inputs)}")
             if not self.weight > 0:
                 raise ConfigError(f"fusion.weight: expected a weight above 0, got {self.weight}")
-        _check_least(self, "fusion", heads=1)
+        check_least(self, "fusion", heads=1)
 
     @property
     def target(self) -> str:
@@ -227,7 +225,7 @@ class LossConfig:
                 raise ConfigError(f"loss.{name}: expected a weight from 0, got {getattr(self, name)}")
         if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(f"loss.temperature: expected a temperature above 0, or null, got {self.temperature}")
-        _check_least(self, "loss", corpus_every=1, dims_per_step=1)
+        check_least(self, "loss", corpus_every=1, dims_per_step=1)
 
     def pairs(self, modalities: Sequence[str]) -> dict[tuple[str, str], float]:
         """Return the weight of each pair of these modalities that takes part."""
@@ -269,7 +267,7 @@ class DataConfig:
     """Loader processes per device; 0 decodes in the training process."""
 
     def __post_init__(self) -> None:
-        _check_least(self, "data", hold_out=0, batch_size=2, workers=0)
+        check_least(self, "data", hold_out=0, batch_size=2, workers=0)
 
 
 @dataclass
@@ -335,11 +333,3 @@ def check_widths(dims: Sequence[int], *, width: int) -> None:
         raise ConfigError(f"mrl.dims: expected whole numbers from 1, each below the one before, got {list(dims)}")
     if dims and dims[0] > width:
         raise ConfigError(f"mrl.dims: {dims[0]} is wider than the embeddings, mrl.width={width}")
-
-
-def _check_least(section: Any, name: str, **least: int) -> None:
-    """Raise ConfigError unless each of these fields is null or at least its number."""
-    for field_name, number in least.items():
-        value = getattr(section, field_name)
-        if value is not None and value < number:
-            raise ConfigError(f"{name}.{field_name}: expected a whole number from {number}, got {value}")
