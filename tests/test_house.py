@@ -170,10 +170,9 @@ def test_the_same_job_has_the_same_name_in_every_system(system, place):
     assert not missing, f"{where(file)} does not define {missing}"
 
 
-@pytest.mark.parametrize("system", BUILT)
-def test_what_a_person_holds_is_loaded_and_saved_by_the_same_names(system):
-    thing = THINGS[system]
-    name = thing.capitalize()
+@pytest.mark.parametrize(("system", "thing"), [(system, thing) for system in BUILT for thing in THINGS[system]])
+def test_what_a_person_holds_is_loaded_and_saved_by_the_same_names(system, thing):
+    name = {"vlm": "VLM"}.get(thing, thing.capitalize())
     missing = {name, f"{name}.from_pretrained", f"{name}.save_pretrained"} - definitions_of(
         source_of(system) / thing / f"{thing}.py"
     )
