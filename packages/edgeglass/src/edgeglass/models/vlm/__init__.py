@@ -1,0 +1,1 @@
+"""Language models that read an image: decoders, recursion, and the sequences that they train on."""
