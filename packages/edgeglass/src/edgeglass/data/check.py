@@ -5,12 +5,10 @@ from pathlib import Path
 
 from clip_common.captions import SPLITS
 from clip_common.errors import DataError
-from clip_common.features.jobs import name_source
 from clip_common.reporting import Progress
 from edgeglass.config import MODALITIES
-from edgeglass.data.inspection import Finding, inspect, sources_of
+from edgeglass.data.inspection import find_copies, inspect
 from edgeglass.data.loading import check_pairs, drop_empty_captions, drop_sources, find_missing, list_samples
-from edgeglass.data.records import Sample
 
 PAIRS = (("image", "text"), ("audio", "text"), ("image", "audio"))
 
@@ -67,7 +65,7 @@ def check(root: str | Path, *, format: str = "auto", progress: Progress | None =
     findings = list(inspect(samples, progress=progress))
     broken = {finding.source: finding.problem for finding in findings if finding.problem is not None}
     remarks = [finding.remark for finding in findings if finding.remark is not None]
-    remarks += _find_copies(samples, findings)
+    remarks += find_copies(samples, findings)
     samples = [sample for sample in drop_sources(samples, broken) if sample.modalities]
     problems = [*missing.values(), *broken.values(), *empty]
     try:
@@ -94,19 +92,3 @@ def check(root: str | Path, *, format: str = "auto", progress: Progress | None =
         remarks=remarks,
         unlisted=unlisted,
     )
-
-
-def _find_copies(samples: list[Sample], findings: list[Finding]) -> list[str]:
-    """Return a line for each image or sound whose bytes are in two splits; silent sounds do not count."""
-    digest_of = {finding.source: finding.digest for finding in findings if not finding.problem and not finding.remark}
-    first: dict[bytes, tuple[str, str]] = {}
-    copies: dict[bytes, str] = {}
-    for sample in samples:
-        for source in sources_of(sample).values():
-            digest = digest_of.get(source)
-            if digest is None:
-                continue
-            name, split = first.setdefault(digest, (name_source(source), sample.split))
-            if split != sample.split:
-                copies[digest] = f"{name_source(source)}: in {sample.split}, with the same content as {name} in {split}"
-    return list(copies.values())

@@ -11,7 +11,7 @@ from clip_common.features.jobs import name_source
 from clip_common.images import read_image
 from clip_common.reporting import Progress
 from clip_common.sounds import describe_sound
-from edgeglass.data.records import Sample, Source
+from edgeglass.data.records import Record, Source
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Finding:
     digest: bytes = b""
 
 
-def inspect(samples: Sequence[Sample], *, progress: Progress | None = None) -> Iterator[Finding]:
-    """Decode every image and sound once, in threads, and yield a finding for each in the order of the samples."""
+def inspect(samples: Sequence[Record], *, progress: Progress | None = None) -> Iterator[Finding]:
+    """Decode every image and sound once, in threads, and yield a finding for each in the order of the records."""
     sources: dict[tuple[str, Source], None] = {}
     for sample in samples:
-        sources |= dict.fromkeys(sources_of(sample).items())
+        sources |= dict.fromkeys(sample.sources.items())
     with ThreadPoolExecutor() as pool:  # Pillow and libsndfile release the interpreter lock
         for done, finding in enumerate(pool.map(_inspect_source, sources), start=1):
             yield finding
@@ -45,10 +45,20 @@ def inspect(samples: Sequence[Sample], *, progress: Progress | None = None) -> I
                 progress(done, len(sources))
 
 
-def sources_of(sample: Sample) -> dict[str, Source]:
-    """Return the image and the sound of a sample by modality."""
-    given = {"image": sample.image, "audio": sample.audio}
-    return {modality: source for modality, source in given.items() if source is not None}
+def find_copies(samples: Sequence[Record], findings: Sequence[Finding]) -> list[str]:
+    """Return a line for each image or sound whose bytes are in two splits; silent sounds do not count."""
+    digest_of = {finding.source: finding.digest for finding in findings if not finding.problem and not finding.remark}
+    first: dict[bytes, tuple[str, str]] = {}
+    copies: dict[bytes, str] = {}
+    for sample in samples:
+        for source in sample.sources.values():
+            digest = digest_of.get(source)
+            if digest is None:
+                continue
+            name, split = first.setdefault(digest, (name_source(source), sample.split))
+            if split != sample.split:
+                copies[digest] = f"{name_source(source)}: in {sample.split}, with the same content as {name} in {split}"
+    return list(copies.values())
 
 
 def _inspect_source(named: tuple[str, Source]) -> Finding:

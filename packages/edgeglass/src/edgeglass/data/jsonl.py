@@ -6,7 +6,7 @@ from pathlib import Path
 from clip_common.errors import DataError, printable
 from clip_common.tables import explain_unknown, read_json_lines
 from edgeglass.data.records import Sample
-from edgeglass.data.rows import KEYS, make_sample, name_split
+from edgeglass.data.rows import KEYS, Row, make_sample, name_split
 
 
 def find_jsonl(root: Path) -> list[Path]:
@@ -22,9 +22,20 @@ def find_jsonl(root: Path) -> list[Path]:
     files = sorted(root.glob("*.jsonl"))
     if not files:
         raise DataError(f"{printable(root)}: no data.jsonl or other *.jsonl")
+    return choose_files(files, root)
+
+
+def choose_files(files: list[Path], root: Path) -> list[Path]:
+    """Return the files: one, or one for each split.
+
+    Raises:
+        DataError: Several files that are not named after splits; no file.
+    """
+    if not files:
+        raise DataError(f"{printable(root)}: no file of this format with rows that can be used")
     if len(files) > 1 and not all(name_split([file.name]) for file in files):
-        names = ", ".join(file.name for file in files)
-        raise DataError(f"{printable(root)}: several JSONL files ({names}): name one, data.root={files[0]}")
+        names, kind = ", ".join(file.name for file in files), files[0].suffix.removeprefix(".").upper()
+        raise DataError(f"{printable(root)}: several {kind} files ({names}): name one, data.root={files[0]}")
     return files
 
 
@@ -34,12 +45,19 @@ def read_jsonl(files: Sequence[Path]) -> Iterator[Sample]:
     Raises:
         DataError: A line that is not a JSON object, or a row that `make_sample` refuses.
     """
-    id = 0
+    for id, row in enumerate(read_jsonl_rows(files)):
+        if row.values and not row.values.keys() & set(KEYS):
+            raise DataError(f"{row.at}: {explain_unknown(next(iter(row.values)), kind='key', known=KEYS)}")
+        yield make_sample(row.values, id=id, at=row.at, folder=row.folder, split=row.split)
+
+
+def read_jsonl_rows(files: Sequence[Path]) -> Iterator[Row]:
+    """Yield the rows of JSONL files.
+
+    Raises:
+        DataError: A line that is not a JSON object.
+    """
     for file in files:
         split = name_split([file.name])
-        for line, row in read_json_lines(file):
-            at = f"{printable(file)}, line {line}"
-            if row and not row.keys() & set(KEYS):
-                raise DataError(f"{at}: {explain_unknown(next(iter(row)), kind='key', known=KEYS)}")
-            yield make_sample(row, id=id, at=at, folder=file.parent, split=split)
-            id += 1
+        for line, values in read_json_lines(file):
+            yield Row(values, at=f"{printable(file)}, line {line}", folder=file.parent, split=split)

@@ -10,8 +10,8 @@ from clip_common.errors import DataError, printable
 from clip_common.reporting import Progress
 from edgeglass.config import DataConfig
 from edgeglass.data.formats import detect, read_format
-from edgeglass.data.inspection import inspect, sources_of
-from edgeglass.data.records import Sample, Samples, Source
+from edgeglass.data.inspection import inspect
+from edgeglass.data.records import Record, Sample, Samples, Source
 from edgeglass.data.splits import check_leaks, draw_splits, hold_out, merge_rows
 
 
@@ -41,8 +41,8 @@ def read_samples(config: DataConfig, *, progress: Progress | None = None) -> Sam
     samples, empty = drop_empty_captions(samples)
     missing = find_missing(samples)
     if config.on_error == "raise":
-        _check_none(empty, f"{printable(root)}: %d empty caption(s)", "fill or remove them")
-        _check_none(list(missing.values()), f"{printable(root)}: %d file(s) are missing", "restore them")
+        check_none(empty, f"{printable(root)}: %d empty caption(s)", "fill or remove them")
+        check_none(list(missing.values()), f"{printable(root)}: %d file(s) are missing", "restore them")
     else:
         samples = drop_sources(samples, missing)
         found = inspect(samples, progress=progress)
@@ -65,8 +65,7 @@ def list_samples(root: Path, *, format: str, split_seed: int) -> tuple[str, list
     Raises:
         DataError: No such file or folder, files that cannot be used, no samples, or a file in two splits.
     """
-    if not root.exists():
-        raise DataError(f"{printable(root)}: no such file or folder; data.root is the file or folder of samples")
+    check_exists(root)
     name = detect(root) if format == "auto" else format
     samples = merge_rows(read_format(root, name))
     if not samples:
@@ -79,6 +78,12 @@ def list_samples(root: Path, *, format: str, split_seed: int) -> tuple[str, list
     return name, stated, len(samples) - len(stated)
 
 
+def check_exists(root: Path) -> None:
+    """Raise DataError if there is no such file or folder."""
+    if not root.exists():
+        raise DataError(f"{printable(root)}: no such file or folder; data.root is the file or folder of samples")
+
+
 def drop_empty_captions(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """Return samples with stripped captions and without empty ones, and one line for each empty one."""
     kept, empty = [], []
@@ -89,9 +94,9 @@ def drop_empty_captions(samples: Sequence[Sample]) -> tuple[list[Sample], list[s
     return kept, empty
 
 
-def find_missing(samples: Sequence[Sample]) -> dict[Source, str]:
+def find_missing(samples: Sequence[Record]) -> dict[Source, str]:
     """Return the files that do not exist, with a line each."""
-    files = {source for sample in samples for source in sources_of(sample).values() if isinstance(source, Path)}
+    files = {source for sample in samples for source in sample.sources.values() if isinstance(source, Path)}
     return {file: f"{printable(file)}: no such file" for file in sorted(files) if not file.is_file()}
 
 
@@ -99,9 +104,7 @@ def drop_sources(samples: Sequence[Sample], sources: Collection[Source]) -> list
     """Return samples without these images and sounds."""
     kept = []
     for sample in samples:
-        dropped: dict[str, Any] = {
-            modality: None for modality, source in sources_of(sample).items() if source in sources
-        }
+        dropped: dict[str, Any] = {modality: None for modality, source in sample.sources.items() if source in sources}
         kept.append(replace(sample, **dropped) if dropped else sample)
     return kept
 
@@ -119,7 +122,8 @@ def check_pairs(samples: Sequence[Sample], *, root: Path) -> None:
         )
 
 
-def _check_none(problems: list[str], what: str, remedy: str) -> None:
+def check_none(problems: list[str], what: str, remedy: str) -> None:
+    """Raise DataError if there are problems: `what` with their number, the first three, and the remedy."""
     if problems:
         first = "; ".join(problems[:3]) + ("; …" if len(problems) > 3 else "")
         raise DataError(f"{what % len(problems)}: {first}: {remedy}, or train without them with data.on_error=skip")

@@ -1,7 +1,7 @@
 """Read parquet files: images and sounds as paths, bytes, or {bytes, path}; their bytes stay in the file until used."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from clip_common.errors import DataError, printable
 from edgeglass.data.arrow import MediaColumn, media_column, media_values
 from edgeglass.data.records import Sample
-from edgeglass.data.rows import AUDIO, IMAGES, KEYS, TEXTS, make_sample, name_split
+from edgeglass.data.rows import AUDIO, IMAGES, KEYS, Row, make_sample, name_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +51,68 @@ def read_parquet(root: Path) -> Iterator[Sample]:
         ImportError: pyarrow is not installed.
         DataError: A file that is not parquet or lacks the columns, or a row that `make_sample` refuses.
     """
+    for id, row in enumerate(read_parquet_rows(root, keys=KEYS)):
+        yield make_sample(row.values, id=id, at=row.at, folder=row.folder, split=row.split)
+
+
+def read_parquet_rows(root: Path, *, keys: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of parquet files, with those of the columns `keys` that there are.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        DataError: A file that is not parquet or has none of the columns.
+    """
+    pyarrow = _import_pyarrow(root)
+    for file in find_parquet(root):
+        split = name_split([file.name] if file == root else file.relative_to(root).parts)
+        try:
+            for number, values in enumerate(_read_rows(file, keys)):
+                yield Row(values, at=f"{printable(file)}, row {number}", folder=file.parent, split=split)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _unreadable(file, error) from error
+
+
+def read_columns(file: Path) -> list[str]:
+    """Return the names of the columns of a parquet file.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        DataError: Not a parquet file.
+    """
+    pyarrow = _import_pyarrow(file)
+    try:
+        return list(pyarrow.parquet.read_schema(file).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _import_pyarrow(root: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(f"{root}: parquet files need pyarrow: pip install 'edgeglass[parquet]'") from error
-    id = 0
-    for file in find_parquet(root):
-        split = name_split([file.name] if file == root else file.relative_to(root).parts)
-        try:
-            for number, row in enumerate(_read_rows(file)):
-                yield make_sample(row, id=id, at=f"{printable(file)}, row {number}", folder=file.parent, split=split)
-                id += 1
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{printable(file)}: not a readable parquet file ({_one_line(error)})") from error
+    return pyarrow
 
 
-def _read_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(f"{printable(file)}: not a readable parquet file ({_one_line(error)})")
+
+
+def _read_rows(file: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the values of each row by key, without reading the bytes of images and sounds."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(file) as opened:
         schema = opened.schema_arrow
-        if not set(KEYS) & set(schema.names):
-            raise DataError(f"{printable(file)}: none of the columns {', '.join(KEYS)}, got {', '.join(schema.names)}")
+        if not set(keys) & set(schema.names):
+            raise DataError(f"{printable(file)}: none of the columns {', '.join(keys)}, got {', '.join(schema.names)}")
         media = [
             media_column(name, schema.field(name).type, at=printable(file))
             for name in (*IMAGES, *AUDIO)
-            if name in schema.names
+            if name in keys and name in schema.names
         ]
-        plain = [name for name in (*TEXTS, "split") if name in schema.names]
+        plain = [name for name in keys if name in schema.names and name not in (*IMAGES, *AUDIO)]
         leaves = {"path": "{}", "both": "{}.path"}
         wanted = [*plain, *(leaves[column.kind].format(column.name) for column in media if column.kind in leaves)]
         first = 0

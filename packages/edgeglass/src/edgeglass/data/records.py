@@ -1,8 +1,8 @@
-"""Records that every format is read into: samples with their modalities, and the whole set."""
+"""Records that every format is read into: samples with their modalities, conversations, and whole sets."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 
 class Blob(Protocol):
@@ -57,6 +57,12 @@ class Sample:
         present = {"image": self.image is not None, "text": bool(self.captions), "audio": self.audio is not None}
         return tuple(modality for modality, is_present in present.items() if is_present)
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The image and the sound by modality."""
+        given = {"image": self.image, "audio": self.audio}
+        return {modality: source for modality, source in given.items() if source is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -77,3 +83,54 @@ class Samples:
     problems: list[str] = field(default_factory=list)
     skipped: int = 0
     unlisted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+        question: Stripped, without a placeholder of the image.
+        answer: The answer to train on.
+        answers: All right answers, for scoring: those of ten people, or all captions of the image. Empty: `answer` is
+            the only one.
+        type: Type of the question, such as `count`; "" if the set states none.
+    """
+
+    question: str
+    answer: str
+    answers: tuple[str, ...] = ()
+    type: str = ""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right answers, at least one."""
+        return self.answers or (self.answer,)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One or several turns about an image, or about none.
+
+    Attributes:
+        id: Position in the whole set, stable for a given set of files.
+        name: Name for messages: the image as the set names it, or the place of the row.
+        split: `train`, `val` or `test`; "" while none is known.
+        image: File or bytes of the image; None for text alone.
+        turns: At least one.
+    """
+
+    id: int
+    name: str
+    split: str
+    image: Source | None
+    turns: tuple[Turn, ...]
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The image as {"image": …}; empty for text alone."""
+        return {} if self.image is None else {"image": self.image}
+
+
+Record = TypeVar("Record", Sample, Conversation)
+"""What has a name, a split and sources."""

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,23 @@ TEXTS = ("captions", "caption", "text", "transcripts")
 KEYS = (*IMAGES, *TEXTS, *AUDIO, "split")
 
 _SPLIT_NAME = re.compile(r"(train|val|valid|validation|dev|test)(?![a-z])")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file.
+
+    Attributes:
+        values: By key or column: images and sounds as paths or `Blob`s.
+        at: Place of the row, for messages.
+        folder: Paths are relative to it.
+        split: Split that the name of the file or of its folder states.
+    """
+
+    values: Mapping[str, Any]
+    at: str
+    folder: Path
+    split: str | None
 
 
 def make_sample(row: Mapping[str, Any], *, id: int, at: str, folder: Path, split: str | None = None) -> Sample:
@@ -35,17 +53,26 @@ def make_sample(row: Mapping[str, Any], *, id: int, at: str, folder: Path, split
     image, audio, texts = (_first(row, keys) for keys in (IMAGES, AUDIO, TEXTS))
     if image is None and audio is None and texts is None:
         raise DataError(f"{at}: neither an image nor a caption nor a sound ({', '.join(KEYS)}): remove it")
+    return Sample(
+        id=id,
+        name=next((name_value(value) for value in (image, audio) if value is not None), at),
+        split=read_split(row, at=at) or split or "",
+        captions=_parse_captions(texts, at=at),
+        image=find_source(image, folder=folder, what="an image", at=at),
+        audio=find_source(audio, folder=folder, what="a sound", at=at),
+    )
+
+
+def read_split(row: Mapping[str, Any], *, at: str) -> str | None:
+    """Return the split that a row states; None if it states none.
+
+    Raises:
+        DataError: Not a text, or an unknown split.
+    """
     stated = row.get("split")
     if not isinstance(stated, str | None):
         raise DataError(f"{at}: expected a split as text, got {stated!r:.60}")
-    return Sample(
-        id=id,
-        name=next((_name(value) for value in (image, audio) if value is not None), at),
-        split=parse_split(stated, at=at) or split or "",
-        captions=_parse_captions(texts, at=at),
-        image=_find_source(image, folder=folder, what="an image", at=at),
-        audio=_find_source(audio, folder=folder, what="a sound", at=at),
-    )
+    return parse_split(stated, at=at)
 
 
 def name_split(parts: Iterable[str]) -> str | None:
@@ -61,7 +88,8 @@ def _first(row: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
-def _name(value: Any) -> str:
+def name_value(value: Any) -> str:
+    """Return the name of an image or a sound as the set gives it."""
     return value.name if hasattr(value, "read") else printable(str(value))
 
 
@@ -70,15 +98,28 @@ def _parse_captions(value: Any, *, at: str) -> tuple[str, ...]:
     if value is None:
         return ()
     texts = value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str | None):
-            raise DataError(f"{at}: expected captions as texts, got {text!r:.60}: write them in quotes, or remove them")
-        if re.search("[\ud800-\udfff]", text or ""):  # JSON can hold half a character, which no tokenizer reads
-            raise DataError(f"{at}: the caption {text!r:.60} is not valid Unicode: write it again")
-    return tuple(text or "" for text in texts)
+    return tuple(parse_text(text, what="caption", at=at) for text in texts)
 
 
-def _find_source(value: Any, *, folder: Path, what: str, at: str) -> Source | None:
+def parse_text(value: Any, *, what: str, at: str) -> str:
+    """Return a text as it is; null is an empty one.
+
+    Raises:
+        DataError: Of another type, or not valid Unicode.
+    """
+    if not isinstance(value, str | None):
+        raise DataError(f"{at}: expected {what}s as texts, got {value!r:.60}: write them in quotes, or remove them")
+    if re.search("[\ud800-\udfff]", value or ""):  # JSON can hold half a character, which no tokenizer reads
+        raise DataError(f"{at}: the {what} {value!r:.60} is not valid Unicode: write it again")
+    return value or ""
+
+
+def find_source(value: Any, *, folder: Path, what: str, at: str) -> Source | None:
+    """Return the source of a path or a `Blob`; null has none.
+
+    Raises:
+        DataError: A value of another type, or a URL.
+    """
     if value is None or hasattr(value, "read"):
         return value
     if not isinstance(value, str) or not value:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from clip_common.errors import DataError, printable
-from edgeglass.data.records import Sample
+from edgeglass.data.records import Conversation, Record, Sample
 
 
-def find_files(sample: Sample) -> list[str]:
+def find_files(sample: Record) -> list[str]:
     """Return the normalised paths of the files of a sample; bytes inside a larger file have none."""
-    return [os.path.normpath(source.absolute()) for source in (sample.image, sample.audio) if isinstance(source, Path)]
+    return [os.path.normpath(source.absolute()) for source in sample.sources.values() if isinstance(source, Path)]
 
 
 def merge_rows(samples: Sequence[Sample]) -> list[Sample]:
@@ -26,7 +26,7 @@ def merge_rows(samples: Sequence[Sample]) -> list[Sample]:
     merged: dict[object, Sample] = {}
     for sample in samples:
         files = find_files(sample)
-        key = (*files, sample.image is None) if files and len(files) == _count_sources(sample) else sample.id
+        key = (*files, sample.image is None) if files and len(files) == len(sample.sources) else sample.id
         before = merged.get(key)
         if before is None:
             merged[key] = sample
@@ -38,7 +38,7 @@ def merge_rows(samples: Sequence[Sample]) -> list[Sample]:
     return [replace(sample, id=id) for id, sample in enumerate(merged.values())]
 
 
-def draw_splits(samples: Sequence[Sample], *, seed: int) -> list[Sample]:
+def draw_splits(samples: Sequence[Record], *, seed: int) -> list[Record]:
     """Return samples with a split each: 80 / 10 / 10 % at random, those that share a file in the same split.
 
     The order of the draw is that of hashes of the names, so that new samples hardly move others. With three groups of
@@ -75,7 +75,28 @@ def hold_out(samples: Sequence[Sample], *, count: int, seed: int) -> tuple[list[
     return train, [replace(sample, split="val") for row, sample in enumerate(samples) if row in held]
 
 
-def check_leaks(samples: Sequence[Sample]) -> None:
+def hold_out_images(
+    conversations: Sequence[Conversation], *, count: int, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Set `count` training images aside for validation, each with all conversations about it; texts alone stay.
+
+    Returns:
+        (train, val): disjoint, together all of `conversations`.
+
+    Raises:
+        DataError: Fewer than two images would be left to train on.
+    """
+    groups = [rows for rows in _draw_order(conversations, seed=seed) if conversations[rows[0]].image is not None]
+    if not 0 < count <= len(groups) - 2:
+        raise DataError(
+            f"data.hold_out={count}: of {len(groups)} training images, 1 to {len(groups) - 2} can be held out"
+        )
+    held = {row for rows in groups[:count] for row in rows}
+    train = [conversation for row, conversation in enumerate(conversations) if row not in held]
+    return train, [replace(conversation, split="val") for row, conversation in enumerate(conversations) if row in held]
+
+
+def check_leaks(samples: Sequence[Record]) -> None:
     """Raise DataError if a file is in samples of two splits."""
     split_of: dict[str, str] = {}
     for sample in samples:
@@ -88,11 +109,7 @@ def _leak(file: str, first: str, second: str) -> DataError:
     return DataError(f"{printable(file)}: in two splits, {first} and {second}: keep it in one")
 
 
-def _count_sources(sample: Sample) -> int:
-    return (sample.image is not None) + (sample.audio is not None)
-
-
-def _draw_order(samples: Sequence[Sample], *, seed: int) -> list[list[int]]:
+def _draw_order(samples: Sequence[Record], *, seed: int) -> list[list[int]]:
     """Return groups of rows that share a file, by the hash of the first name in each."""
 
     def key(group: list[int]) -> bytes:
@@ -102,7 +119,7 @@ def _draw_order(samples: Sequence[Sample], *, seed: int) -> list[list[int]]:
     return sorted(_groups(samples), key=key)
 
 
-def _groups(samples: Sequence[Sample]) -> Iterator[list[int]]:
+def _groups(samples: Sequence[Record]) -> Iterator[list[int]]:
     """Yield the rows of samples that share a file, directly or through others (union-find)."""
     parent = list(range(len(samples)))
 
