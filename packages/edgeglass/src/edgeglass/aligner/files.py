@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clip_common.config import load_config
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import check_fingerprint, check_fit, read_tensors, write_tensors
-from edgeglass.config import Config
+from edgeglass.config import Config, VisionConfig
 from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.building import build_model
 
@@ -109,10 +109,15 @@ def collect_weights(model: MultimodalAlignmentModel) -> dict[str, Tensor]:
 def place_encoders(config: Config) -> Config:
     """Return the configuration with full paths of the encoders' folders and files."""
     encoders = config.encoders
-    vision = replace(encoders.vision, name=_place(encoders.vision.name), pretrained=_place(encoders.vision.pretrained))
+    vision = place_encoder(encoders.vision)
     text = replace(encoders.text, name=_place(encoders.text.name))
     audio = replace(encoders.audio, name=_place(encoders.audio.name))
     return replace(config, encoders=replace(encoders, vision=vision, text=text, audio=audio))
+
+
+def place_encoder(vision: VisionConfig) -> VisionConfig:
+    """Return the settings of an image encoder with the full path of its folder or file."""
+    return replace(vision, name=_place(vision.name), pretrained=_place(vision.pretrained))
 
 
 def _place(name: str | None) -> str | None:

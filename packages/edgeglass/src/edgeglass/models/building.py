@@ -84,8 +84,16 @@ def load_encoder(config: Config, modality: str) -> Encoder:
         return load_text(str(encoders.text.name))
     if modality == "audio":
         return load_audio(str(encoders.audio.name), context=config.audio.context)
-    vision = encoders.vision
-    image = _load_image_encoder(vision)
+    return load_image_encoder(encoders.vision)
+
+
+def load_image_encoder(vision: VisionConfig) -> Encoder:
+    """Load the encoder of images, without a head; its trunk gives the tokens that `select_layer` chooses.
+
+    Raises:
+        ValueError: One line: a model that is unknown, not downloaded or damaged, or a layer that it does not have.
+    """
+    image = _load_image_bundle(vision)
     tokens = SelectedTokens(
         image.tower.trunk,
         layer=vision.select_layer,
@@ -132,7 +140,7 @@ def add_adapters(trunk: nn.Module, config: EncoderConfig) -> None:
         part.eval()
 
 
-def _load_image_encoder(config: VisionConfig) -> ImageEncoder:
+def _load_image_bundle(config: VisionConfig) -> ImageEncoder:
     name = str(config.name)
     of_open_clip = name == "tiny" or name.startswith(("local-dir:", "hf-hub:")) or config.pretrained is not None
     if of_open_clip or (not Path(name).is_dir() and "/" not in name and is_architecture(name)):

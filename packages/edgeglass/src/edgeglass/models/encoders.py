@@ -67,12 +67,16 @@ class ProjectionHead(nn.Module):
         pooling: `own` and `mean` average the features and project the mean; `attention` pools the projected tokens;
             `perceiver` averages its latents.
         perceiver: Sizes of the resampler, for `pooling="perceiver"`.
+
+    Attributes:
+        width: D.
     """
 
     def __init__(
         self, *, width: int, embed_dim: int, config: EncoderConfig, pooling: str, perceiver: PerceiverConfig | None
     ) -> None:
         super().__init__()
+        self.width = embed_dim
         self.projector = build_projector(
             config.projector, width=width, embed_dim=embed_dim, hidden=config.hidden, dropout=config.dropout
         )

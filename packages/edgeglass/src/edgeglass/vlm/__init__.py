@@ -1,0 +1,1 @@
+"""A trained language model that sees: ask it, chat with it, save it, merge its adapters."""

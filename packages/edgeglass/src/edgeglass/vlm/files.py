@@ -1,0 +1,161 @@
+"""Saved vision-language models: one folder that holds all that was trained, and names what was not.
+
+    config.json          marker: configuration, image encoder and decoder with their fingerprints
+    model.safetensors    projector, adapters, recursion, and the frozen aligned head; of a TRM decoder all weights
+
+The image encoder and the language model are loaded from their own folders or from the hub's cache, and refused if their
+weights are others: a projector is of no use to another model, nor without the adapters that were trained with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clip_common.backbones.language import LanguageModel
+from clip_common.config import load_config
+from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
+from clip_common.tensors import check_fingerprint, check_fit, read_tensors, write_tensors
+from edgeglass.config import VisionConfig, VlmConfig
+from edgeglass.models.vlm.qwen_vlm import QwenVLM
+from edgeglass.vlm.building import Sight, build_vlm, load_decoder, make_prefix, place_decoder
+
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+"""Version of the format that `save_vlm` writes."""
+KIND = "vlm"
+VERB = "vlm"
+"""The command that trains such models."""
+
+
+def save_vlm(folder: Path, model: QwenVLM, config: VlmConfig, *, sight: Sight, language: LanguageModel) -> None:
+    """Write a model; its marker last, so that a killed writer leaves no model.
+
+    Args:
+        folder: Made if missing; an earlier model in it is replaced.
+        model: On any device.
+        config: What the model was built from.
+        sight: Its image side.
+        language: Its language model.
+
+    Raises:
+        OSError: A full disk, or a folder that cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).unlink(missing_ok=True)
+    write_tensors(folder / WEIGHTS, collect_weights(model))
+    content = {
+        "kind": KIND,
+        "config": asdict(place_decoder(config)),
+        "vision": {
+            "config": asdict(sight.vision),
+            "width": sight.width,
+            "fingerprint": model.prefix.encoder.spec.fingerprint,
+        },
+        "decoder": {"name": language.spec.name, "fingerprint": language.spec.fingerprint},
+    }
+    write_marker(folder, content, package="edgeglass", format=FORMAT)
+
+
+def load_vlm(
+    source: str | Path, *, quantization: str | None = None, dtype: str | None = None
+) -> tuple[QwenVLM, VlmConfig, Sight, LanguageModel, Path]:
+    """Load what `save_vlm` wrote: the model in eval mode, its configuration, image side, language model, and folder.
+
+    Args:
+        source: A run folder, or the folder of a saved model.
+        quantization: `none`, `4bit` or `8bit` of the language model; None: as it was trained.
+        dtype: `float32` or `bfloat16` of the language model; None: as it was trained.
+
+    Raises:
+        ValueError: One line: neither of these, a run without a model yet, a damaged or older model, an image encoder or
+            a language model that was moved or has other weights, or weights of another model.
+    """
+    folder = find_model(source, package="edgeglass", format=FORMAT, verb=VERB)
+    content = read_marker(folder, package="edgeglass", format=FORMAT, verb=VERB)
+    if content.get("kind") != KIND:
+        raise ValueError(f"{folder} is an alignment model, which answers no questions: give a run of `edgeglass vlm`")
+    config, sight, fingerprints = _read_content(content, folder)
+    given = {"quantization": quantization, "dtype": dtype}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    config = replace(config, decoder=replace(config.decoder, **chosen))
+    try:
+        prefix = make_prefix(sight, merge=config.prefix.merge)
+        language = load_decoder(config)
+    except ValueError as error:
+        raise ValueError(f"{folder} needs the models that it was trained with: {error}") from error
+    spec = prefix.encoder.spec
+    check_fingerprint(spec.fingerprint, fingerprints["vision"], source=folder, what=f"the image encoder {spec.name}")
+    check_fingerprint(
+        language.spec.fingerprint,
+        fingerprints["decoder"],
+        source=folder,
+        what=f"the language model {language.spec.name}",
+    )
+    model = build_vlm(config, prefix=prefix, language=language)
+    load_weights(model, folder)
+    return model.eval(), config, sight, language, folder
+
+
+def load_weights(model: QwenVLM, folder: Path) -> None:
+    """Fill everything that is trained, and the aligned head, from a saved model.
+
+    Raises:
+        ValueError: One line: a damaged file, or weights of another model.
+    """
+    weights = read_tensors(folder / WEIGHTS)
+    check_fit(collect_weights(model), weights, source=folder / WEIGHTS, called="the model of its configuration")
+    model.load_state_dict(weights, strict=False)
+
+
+def start_from(model: QwenVLM, source: str | Path, *, decoder: LanguageModel) -> None:
+    """Fill projector, recursion and, if it has them, adapters from a model of an earlier phase.
+
+    Raises:
+        ValueError: One line: no such model, one of another language model or image encoder, or of other sizes.
+    """
+    folder = find_model(source, package="edgeglass", format=FORMAT, verb=VERB)
+    content = read_marker(folder, package="edgeglass", format=FORMAT, verb=VERB)
+    if content.get("kind") != KIND:
+        raise ValueError(f"start={source}: this is an alignment model: give a run of `edgeglass vlm`")
+    _, _, fingerprints = _read_content(content, folder)
+    spec = decoder.spec
+    check_fingerprint(spec.fingerprint, fingerprints["decoder"], source=folder, what=f"the language model {spec.name}")
+    encoder = model.prefix.encoder.spec
+    check_fingerprint(
+        encoder.fingerprint, fingerprints["vision"], source=folder, what=f"the image encoder {encoder.name}"
+    )
+    weights = read_tensors(folder / WEIGHTS)
+    own = collect_weights(model)
+    new = {name for name in own.keys() - weights.keys() if "lora_" in name}  # drawn here, after a projector phase
+    kept = {name: tensor for name, tensor in own.items() if name not in new}
+    check_fit(kept, weights, source=folder / WEIGHTS, called="the model of this configuration")
+    model.load_state_dict(weights, strict=False)
+
+
+def collect_weights(model: QwenVLM) -> dict[str, Tensor]:
+    """Return all weights that the folders of the image encoder and of the language model do not hold, by name."""
+    trained = {name for name, parameter in model.decoder.named_parameters() if parameter.requires_grad}
+    kept = ("vision_proj.", "recursion.", "prefix.head.")
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(kept) or name.removeprefix("decoder.") in trained
+    }
+
+
+def _read_content(content: Mapping[str, Any], folder: Path) -> tuple[VlmConfig, Sight, dict[str, str]]:
+    try:
+        config = load_config(VlmConfig, config=content["config"])
+        vision = content["vision"]
+        sight = Sight(load_config(VisionConfig, config=vision["config"]), vision["width"])
+        fingerprints = {
+            "vision": str(vision["fingerprint"]),
+            "decoder": str(content["decoder"]["fingerprint"]),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / MARKER} is damaged ({reason}): copy the folder again") from error
+    return config, sight, fingerprints
