@@ -129,14 +129,14 @@ def build_vlm(config: VlmConfig, *, prefix: VisionPrefix, language: LanguageMode
         torch.manual_seed(config.trainer.seed)
         decoder: QwenDecoder | TRMDecoder
         if settings.kind == "trm":
-            decoder = TRMDecoder(language.spec.vocabulary, config.trm)
+            decoder = TRMDecoder(language.spec.vocabulary, config.trm, config.data.max_length or language.spec.context)
             recursion = None
         else:
             adapters = settings.lora if config.phase != "projector" else None
             decoder = QwenDecoder(language.model, lora=adapters, checkpointing=settings.checkpointing)
             recursion = LatentRecursion(decoder.width, config.trm) if config.trm.steps else None
         vision_proj = build_vision_proj(config.prefix.projector, width=prefix.width, decoder_width=decoder.width)
-    return QwenVLM(decoder, prefix, vision_proj, recursion=recursion, supervise=config.trm.supervise)
+    return QwenVLM(decoder, prefix, vision_proj, recursion=recursion, trm=config.trm)
 
 
 def place_decoder(config: VlmConfig) -> VlmConfig:

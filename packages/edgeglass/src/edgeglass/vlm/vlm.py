@@ -16,6 +16,7 @@ from edgeglass.models.vlm.generation import Reading, collect, generate, read
 from edgeglass.models.vlm.layout import EncodedConversation, TextLayout
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
 from edgeglass.models.vlm.sequences import pad_conversations
+from edgeglass.models.vlm.trm import HaltPolicy
 from edgeglass.vlm.building import Sight
 from edgeglass.vlm.files import load_vlm, save_vlm
 
@@ -39,6 +40,7 @@ class VLM:
         sight: Its image side.
         language: Its language model.
         device: Device to run on; default: a GPU if available.
+        steps: Loops of the recursion for each token, 0 for none; None: as `trm` of the configuration says.
 
     Attributes:
         folder: Folder of the saved model; None for one that was not loaded.
@@ -52,9 +54,12 @@ class VLM:
         sight: Sight,
         language: LanguageModel,
         device: str | torch.device | None = None,
+        steps: int | None = None,
     ) -> None:
         self.device = pick_device() if device is None else torch.device(device)
         self.model = model.eval().to(self.device)
+        if steps is not None:
+            self.model.halt = HaltPolicy(steps)
         self.config = config
         self.sight = sight
         self.language = language
@@ -69,6 +74,7 @@ class VLM:
         quantization: str | None = None,
         dtype: str | None = None,
         device: str | torch.device | None = None,
+        steps: int | None = None,
     ) -> "VLM":
         """Load a run folder (its best weights) or a folder that `save_pretrained` wrote.
 
@@ -77,12 +83,13 @@ class VLM:
             quantization: `none`, `4bit` or `8bit` of the language model; None: as it was trained.
             dtype: `float32` or `bfloat16` of the language model; None: as it was trained.
             device: Device to run on; default: a GPU if available.
+            steps: Loops of the recursion for each token; None: as `trm` of the configuration says.
 
         Raises:
             ValueError: One line: see `edgeglass.vlm.files.load_vlm`.
         """
         model, config, sight, language, folder = load_vlm(source, quantization=quantization, dtype=dtype)
-        vlm = cls(model, config, sight=sight, language=language, device=device)
+        vlm = cls(model, config, sight=sight, language=language, device=device, steps=steps)
         vlm.folder = folder.absolute()
         return vlm
 
@@ -95,15 +102,12 @@ class VLM:
         """Most tokens of a conversation, image included."""
         return self.config.data.max_length or self.language.spec.context
 
-    def ask(
-        self, image: Any, question: str | Sequence[str], *, steps: int | None = None, max_new_tokens: int | None = None
-    ) -> Any:
+    def ask(self, image: Any, question: str | Sequence[str], *, max_new_tokens: int | None = None) -> Any:
         """Return the answer to a question about an image, or one for each of several, for which it is read once.
 
         Args:
             image: Path, bytes or picture; None: the question is about no image.
             question: A text, or a list of texts that are answered independently.
-            steps: Loops of the recursion; None: the model's own number.
             max_new_tokens: Most tokens of an answer; None: `answer.max_new_tokens`.
 
         Raises:
@@ -113,24 +117,22 @@ class VLM:
         reading, prefix = self.read_image(image)
         prompts = [self.encode_question([], one, prefix=prefix) for one in questions]
         embeds_BQE, valid_BQ = self.embed_left([prompt.ids for prompt in prompts])
-        tokens = self.generate(
-            reading.repeat(len(prompts)), embeds_BQE, valid_BQ, steps=steps, max_new_tokens=max_new_tokens
-        )
+        tokens = self.generate(reading.repeat(len(prompts)), embeds_BQE, valid_BQ, max_new_tokens=max_new_tokens)
         answers = [self.layout.decode(ids) for ids in collect(tokens, len(prompts))]
         return answers[0] if isinstance(question, str) else answers
 
-    def caption(self, image: Any, *, steps: int | None = None) -> str:
+    def caption(self, image: Any) -> str:
         """Return a caption of an image: the answer to `data.caption_prompt`."""
-        answer: str = self.ask(image, self.config.data.caption_prompt, steps=steps)
+        answer: str = self.ask(image, self.config.data.caption_prompt)
         return answer
 
     def chat(self, image: Any = None) -> "Chat":
         """Start a conversation, about an image or about none."""
         return Chat(self, image)
 
-    def stream(self, image: Any, question: str, *, steps: int | None = None) -> Iterator[str]:
+    def stream(self, image: Any, question: str) -> Iterator[str]:
         """Yield the answer to a question in pieces of text, as they are generated."""
-        yield from self.chat(image).stream(question, steps=steps)
+        yield from self.chat(image).stream(question)
 
     def answer_batch(
         self,
@@ -138,7 +140,6 @@ class VLM:
         prompts: Sequence[EncodedConversation],
         owners: Sequence[int | None],
         *,
-        steps: int | None = None,
         max_new_tokens: int | None = None,
     ) -> list[str]:
         """Return the answers to questions about several images, read together.
@@ -147,14 +148,14 @@ class VLM:
             images: Features of the images, on the device; None: there are none.
             prompts: Of `encode_question`.
             owners: The image of each prompt, its row in `images`; None for one without an image.
-            steps, max_new_tokens: As for `ask`.
+            max_new_tokens: As for `ask`.
         """
         lengths = [] if images is None else self.model.prefix_lengths(images)
         rows = pad_conversations(prompts, owners, lengths, side="left").to(self.device)
         with torch.no_grad():
             embeds_BQE = self.model.embed(rows, images)
         reading = Reading.start(len(prompts), device=self.device)
-        tokens = self.generate(reading, embeds_BQE, rows.valid(), steps=steps, max_new_tokens=max_new_tokens)
+        tokens = self.generate(reading, embeds_BQE, rows.valid(), max_new_tokens=max_new_tokens)
         return [self.layout.decode(ids) for ids in collect(tokens, len(prompts))]
 
     def encode_question(self, turns: Sequence[Turn], question: str, *, prefix: int | None) -> EncodedConversation:
@@ -217,7 +218,6 @@ class VLM:
         embeds_BQE: Tensor,
         valid_BQ: Tensor,
         *,
-        steps: int | None = None,
         max_new_tokens: int | None = None,
     ) -> Iterator[list[int | None]]:
         """Yield the tokens of answers, as `answer` of the configuration says; see `models.vlm.generation.generate`."""
@@ -230,7 +230,6 @@ class VLM:
             stop_ids=self.language.spec.stop_ids,
             temperature=self.config.answer.temperature,
             generator=torch.Generator().manual_seed(self.config.trainer.seed),
-            steps=steps,
         )
 
 
@@ -248,13 +247,13 @@ class Chat:
         self._reading = self._start.repeat(1)
         self._read: list[int] = []
 
-    def ask(self, question: str, *, steps: int | None = None) -> str:
+    def ask(self, question: str) -> str:
         """Return the answer to the next question."""
-        for _ in self.stream(question, steps=steps):
+        for _ in self.stream(question):
             continue
         return self.turns[-1][1]
 
-    def stream(self, question: str, *, steps: int | None = None) -> Iterator[str]:
+    def stream(self, question: str) -> Iterator[str]:
         """Yield the answer to the next question in pieces of text, as they are generated.
 
         Raises:
@@ -268,7 +267,7 @@ class Chat:
         embeds_1QE, valid_1Q = self.vlm.embed_left([new])
         answer: list[int] = []
         shown = ""
-        for (token,) in self.vlm.generate(self._reading, embeds_1QE, valid_1Q, steps=steps):
+        for (token,) in self.vlm.generate(self._reading, embeds_1QE, valid_1Q):
             if token is None:
                 break
             answer.append(token)

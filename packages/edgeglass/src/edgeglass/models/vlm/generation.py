@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clip_common.backbones.language import make_cache
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
+from edgeglass.models.vlm.trm import HaltPolicy
 
 
 @dataclass
@@ -47,7 +48,7 @@ def read(model: QwenVLM, reading: Reading, embeds_BQE: Tensor, valid_BQ: Tensor,
         reading: Grows by Q tokens.
         embeds_BQE: Of the tokens.
         valid_BQ: False for padding, which nothing attends to and which takes no position.
-        steps: Loops of the recursion; None: the model's own number.
+        halt: When tokens stop looping, the same in every call on a reading; None: as the model's `trm` says.
     """
     before = reading.valid_BK.shape[1]
     reading.valid_BK = valid_BK = torch.cat((reading.valid_BK, valid_BQ), dim=1)
@@ -73,7 +74,7 @@ def generate(
     stop_ids: Collection[int],
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-    steps: int | None = None,
+    halt: HaltPolicy | None = None,
 ) -> Iterator[list[int | None]]:
     """Yield the next token of each sequence; None for one that has ended. The stop token is not yielded.
 
@@ -86,12 +87,12 @@ def generate(
         stop_ids: Ids that end an answer.
         temperature: 0: the most probable token; above 0: drawn from the softmax of logits / temperature.
         generator: Of the draws, on the CPU.
-        steps: Loops of the recursion; None: the model's own number.
+        halt: When tokens stop looping; None: as the model's `trm` says.
     """
     stop = torch.tensor(sorted(stop_ids), device=embeds_BQE.device)
     ended_B = torch.zeros(len(embeds_BQE), dtype=torch.bool, device=embeds_BQE.device)
     for _ in range(max_new_tokens):
-        state_BE = read(model, reading, embeds_BQE, valid_BQ, steps=steps)[:, -1]
+        state_BE = read(model, reading, embeds_BQE, valid_BQ, halt=halt)[:, -1]
         next_B = pick_tokens(model.decoder.logits(state_BE), temperature=temperature, generator=generator)
         ended_B = ended_B | torch.isin(next_B, stop)
         yield [None if ended else token for token, ended in zip(next_B.tolist(), ended_B.tolist(), strict=True)]
