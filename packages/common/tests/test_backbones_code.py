@@ -7,7 +7,7 @@ import shutil
 import pytest
 import transformers
 
-from clip_common.backbones import BackboneError, load_bundle, load_clip, load_dual, save_bundle
+from clip_common.backbones import BackboneError, load_bundle, load_clip, load_dual, load_language, save_bundle
 from clip_common.backbones.huggingface import load_tokenizer, without_code
 from clip_common.backbones.tokenizers import ClipTokenizer
 
@@ -145,6 +145,10 @@ def test_the_transformer_of_a_sentence_transformer_even_where_its_folder_says_th
     trusted = {name: {"trust_remote_code": True} for name in ("model_args", "tokenizer_args", "config_args")}
     (evil / "sentence_bert_config.json").write_text(json.dumps(trusted))
     refused(load_dual, vision=vision, text=evil)
+
+
+def test_a_language_model(evil, refused):
+    refused(load_language, evil)
 
 
 def test_a_tokenizer_on_its_own(evil, refused):

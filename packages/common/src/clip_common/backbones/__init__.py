@@ -1,10 +1,12 @@
-"""Image, text and audio towers by name: loaders for a CLIP, for a pair of models under heads, and for each alone.
+"""Towers and language models by name: a CLIP, a pair of models under heads, a single encoder, a causal model.
 
     bundle = load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k")
     bundle = load_dual(vision="facebook/dinov2-small", text="sentence-transformers/all-MiniLM-L6-v2")
     bundle.image_tower, bundle.text_tower, bundle.preprocess, bundle.tokenizer, bundle.spec
     encoder = load_vision("facebook/dinov2-small")      # one of the two: as bundle.image
     encoder = load_audio("openai/whisper-base")         # sounds
+    language = load_language("Qwen/Qwen2.5-3B-Instruct", quantization="4bit")
+    language.model, language.tokenizer, language.spec
 
 open_clip and transformers are imported by the first load, not by this import.
 """
@@ -24,6 +26,7 @@ from clip_common.backbones.encoder import (
 )
 from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
 from clip_common.backbones.huggingface import prefetch
+from clip_common.backbones.language import LanguageModel, check_quantization, load_language, make_cache, save_language
 from clip_common.backbones.open_clip import load_clip
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import (
@@ -32,6 +35,7 @@ from clip_common.backbones.spec import (
     BackboneError,
     BundleSpec,
     ImageSpec,
+    LanguageSpec,
     Spec,
     TextSpec,
     Tokens,
@@ -56,6 +60,8 @@ __all__ = [
     "ImageEncoder",
     "ImageFeed",
     "ImageSpec",
+    "LanguageModel",
+    "LanguageSpec",
     "Preprocess",
     "SoundFeed",
     "Spec",
@@ -70,6 +76,7 @@ __all__ = [
     "VisionOutput",
     "VisionTower",
     "behaviour",
+    "check_quantization",
     "fingerprint",
     "freeze",
     "is_frozen",
@@ -77,9 +84,12 @@ __all__ = [
     "load_bundle",
     "load_clip",
     "load_dual",
+    "load_language",
     "load_text",
     "load_vision",
+    "make_cache",
     "move",
     "prefetch",
     "save_bundle",
+    "save_language",
 ]

@@ -20,7 +20,7 @@ from clip_common.backbones.spec import BackboneError
 
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = "open_clip_config.json"
-TOKENIZER_FILES = ("*.json", "*.txt", "*.model")
+TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 """Files of a transformers or SentenceTransformer repository that are downloaded."""
 
@@ -135,12 +135,13 @@ def fetch_folder(
     return folder
 
 
-def find_folder(name: str | Path, *, part: Literal["text", "audio"] | None = None) -> Path:
+def find_folder(name: str | Path, *, part: Literal["text", "audio", "decoder"] | None = None, **files: Any) -> Path:
     """Return the folder of a model: the folder itself, or that of a hub name, from the cache or the network.
 
     Args:
         name: Folder, hub name, or `tiny` with `part`.
         part: Model of the package that `tiny` names; None: there is none.
+        files: What to download and to find in the cache, as for `fetch_folder`.
 
     Raises:
         BackboneError: No such model; not cached, and no network; a damaged file of the package.
@@ -150,7 +151,7 @@ def find_folder(name: str | Path, *, part: Literal["text", "audio"] | None = Non
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, str) and re.fullmatch(r"(hf-hub:)?[\w.-]+(/[\w.-]+)?", name):
-        return fetch_folder(name.removeprefix("hf-hub:"))
+        return fetch_folder(name.removeprefix("hf-hub:"), **files)
     raise BackboneError(f"{name}: no such folder, and not a name of a model on the hub (org/name)")
 
 
@@ -287,15 +288,23 @@ def without_report() -> Iterator[None]:
 
 
 def load_model(
-    folder: Path, *, parts: Mapping[str, str], optional: tuple[str, ...], renamed: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    parts: Mapping[str, str],
+    optional: tuple[str, ...],
+    renamed: Mapping[str, str] | None = None,
+    default: str = "AutoModel",
+    **settings: Any,
 ) -> Any:
-    """Load a complete transformers model in float32 from local files.
+    """Load a complete transformers model from local files.
 
     Args:
         folder: config.json and weights.
-        parts: Class to load by model type, as it is found in transformers; AutoModel for any other.
+        parts: Class to load by model type, as it is found in transformers.
         optional: Parts of names of weights that may be absent.
         renamed: Pattern of names in the file to names in the class, for a class that is part of the stored model.
+        default: Class for other model types.
+        settings: Others of `from_pretrained`; its `dtype` is float32 here.
 
     Raises:
         BackboneError: Not a model folder, damaged, in need of its own code, or incomplete: transformers would draw
@@ -307,8 +316,8 @@ def load_model(
     try:
         with without_code(), without_progress_bar(), without_report():
             kind = transformers.AutoConfig.from_pretrained(folder, **local).model_type
-            loader = attrgetter(parts.get(kind, "AutoModel"))(transformers)
-            settings = {"dtype": torch.float32, "output_loading_info": True, "key_mapping": renamed}
+            loader = attrgetter(parts.get(kind, default))(transformers)
+            settings = {"dtype": torch.float32, "output_loading_info": True, "key_mapping": renamed} | settings
             model, report = loader.from_pretrained(folder, **settings, **local)
     # a damaged folder raises anything from OSError to safetensors' own kind
     except Exception as error:

@@ -11,8 +11,8 @@ TINY = Path(__file__).parent / "tiny"
 SUMS = "SHA256SUMS"
 
 
-def find_shipped(part: Literal["clip", "text", "audio"]) -> Path:
-    """Return the folder of a model that ships with the package: the tiny CLIP, text model or audio model.
+def find_shipped(part: Literal["clip", "text", "audio", "decoder"]) -> Path:
+    """Return the folder of a tiny model that ships with the package.
 
     Raises:
         BackboneError: A file of it is absent or damaged.

@@ -90,6 +90,30 @@ class AudioSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageSpec:
+    """Name, sizes and fingerprint of a causal language model.
+
+    Attributes:
+        name: As the user asked for it.
+        width: E, of its input embeddings.
+        vocabulary: V, of its logits; not less than the number of the tokenizer's ids.
+        context: Most tokens of a sequence.
+        fingerprint: sha256 over the stored weights, see `fingerprint_files`: the same for every dtype and quantization.
+            Without weights, a hash of the tokenizer.
+        quantization: `none`, `4bit` or `8bit`, as loaded.
+        stop_ids: Token ids that end an answer; the first is the tokenizer's end-of-text token.
+    """
+
+    name: str
+    width: int
+    vocabulary: int
+    context: int
+    fingerprint: str
+    quantization: Literal["none", "4bit", "8bit"]
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleSpec:
     """Where two encoders came from.
 
