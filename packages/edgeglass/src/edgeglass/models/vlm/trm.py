@@ -7,10 +7,10 @@ A *virtual layer* is one application of a layer in the unrolled recursion. Each 
 own index in the cache: a token that is decoded later finds in virtual layer i what the tokens before it gave there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,7 @@ class LatentLoops(nn.Module):
             has_halted: From y (B, Q, D) to True (B, Q) where a token stops; None: every token takes all loops. The
                 list is shorter than `steps` if all tokens stop early.
         """
+        layers = cast(Iterable[TRMLayer], self.layers)
         rotary = compute_rotary(positions_BQ, self.head_width, x_BQD.dtype)
         virtual_layers = count(first_layer)
         y_BQD, z_BQD = self.y0_D.expand_as(x_BQD), self.z0_D.expand_as(x_BQD)
@@ -178,7 +179,7 @@ class LatentLoops(nn.Module):
         def update(state_BQD: Tensor, input_BQD: Tensor) -> Tensor:
             active = None if has_halted is None else active_BQ
             new_BQD = input_BQD
-            for layer in self.layers:
+            for layer in layers:
                 new_BQD = layer(
                     new_BQD,
                     mask_B1QK=mask_B1QK,
@@ -201,8 +202,8 @@ class LatentLoops(nn.Module):
                 active_BQ = active_BQ & ~has_halted(y_BQD)
                 if not active_BQ.any():
                     if cache is not None:
-                        of_z = [layer.keys_values(z_BQD + y_BQD + x_BQD, rotary) for layer in self.layers]
-                        of_y = [layer.keys_values(y_BQD + z_BQD, rotary) for layer in self.layers]
+                        of_z = [layer.keys_values(z_BQD + y_BQD + x_BQD, rotary) for layer in layers]
+                        of_y = [layer.keys_values(y_BQD + z_BQD, rotary) for layer in layers]
                         for keys, values in (of_z * self.inner + of_y) * (steps - step - 1):
                             cache.update(keys, values, next(virtual_layers))
                     break
