@@ -2,6 +2,7 @@
 
     config.json          marker: configuration, image encoder and decoder with their fingerprints
     model.safetensors    projector, adapters, recursion, and the frozen aligned head; of a TRM decoder all weights
+    decoder/             the language model with its adapters merged, if `edgeglass merge` wrote the folder
 
 The image encoder and the language model are loaded from their own folders or from the hub's cache, and refused if their
 weights are others: a projector is of no use to another model, nor without the adapters that were trained with it.
@@ -25,6 +26,8 @@ from edgeglass.vlm.building import Sight, build_vlm, load_decoder, make_prefix, 
 WEIGHTS = "model.safetensors"
 FORMAT = 1
 """Version of the format that `save_vlm` writes."""
+DECODER = "decoder"
+"""Folder of a merged language model inside the model's folder."""
 KIND = "vlm"
 VERB = "vlm"
 """The command that trains such models."""
@@ -80,6 +83,8 @@ def load_vlm(
     config, sight, fingerprints = _read_content(content, folder)
     given = {"quantization": quantization, "dtype": dtype}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if (folder / DECODER).is_dir():
+        chosen["name"] = str(folder / DECODER)
     config = replace(config, decoder=replace(config.decoder, **chosen))
     try:
         prefix = make_prefix(sight, merge=config.prefix.merge)

@@ -289,4 +289,4 @@ def make_layout(config: VlmConfig, language: LanguageModel) -> TextLayout:
     Raises:
         ValueError: `data.layout=chat` with a tokenizer that cannot do it.
     """
-    return TextLayout(language.tokenizer, kind=config.data.layout, end=language.spec.stop_ids[0])
+    return TextLayout(language.tokenizer, kind=config.data.layout, stop_ids=language.spec.stop_ids)

@@ -40,7 +40,9 @@ class Reading:
         return Reading(cache, self.valid_BK.repeat_interleave(count, dim=0))
 
 
-def read(model: QwenVLM, reading: Reading, embeds_BQE: Tensor, valid_BQ: Tensor, *, steps: int | None = None) -> Tensor:
+def read(
+    model: QwenVLM, reading: Reading, embeds_BQE: Tensor, valid_BQ: Tensor, *, halt: HaltPolicy | None = None
+) -> Tensor:
     """Read Q more tokens, and return their hidden states (B, Q, E) after the last loop.
 
     Args:
@@ -58,9 +60,10 @@ def read(model: QwenVLM, reading: Reading, embeds_BQE: Tensor, valid_BQ: Tensor,
     itself_QK = torch.zeros_like(earlier_QK)
     itself_QK[:, before:].fill_diagonal_(True)
     mask_B1QK = ((earlier_QK & valid_BK[:, None, :]) | itself_QK)[:, None]
-    return model.states(embeds_BQE, mask_R1TK=mask_B1QK, positions_RT=positions_BQ, cache=reading.cache, steps=steps)[
-        -1
-    ]
+    state_BQE, _ = model.final_state(
+        embeds_BQE, mask_R1TK=mask_B1QK, positions_RT=positions_BQ, cache=reading.cache, halt=halt
+    )
+    return state_BQE
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ the image), and its own tokens after it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 IMAGE = "<|edgeglass image|>"
@@ -38,21 +39,31 @@ class TextLayout:
     Args:
         tokenizer: A tokenizer of transformers.
         kind: `plain` or `chat`.
-        end: Id of the token that ends an answer.
+        stop_ids: Ids that end an answer, the tokenizer's own end of text first.
+
+    Attributes:
+        end: Id that training puts after an answer: the end of text, or, with `chat`, that of a turn.
 
     Raises:
         ValueError: `chat` with a tokenizer that has no chat template, or one that shows no image or no answer as given.
     """
 
-    def __init__(self, tokenizer: Any, *, kind: Literal["plain", "chat"], end: int) -> None:
+    def __init__(self, tokenizer: Any, *, kind: Literal["plain", "chat"], stop_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
         self.kind = kind
-        self.end = end
-        if kind == "chat" and not tokenizer.chat_template:
-            raise ValueError(
-                "data.layout=chat: the tokenizer of the decoder has no chat template: set data.layout=plain, or take "
-                "an instruction model"
-            )
+        self.end = stop_ids[0]
+        if kind == "chat":
+            if not tokenizer.chat_template:
+                raise ValueError(
+                    "data.layout=chat: the tokenizer of the decoder has no chat template: set data.layout=plain, or "
+                    "take an instruction model"
+                )
+            self.end = self._find_turn_end(stop_ids)
+
+    @cached_property
+    def before_image(self) -> tuple[int, ...]:
+        """Ids of the text before an image; they are the same in every conversation about one."""
+        return tuple(self._split([("", "")], image=True)[0])
 
     def encode(self, turns: Sequence[tuple[str, str]], *, image: bool, limit: int | None = None) -> EncodedConversation:
         """Return the tokens of turns of (question, answer), to train on.
@@ -111,6 +122,13 @@ class TextLayout:
             # the end of the answer is the token `end`; the template writes it as text, and what follows it
             done = text + answer.strip() + self.tokenizer.convert_ids_to_tokens(self.end)
         return self._ids(before), parts
+
+    def _find_turn_end(self, stop_ids: Sequence[int]) -> int:
+        """Return the stop token that the chat template writes after an answer, or the first one if it writes none."""
+        messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        after = self._ids(text.rpartition("answer")[2])
+        return next((token for token in after if token in stop_ids), stop_ids[0])
 
     def _answer(self, answer: str) -> list[int]:
         return [*self._ids(answer.strip()), self.end]
