@@ -34,3 +34,19 @@ def small(parts, tmp_path) -> list[str]:
     from toy_alignments import settings
 
     return settings(parts, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def question_parts(tmp_path_factory) -> Path:
+    """A folder with `questions` about small pictures and the language model `language`."""
+    from toy_questions import prepare
+
+    return prepare(tmp_path_factory.mktemp("questions ü"))
+
+
+@pytest.fixture
+def asked(question_parts, tmp_path) -> list[str]:
+    """Overrides of a run of `edgeglass vlm` that takes seconds and writes below `tmp_path`."""
+    from toy_questions import settings
+
+    return settings(question_parts, tmp_path)

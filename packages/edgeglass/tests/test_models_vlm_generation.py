@@ -1,8 +1,8 @@
 """Answers from kept keys and values: the tokens and logits of reading everything anew, prefix reuse included."""
 
 import pytest
-import toy_decoders
 import torch
+import toy_decoders
 from test_models_vlm_sequences import KINDS
 from toy_decoders import QUESTIONS, build_toy, draw_images, make_layout
 

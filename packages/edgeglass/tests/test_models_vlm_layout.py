@@ -53,7 +53,7 @@ def test_a_question_continues_the_tokens_of_its_conversation(language, kind):
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path):
     language = toy_decoders.load_toy(toy_decoders.save_language_toy(tmp_path / "plain", chat=False))
-    with pytest.raises(ValueError, match="has no chat template: set data.layout=plain"):
+    with pytest.raises(ValueError, match=r"has no chat template: set data\.layout=plain"):
         make_layout(language, "chat")
 
 
@@ -74,7 +74,7 @@ def test_the_oldest_text_is_cut_and_the_answer_kept():
     assert (kept.ids, kept.supervised, kept.cut) == ((3, 4, 5, 6), (False, False, True, True), 2)
     # an answer that does not fit loses its end, and keeps one token to be predicted from
     assert fit_length((9,), ids, supervised, limit=3).ids == (4, 5)
-    with pytest.raises(ValueError, match="leaves 1 for the text: raise data.max_length"):
+    with pytest.raises(ValueError, match=r"leaves 1 for the text: raise data\.max_length"):
         fit_length((9,), ids, supervised, limit=2)
 
 

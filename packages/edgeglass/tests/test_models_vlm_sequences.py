@@ -1,8 +1,8 @@
 """Rows of conversations: alone, padded on either side and packed, the loss and the logits of each are the same."""
 
 import pytest
-import toy_decoders
 import torch
+import toy_decoders
 from toy_decoders import ANSWERS, QUESTIONS, build_toy, draw_images, make_layout
 
 from edgeglass.models.vlm.layout import EncodedConversation
@@ -23,9 +23,7 @@ def encode(language, kind="plain"):
     layout = make_layout(language, kind)
     turns = [[(QUESTIONS[i % 4], ANSWERS[i % 4])] for i in range(6)]
     turns[1] = [(QUESTIONS[0], ANSWERS[0]), (QUESTIONS[3], ANSWERS[3])]
-    return [
-        layout.encode(own, image=image is not None, limit=None) for own, image in zip(turns, IMAGES, strict=True)
-    ]
+    return [layout.encode(own, image=image is not None, limit=None) for own, image in zip(turns, IMAGES, strict=True)]
 
 
 def layouts(encoded) -> dict[str, Rows]:

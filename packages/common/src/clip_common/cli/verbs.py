@@ -25,28 +25,32 @@ Resume = Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Re
 NewFolder = Annotated[Path, typer.Argument(help="A folder that does not exist yet.", show_default=False)]
 
 
-def add_config_verb(app: typer.Typer, *, package: str, example: str) -> None:
+def add_config_verb(
+    app: typer.Typer, *, package: str, example: str, verb: str = "config", schema: str = "Config"
+) -> None:
     """Add `PACKAGE config`, which prints the configuration that options and overrides resolve to.
 
     Args:
         app: The package's application.
-        package: Import name of the package; its configuration is `PACKAGE.config.Config`.
+        package: Import name of the package.
         example: Arguments of an example, for the help.
+        verb: Name of the command.
+        schema: Class of the configuration in `PACKAGE.config`.
     """
     help = f"""\
         Print the full configuration as YAML: every knob with its value.
 
         Example:
 
-            {package} config {example}
+            {package} {verb} {example}
         """
 
-    @app.command("config", help=dedent(help))
+    @app.command(verb, help=dedent(help))
     def show_config(overrides: Overrides = None, config: ConfigName = None) -> None:
         from clip_common.config import load_config, to_yaml
 
-        schema: type = import_module(f"{package}.config").Config
-        typer.echo(to_yaml(load_config(schema, config=config, overrides=overrides or [], package=package)))
+        fields: type = getattr(import_module(f"{package}.config"), schema)
+        typer.echo(to_yaml(load_config(fields, config=config, overrides=overrides or [], package=package)))
 
 
 def add_prefetch_verb(

@@ -69,6 +69,8 @@ def load_model(source: str | Path) -> tuple[MultimodalAlignmentModel, Config, di
     """
     folder = find_model(source, package="edgeglass", format=FORMAT, verb="align")
     marker = read_marker(folder, package="edgeglass", format=FORMAT, verb="align")
+    if "encoders" not in marker and "decoder" in marker:
+        raise ValueError(f"{folder} is a model that answers questions, not an alignment: give a run of edgeglass align")
     try:
         if not isinstance(marker["config"], dict):
             raise TypeError("its config is not an object")

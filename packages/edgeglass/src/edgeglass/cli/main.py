@@ -9,11 +9,12 @@ from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
 from edgeglass.cli.data import data
 from edgeglass.cli.index import add_index_verbs
+from edgeglass.cli.vlm import add_vlm_verbs
 
 if TYPE_CHECKING:
     from edgeglass.scoring.evaluation import Evaluation, MixedGallery
 
-app = cli.Application("edgeglass", help="Images, text and audio in one nested space: align, embed, search.")
+app = cli.Application("edgeglass", help="Images, text and audio in one nested space: align, embed, search, ask.")
 
 
 @app.command()
@@ -102,9 +103,13 @@ def export(
     cli.print_files("model", [folder])
 
 
+add_vlm_verbs(app)
 app.add_typer(data, name="data")
 cli.add_prefetch_verb(app, package="edgeglass", example="sentence-transformers/all-MiniLM-L6-v2")
 cli.add_config_verb(app, package="edgeglass", example="--config tiny > my.yaml")
+cli.add_config_verb(
+    app, package="edgeglass", example="--config tiny_vlm > my.yaml", verb="vlm-config", schema="VlmConfig"
+)
 
 
 def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:

@@ -48,9 +48,16 @@ class VlmModule(L.LightningModule):
         self.log("train/accuracy", output.right_S.float().mean())
         if len(output.loops) > 1:
             self.log_dict({f"train/loss/loop_{number}": loss for number, loss in enumerate(output.loops)})
-        tokens = batch.rows.valid().sum()
-        self.log("train/tokens", tokens.float())
-        return output.loss
+        self.log("train/tokens", batch.rows.valid().sum().float())
+        return output.loss * self.share_of_tokens(len(output.targets_N))
+
+    def share_of_tokens(self, count: int) -> Tensor | float:
+        """Return the weight that makes the mean over ranks of their losses the mean over all supervised tokens."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        counts = self.all_gather(torch.tensor(float(count), device=self.device))
+        assert isinstance(counts, Tensor)
+        return count * self.trainer.world_size / counts.sum()
 
     def validation_step(self, part: range, batch_idx: int) -> None:
         batch = self.data["val"].batch(part, row_length=self.row_length).to(self.device)

@@ -52,10 +52,14 @@ class VisionPrefix(nn.Module):
         return TokenSequence(tokens_GPC, mask_GL[:, : tokens_GPC.shape[1]])
 
     def count(self, length: int) -> int:
-        """Return P for an image of `length` tokens of the trunk."""
+        """Return P for an image of `length` tokens of the trunk.
+
+        Raises:
+            ValueError: Tokens that `merge` does not divide.
+        """
         if self.head is not None and self.head.perceiver is not None:
             return len(self.head.perceiver.latents_KD)
-        return length // self.merge**2
+        return length if self.merge == 1 else find_cells(length, merge=self.merge) ** 2
 
 
 def merge_squares(tokens_GLF: Tensor, *, merge: int) -> Tensor:
@@ -65,15 +69,24 @@ def merge_squares(tokens_GLF: Tensor, *, merge: int) -> Tensor:
         ValueError: The tokens form no square grid, or one whose side `merge` does not divide.
     """
     images, count, width = tokens_GLF.shape
+    cells = find_cells(count, merge=merge)
+    squares = tokens_GLF.reshape(images, cells, merge, cells, merge, width).permute(0, 1, 3, 2, 4, 5)
+    return squares.reshape(images, cells * cells, merge * merge * width)
+
+
+def find_cells(count: int, *, merge: int) -> int:
+    """Return the number of squares of `merge` x `merge` tokens along a side of a grid of `count` tokens.
+
+    Raises:
+        ValueError: The tokens form no square grid, or one whose side `merge` does not divide.
+    """
     side = math.isqrt(count)
     if side * side != count or side % merge:
         raise ValueError(
             f"prefix.merge={merge}: {count} tokens an image form no square grid whose side it divides: set it to 1, or "
             "another prefix.image_size"
         )
-    cells = side // merge
-    squares = tokens_GLF.reshape(images, cells, merge, cells, merge, width).permute(0, 1, 3, 2, 4, 5)
-    return squares.reshape(images, cells * cells, merge * merge * width)
+    return side // merge
 
 
 def build_vision_proj(kind: str, *, width: int, decoder_width: int) -> nn.Module:

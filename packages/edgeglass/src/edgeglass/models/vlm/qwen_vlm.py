@@ -159,19 +159,23 @@ class QwenVLM(nn.Module):
             logits_NV = self.decoder.logits(state_NE).float()
             losses_N = cross_entropy(logits_NV, targets_N, reduction="none")
             right_N = logits_NV.argmax(dim=-1) == targets_N
-            loops.append(losses_N.mean())
+            loops.append(losses_N)
             if self.halting is not None:
                 # its own task: it learns from the states, and they do not learn from it
                 guess_N = self.halting.halt_logits(state_NE.detach()).float()
                 halting.append(binary_cross_entropy_with_logits(guess_N, right_N.float()))
         loss = supervise(loops, self.supervise)
+        if images is None:  # a rank whose batch has no image still gives the projector a gradient
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.vision_proj.parameters())
         if halting:
             loss = loss + torch.stack(halting).mean()
         owner_N = rows.conversation_RT[taught_RT]
         tokens_S = torch.bincount(owner_N)
         total_S = losses_N.detach().new_zeros(len(tokens_S)).index_add(0, owner_N, losses_N.detach())
         wrong_S = torch.bincount(owner_N, weights=(~right_N).float())
-        return VlmOutput(loss, loops, total_S / tokens_S, wrong_S == 0, logits_NV, targets_N)
+        return VlmOutput(
+            loss, [one_N.mean() for one_N in loops], total_S / tokens_S, wrong_S == 0, logits_NV, targets_N
+        )
 
     @property
     def halting(self) -> Any:
