@@ -5,7 +5,7 @@ Shapes: B samples of a batch, N samples of a split, R items of a modality, D wid
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -25,6 +25,7 @@ from edgeglass.training.losses import AlignmentLoss, CorpusAlignmentLoss
 
 Part = dict[str, range]
 """Items of each modality that are embedded together in validation."""
+Share = TypeVar("Share")
 
 
 class AlignmentModule(L.LightningModule):
@@ -216,7 +217,7 @@ class AlignmentData(L.LightningDataModule):
         return DataLoader(mine, batch_size=None, collate_fn=lambda part: part)  # type: ignore[arg-type]
 
 
-def share_parts(parts: Sequence[Part], *, rank: int, world: int) -> list[Part]:
+def share_parts(parts: Sequence[Share], *, rank: int, world: int) -> list[Share]:
     """Return this rank's parts; every rank gets as many, the last ones again if need be."""
     each = -(-len(parts) // world)
     return [parts[min(place, len(parts) - 1)] for place in range(rank, each * world, world)]

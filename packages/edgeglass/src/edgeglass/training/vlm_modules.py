@@ -16,8 +16,6 @@ from edgeglass.training.batches import SampleDataset
 from edgeglass.training.modules import share_parts
 from edgeglass.training.vlm_batches import VlmBatch, VlmBatchMaker, VlmSplit
 
-Part = dict[str, range]
-
 
 class VlmModule(L.LightningModule):
     """Training steps, and loss and exact answers on the whole validation split at the end of each epoch.

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def merge_adapters(vlm: VLM, folder: Path) -> None:
         save_vlm(draft, vlm.model, config, sight=vlm.sight, language=language)
 
 
-def find_adapted(decoder: nn.Module) -> dict[str, nn.Module]:
+def find_adapted(decoder: nn.Module) -> dict[str, Any]:
     """Return the layers with adapters, by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -99,7 +99,7 @@ def add_adapters(model: Any, config: AdapterConfig) -> None:
     targets: list[str] | str = ALL if config.targets == [ALL] else list(config.targets)
     settings = PeftConfig(
         r=config.r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets,
         bias="none",
