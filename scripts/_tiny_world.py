@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_common.backbones.mel import Mel
 from clip_common.synthetic import Scene, captions, read_caption, render_sound, sample_scene
 from clip_common.synthetic.captions import WORDS, add_article, choose, naming_caption
-from clip_common.synthetic.questions import FORMS
+from clip_common.synthetic.question_forms import FORMS
 from clip_common.synthetic.scenes import BACKGROUNDS, KINDS, PRETRAINING_SEED, generator
 from clip_common.synthetic.sounds import PAUSE, SAMPLE_RATE, SECONDS, in_reading_order
 

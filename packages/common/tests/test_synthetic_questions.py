@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from clip_common.synthetic import Scene, Thing, sample_scene
 from clip_common.synthetic.balance import LEAST, TooFewScenesError, balanced_questions, majority_answer_accuracy
 from clip_common.synthetic.jsonl import read_questions, write_questions
-from clip_common.synthetic.questions import FORMS, TYPES, answer, questions, read_question
+from clip_common.synthetic.question_forms import FORMS, TYPES, read_question
+from clip_common.synthetic.questions import answer, questions
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES
 from clip_common.tables import read_json_lines
 
@@ -205,3 +206,33 @@ def test_a_folder_holds_pictures_and_questions(tmp_path):
     assert written == images["train"] | images["test"]
     assert Image.open(folder / rows[0]["image"]).size == (32, 32)
     assert said[-1] == (len(written), len(written))
+
+
+def test_many_questions_about_each_training_picture(tmp_path):
+    types = ("colour", "yes/no", "compare")
+    folder = write_questions(tmp_path / "vqa", train=30, val=0, test=16, per_picture=6, types=types, size=32)
+    asked = read_questions(folder, split="train")
+    assert [len({question.text for question in asked if question.scene.index == index}) for index in range(30)] == [
+        6
+    ] * 30
+    assert len(asked) == 180
+    test = read_questions(folder, split="test")
+    assert Counter(question.type for question in test) == {"colour": 16, "yes/no": 12, "compare": 16}
+    assert not {question.scene for question in asked} & {question.scene for question in test}
+    assert len(list((folder / "images").iterdir())) == 30 + len({question.scene for question in test})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"per_picture": 0}, "expected at least one question a picture, got per_picture=0"),
+        ({"types": ("colour", "sound")}, "types=colour, sound: expected some of the types of questions colour, shape"),
+        ({"types": ()}, "expected some of the types"),
+        ({"types": (), "per_picture": 3}, "expected some of the types"),
+        ({"train": 15}, "at least 16 questions of each type"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        write_questions(tmp_path / "vqa", **({"train": 20, "val": 0, "test": 0} | arguments))
+    assert not (tmp_path / "vqa").exists()

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import toy_questions
 import toy_samples as toy
 from helpers.commands import call, refused, succeeded
 
@@ -39,3 +40,34 @@ def test_problems_are_listed_and_the_command_fails(edgeglass, tmp_path):
 def test_a_folder_without_a_set(edgeglass, tmp_path):
     refused(edgeglass("data", "check", tmp_path), "no set of a known format")
     refused(edgeglass("data", "check", tmp_path / "nowhere"), "no such file or folder")
+
+
+def counts_in(printed: str) -> dict[str, list[str]]:
+    """Row of the table → its three numbers."""
+    return {" ".join(words[:-3]): words[-3:] for words in map(str.split, printed.splitlines()) if len(words) > 3}
+
+
+def test_drawn_questions_pass_their_check(edgeglass, tmp_path):
+    arguments = ["--what", "questions", "--size", 32, "--types", "yes/no, compare"]
+    arguments += ["--train", 5, "--per-picture", 4, "--val", 0, "--test", 16]
+    assert "48 questions" in succeeded(edgeglass("data", "synthetic", tmp_path / "asked", *arguments))
+    printed = succeeded(edgeglass("data", "check", tmp_path / "asked"))
+    assert "every image decodes, every question has an answer" in printed
+    counts = counts_in(printed)
+    assert counts["conversations"] == counts["turns"] == ["20", "0", "28"]
+    assert counts["images"][0] == "5"
+    assert counts["text only"] == ["0", "0", "0"]
+    assert counts["questions of type compare"][2] == "16"
+    refused(edgeglass("data", "synthetic", tmp_path / "scenes", "--per-picture", 3), "add --what questions")
+    refused(edgeglass("data", "synthetic", tmp_path / "b", "--what", "questions", "--types", "love"), "types=love")
+
+
+def test_questions_and_captions_are_checked(edgeglass, tmp_path):
+    toy.write_media(tmp_path / "media")
+    questions = toy_questions.write_rows(tmp_path, toy_questions.ROWS)
+    assert "4 problem(s)" in str(edgeglass("data", "check", questions))
+    assert "every image decodes" in succeeded(edgeglass("data", "check", questions, "--images", tmp_path / "media"))
+    toy.write_rows(tmp_path / "media", toy.rows())
+    printed = succeeded(edgeglass("data", "check", tmp_path / "media", "--format", "captions"))
+    assert counts_in(printed)["questions of type caption"] == ["4", "1", "2"]
+    refused(edgeglass("data", "check", tmp_path / "media", "--images", "x"), "holds no questions")

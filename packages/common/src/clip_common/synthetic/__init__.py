@@ -32,13 +32,16 @@ from clip_common.synthetic.oracle import attribute_oracle, oracle_scores, part_s
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
-from clip_common.synthetic.questions import Question, answer, questions
+from clip_common.synthetic.question_forms import REASONING_TYPES, TYPES
+from clip_common.synthetic.questions import Question, answer, draw_questions, questions
 from clip_common.synthetic.scenes import VERSION, Scene, Thing, sample_scene
 from clip_common.synthetic.sound_oracle import sound_caption_oracle, sound_oracle
 from clip_common.synthetic.sounds import render_sound
 from clip_common.synthetic.walking import write_walking
 
 __all__ = [
+    "REASONING_TYPES",
+    "TYPES",
     "VERSION",
     "Claims",
     "Part",
@@ -50,6 +53,7 @@ __all__ = [
     "attribute_oracle",
     "balanced_questions",
     "captions",
+    "draw_questions",
     "keypoints",
     "majority_answer_accuracy",
     "novelty",

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clip_common.synthetic.questions import FORMS, TYPES, Question, QuestionForm, questions
+from clip_common.synthetic.question_forms import REASONING_TYPES, TYPES, QuestionForm, select_forms
+from clip_common.synthetic.questions import Question, questions
 from clip_common.synthetic.scenes import Scene, generator
 
-_FORMS_OF = Counter(form.type for form in FORMS)
+_FORMS_OF = Counter(form.type for form in select_forms((*TYPES, *REASONING_TYPES)))
 
-LEAST = max(len(form.answers) * _FORMS_OF[form.type] for form in FORMS)
+LEAST = max(len(form.answers) * _FORMS_OF[form.type] for form in select_forms((*TYPES, *REASONING_TYPES)))
 """Smallest number of questions of each type that holds a block of every form."""
 
 
@@ -23,19 +24,23 @@ class TooFewScenesError(ValueError):
     """The scenes are too few for the requested balanced set: give more."""
 
 
-def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0) -> list[Question]:
+def balanced_questions(
+    scenes: Sequence[Scene], *, per_type: int, seed: int = 0, types: tuple[str, ...] = TYPES
+) -> list[Question]:
     """Sample whole blocks of each form from the `questions` of the scenes; return them ordered by scene.
 
     Every form of a type gets the same number of questions, every text of a form as nearly as the scenes allow.
 
     Args:
-        scenes: Different scenes, about two hundred more than `per_type`.
+        scenes: Different scenes, about two hundred more than `per_type`, three hundred with
+            `REASONING_TYPES`.
         per_type: Questions of each type, rounded down to whole blocks: of 100 questions with sixteen possible answers,
             96 are sampled.
         seed: Each seed gives another sample.
+        types: Some of `TYPES` and `REASONING_TYPES`.
 
     Raises:
-        ValueError: `per_type` is below 16, too few for a whole block of every form.
+        ValueError: `per_type` is below 16, too few for a whole block of every form; an unknown type, or none.
         TooFewScenesError: There are too few scenes.
     """
     if per_type < LEAST:
@@ -43,10 +48,10 @@ def balanced_questions(scenes: Sequence[Scene], *, per_type: int, seed: int = 0)
     random = generator("questions", seed=seed, index=0)
     candidates: dict[QuestionForm, list[Question]] = defaultdict(list)
     for scene in scenes:
-        for question in questions(scene):
+        for question in questions(scene, types):
             candidates[question.form].append(question)
     drawn: list[Question] = []
-    for form in FORMS:
+    for form in select_forms(types):
         wanted = per_type // _FORMS_OF[form.type] // len(form.answers)
         blocks = _make_blocks(candidates[form], form, random)
         if len(blocks) < wanted:
@@ -105,4 +110,4 @@ def majority_answer_accuracy(train: Sequence[Question], test: Sequence[Question]
         guess = min(counts, key=lambda answer: (-counts[answer], answer))
         right[question.type].append(guess == question.answer)
     accuracy = {"all": float(np.mean([hit for hits in right.values() for hit in hits]))}
-    return accuracy | {type: float(np.mean(right[type])) for type in TYPES if type in right}
+    return accuracy | {type: float(np.mean(right[type])) for type in (*TYPES, *REASONING_TYPES) if type in right}

@@ -18,8 +18,9 @@ from clip_common.synthetic.balance import TooFewScenesError, balanced_questions
 from clip_common.synthetic.captions import captions
 from clip_common.synthetic.draw import render
 from clip_common.synthetic.folders import check_counts, picture_name, save_jpeg, split_names, track
-from clip_common.synthetic.questions import Question, read_question
-from clip_common.synthetic.scenes import VERSION, Scene, sample_scene
+from clip_common.synthetic.question_forms import TYPES, read_question
+from clip_common.synthetic.questions import Question, draw_questions
+from clip_common.synthetic.scenes import VERSION, Scene, generator, sample_scene
 from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound
 from clip_common.tables import json_lines_text, read_json_lines
 
@@ -80,32 +81,48 @@ def write_questions(
     train: int,
     val: int,
     test: int,
+    per_picture: int | None = None,
+    types: tuple[str, ...] = TYPES,
     seed: int = 1,
     size: int = 64,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw the scenes that balanced sets of questions need; write images/ and questions.jsonl; whole or not at all.
+    """Draw scenes and questions about them; write images/ and questions.jsonl; whole or not at all.
 
-    `answers` repeats the answer ten times, because VQA's metric expects the answers of ten people.
+    The sets of all splits are balanced, at about one question a picture. With `per_picture` the training set is
+    `draw_questions` about each picture instead: many more questions for the same drawing, nearly but not exactly
+    balanced. `answers` repeats the answer ten times, because VQA's metric expects the answers of ten people.
 
     Args:
         folder: A folder that does not exist yet.
-        train, val, test: Number of questions of each of the five types in each split: `per_type` of
-            `balanced_questions`, or 0. No scene is in two splits.
+        train, val, test: Number of questions of each type in each split: `per_type` of `balanced_questions`, or 0. No
+            scene is in two splits. With `per_picture`, `train` is the number of training pictures.
+        per_picture: Number of training questions about each picture; None: a balanced training set.
+        types: Some of `TYPES` and `REASONING_TYPES`.
         seed, size: As for `write_sounds`.
         progress: Called as `progress(done, total)`, in pictures.
 
     Raises:
-        ValueError: As for `write_sounds`, or a count is below 16 but not 0.
+        ValueError: As for `write_sounds`; a balanced set has a count below 16 that is not 0; `per_picture` is below 1;
+            an unknown type, or none.
         OSError: The disk is full.
     """
     folder = Path(folder)
     check_counts(train=train, val=val, test=test)
+    balanced = {"train": train, "val": val, "test": test}
     asked: list[tuple[str, Question]] = []
     first = 0
-    for split, per_type in (("train", train), ("val", val), ("test", test)):
+    if per_picture is not None:
+        if per_picture < 1:
+            raise ValueError(f"expected at least one question a picture, got per_picture={per_picture}")
+        first = balanced.pop("train")
+        for index in range(first):
+            random = generator("drawn questions", seed=seed, index=index)
+            drawn = draw_questions(sample_scene(seed, index), per_picture, random=random, types=types)
+            asked += [("train", question) for question in drawn]
+    for split, per_type in balanced.items():
         if per_type > 0:
-            sampled, first = _sample_questions(seed, first, per_type)
+            sampled, first = _sample_questions(seed, first, per_type, types)
             asked += [(split, question) for question in sampled]
     scenes = list(dict.fromkeys(question.scene for _, question in asked))
     with write_new_folder(folder) as draft:
@@ -142,13 +159,13 @@ def read_questions(folder: str | Path, *, split: str) -> list[Question]:
     ]
 
 
-def _sample_questions(seed: int, first: int, per_type: int) -> tuple[list[Question], int]:
+def _sample_questions(seed: int, first: int, per_type: int, types: tuple[str, ...]) -> tuple[list[Question], int]:
     """Return a balanced set about scenes from number `first` on, and the number of the first unused scene."""
     count = per_type + _SPARE
     while True:
         scenes = [sample_scene(seed, first + offset) for offset in range(count)]
         try:
-            return balanced_questions(scenes, per_type=per_type, seed=seed), first + count
+            return balanced_questions(scenes, per_type=per_type, seed=seed, types=types), first + count
         except TooFewScenesError:
             count += count // 4
 

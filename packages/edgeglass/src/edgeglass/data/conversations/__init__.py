@@ -8,7 +8,7 @@ found.splits["train"][0].turns[0].question
 """
 
 from edgeglass.data.conversations.check import QuestionReport, check_conversations
-from edgeglass.data.conversations.formats import FORMATS, find_question_format
+from edgeglass.data.conversations.formats import FORMATS, find_question_format, holds_questions
 from edgeglass.data.conversations.loading import Conversations, read_conversations
 from edgeglass.data.records import Conversation, Turn
 
@@ -20,5 +20,6 @@ __all__ = [
     "Turn",
     "check_conversations",
     "find_question_format",
+    "holds_questions",
     "read_conversations",
 ]

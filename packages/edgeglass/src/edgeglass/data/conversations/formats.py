@@ -103,6 +103,11 @@ def find_question_format(root: Path) -> str | None:
     return "parquet" if tables and set(ASKING) & set(read_columns(tables[0])) else None
 
 
+def holds_questions(root: Path, *, format: str = "auto") -> bool:
+    """Return whether a format, or else the files, are those of questions; captions are not, unless `format` says so."""
+    return format in set(FORMATS) - set(sample_formats.FORMATS) or find_question_format(root) is not None
+
+
 def read_format(root: Path, config: QuestionDataConfig) -> tuple[str, list[Conversation]]:
     """Return the format of a set and its conversations, as they are there.
 
