@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-import toy_questions
+import toy_conversations
 import toy_samples as toy
 from helpers.commands import call, refused, succeeded
 
@@ -64,7 +64,7 @@ def test_drawn_questions_pass_their_check(edgeglass, tmp_path):
 
 def test_questions_and_captions_are_checked(edgeglass, tmp_path):
     toy.write_media(tmp_path / "media")
-    questions = toy_questions.write_rows(tmp_path, toy_questions.ROWS)
+    questions = toy_conversations.write_rows(tmp_path, toy_conversations.ROWS)
     assert "4 problem(s)" in str(edgeglass("data", "check", questions))
     assert "every image decodes" in succeeded(edgeglass("data", "check", questions, "--images", tmp_path / "media"))
     toy.write_rows(tmp_path / "media", toy.rows())

@@ -1,8 +1,8 @@
 """`check_conversations`: every image decoded, problems and remarks named, contents counted."""
 
 import pytest
-import toy_questions as toy
-from toy_questions import ROWS
+import toy_conversations as toy
+from toy_conversations import ROWS
 
 from edgeglass.data.conversations import check_conversations
 

@@ -3,9 +3,9 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import toy_questions as toy
+import toy_conversations as toy
 import toy_samples
-from toy_questions import all_of, read, refusal
+from toy_conversations import all_of, read, refusal
 
 from edgeglass.data.conversations import Turn, find_question_format
 

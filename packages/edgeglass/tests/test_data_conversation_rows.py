@@ -1,8 +1,8 @@
 """Rows of questions: VQA rows, instruction pairs and messages, and what is refused about them."""
 
 import pytest
-import toy_questions as toy
-from toy_questions import dialogue, read, refusal
+import toy_conversations as toy
+from toy_conversations import dialogue, read, refusal
 
 from edgeglass.data.conversations import Turn
 

@@ -1,8 +1,8 @@
 """Sets of questions: loading, splits by image, held-out images, what is missing, broken or empty."""
 
 import pytest
-import toy_questions as toy
-from toy_questions import ROWS, all_of, read, refusal
+import toy_conversations as toy
+from toy_conversations import ROWS, all_of, read, refusal
 
 from clip_common.synthetic import write_questions
 from edgeglass.data.conversations import Turn
