@@ -109,7 +109,8 @@ def parse_text(value: Any, *, what: str, at: str) -> str:
     """
     if not isinstance(value, str | None):
         raise DataError(f"{at}: expected {what}s as texts, got {value!r:.60}: write them in quotes, or remove them")
-    if re.search("[\ud800-\udfff]", value or ""):  # JSON can hold half a character, which no tokenizer reads
+    # JSON can hold half a character, which no tokenizer reads
+    if value and not value.isascii() and re.search("[\ud800-\udfff]", value):
         raise DataError(f"{at}: the {what} {value!r:.60} is not valid Unicode: write it again")
     return value or ""
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,7 +170,9 @@ def score_answers(
     rows_of |= {type: np.flatnonzero([own == type for own in types]) for type in sorted(set(types) - {""})}
     estimates: dict[str, dict[str, Estimate]] = {}
     for name, value_Q in per_question.items():
-        sums_KG = np.stack([np.bincount(group_Q[rows], value_Q[rows], len(number)) for rows in rows_of.values()])
+        sums_KG = np.stack(
+            [np.bincount(group_Q[rows], weights=value_Q[rows], minlength=len(number)) for rows in rows_of.values()]
+        )
         counts_KG = np.stack([np.bincount(group_Q[rows], minlength=len(number)) for rows in rows_of.values()])
         means_KS = _resample_means(sums_KG, counts_KG, samples=samples, seed=seed)
         estimates[name] = {}
@@ -205,9 +208,7 @@ def _score_accuracy(answer: str, turn: Turn) -> float:
     return vqa_accuracy(answer, turn.answers) if people else exact_match(answer, turn.references)
 
 
-def _resample_means(
-    sums_KG: NDArray[np.float64], counts_KG: NDArray[np.int64], *, samples: int, seed: int
-) -> NDArray[np.float64]:
+def _resample_means(sums_KG: NDArray[Any], counts_KG: NDArray[Any], *, samples: int, seed: int) -> NDArray[np.float64]:
     """Return the mean of each of K types in each resample of images (K, S); NaN where no question is drawn."""
     groups = sums_KG.shape[1]
     parts = []
