@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers.environments import ROOT, run
 
-from clip_common.backbones import load_audio, load_text
+from clip_common.backbones import load_audio, load_language, load_text
 
 
 @pytest.mark.slow
@@ -36,3 +36,16 @@ def test_two_minutes_of_the_encoders_learn_and_are_not_repeated(tmp_path):
     for what, load in (("text", load_text), ("audio", load_audio)):
         assert load(tmp_path / "small" / what).spec.kind == what
         assert f"# The tiny {what} encoder" in (tmp_path / "small" / what / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_two_minutes_of_the_language_model_learn_and_are_not_repeated(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "pretrain_tiny_decoder.py", "--steps", 100]
+    command += ["--folder", tmp_path / "small"]
+    losses = re.findall(r"  loss (\S+)", run(*map(str, command), cwd=tmp_path))
+    assert float(losses[-1]) < 4, losses  # all tokens alike: 6.3
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    assert "is finished" in run(*map(str, command), cwd=tmp_path)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+    assert load_language(tmp_path / "small").spec.width == 128
+    assert "# The tiny language model" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
