@@ -206,7 +206,10 @@ def test_pairs_of_one_image_are_no_negatives_in_the_statistics():
     )
     # left are 3, 2, 0.2 and 1.8
     assert statistics["w_mean"].item() == pytest.approx(1.75)
-    assert compute_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.zeros(3)) == {}
+    of_one = compute_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.zeros(3))
+    assert of_one["w_mean"].isnan()
+    assert of_one["w_p50"].isnan()
+    assert compute_statistics(Fixed(), eye[:1], eye[:1], references=(eye[:1], eye[:1]), scale=1.0) == {}
 
 
 @given(st.integers(1, 9), st.integers(0, 50), st.sampled_from(WEIGHTINGS))

@@ -1,8 +1,14 @@
-"""Batches, and comparisons of losses with their gradients, for the tests of losses."""
+"""Batches, comparisons of losses with their gradients, and a GPU that nothing may wait for, for tests of losses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 TILES = [None, 5, 7]  # 5 and 7 do not divide 17
 SCALE = 6.0
@@ -34,3 +40,21 @@ def both_ways(one_way, z: Tensor, *more: Tensor) -> Tensor:
 
 def off_diagonal(z: Tensor) -> Tensor:
     return ~torch.eye(len(z), dtype=torch.bool)
+
+
+class _NoCopies(TorchDispatchMode):
+    """No tensor moves from one device to another."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        moved = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if moved is not None and args[moved].device != result.device:
+            raise AssertionError(f"a copy from {args[moved].device} to {result.device} waits for the GPU")
+        return result
+
+
+@contextmanager
+def imagined_gpu() -> Iterator[None]:
+    """Tensors that are made inside are on a GPU that need not exist: reading a value and copying to it raise."""
+    with FakeTensorMode(allow_non_fake_inputs=False), _NoCopies():
+        yield

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from clip_common.losses.distributed import Processes
-from clip_common.losses.infonce import Form, InfoNCE, sum_losses
+from clip_common.losses.infonce import Form, InfoNCE, add_widths, sum_losses
 from clip_common.losses.statistics import check_pairs, directions, make_pairs
 
 
@@ -70,6 +70,5 @@ def corpus_loss(
     if dist.is_available() and dist.is_initialized():
         count, world = count.clone(), dist.get_world_size()
         dist.all_reduce(count)
-    coefficients_W = sums.new_tensor([widths[width] for width in sorted(widths)])
     # times the number of processes, over which DDP averages
-    return world * (coefficients_W * sums[:-1]).sum() / count.clamp_min(1)
+    return world * add_widths(sums[:-1], widths) / count.clamp_min(1)

@@ -172,9 +172,15 @@ def contrastive_loss(
     row_sums, column_sums = sum_losses(base, rows, widths=len(widths)), sum_losses(base, columns, widths=len(widths))
     if len(ranks.sizes) > 1:
         row_sums = ranks.stack(row_sums).sum(0)  # the columns' sums are those of all ranks already
-    coefficients_W = row_sums.new_tensor([widths[width] for width in sorted(widths)])
     means_W = row_sums[:-1] / row_sums[-1].clamp_min(1) + column_sums[:-1] / column_sums[-1].clamp_min(1)
-    return (coefficients_W * means_W).sum() / 2
+    return add_widths(means_W, widths) / 2
+
+
+def add_widths(losses_W: Tensor, widths: dict[int, float]) -> Tensor:
+    """Return the sum of the losses at each width, in rising order, times its coefficient."""
+    # a tensor of coefficients would be copied to a GPU, which waits for all that the GPU has still to do
+    coefficients = (widths[width] for width in sorted(widths))
+    return torch.stack([times * loss for times, loss in zip(coefficients, losses_W, strict=True)]).sum()
 
 
 class _References:

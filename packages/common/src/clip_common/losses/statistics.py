@@ -203,9 +203,9 @@ def directions(
     """
     dtype = torch.promote_types(torch.promote_types(x_BD.dtype, y_CD.dtype), torch.float32)
     with torch.autocast(device_type=x_BD.device.type, enabled=False):
-        scale = torch.as_tensor(scale, dtype=dtype, device=x_BD.device).reshape(())
+        scale = _make_scalar(scale, dtype=dtype, device=x_BD.device)
         if bias is not None:
-            bias = torch.as_tensor(bias, dtype=dtype, device=x_BD.device).reshape(())
+            bias = _make_scalar(bias, dtype=dtype, device=x_BD.device)
         negatives, positives = _reductions(scale, heads=heads, pairs=pairs, sigmoid=sigmoid)
         row_totals, column_totals = reduce_pairs(
             x_BD.to(dtype),
@@ -224,6 +224,12 @@ def directions(
             _direction(totals, scale, normalise, heads, negatives) for totals in (row_totals, column_totals)
         )
     return rows, columns
+
+
+def _make_scalar(value: Tensor | float, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype).reshape(())
+    return torch.full((), value, dtype=dtype, device=device)  # filled there: a copy to a GPU would wait for it
 
 
 def _reductions(scale: Tensor, *, heads: tuple[Head, ...], pairs: Pairs, sigmoid: bool) -> tuple[Reduction, Reduction]:
@@ -259,8 +265,7 @@ def _direction(
     if normalise == "mean1":
         log_mean_N = totals.log_weight_N - totals.negatives_N.log()
         log_mean_N = torch.where(totals.log_weight_N > float("-inf"), log_mean_N, 0.0)
-        weighted_K = torch.tensor([head.weighted for head in heads], device=scale.device)
-        log_mean_KN = weighted_K[:, None] * log_mean_N
+        log_mean_KN = torch.stack([log_mean_N if head.weighted else torch.zeros_like(log_mean_N) for head in heads])
     return Direction(
         positive_mean=totals.positive_sum_KN / totals.positives_N.clamp_min(1.0),
         positive_lse=totals.positive_total_KN,
