@@ -7,7 +7,7 @@ RUN := $(UV) run --no-sync
 # Compile bytecode once; otherwise every process compiles it again at import.
 export UV_COMPILE_BYTECODE := 1
 
-.PHONY: help demo test test-slow test-real lint format bench sync clean
+.PHONY: help demo test test-slow test-real lint format bench bench-gpu sync clean
 
 help:        ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ format: sync ## let ruff fix and format the code
 
 bench: sync  ## measure every claim of the README (results/benchmarks/)
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(RUN) python $$script || exit 1; done
+
+bench-gpu: sync  ## run the tests and measurements that need a CUDA device; without one they say so
+	$(RUN) pytest -m gpu
+	$(RUN) python benchmarks/gpu.py
 
 sync: $(UV)
 	@$(UV) sync --quiet --all-packages --all-extras --all-groups
