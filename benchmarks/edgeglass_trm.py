@@ -1,23 +1,30 @@
-"""Recursive refinement on questions that need two objects: every number of loops, beside plain layers and none.
+"""Recursive refinement on questions about two objects: every number of loops, beside plain layers and none.
 
-    edgeglass data synthetic questions/ --what questions --train 6000 --per-picture 10 --val 48 --test 192 \\
-        --types colour,shape,count,place,yes/no,compare,count_if,relation
-    uv run python benchmarks/edgeglass_trm.py questions/                # all models, 5 seeds: hours on two cores
-    uv run python benchmarks/edgeglass_trm.py questions/ --only monotone --seeds 0,1     # part of it
-    uv run python benchmarks/edgeglass_trm.py questions/ --table        # the table of what is finished
+    edgeglass data synthetic scenes/ --what questions --train 8000 --per-picture 8 --val 48 --test 192
+    edgeglass vlm --config tiny_vlm data.root=scenes/ name=seeing
+    edgeglass data synthetic two/ --what questions --train 2000 --per-picture 12 --val 0 --test 192 --seed 5 \
+        --types compare,count_if,relation
+    uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/       # half an hour on two cores
+    uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/ --table
 
-Every model trains on the same questions in the same batches: projector, adapters of the tiny language model, and the
-part in question. The recursion has T = 4 loops of n = 2 updates of one layer (12 applications); `plain` has 12 layers of
-their own, the same compute; `plain, 1 layer` the same parameters. The recursive decoder replaces the language model and
-starts from nothing. Answers are right if the most probable token is right at every place; one pass gives the accuracy
-after each number of loops. Intervals are those of the mean over seeds (t, 95 %); the paired column compares each number
-of loops with the one before it on the same questions and seeds.
+The model that sees was trained on questions about one object, or a count of all, and is frozen here: its last hidden
+states are computed once. Every part below learns from them, in the same batches, questions that compare two objects,
+count those that meet a condition, or ask what is beside another. The recursion has T = 4 loops of n = 2 updates of one
+layer (12 applications). `plain, 12 layers` has as many layers of their own, the same compute; `plain, 1 layer` the same
+parameters. The recursive decoder replaces the language model: it reads the image tokens through the frozen projector
+and one of its own, and learns the words from nothing.
+
+An answer is right if the most probable token is right at every place; one pass gives the accuracy after each number of
+loops, on test scenes. Intervals are those of the mean over seeds (t, 95 %). `falls at` lists the loops whose accuracy
+is below that of the loop before by more than the interval of the difference over the same seeds.
 """
 
 import argparse
 import json
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,208 +33,256 @@ import torch
 from _measure import report
 from _trm_baselines import use_plain_layers
 from scipy.stats import t as student
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from clip_common.config import load_config, to_yaml
-from clip_common.devices import pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import silent
-from clip_common.runs import Run
-from clip_common.training import fit
-from edgeglass.config import VlmConfig
+from edgeglass.config import TrmConfig
 from edgeglass.data.conversations import read_conversations
-from edgeglass.models.vlm.qwen_vlm import QwenVLM
-from edgeglass.models.vlm.sequences import NOT_SUPERVISED
+from edgeglass.models.vlm.sequences import NOT_SUPERVISED, Rows
+from edgeglass.models.vlm.trm import LatentRecursion, supervise
 from edgeglass.models.vlm.trm_cost import (
     count_decoder_flops,
     count_layer_flops,
     count_parameters,
     count_recursion_flops,
 )
+from edgeglass.models.vlm.trm_decoder import TRMDecoder
 from edgeglass.training.vlm_batches import VlmSplit
 from edgeglass.training.vlm_experiment import prepare_split
-from edgeglass.training.vlm_modules import VlmData, VlmModule
-from edgeglass.vlm.building import build_vlm, load_decoder, load_prefix
 from edgeglass.vlm.vlm import VLM
 
-REASONING = ("compare", "count_if", "relation")
-LOOPS = 9
+LOOPS = 8
 """Loops 0 to 8 are scored."""
-CONTEXT = 70
-"""Tokens that a question's token attends to, on the average: the image and half of a question."""
+IMAGES = 8
+"""Images of a batch, each with its questions."""
+LR = 2e-3
+WARMUP = 20
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of the table: what its configuration overrides, and the number of plain layers, if it has them."""
+    """One model of the table: its settings, and the number of plain layers, if it has them."""
 
-    overrides: tuple[str, ...]
+    trm: TrmConfig
     plain_layers: int | None = None
+    decoder: bool = False
 
 
+SIZE = TrmConfig(steps=4, inner=2, layers=1, width=64, heads=4)
 ARMS = {
-    "no recursion": Arm(()),
-    "plain, 1 layer": Arm(("trm.steps=4",), plain_layers=1),
-    "plain, 12 layers": Arm(("trm.steps=4",), plain_layers=12),
-    "last": Arm(("trm.steps=4", "trm.supervise=last")),
-    "all": Arm(("trm.steps=4", "trm.supervise=all")),
-    "monotone": Arm(("trm.steps=4", "trm.supervise=monotone")),
-    "TRMDecoder": Arm(
-        ("decoder.kind=trm", "trm.steps=4", "trm.supervise=all", "trm.width=192", "trm.layers=2", "trm.inner=1")
-    ),
+    "no recursion": Arm(replace(SIZE, steps=0)),
+    "plain, 1 layer": Arm(SIZE, plain_layers=1),
+    "plain, 12 layers": Arm(SIZE, plain_layers=12),
+    "recursion, last": Arm(SIZE),
+    "recursion, all": Arm(replace(SIZE, supervise="all")),
+    "recursion, monotone": Arm(replace(SIZE, supervise="monotone")),
+    "TRMDecoder, all": Arm(replace(SIZE, supervise="all", width=128), decoder=True),
 }
 
 
-def read_config(arm: Arm, options: argparse.Namespace, *, seed: int) -> VlmConfig:
-    """Return the configuration of one training."""
-    overrides = [
-        f"data.root={options.questions}",
-        f"data.cache_dir={options.runs / 'cache'}",
-        "data.batch_size=32",
-        "trm.width=96",
-        "trm.inner=2",
-        f"decoder.name={options.decoder}",
-        f"trainer.max_epochs={options.epochs}",
-        f"trainer.seed={seed}",
-        f"trainer.devices={options.devices}",
-        f"runs={options.runs}",
-        *arm.overrides,
-    ]
-    return load_config(VlmConfig, config="tiny_vlm", overrides=overrides, package="edgeglass")
+@dataclass
+class Prepared:
+    """Batches of a split with what the frozen model makes of them, and the type of each question.
 
+    Attributes:
+        rows: Rows of tokens of each batch.
+        hidden: Last hidden states (R, T, E) of each batch.
+        embeds: Input embeddings (R, T, E) of each batch: image tokens through the projector, and words.
+        types: Type of each conversation, in order.
+    """
 
-def run_one(name: str, options: argparse.Namespace, *, seed: int) -> dict[str, Any]:
-    """Train one model and return its size, compute, and the right answers of each question after each loop."""
-    config = read_config(ARMS[name], options, seed=seed)
-    sets = read_conversations(config.data)
-    language = load_decoder(config)
-    prefix, sight = load_prefix(config)
-    model = build_vlm(config, prefix=prefix, language=language)
-    layers = ARMS[name].plain_layers
-    if layers is not None:
-        assert model.recursion is not None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            use_plain_layers(model.recursion, config.trm, layers)
-    vlm = VLM(model, config, sight=sight, language=language, device=pick_device(config.trainer.devices))
-    cache = FeatureCache(config.cache_folder / "features")
-    data = {
-        split: prepare_split(vlm, sets.splits[split], cache=cache, reporter=silent, name=split)
-        for split in ("train", "val", "test")
-    }
-    module = VlmModule(model.to("cpu"), config, data)
-    run = Run.create("edgeglass", config_yaml=to_yaml(config), label=f"{name}-{seed}", root=config.runs, verb="vlm")
-    start = time.perf_counter()
-    fit(module, VlmData(data, config), config.trainer, run, monitor="val/loss", mode="min")
-    seconds = time.perf_counter() - start
-    right_LQ = score_loops(model.eval().to(vlm.device), data["test"])
-    part = model.decoder if model.recursion is None else model.recursion
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {
-        "arm": name,
-        "seed": seed,
-        "seconds": seconds,
-        "trained": trained,
-        "part": 0 if name == "no recursion" else count_parameters(part),
-        "flops": count_flops(config, model, layers),
-        "types": [turn.type for one in data["test"].conversations for turn in one.turns],
-        "right": right_LQ.int().tolist(),
-    }
-
-
-def count_flops(config: VlmConfig, model: QwenVLM, layers: int | None) -> int:
-    """Return the operations per token of the part in question."""
-    if config.decoder.kind == "trm":
-        return count_decoder_flops(config.trm, model.decoder.embedding.num_embeddings, CONTEXT)
-    if layers is not None:
-        return layers * count_layer_flops(config.trm, CONTEXT) + 4 * model.decoder.width * config.trm.width
-    return count_recursion_flops(config.trm, model.decoder.width, CONTEXT)
+    rows: list[Rows]
+    hidden: list[Tensor]
+    embeds: list[Tensor]
+    types: list[str]
 
 
 @torch.no_grad()
-def score_loops(model: QwenVLM, split: VlmSplit) -> torch.Tensor:
-    """Return whether each question of a split is answered right after each number of loops (L, Q), bool."""
-    parts = []
-    for start in range(0, len(split.conversations), 64):
-        numbers = range(start, min(start + 64, len(split.conversations)))
-        batch = split.batch(numbers, row_length=300).to(model.device)
-        taught_RT = batch.rows.targets_RT != NOT_SUPERVISED
-        owner_N, targets_N = batch.rows.conversation_RT[taught_RT], batch.rows.targets_RT[taught_RT]
-        embeds_RTE = model.embed(batch.rows, batch.images)
-        states = model.states(
-            embeds_RTE, mask_R1TK=batch.rows.mask(), positions_RT=batch.rows.positions_RT, steps=LOOPS - 1
+def prepare(vlm: VLM, split: VlmSplit) -> Prepared:
+    """Return a split with the frozen model's states, one image with its questions a row."""
+    found = Prepared([], [], [], [turn.type for one in split.conversations for turn in one.turns])
+    for start in range(0, len(split.units), IMAGES):
+        numbers = [number for unit in split.units[start : start + IMAGES] for number in unit]
+        batch = split.batch(numbers, row_length=1).to(vlm.device)  # a block a row
+        embeds_RTE = vlm.model.embed(batch.rows, batch.images)
+        state_RTE = vlm.model.states(embeds_RTE, mask_R1TK=batch.rows.mask(), positions_RT=batch.rows.positions_RT)[-1]
+        found.rows.append(batch.rows)
+        found.hidden.append(state_RTE.half())
+        found.embeds.append(embeds_RTE.half())
+    return found
+
+
+class Part(nn.Module):
+    """The part in question, on the states of the frozen model."""
+
+    def __init__(self, arm: Arm, vlm: VLM) -> None:
+        super().__init__()
+        self.arm = arm
+        self.head = vlm.model.decoder
+        width, vocabulary = vlm.model.decoder.width, vlm.language.spec.vocabulary
+        self.recursion: LatentRecursion | None = None
+        self.decoder: TRMDecoder | None = None
+        if arm.decoder:
+            self.decoder = TRMDecoder(vocabulary, arm.trm, vlm.limit)
+            self.project = nn.Linear(width, self.decoder.width)
+        elif arm.trm.steps:
+            self.recursion = LatentRecursion(width, arm.trm)
+            if arm.plain_layers is not None:
+                use_plain_layers(self.recursion, arm.trm, arm.plain_layers)
+
+    @property
+    def own(self) -> list[nn.Parameter]:
+        """Parameters that train."""
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith("head.")]
+
+    def states(self, data: Prepared, number: int, *, steps: int | None = None) -> list[Tensor]:
+        """Return the states (N, E) at the supervised tokens of a batch after each number of loops."""
+        rows = data.rows[number]
+        taught_RT = rows.targets_RT != NOT_SUPERVISED
+        given: dict[str, Any] = {"mask_B1QK": rows.mask(), "positions_BQ": rows.positions_RT, "steps": steps}
+        if self.decoder is not None:
+            seen_RT1 = (rows.image_RT >= 0)[..., None]
+            words_RTD = self.decoder.embed(rows.ids_RT)
+            embeds_RTD = torch.where(seen_RT1, self.project(data.embeds[number].float()), words_RTD)
+            return [state_RTE[taught_RT] for state_RTE in self.decoder.states(embeds_RTD, **given)]
+        hidden_RTE = data.hidden[number].float()
+        if self.recursion is None:
+            return [hidden_RTE[taught_RT]]
+        return [state_RTE[taught_RT] for state_RTE in self.recursion(hidden_RTE, **given)]
+
+    def logits(self, state_NE: Tensor) -> Tensor:
+        """Return the logits (N, V)."""
+        logits: Tensor = (self.head if self.decoder is None else self.decoder).logits(state_NE)
+        return logits
+
+    def losses(self, data: Prepared, number: int) -> list[Tensor]:
+        """Return the cross-entropy of each supervised token (N,) after each supervised number of loops."""
+        rows = data.rows[number]
+        targets_N = rows.targets_RT[rows.targets_RT != NOT_SUPERVISED]
+        states = self.states(data, number)
+        chosen = states[-1:] if self.arm.trm.supervise == "last" else states
+        return [cross_entropy(self.logits(state_NE), targets_N, reduction="none") for state_NE in chosen]
+
+    @property
+    def flops(self) -> Iterator[int]:
+        """Operations per token of the part, at a context of 70 tokens: the image and half of a question."""
+        trm = self.arm.trm
+        if self.decoder is not None:
+            yield count_decoder_flops(trm, self.decoder.embedding.num_embeddings, 70)
+        elif self.arm.plain_layers is not None:
+            yield self.arm.plain_layers * count_layer_flops(trm, 70) + 4 * self.head.width * trm.width
+        else:
+            yield count_recursion_flops(trm, self.head.width, 70)
+
+
+def run_one(name: str, vlm: VLM, train: Prepared, test: Prepared, *, seed: int, epochs: int) -> dict[str, Any]:
+    """Train one part and return its size, compute, and the right answers of each question after each loop."""
+    torch.manual_seed(seed)
+    part = Part(ARMS[name], vlm)
+    start = time.perf_counter()
+    steps = epochs * len(train.rows)
+    if part.own:
+        optimizer = torch.optim.AdamW(part.own, lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
         )
-        right = []
-        for state_RTE in states:
-            wrong_N = model.decoder.logits(state_RTE[taught_RT]).argmax(dim=-1) != targets_N
-            right.append(torch.bincount(owner_N, weights=wrong_N.float()) == 0)
-        parts.append(torch.stack(right).cpu())
-    return torch.cat(parts, dim=1)
+        order = np.random.default_rng(seed)
+        for number in np.concatenate([order.permutation(len(train.rows)) for _ in range(epochs)]):
+            loss = supervise(part.losses(train, int(number)), ARMS[name].trm.supervise)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(part.own, 1.0)
+            optimizer.step()
+            schedule.step()
+    return {
+        "seconds": time.perf_counter() - start,
+        "parameters": count_parameters(part) - count_parameters(part.head),
+        "flops": sum(part.flops),
+        "types": test.types,
+        "right": score_loops(part.eval(), test).int().tolist(),
+    }
 
 
-def main() -> None:
-    """Train what is not finished, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("--only", default=";".join(ARMS), help="models of the table, with ; between them")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--decoder", default="tiny")
-    parser.add_argument("--devices", default="auto")
-    parser.add_argument("--runs", type=Path, default=Path("runs/trm"))
-    parser.add_argument("--table", action="store_true", help="train nothing")
-    options = parser.parse_args()
-    results = options.runs / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    if not options.table:
-        for seed in map(int, options.seeds.split(",")):
-            for name in options.only.split(";"):
-                file = results / f"{name}-{seed}.json"
-                if not file.exists():
-                    file.write_text(json.dumps(run_one(name, options, seed=seed)))
-                    print(f"{name}, seed {seed}: done", flush=True)
-    report("edgeglass_trm", make_rows(results), note=NOTE)
-
-
-NOTE = "accuracy on reasoning questions (compare, count_if, relation): mean over seeds ± half its 95 % interval"
+@torch.no_grad()
+def score_loops(part: Part, test: Prepared) -> Tensor:
+    """Return whether each question is answered right after each number of loops (L, Q), bool."""
+    found = []
+    for number, rows in enumerate(test.rows):
+        taught_RT = rows.targets_RT != NOT_SUPERVISED
+        owner_N, targets_N = rows.conversation_RT[taught_RT], rows.targets_RT[taught_RT]
+        wrong = [
+            part.logits(state_NE).argmax(dim=-1) != targets_N for state_NE in part.states(test, number, steps=LOOPS)
+        ]
+        found.append(torch.stack([torch.bincount(owner_N, weights=wrong_N.float()) == 0 for wrong_N in wrong]))
+    return torch.cat(found, dim=1)
 
 
 def make_rows(results: Path) -> list[dict[str, Any]]:
-    """Return one row a model: its accuracy after each number of loops, and the paired change from loop to loop."""
+    """Return a row a model: accuracy after each number of loops over all questions, and the loops at which it falls."""
     rows = []
-    for name in ARMS:
+    for name, arm in ARMS.items():
         runs = [json.loads(file.read_text()) for file in sorted(results.glob(f"{name}-*.json"))]
         if not runs:
             continue
-        reasons_Q = np.isin(runs[0]["types"], REASONING)
-        right_SLQ = np.array([run["right"] for run in runs], dtype=float)
-        means_SL = right_SLQ[:, :, reasons_Q].mean(axis=2)
+        means_SL = np.array([run["right"] for run in runs], dtype=float).mean(axis=2)
         row: dict[str, Any] = {
             "model": name,
             "seeds": len(runs),
-            "parameters": runs[0]["part"],
+            "parameters": f"{runs[0]['parameters']:,}",
             "kFLOP a token": round(runs[0]["flops"] / 1000),
-            "all types": f"{right_SLQ[:, -1 if len(means_SL[0]) < 5 else 4 - (len(means_SL[0]) == 8)].mean():.3f}",
         }
-        first = 1 if len(means_SL[0]) == LOOPS - 1 else 0  # a recursive decoder has no answer before its first loop
-        for loop, mean_S in enumerate(means_SL.T, start=first):
-            row[f"T={loop}"] = f"{mean_S.mean():.3f} ± {half_interval(mean_S):.3f}"
+        first = 1 if arm.decoder else 0  # a recursive decoder has no answer before its first loop
+        row |= {
+            f"T={loop}": f"{mean_S.mean():.3f} ± {half_interval(mean_S):.3f}"
+            for loop, mean_S in enumerate(means_SL.T, start=first)
+        }
         steps_SL = np.diff(means_SL, axis=1)
         falls = [
-            loop + first + 1
+            str(loop + first + 1)
             for loop in range(steps_SL.shape[1])
             if steps_SL[:, loop].mean() + half_interval(steps_SL[:, loop]) < 0
         ]
-        row["falls at"] = ", ".join(map(str, falls)) or "none" if len(means_SL[0]) > 2 else ""
-        rows.append(row)
-    return rows
+        rows.append(row | {"falls at": ", ".join(falls) or "none"})
+    columns = ("model", "seeds", "parameters", "kFLOP a token", *(f"T={loop}" for loop in range(LOOPS + 1)), "falls at")
+    return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
 def half_interval(values_S: np.ndarray) -> float:
     """Return half the 95 % interval of a mean over seeds."""
     count = len(values_S)
-    if count < 2:
-        return float("nan")
-    return float(student.ppf(0.975, count - 1) * values_S.std(ddof=1) / count**0.5)
+    return float(student.ppf(0.975, count - 1) * values_S.std(ddof=1) / count**0.5) if count > 1 else math.nan
+
+
+def main() -> None:
+    """Train what is not finished, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="run of `edgeglass vlm`")
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/trm"))
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    if not options.table:
+        vlm = VLM.from_pretrained(options.model)
+        vlm.model.requires_grad_(False)
+        sets = read_conversations(replace(vlm.config.data, root=str(options.questions)))
+        cache = FeatureCache(vlm.config.cache_folder / "features")
+        train, test = (
+            prepare(vlm, prepare_split(vlm, sets.splits[split], cache=cache, reporter=silent, name=split))
+            for split in ("train", "test")
+        )
+        for seed in range(options.seeds):
+            for name in ARMS:
+                file = options.runs / f"{name}-{seed}.json"
+                if not file.exists():
+                    found = run_one(name, vlm, train, test, seed=seed, epochs=options.epochs)
+                    file.write_text(json.dumps(found))
+                    print(f"{name}, seed {seed}: {found['seconds']:.0f} s", flush=True)
+    report("edgeglass_trm", make_rows(options.runs), note="accuracy, mean over seeds ± half its 95 % interval")
 
 
 if __name__ == "__main__":

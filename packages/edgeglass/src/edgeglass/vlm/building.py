@@ -135,8 +135,20 @@ def build_vlm(config: VlmConfig, *, prefix: VisionPrefix, language: LanguageMode
             adapters = settings.lora if config.phase != "projector" else None
             decoder = QwenDecoder(language.model, lora=adapters, checkpointing=settings.checkpointing)
             recursion = LatentRecursion(decoder.width, config.trm) if config.trm.steps else None
-        vision_proj = build_vision_proj(config.prefix.projector, width=prefix.width, decoder_width=decoder.width)
+        vision_proj = build_vision_proj(
+            config.prefix.projector,
+            width=prefix.width,
+            decoder_width=decoder.width,
+            size=measure_embeddings(decoder, language.spec.vocabulary),
+        )
     return QwenVLM(decoder, prefix, vision_proj, recursion=recursion, trm=config.trm)
+
+
+@torch.no_grad()
+def measure_embeddings(decoder: QwenDecoder | TRMDecoder, vocabulary: int) -> float:
+    """Return the root mean square of the numbers in a decoder's token embeddings, of a thousand tokens."""
+    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, 1000)).long()
+    return float(decoder.embed(ids[None]).float().square().mean().sqrt())
 
 
 def place_decoder(config: VlmConfig) -> VlmConfig:

@@ -89,14 +89,25 @@ def find_cells(count: int, *, merge: int) -> int:
     return side // merge
 
 
-def build_vision_proj(kind: str, *, width: int, decoder_width: int) -> nn.Module:
+def build_vision_proj(kind: str, *, width: int, decoder_width: int, size: float = 1.0) -> nn.Sequential:
     """Return the projector of prefix tokens (…, C) to the decoder's width (…, E).
+
+    Tokens are standardised first, without learned weights: encoders differ in scale. An untrained projector gives
+    tokens of the size of the decoder's own; larger ones would drown them in its residual stream.
 
     Args:
         kind: `linear`, or `mlp2x_gelu` as LLaVA-1.5 has it (arXiv:2310.03744).
         width: C.
         decoder_width: E.
+        size: Root mean square of the numbers in the decoder's token embeddings.
     """
-    if kind == "linear":
-        return nn.Linear(width, decoder_width)
-    return nn.Sequential(nn.Linear(width, decoder_width), nn.GELU(), nn.Linear(decoder_width, decoder_width))
+    layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
+    if kind == "mlp2x_gelu":
+        layers += [nn.Linear(width, decoder_width), nn.GELU()]
+    last = nn.Linear(width if kind == "linear" else decoder_width, decoder_width)
+    proj = nn.Sequential(*layers, last)
+    with torch.no_grad():
+        given = proj(torch.randn(256, width)).square().mean().sqrt()
+        last.weight.mul_(size / given)
+        last.bias.mul_(size / given)
+    return proj
