@@ -59,24 +59,34 @@ type_and_run videoclip test "$folder/runs/videoclip/walks" data.control=absent
 say "videoclip 4/4: show where the doctor looked and where the model looked"
 type_and_run videoclip overlay "$folder/runs/videoclip/walks" --count 2
 
-say "edgeglass 1/5: draw scenes, each with five captions and a sound that plays its things one after another"
+say "edgeglass 1/8: draw scenes, each with five captions and a sound that plays its things one after another"
 type_and_run edgeglass data synthetic "$folder/world" --train 1500 --val 200 --test 200
 type_and_run edgeglass data synthetic "$folder/collection" --train 0 --val 0 --test 300 --seed 7
 
-say "edgeglass 2/5: align the tiny image, text and audio encoders in one nested space; only small heads train"
+say "edgeglass 2/8: align the tiny image, text and audio encoders in one nested space; only small heads train"
 type_and_run edgeglass align --config tiny data.root="$folder/world" name=world runs="$folder/runs"
 
-say "edgeglass 3/5: score scenes that were not in training, at every width and for every pair; a ceiling is what a perfect reader reaches"
+say "edgeglass 3/8: score scenes that were not in training, at every width and for every pair; a ceiling is what a perfect reader reaches"
 type_and_run edgeglass eval "$folder/runs/edgeglass/world"
 
-say "edgeglass 4/5: index another collection of images, captions and sounds"
+say "edgeglass 4/8: index another collection of images, captions and sounds"
 type_and_run edgeglass embed "$folder/runs/edgeglass/world" "$folder/collection" --out "$folder/index"
 
-say "edgeglass 5/5: search it by words at an eighth of the width with a certificate, then by a sound, then by a picture and its sound together"
+say "edgeglass 5/8: search it by words at an eighth of the width with a certificate, then by a sound, then by a picture and its sound together"
 first=$(basename "$(ls "$folder"/collection/sounds/*.wav | head -1)" .wav)
 type_and_run edgeglass search "$folder/index" "a red mug" --modality image --dim 64 --candidates 50 --explain --k 5
 type_and_run edgeglass search "$folder/index" "$folder/collection/sounds/$first.wav" --modality image --k 5
 type_and_run edgeglass search "$folder/index" "$folder/collection/images/$first.jpg" "$folder/collection/sounds/$first.wav" --k 12 --html "$folder/sounds.html"
+
+say "edgeglass 6/8: draw scenes with questions about them. Their words alone tell nothing about the answers in the test"
+type_and_run edgeglass data synthetic "$folder/questions" --what questions --train 2000 --per-picture 8 --val 24 --test 48 --seed 3
+
+say "edgeglass 7/8: teach a tiny language model, which knows the words but has seen no picture, to read the image tokens of the aligned encoder"
+type_and_run edgeglass vlm --config tiny_vlm align="$folder/runs/edgeglass/world" data.root="$folder/questions" name=seeing runs="$folder/runs"
+
+say "edgeglass 8/8: ask about scenes that were not in training, and about the wrong ones; then three questions about one picture"
+type_and_run edgeglass vlm-eval "$folder/runs/edgeglass/seeing" --control swapped --show 3
+type_and_run edgeglass ask "$folder/runs/edgeglass/seeing" "$(ls "$folder"/questions/images/*.jpg | tail -1)" "how many things are there?" "is there anything red?" "describe the image."
 
 say "To look at"
 ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png

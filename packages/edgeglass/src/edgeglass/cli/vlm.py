@@ -129,6 +129,7 @@ def evaluate(
         Literal["none", "swapped"], typer.Option(help="swapped: also ask about another image of the split.")
     ] = "none",
     steps: Steps = None,
+    show: Annotated[int, typer.Option(min=0, help="Questions to print with their answers.")] = 3,
 ) -> None:
     """Answer the questions of a split and score the answers: VQA accuracy by type of question, or CIDEr and BLEU.
 
@@ -142,6 +143,7 @@ def evaluate(
 
     scored = score_vlm(run, overrides=overrides or [], control=control, steps=steps, reporter=cli.progress)
     print_scores(scored)
+    print_answers(scored, show)
 
 
 def merge(run: RunArgument, folder: NewFolder) -> None:
@@ -158,6 +160,18 @@ def merge(run: RunArgument, folder: NewFolder) -> None:
 
     merge_adapters(VLM.from_pretrained(run, quantization="none", dtype="bfloat16"), folder)
     cli.print_files("model", [folder])
+
+
+def print_answers(scored: "ScoredVlm", count: int) -> None:
+    """Print some questions with the model's answers and the truth, those about the picture with the most of them first.
+
+    Args:
+        scored: The answers.
+        count: Number of questions.
+    """
+    for image, questions in scored.by_image(count).items():
+        rows = [[question, answer, truth] for question, answer, truth in questions]
+        cli.print_table(["question", "answer", "truth"], rows, title=image)
 
 
 def print_scores(scored: "ScoredVlm") -> None:

@@ -95,6 +95,25 @@ class ScoredVlm:
                 }
         return found
 
+    def by_image(self, count: int) -> dict[str, list[tuple[str, str, str]]]:
+        """Return questions with answers and truths by the path of their image, the image with the most of them first.
+
+        Args:
+            count: Number of questions in all.
+        """
+        of_image: dict[Hashable, list[int]] = {}
+        for number, one in enumerate(self.asked):
+            of_image.setdefault(one.conversation.image, []).append(number)
+        chosen = [number for numbers in sorted(of_image.values(), key=len, reverse=True) for number in numbers][:count]
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        for number in chosen:
+            one = self.asked[number]
+            image = one.conversation.image
+            place = "no image" if image is None else str(image) if isinstance(image, Path) else image.name
+            row = (one.turn.question, self.answers[number], one.turn.references[0])
+            found.setdefault(place, []).append(row)
+        return found
+
     def tables(self) -> list[Table]:
         """Return what a person reads: accuracies by type of question, or the scores of captions."""
         where = f"{self.name}: {self.config.split} split of {self.config.data.root}"
