@@ -138,7 +138,7 @@ def mixed(question_parts, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["prefix.name=null"], "give align=RUN of `edgeglass align`, or prefix.name"),
+        (["prefix.name=null"], "no image encoder: give align=RUN of `edgeglass align`, or prefix.name"),
         (["align=runs/x"], "align and prefix.name both name an image encoder"),
         (["phase=lora"], "phase=lora continues a projector phase: give start=RUN"),
         (["decoder.lora.r=0"], "set decoder.lora.r above 0, or phase=projector"),

@@ -203,8 +203,6 @@ class VlmConfig:
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=1, precision="bf16-mixed"))
 
     def __post_init__(self) -> None:
-        if self.align is None and self.prefix.name is None:
-            raise ConfigError("give align=RUN of `edgeglass align`, or prefix.name of an image encoder")
         if self.align is not None and self.prefix.name is not None:
             raise ConfigError("align and prefix.name both name an image encoder: leave one out")
         if self.phase == "lora" and self.start is None:
