@@ -17,6 +17,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,11 +93,11 @@ def take_nearest(vlm: VLM, train: list[Conversation], test: list[Conversation], 
     """Return a training caption for each test image: of the image nearest by mean DINOv2 tokens, the one that agrees
     best with its others."""
     encoder = vlm.model.prefix.encoder
-    images = list(dict.fromkeys(one.image for one in train))
+    images = list(dict.fromkeys(one.image for one in train if one.image is not None))
     captions = {image: [one.turns[0].answer for one in train if one.image == image] for image in images}
     pooled = [
         normalize(torch.stack([tokens.float().mean(dim=0) for tokens in cache.sequences(encoder, sources)]), dim=-1)
-        for sources in (images, [one.image for one in test])
+        for sources in (images, [one.image for one in test if one.image is not None])
     ]
     nearest = (pooled[1] @ pooled[0].T).argmax(dim=1).tolist()
     every = [(image, place) for image in images for place in range(len(captions[image]))]
@@ -104,7 +105,7 @@ def take_nearest(vlm: VLM, train: list[Conversation], test: list[Conversation], 
         [captions[image][place] for image, place in every],
         [[text for other, text in enumerate(captions[image]) if other != place] for image, place in every],
     )
-    best = {}
+    best: dict[Any, tuple[float, str]] = {}
     for (image, place), value in zip(every, scores, strict=True):
         if image not in best or value > best[image][0]:
             best[image] = (value, captions[image][place])

@@ -1,6 +1,6 @@
 """Score a vision-language model on a split: accuracy by type of question, CIDEr and BLEU of captions, and a control."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from clip_common.runs.folder import is_run
 from clip_common.tables import json_lines_text
 from edgeglass.config import VlmConfig
 from edgeglass.data.conversations import Conversation, read_conversations
-from edgeglass.data.records import Turn
+from edgeglass.data.records import Source, Turn
 from edgeglass.models.vlm.layout import EncodedConversation
 from edgeglass.scoring.answers import ALL, AnswerScores, Estimate, majority_answers, score_answers
 from edgeglass.scoring.captions import bleu, cider
@@ -101,7 +101,7 @@ class ScoredVlm:
         Args:
             count: Number of questions in all.
         """
-        of_image: dict[Hashable, list[int]] = {}
+        of_image: dict[Source | None, list[int]] = {}
         for number, one in enumerate(self.asked):
             of_image.setdefault(one.conversation.image, []).append(number)
         chosen = [number for numbers in sorted(of_image.values(), key=len, reverse=True) for number in numbers][:count]
@@ -214,7 +214,7 @@ def override_config(config: VlmConfig, overrides: Sequence[str]) -> VlmConfig:
 
 def list_questions(conversations: Sequence[Conversation]) -> list[Asked]:
     """Return every question of the conversations once: an image's several captions answer the same one."""
-    found: dict[Hashable, Asked] = {}
+    found: dict[Any, Asked] = {}
     for conversation in conversations:
         before: tuple[tuple[str, str], ...] = ()
         for turn in conversation.turns:
@@ -290,7 +290,7 @@ def swap_images(asked: Sequence[Asked]) -> list[Asked]:
 
 def score(answers: Sequence[str], asked: Sequence[Asked]) -> AnswerScores:
     """Return the scores of answers; intervals draw the questions about one image together."""
-    images: list[Hashable] = [
+    images: list[Any] = [
         one.conversation.image if one.conversation.image is not None else one.conversation.id for one in asked
     ]
     return score_answers(answers, [one.turn for one in asked], images=images)
