@@ -50,7 +50,7 @@ class Shape:
 
 
 ON_CPU = Shape()
-ON_GPU = Shape(read=576, shown=576, batches=(1, 64), images=(1, 32), conversations=64, row=2048, pairs=3)
+ON_GPU = Shape(read=576, shown=576, batches=(1, 64), images=(1, 32), conversations=32, row=2048, pairs=3)
 QUICK = Shape(
     layers=2, width=64, heads=4, groups=2, inside=128, vocabulary=512, rank=4, prefix=24, read=8, shown=8, new=6,
     conversations=6, row=96, pairs=2,

@@ -36,7 +36,7 @@ from edgeglass.models.vlm.sequences import NOT_SUPERVISED, Rows, pack_conversati
 
 NO_STOP = (-1,)
 LOOPS = TrmConfig(steps=4)
-CPU_LAYERS = {"decoding": 8, "packing": 4}
+CPU_LAYERS = {"decoding": 8, "reuse": 8, "packing": 4}
 """Layers on a CPU where the bar does not need all of them."""
 
 
