@@ -10,9 +10,7 @@ from aaclip.detector.detector import Detector
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_maps_and_scores_are_those_of_the_cpu(detector, monkeypatch):
-    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(library, "allow_tf32", False)
+def test_maps_and_scores_are_those_of_the_cpu(detector, exact_products):
     images_B3SS = torch.randn(3, 3, detector.size, detector.size, generator=torch.Generator().manual_seed(0))
     text_BD2 = detector.class_embedding("mug").expand(3, -1, -1)
     expected = detector.scores(images_B3SS, text_BD2)

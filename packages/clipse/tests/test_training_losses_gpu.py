@@ -20,6 +20,7 @@ def batch(device: str, rows: int = 300) -> tuple[torch.Tensor, torch.Tensor, tor
 
 @pytest.mark.gpu
 @without_gpu
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
 def test_loss_statistics_and_gradients_are_those_of_the_cpu(weighting):
     found = []

@@ -12,6 +12,7 @@ without_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is
 
 @pytest.mark.gpu
 @without_gpu
+@pytest.mark.usefixtures("exact_products")
 @pytest.mark.parametrize("tile", [None, 5])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_losses_and_gradients_are_those_of_the_cpu(form, tile):

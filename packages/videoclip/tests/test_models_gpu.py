@@ -10,9 +10,7 @@ from videoclip.models import VideoAttentionCLIP
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn", "cnn_lstm", "r3d_18"])
-def test_outputs_are_those_of_the_cpu(backbone, monkeypatch):
-    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(library, "allow_tf32", False)
+def test_outputs_are_those_of_the_cpu(backbone, exact_products):
     torch.manual_seed(0)
     config = ModelConfig(clip_backbone=backbone, clip_feature_dim=16, clip_embed_dim=8, map_guided=True)
     model = VideoAttentionCLIP(config).eval()
