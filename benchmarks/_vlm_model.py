@@ -71,7 +71,9 @@ class GivenTokens(nn.Module):
         return length
 
 
-def build_model(shape: Shape, device: torch.device, *, trm: TrmConfig | None = None, lora: bool = False) -> QwenVLM:
+def build_model(
+    shape: Shape, device: torch.device, *, trm: TrmConfig | None = None, lora: bool = False, checkpointing: bool = False
+) -> QwenVLM:
     """Return a model of random weights; its recursion, if it has one, changes the hidden states."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -89,7 +91,7 @@ def build_model(shape: Shape, device: torch.device, *, trm: TrmConfig | None = N
     with torch.device(device):
         language = Qwen2ForCausalLM(config)
         language = language.to(dtype_on(device)).requires_grad_(False).eval()
-        decoder = QwenDecoder(language, lora=AdapterConfig(r=shape.rank) if lora else None)
+        decoder = QwenDecoder(language, lora=AdapterConfig(r=shape.rank) if lora else None, checkpointing=checkpointing)
         recursion = LatentRecursion(shape.width, trm) if trm else None
         if recursion is not None:
             nn.init.normal_(recursion.gate_E, std=0.1)

@@ -232,12 +232,18 @@ def straightforward_loss(model: QwenVLM, rows: Rows, images: TokenSequence) -> T
 
 
 ARMS = ("ours", "straightforward")
-TRAINS = {"projector and adapters": True, "projector": False}
+CASES = {
+    "step": "training step",
+    "again": "training step, activations computed again",
+    "head": "embeddings, head and loss without the layers",
+}
 
 
-def measure_arm(arm: str, shape: Shape, device: torch.device, *, lora: bool) -> dict[str, float]:
+def measure_arm(arm: str, case: str, shape: Shape, device: torch.device) -> dict[str, float]:
     """Return the loss of one arm and its peak of forward and backward above weights and inputs, in MiB."""
-    model = build_model(shape, device, lora=lora).train()
+    if case == "head":
+        shape = replace(shape, layers=0)
+    model = build_model(shape, device, lora=case != "head", checkpointing=case == "again").train()
     conversations = [draw_conversation(shape, 24, 8, seed) for seed in range(2)]
     rows = pad_conversations(conversations, [0, 1], [shape.prefix] * 2).to(device)
     images = draw_images(shape, 2, shape.prefix, device)
@@ -250,21 +256,21 @@ def measure_arm(arm: str, shape: Shape, device: torch.device, *, lora: bool) -> 
 def measure_memory(shape: Shape, device: torch.device, *, arguments: Sequence[str] = ()) -> list[dict[str, object]]:
     """Compare the peaks of both losses; on a CPU each arm runs in its own process."""
     measured: list[dict[str, object]] = []
-    for what, lora in TRAINS.items():
+    for case, what in CASES.items():
         found = []
         for arm in ARMS:
             if device.type == "cuda":
-                found.append(measure_arm(arm, shape, device, lora=lora))
+                found.append(measure_arm(arm, case, shape, device))
                 torch.cuda.empty_cache()
             else:
-                more = [*arguments, "--layers", str(shape.layers), *(["--lora"] if lora else [])]
+                more = [*arguments, "--layers", str(shape.layers), "--case", case]
                 found.append(arm_in_own_process(__file__, arm, *more))
         ours, other = found
         assert abs(ours["loss"] - other["loss"]) <= 2e-2 * other["loss"], found
         measured.append(
             {
-                "what": f"peak of the loss, {what} trained",
-                "layers": shape.layers,
+                "what": f"peak: {what}",
+                "layers": 0 if case == "head" else shape.layers,
                 "ours": "logits where supervised",
                 "ours MiB": round(ours["mib"]),
                 "alternative": "at all positions",
@@ -307,13 +313,13 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--layers", type=int, help="layers of the language model")
     parser.add_argument("--arm", choices=ARMS, help="measure the peak memory of one arm and print it as JSON")
-    parser.add_argument("--lora", action="store_true", help="with --arm: train adapters too")
+    parser.add_argument("--case", choices=CASES, default="step", help="with --arm: of what")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.arm:
         shape = choose_shape("memory", device, quick=options.quick, layers=options.layers)
-        print(json.dumps(measure_arm(options.arm, shape, device, lora=options.lora)))
+        print(json.dumps(measure_arm(options.arm, options.case, shape, device)))
         return
     parts = options.part or list(PARTS)
     rows = []
