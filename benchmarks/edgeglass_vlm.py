@@ -72,7 +72,8 @@ def answer_anew(model: QwenVLM, embeds_BTE: Tensor, new: int) -> list[list[int]]
         state_BTE, _ = model.final_state(embeds_BTE, mask_R1TK=mask_R1TT, positions_RT=positions_RT)
         tokens.append(model.decoder.logits(state_BTE[:, -1]).argmax(dim=-1))
         embeds_BTE = torch.cat((embeds_BTE, model.decoder.embed(tokens[-1][:, None])), dim=1)
-    return torch.stack(tokens, dim=1).tolist()
+    answers: list[list[int]] = torch.stack(tokens, dim=1).tolist()
+    return answers
 
 
 def answer_cached(model: QwenVLM, reading: Reading, embeds_BQE: Tensor, new: int) -> list[list[int]]:
@@ -173,7 +174,7 @@ def measure_packing(shape: Shape, device: torch.device) -> list[dict[str, object
         draw_conversation(shape, asked, answered, seed)
         for seed, (asked, answered) in enumerate(draw_lengths(count, shape.row - shape.shown - 20))
     ]
-    cases = {
+    cases: dict[str, list[int | None]] = {
         "training, half without an image": [number // 2 if number % 2 else None for number in range(count)],
         "training, 4 questions on each image": [number // 4 for number in range(count)],
     }

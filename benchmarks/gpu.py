@@ -265,10 +265,8 @@ def make_step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Non
 def measure_aaclip(run: Run) -> Iterator[Row]:
     """Maps and scores of images at 518 pixels, in bfloat16 and in float32."""
     bundle = load_backbone(run, "ViT-L-14", image_size=518)
-    blocks = {} if not run.quick else {"image_blocks": 2, "text_blocks": 1}
-    model = AnomalyModel(
-        bundle, levels=None, surgery=SurgeryConfig(), adapters=AdapterConfig(**blocks), heads=HeadConfig()
-    )
+    adapters = AdapterConfig(image_blocks=2, text_blocks=1) if run.quick else AdapterConfig()
+    model = AnomalyModel(bundle, levels=None, surgery=SurgeryConfig(), adapters=adapters, heads=HeadConfig())
     scorer = Scorer(model, logistic=UNFITTED, domain="industrial").to(run.device).eval()
     batch, size = run.pick(32, 2), scorer.size
     images = torch.randn(batch, 3, size, size, device=run.device)
