@@ -1,11 +1,10 @@
 """Real encoders, real captions and real spoken digits, where they are at hand: what alignment reaches on them."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.real import real_data, real_model
 
 from clip_common.config import load_config
 from clip_common.features import FeatureCache
@@ -21,21 +20,6 @@ pytestmark = pytest.mark.real
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HELD_OUT = "theo"
-
-
-def real_part(variable: str, default: Path, name: str) -> Path:
-    folder = Path(os.environ.get(variable, default)) / name
-    if not folder.exists():
-        pytest.skip(f"{folder} is absent: set {variable} to the folder that holds it")
-    return folder
-
-
-def real_data(name: str) -> Path:
-    return real_part("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data", name)
-
-
-def real_encoder(name: str) -> Path:
-    return real_part("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets", name)
 
 
 def embed_words(model: MultimodalAlignmentModel) -> torch.Tensor:
@@ -56,8 +40,8 @@ def test_digits_of_a_speaker_who_was_not_heard_find_their_words(tmp_path):
     (tmp_path / "digits.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     overrides = [
         f"data.root={tmp_path / 'digits.jsonl'}",
-        f"encoders.text.name={real_encoder('minilm')}",
-        f"encoders.audio.name={real_encoder('whisper')}",
+        f"encoders.text.name={real_model('minilm')}",
+        f"encoders.audio.name={real_model('whisper')}",
         f"runs={tmp_path / 'runs'}",
         "name=digits",
     ]
@@ -73,8 +57,8 @@ def test_captions_are_found_far_more_often_than_by_untrained_heads(tmp_path):
     """A ridge map between the same features reaches an rsum of 232 on these 201 test images."""
     overrides = [
         f"data.root={real_data('captions')}",
-        f"encoders.vision.name={real_encoder('dinov2')}",
-        f"encoders.text.name={real_encoder('minilm')}",
+        f"encoders.vision.name={real_model('dinov2')}",
+        f"encoders.text.name={real_model('minilm')}",
         f"runs={tmp_path / 'runs'}",
         "name=captions",
         "trainer.max_epochs=100",
