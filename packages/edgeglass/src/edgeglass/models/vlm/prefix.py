@@ -96,15 +96,18 @@ def build_vision_proj(kind: str, *, width: int, decoder_width: int, size: float 
     tokens of the size of the decoder's own; larger ones would drown them in its residual stream.
 
     Args:
-        kind: `linear`, or `mlp2x_gelu` as LLaVA-1.5 has it (arXiv:2310.03744).
+        kind: `linear`, or `mlp2x_gelu` as LLaVA-1.5 has it (arXiv:2310.03744); its hidden layer is as wide as the wider
+            side.
         width: C.
         decoder_width: E.
         size: Root mean square of the numbers in the decoder's token embeddings.
     """
     layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
+    inside = width
     if kind == "mlp2x_gelu":
-        layers += [nn.Linear(width, decoder_width), nn.GELU()]
-    last = nn.Linear(width if kind == "linear" else decoder_width, decoder_width)
+        inside = max(width, decoder_width)  # a decoder narrower than the tokens would be a bottleneck
+        layers += [nn.Linear(width, inside), nn.GELU()]
+    last = nn.Linear(inside, decoder_width)
     proj = nn.Sequential(*layers, last)
     with torch.no_grad():
         given = proj(torch.randn(256, width)).square().mean().sqrt()
