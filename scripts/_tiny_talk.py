@@ -2,9 +2,10 @@
 
 A row begins with its context, which tells all about a scene: a description in words, or a grid of vectors, each the sum
 of the embeddings of the words for one of 7 × 7 cells. The grid teaches the decoder to read what a projector can make of
-the tokens of an image; it is made from the words of the scene, without a picture. Turns of questions and answers
-follow. In half of the rows each turn sees the context and itself only, and its positions go on from the context, as
-conversations about an image do that are packed into a row; in the others it sees the turns before it too.
+the tokens of an image; it is made from the words of the scene, without a picture, and in training it misses words and
+names wrong kinds, as a projector does that still learns. Turns of questions and answers follow. In most rows each turn
+sees the context and itself only, and its positions go on from the context, as conversations about an image do that are
+packed into a row; in the others it sees the turns before it too.
 
 Shapes: R rows, T tokens of a row, K ids whose embeddings are summed at a token.
 """
@@ -14,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from clip_common.synthetic import REASONING_TYPES, TYPES, Scene, captions, draw_questions, sample_scene
 from clip_common.synthetic.captions import BACKGROUND_WORDS, WORDS, add_article, choose
 from clip_common.synthetic.question_forms import FORMS, REASONING_FORMS
-from clip_common.synthetic.scenes import PLACES, PRETRAINING_SEED, SIDE, Thing, centre
+from clip_common.synthetic.scenes import KINDS, PLACES, PRETRAINING_SEED, SIDE, Thing, centre
 
 ALL_TYPES = (*TYPES, *REASONING_TYPES)
 CAPTION = "Describe the image."
@@ -38,6 +39,16 @@ VOCABULARY = 704
 CONTEXT = 1024
 CELLS = 7
 """Cells a side of a grid."""
+GRIDS = 0.7
+"""Share of training rows with a grid; the others have a description."""
+CHATS = 0.08
+"""Share of training rows that are chats."""
+APART = 0.7
+"""Share of the other ones whose turns do not see each other."""
+DROPPED = 0.25
+"""Probability that a word is missing in a cell of a grid in training."""
+MISTAKEN = 0.1
+"""Probability that a cell names a random kind instead of its own."""
 NOT_SUPERVISED = -100
 
 
@@ -142,25 +153,39 @@ class Row:
     apart: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """R rows.
 
     Attributes:
         ids_RTK: Ids whose embeddings are summed, long; 0 where there are fewer than K.
-        weights_RTK: 1 / √(number of ids) for each id, else 0.
+        counts_RT: Number of ids of each token, at least 1.
         positions_RT: Long.
-        mask_R1TT: Whether a token (first T) attends to another one.
+        owners_RT: Number of the turn of a token in its row; -1 for the context and padding.
         targets_RT: Id of the following token in answers, long; else -100.
         turns_RT: Number of the turn, over all rows, of which a target is a part; -1 elsewhere.
+        apart_R: Whether turns do not see each other.
     """
 
     ids_RTK: Tensor
-    weights_RTK: Tensor
+    counts_RT: Tensor
     positions_RT: Tensor
-    mask_R1TT: Tensor
+    owners_RT: Tensor
     targets_RT: Tensor
     turns_RT: Tensor
+    apart_R: Tensor
+
+    def weights(self) -> Tensor:
+        """Return the weights (R, T, K) of the summed embeddings: 1 / √(number of ids) for each id, else 0."""
+        counts_RT1 = self.counts_RT[..., None]
+        return (torch.arange(self.ids_RTK.shape[2], device=counts_RT1.device) < counts_RT1) / counts_RT1.sqrt()
+
+    def mask(self) -> Tensor:
+        """Return whether a token (first T) attends to another one, as (R, 1, T, T)."""
+        length = self.owners_RT.shape[1]
+        past_TT = torch.ones(length, length, dtype=torch.bool, device=self.owners_RT.device).tril()
+        owner_R1T = self.owners_RT[:, None, :]
+        seen_RTT = (owner_R1T == self.owners_RT[:, :, None]) | (owner_R1T == -1) | ~self.apart_R[:, None, None]
+        return (seen_RTT & past_TT)[:, None]
 
 
 class Speaker:
@@ -171,8 +196,14 @@ class Speaker:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
         self.encode = lru_cache(100_000)(lambda text: tuple(tokenizer(text)["input_ids"]))
         self.end, self.turn_end = (tokenizer.convert_tokens_to_ids(token) for token in (END, TURN_END))
+        self.kinds = [self.encode(f" {kind}")[0] for kind in KINDS]
+
+    def __reduce__(self) -> tuple[type["Speaker"], tuple[Any]]:
+        """Return what another process makes its own speaker of."""
+        return Speaker, (self.tokenizer,)
 
     def make_context(self, scene: Scene, random: np.random.Generator, *, grid: bool) -> tuple[tuple[int, ...], ...]:
         """Return the context of a scene: 49 sums, or the tokens of a description, of one id each."""
@@ -194,7 +225,7 @@ class Speaker:
         ]
         asked.insert(int(random.integers(len(asked))), ("caption", CAPTION, choose(captions(scene), random)))
         before, between = f"{TURN}user\n", f"{TURN_END}\n{TURN}assistant\n"
-        turns = []
+        turns: list[Turn] = []
         for type, text, answer in asked:
             if chat:
                 first = not turns
@@ -205,18 +236,29 @@ class Speaker:
         return turns
 
     def make_row(self, scene: Scene, count: int, random: np.random.Generator) -> Row:
-        """Return a row for training: a description or a grid, turns apart or in succession, now and then as a chat."""
-        chat = random.random() < 0.1
-        context = self.make_context(scene, random, grid=random.random() < 0.5)
+        """Return a row for training: a grid or a description, turns apart or in succession, now and then as a chat."""
+        chat, grid = random.random() < CHATS, random.random() < GRIDS
+        context = self.make_context(scene, random, grid=grid)
+        if grid:
+            context = tuple(self.spoil(ids, random) for ids in context)
         if chat:
             context = (*((number,) for number in self.encode(f"{TURN}user\n")), *context)
         turns = self.make_turns(scene, count, random, chat=chat)
-        return Row(context, tuple(turns), apart=not chat and random.random() < 0.5)
+        return Row(context, tuple(turns), apart=not chat and random.random() < APART)
+
+    def spoil(self, ids: Sequence[int], random: np.random.Generator) -> tuple[int, ...]:
+        """Return the words of a cell with some of them missing, but not all, and perhaps another kind."""
+        kinds = self.kinds
+        named = [
+            kinds[random.integers(len(kinds))] if number in kinds and random.random() < MISTAKEN else number
+            for number in ids
+        ]
+        return tuple(number for number in named if random.random() >= DROPPED) or (named[0],)
 
 
 def make_batch(rows: Sequence[Row], *, length: int) -> Batch:
     """Return rows as tensors, cut at `length` tokens and padded to the longest."""
-    fields: list[list[Any]] = []
+    fields: list[tuple[list[Any], ...]] = []
     start = 0
     for row in rows:
         tokens = [*row.context]
@@ -232,26 +274,16 @@ def make_batch(rows: Sequence[Row], *, length: int) -> Batch:
             targets += [NOT_SUPERVISED] * unlearned + [*turn.answer, NOT_SUPERVISED]
             numbers += [-1] * unlearned + [start + number] * len(turn.answer) + [-1]
         start += len(row.turns)
-        fields.append([part[:length] for part in (tokens, positions, owners, targets, numbers)] + [row.apart])
-    count = max(len(row[0]) for row in fields)
-    most = max(len(ids) for row in fields for ids in row[0])
-    ids_RTK = torch.zeros(len(fields), count, most, dtype=torch.long)
-    weights_RTK = torch.zeros(len(fields), count, most)
-    positions_RT = torch.zeros(len(fields), count, dtype=torch.long)
-    owners_RT, targets_RT, turns_RT = (torch.full((len(fields), count), -1) for _ in range(3))
-    targets_RT[:] = NOT_SUPERVISED
-    for number, (tokens, positions, owners, targets, turns, _) in enumerate(fields):
-        ids_RTK[number, : len(tokens)] = torch.tensor([[*ids, *[0] * (most - len(ids))] for ids in tokens])
-        counts_T = torch.tensor([len(ids) for ids in tokens])
-        weights_RTK[number, : len(tokens)] = (torch.arange(most) < counts_T[:, None]) / counts_T[:, None].sqrt()
-        for tensor, values in (
-            (positions_RT, positions),
-            (owners_RT, owners),
-            (targets_RT, targets),
-            (turns_RT, turns),
-        ):
-            tensor[number, : len(values)] = torch.tensor(values)
-    apart_R11 = torch.tensor([row[-1] for row in fields])[:, None, None]
-    same_RTT = (owners_RT[:, None, :] == owners_RT[:, :, None]) | (owners_RT[:, None, :] == -1)
-    mask_RTT = (same_RTT | ~apart_R11) & torch.ones(count, count, dtype=torch.bool).tril()
-    return Batch(ids_RTK, weights_RTK, positions_RT, mask_RTT[:, None], targets_RT, turns_RT)
+        counts = [len(ids) for ids in tokens]
+        fields.append(tuple(part[:length] for part in (tokens, counts, positions, owners, targets, numbers)))
+    count = max(len(counts) for _, counts, *_ in fields)
+    most = max(max(counts) for _, counts, *_ in fields)
+    ids_RTK = np.zeros((len(rows), count, most), dtype=np.int64)
+    columns = [np.full((len(rows), count), padding) for padding in (1, 0, -1, NOT_SUPERVISED, -1)]
+    for number, (tokens, *parts) in enumerate(fields):
+        for place, ids in enumerate(tokens):
+            ids_RTK[number, place, : len(ids)] = ids
+        for column_RT, values in zip(columns, parts, strict=True):
+            column_RT[number, : len(values)] = values
+    apart_R = torch.tensor([row.apart for row in rows])
+    return Batch(torch.from_numpy(ids_RTK), *map(torch.from_numpy, columns), apart_R)

@@ -41,11 +41,11 @@ def test_two_minutes_of_the_encoders_learn_and_are_not_repeated(tmp_path):
 @pytest.mark.slow
 def test_two_minutes_of_the_language_model_learn_and_are_not_repeated(tmp_path):
     command = [sys.executable, ROOT / "scripts" / "pretrain_tiny_decoder.py", "--steps", 100]
-    command += ["--folder", tmp_path / "small"]
+    command += ["--folder", tmp_path / "small", "--rows", 16, "--device", "cpu", "--workers", 1]
     losses = re.findall(r"  loss (\S+)", run(*map(str, command), cwd=tmp_path))
     assert float(losses[-1]) < 4, losses  # all tokens alike: 6.3
     before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
     assert "is finished" in run(*map(str, command), cwd=tmp_path)
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
-    assert load_language(tmp_path / "small").spec.width == 128
+    assert load_language(tmp_path / "small").spec.width == 192
     assert "# The tiny language model" in (tmp_path / "small" / "README.md").read_text(encoding="utf-8")

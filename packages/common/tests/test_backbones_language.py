@@ -124,9 +124,11 @@ def test_an_answer_ends_with_any_of_the_tokens_that_the_folder_names(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_and_loaded_it_has_the_same_logits(dtype, tmp_path):
+def test_saved_and_loaded_it_has_the_same_logits(dtype, tmp_path, capfd):
     language = load_language(write_language(tmp_path / "model", chat=CHAT), dtype=dtype)
+    capfd.readouterr()
     save_language(language.model, language.tokenizer, tmp_path / "saved")
+    assert capfd.readouterr() == ("", "")
     again = load_language(tmp_path / "saved", dtype=dtype)
     assert torch.equal(logits(again.model), logits(language.model))
     assert again.spec.stop_ids == language.spec.stop_ids

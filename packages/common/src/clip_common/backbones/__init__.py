@@ -26,7 +26,14 @@ from clip_common.backbones.encoder import (
 )
 from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
 from clip_common.backbones.huggingface import prefetch
-from clip_common.backbones.language import LanguageModel, check_quantization, load_language, make_cache, save_language
+from clip_common.backbones.language import (
+    LanguageModel,
+    check_quantization,
+    load_language,
+    make_cache,
+    quiet_bitsandbytes,
+    save_language,
+)
 from clip_common.backbones.open_clip import load_clip
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import (
@@ -90,6 +97,7 @@ __all__ = [
     "make_cache",
     "move",
     "prefetch",
+    "quiet_bitsandbytes",
     "save_bundle",
     "save_language",
 ]

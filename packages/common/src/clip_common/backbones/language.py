@@ -19,6 +19,7 @@ from clip_common.backbones.huggingface import (
     load_tokenizer,
     one_line,
     without_code,
+    without_progress_bar,
 )
 from clip_common.backbones.spec import BackboneError, LanguageSpec
 from clip_common.backbones.tokenizers import hash_tokenizer
@@ -108,7 +109,8 @@ def save_language(model: Any, tokenizer: Any, folder: Path) -> None:
     if getattr(model, "is_quantized", False):
         raise BackboneError(f"{folder}: the model is quantized, which loses precision: save it loaded with none")
     with write_new_folder(folder) as draft:
-        model.save_pretrained(draft)
+        with without_progress_bar():
+            model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         for file in draft.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes files that only their owner may read
@@ -126,13 +128,21 @@ def check_quantization(quantization: Quantization, device: torch.device | str = 
     if quantization == "none":
         return
     with _quantization_errors(quantization, device):
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of casts in every forward pass
+        quiet_bitsandbytes()
         import accelerate  # noqa: F401  transformers needs it for this
         import bitsandbytes
 
         layer = bitsandbytes.nn.Linear4bit if quantization == "4bit" else bitsandbytes.nn.Linear8bitLt
         with torch.inference_mode():
             layer(64, 64).to(device)(torch.zeros(1, 64, device=device))
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes, which need not be imported yet, from all messages but errors.
+
+    Its import warns of kernels that it cannot download, and each forward pass of a quantized layer of a cast.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_common.backbones import quiet_bitsandbytes
 from edgeglass.config import AdapterConfig
 
 ALL = "all-linear"
@@ -93,6 +94,7 @@ def add_adapters(model: Any, config: AdapterConfig) -> None:
     Raises:
         ValueError: No linear layer has one of the names.
     """
+    quiet_bitsandbytes()  # peft imports it, and it would warn of kernels that it does not need here
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
