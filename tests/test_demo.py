@@ -1,11 +1,19 @@
 """`make demo`'s script does what it says, and leaves the pictures whose paths it prints."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from helpers.environments import ROOT, run
+
+
+def accuracies(printed: str) -> list[float]:
+    """Accuracy, majority, and accuracy with swapped images, over all questions, as `edgeglass vlm-eval` prints them."""
+    row = re.search(r"(?m)^ *all  .*$", printed)[0]
+    accuracy, _, majority, swapped = re.findall(r"\d\.\d{3}", re.sub(r"\(\d\.\d{3} to( \d\.\d{3}\))?", "", row))
+    return [float(number) for number in (accuracy, majority, swapped)]
 
 
 @pytest.mark.slow
@@ -27,10 +35,17 @@ def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     assert "anomalous" in printed.split("aaclip 5/5")[1]
     guided = float(printed.split("videoclip 3/4")[1].split("accuracy ")[1].split()[0])
     assert guided > 0.4, printed  # always the most frequent class: a third
-    scored = printed.split("edgeglass 3/5")[1]
+    scored = printed.split("edgeglass 3/8")[1]
     for direction in ("image → text", "audio → text", "image → audio"):
         assert float(scored.split(direction)[1].split()[0]) > 0.75, printed  # chance is .005
-    assert "recall@5 of exact search" in printed.split("edgeglass 5/5")[1]
+    assert "recall@5 of exact search" in printed.split("edgeglass 5/8")[1]
+    answered = printed.split("edgeglass 8/8")[1]
+    accuracy, majority, swapped = accuracies(answered)
+    assert accuracy >= 0.35, printed
+    assert accuracy > majority, printed
+    assert accuracy >= swapped + 0.1, printed
+    assert abs(swapped - majority) < 0.1, printed
+    assert "how many things are there?" in answered
     shown = printed.split("To look at")[1].split()
     pictures = {
         "search.html",
