@@ -9,8 +9,8 @@
 
 The model that sees was trained on questions about one object, or a count of all, and is frozen here: its last hidden
 states are computed once. Every part below learns from them, in the same batches, questions that compare two objects,
-count those that meet a condition, or ask what is beside another. The recursion has T = 4 loops of n = 2 updates of one
-layer (12 applications). `plain, 12 layers` has as many layers of their own, the same compute; `plain, 1 layer` the same
+count those that meet a condition, or ask what is beside another. The recursion has T = 4 loops of n = 1 updates of one
+layer (8 applications). `plain, 8 layers` has as many layers of their own, the same compute; `plain, 1 layer` the same
 parameters. The recursive decoder replaces the language model: it reads the image tokens through the frozen projector
 and one of its own, and learns the words from nothing.
 
@@ -70,11 +70,11 @@ class Arm:
     decoder: bool = False
 
 
-SIZE = TrmConfig(steps=4, inner=2, layers=1, width=64, heads=4)
+SIZE = TrmConfig(steps=4, inner=1, layers=1, width=64, heads=4)
 ARMS = {
     "no recursion": Arm(replace(SIZE, steps=0)),
     "plain, 1 layer": Arm(SIZE, plain_layers=1),
-    "plain, 12 layers": Arm(SIZE, plain_layers=12),
+    "plain, 8 layers": Arm(SIZE, plain_layers=8),
     "recursion, last": Arm(SIZE),
     "recursion, all": Arm(replace(SIZE, supervise="all")),
     "recursion, monotone": Arm(replace(SIZE, supervise="monotone")),
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="run of `edgeglass vlm`")
     parser.add_argument("questions", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/trm"))
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()

@@ -85,8 +85,8 @@ say "edgeglass 7/8: teach a tiny language model, which knows the words but has s
 type_and_run edgeglass vlm --config tiny_vlm align="$folder/runs/edgeglass/world" data.root="$folder/questions" name=seeing runs="$folder/runs"
 
 say "edgeglass 8/8: ask about scenes that were not in training, and about the wrong ones; then three questions about one picture"
-type_and_run edgeglass vlm-eval "$folder/runs/edgeglass/seeing" --control swapped --show 3
+type_and_run edgeglass vlm-eval "$folder/runs/edgeglass/seeing" --control swapped --show 3 --html "$folder/answers.html"
 type_and_run edgeglass ask "$folder/runs/edgeglass/seeing" "$(ls "$folder"/questions/images/*.jpg | tail -1)" "how many things are there?" "is there anything red?" "describe the image."
 
 say "To look at"
-ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png
+ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png "$folder"/answers.html

@@ -20,7 +20,8 @@ Quantize = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=0, help="Loops of the recursion; default: as it was trained.", show_default=False)
 ]
-RIGHT = "the images of the questions"
+ON_PAGE = 60
+"""Answers on a page."""
 
 
 def add_vlm_verbs(app: typer.Typer) -> None:
@@ -130,6 +131,9 @@ def evaluate(
     ] = "none",
     steps: Steps = None,
     show: Annotated[int, typer.Option(min=0, help="Questions to print with their answers.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the first 60 answers as a page with their pictures.")
+    ] = None,
 ) -> None:
     """Answer the questions of a split and score the answers: VQA accuracy by type of question, or CIDEr and BLEU.
 
@@ -137,13 +141,21 @@ def evaluate(
 
         edgeglass vlm-eval runs/edgeglass/seeing
 
-        edgeglass vlm-eval runs/edgeglass/seeing data.root=other/ split=val --control swapped
+        edgeglass vlm-eval runs/edgeglass/seeing data.root=other/ split=val --control swapped --html answers.html
     """
+    from edgeglass.report.answers_page import check_replaceable, write_answers
     from edgeglass.scoring.vlm_score import score_vlm
+
+    if html is not None:
+        check_replaceable(html)
 
     scored = score_vlm(run, overrides=overrides or [], control=control, steps=steps, reporter=cli.progress)
     print_scores(scored)
     print_answers(scored, show)
+    if html is not None:
+        accuracy = scored.scores.accuracy["all"].value
+        note = f"{len(scored.asked):,} questions, accuracy {accuracy:.3f}"
+        cli.print_files("page", [write_answers(html, scored.page_answers(ON_PAGE), title=scored.name, note=note)])
 
 
 def merge(run: RunArgument, folder: NewFolder) -> None:

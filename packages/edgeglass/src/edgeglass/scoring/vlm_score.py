@@ -19,6 +19,7 @@ from edgeglass.config import VlmConfig
 from edgeglass.data.conversations import Conversation, read_conversations
 from edgeglass.data.records import Source, Turn
 from edgeglass.models.vlm.layout import EncodedConversation
+from edgeglass.report.answers_page import PageAnswer
 from edgeglass.scoring.answers import ALL, AnswerScores, Estimate, majority_answers, score_answers
 from edgeglass.scoring.captions import bleu, cider
 from edgeglass.scoring.features import CachedInputs, move_inputs
@@ -113,6 +114,14 @@ class ScoredVlm:
             row = (one.turn.question, self.answers[number], one.turn.references[0])
             found.setdefault(place, []).append(row)
         return found
+
+    def page_answers(self, count: int) -> list[PageAnswer]:
+        """Return the first answers for a page of them."""
+        scores = self.scores.per_question["accuracy"].tolist()
+        return [
+            PageAnswer(one.conversation.image, one.turn.question, answer, one.turn.references[0], score)
+            for one, answer, score in list(zip(self.asked, self.answers, scores, strict=True))[:count]
+        ]
 
     def tables(self) -> list[Table]:
         """Return what a person reads: accuracies by type of question, or the scores of captions."""
