@@ -50,6 +50,7 @@ def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     pictures = {
         "search.html",
         "sounds.html",
+        "answers.html",
         "widths-test.png",
         "bells.html",
         "00042_overlay.png",
