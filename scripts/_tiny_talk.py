@@ -286,4 +286,4 @@ def make_batch(rows: Sequence[Row], *, length: int) -> Batch:
         for column_RT, values in zip(columns, parts, strict=True):
             column_RT[number, : len(values)] = values
     apart_R = torch.tensor([row.apart for row in rows])
-    return Batch(torch.from_numpy(ids_RTK), *map(torch.from_numpy, columns), apart_R)
+    return Batch._make([*map(torch.from_numpy, [ids_RTK, *columns]), apart_R])
