@@ -150,6 +150,7 @@ def mixed(question_parts, tmp_path) -> Path:
         (["data.max_length=5"], "leaves 1 for the text: raise data.max_length"),
         (["decoder.name=nothing/here/at all"], "no such folder"),
         (["trm.heads=3"], "must be an even whole number"),
+        (["trm.halt=threshold"], "set trm.supervise=all or monotone"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(asked, tmp_path, overrides, message):

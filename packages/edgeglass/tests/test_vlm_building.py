@@ -19,6 +19,7 @@ POOLINGS = {
     "mean": ["encoders.vision.pooling=mean", "encoders.vision.projector=linear"],
     "perceiver": ["encoders.vision.pooling=perceiver", "encoders.vision.perceiver.latents=4"],
 }
+TRAINED = ["encoders.vision.pooling=mean", "encoders.vision.freeze=false"]
 
 
 @pytest.fixture
@@ -96,10 +97,12 @@ def list_files(folder) -> dict[str, int]:
         ("own", [], "whose head knows no tokens, only pooled images: set prefix.tokens=patch"),
         ("attention", ["prefix.select_layer=2"], "prefix.select_layer belongs to prefix.tokens=patch"),
         ("perceiver", ["prefix.merge=2"], "the latents of a Perceiver form no grid"),
+        ("trained", [], "trained its image encoder"),
     ],
 )
 def test_image_tokens_that_do_not_exist_are_refused(asked, aligned, pooling, overrides, message):
-    run = aligned("name=first", *POOLINGS.get(pooling, [f"encoders.vision.pooling={pooling}"])).run
+    others = {"trained": TRAINED, "own": ["encoders.vision.pooling=own"]}
+    run = aligned("name=first", *(POOLINGS | others)[pooling]).run
     basic = [f"align={run.path}", "prefix.name=null", "prefix.image_size=null", "prefix.merge=1"]
     with pytest.raises(ValueError, match=message):
         load_prefix(configured(asked, *basic, *overrides))

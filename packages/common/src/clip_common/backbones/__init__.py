@@ -31,11 +31,11 @@ from clip_common.backbones.language import (
     check_quantization,
     load_language,
     make_cache,
-    quiet_bitsandbytes,
     save_language,
 )
 from clip_common.backbones.open_clip import load_clip
 from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.quiet import quiet_bitsandbytes
 from clip_common.backbones.spec import (
     AudioContext,
     AudioSpec,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from clip_common.backbones.quiet import quiet_bitsandbytes
 from clip_common.backbones.shipped import find_shipped
 from clip_common.backbones.spec import BackboneError
 
@@ -250,6 +251,7 @@ def without_code() -> Iterator[None]:
     transformers asks "Do you wish to run the custom code?" in calls without `trust_remote_code`, such as those of
     open_clip and of its own models. With no time to answer it raises ValueError instead.
     """
+    quiet_bitsandbytes()
     from transformers import dynamic_module_utils
 
     before = dynamic_module_utils.TIME_OUT_REMOTE_CODE

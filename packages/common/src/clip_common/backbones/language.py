@@ -1,7 +1,6 @@
 """Causal language models: `load_language`, `save_language`, and the fingerprint of their stored weights."""
 
 import json
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from clip_common.backbones.huggingface import (
     without_code,
     without_progress_bar,
 )
+from clip_common.backbones.quiet import quiet_bitsandbytes
 from clip_common.backbones.spec import BackboneError, LanguageSpec
 from clip_common.backbones.tokenizers import hash_tokenizer
 from clip_common.runs.files import write_new_folder
@@ -135,14 +135,6 @@ def check_quantization(quantization: Quantization, device: torch.device | str = 
         layer = bitsandbytes.nn.Linear4bit if quantization == "4bit" else bitsandbytes.nn.Linear8bitLt
         with torch.inference_mode():
             layer(64, 64).to(device)(torch.zeros(1, 64, device=device))
-
-
-def quiet_bitsandbytes() -> None:
-    """Keep bitsandbytes, which need not be imported yet, from all messages but errors.
-
-    Its import warns of kernels that it cannot download, and each forward pass of a quantized layer of a cast.
-    """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager

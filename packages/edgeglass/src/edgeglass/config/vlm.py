@@ -110,6 +110,10 @@ class TrmConfig:
                 f"trm: width={self.width} over heads={self.heads} must be an even whole number, which rotary positions "
                 "need"
             )
+        if self.halt == "threshold" and self.supervise == "last":
+            raise ConfigError(
+                "trm.halt=threshold: the halting head learns from supervised loops; set trm.supervise=all or monotone"
+            )
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"trm.threshold: expected a probability from 0 to 1, got {self.threshold}")
         if not self.ff_mult > 0:

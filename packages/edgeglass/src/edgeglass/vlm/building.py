@@ -50,6 +50,11 @@ def load_prefix(config: VlmConfig) -> tuple[VisionPrefix, Sight]:
     if "image" not in model.modalities:
         raise ValueError(f"align={config.align}: this model reads {', '.join(model.modalities)}, and no images")
     vision = aligned.encoders.vision
+    if vision.trains:
+        raise ValueError(
+            f"align={config.align} trained its image encoder (freeze=false or lora), and this stage reads frozen ones, "
+            "which it loads by name: align with a frozen encoder, or name one with prefix.name"
+        )
     if wanted.tokens == "aligned":
         for name in ("select_layer", "image_size"):
             if getattr(wanted, name) is not None:
@@ -66,8 +71,6 @@ def load_prefix(config: VlmConfig) -> tuple[VisionPrefix, Sight]:
         prefix = make_prefix(sight, merge=wanted.merge)
         assert prefix.head is not None
         prefix.head.load_state_dict(model.encoder_of("image").head.state_dict())
-        if aligned.encoders.vision.trains:  # the trunk that was trained, not the one that its name loads
-            prefix.trunk.load_state_dict(model.encoder_of("image").trunk.state_dict())
         return prefix, sight
     vision = replace(
         vision,
