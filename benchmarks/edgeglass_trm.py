@@ -2,7 +2,7 @@
 
     edgeglass data synthetic scenes/ --what questions --train 8000 --per-picture 8 --val 48 --test 192
     edgeglass vlm --config tiny_vlm prefix.name=tiny data.root=scenes/ name=seeing
-    edgeglass data synthetic two/ --what questions --train 1000 --per-picture 12 --val 0 --test 192 --seed 5 \
+    edgeglass data synthetic two/ --what questions --train 1000 --per-picture 12 --val 0 --test 96 --seed 5 \
         --types compare,count_if,relation
     uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/       # half an hour on two cores
     uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/ --table
