@@ -45,6 +45,10 @@ def test_a_run_learns_and_leaves_a_model_that_answers(asked, question_parts, kin
     image = next((question_parts / "questions" / "images").iterdir())
     assert isinstance(vlm.ask(image, "what colour is the mug?"), str)
     assert (trained.run.path / "README.md").is_file()
+    loops = {"qwen": [], "qwen+trm": [0, 1, 2], "trm": [1, 2]}[kind]
+    logged = {name for row in rows(trained.run.path / "metrics.csv") for name, value in row.items() if value}
+    assert {name for name in logged if "loop" in name} == {f"train/loss/loop_{loop}" for loop in loops}
+    assert {plot.name for plot in trained.plots} == {"loss.png", "accuracy.png", *(["loops.png"] if loops else [])}
 
 
 def test_what_trains_in_each_phase(asked):

@@ -41,6 +41,32 @@ def draw_run(run: Run) -> list[Path]:
     ]
 
 
+def draw_vlm_run(run: Run) -> list[Path]:
+    """Draw loss and exact answers of a run of `edgeglass vlm`, and the loss after each loop if it has loops.
+
+    PNGs in RUN/plots. A run that is supervised after its last loop only has no plot of loops.
+    """
+    folder = run.folder("plots")
+    logged = {name: None for row in run.metrics.rows() for name, value in row.items() if value}
+    loops = {name: f"after loop {name.rpartition('_')[2]}" for name in logged if name.startswith("train/loss/loop_")}
+    both = {"train/{}": "training (each batch)", "val/{}": "validation"}
+    plots = [
+        (
+            "loss.png",
+            {name.format("loss"): label for name, label in both.items()},
+            "Loss of the answers",
+            "nats a token",
+        ),
+        ("accuracy.png", {name.format("accuracy"): label for name, label in both.items()}, "Exact answers", "share"),
+        ("loops.png", loops, "Training loss after each loop", "nats a token"),
+    ]
+    return [
+        draw_curves(run.path / "metrics.csv", columns, folder / name, title=title, ylabel=ylabel)
+        for name, columns, title, ylabel in plots
+        if columns
+    ]
+
+
 def _name_pairs(logged: Mapping[str, None], prefix: str) -> dict[str, str]:
     """Return the columns that start with `prefix`, and the pair of each as its label."""
     return {name: _label(name.removeprefix(prefix)) for name in logged if name.startswith(prefix)}

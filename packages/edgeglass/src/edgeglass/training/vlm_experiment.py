@@ -16,7 +16,7 @@ from clip_common.training import check_trainer, fit, load_weights
 from edgeglass.config import VlmConfig
 from edgeglass.data.conversations import Conversation, read_conversations
 from edgeglass.models.vlm.layout import EncodedConversation
-from edgeglass.report.plots import draw_run
+from edgeglass.report.plots import draw_vlm_run
 from edgeglass.scoring.features import CachedInputs
 from edgeglass.training.vlm_batches import VlmSplit
 from edgeglass.training.vlm_modules import VlmData, VlmModule
@@ -103,7 +103,7 @@ def train_vlm(config: VlmConfig, *, resume: Path | None = None, reporter: Report
         run.register({"model": config.label, "seed": config.trainer.seed, "split": "val"} | validation)
         run.ledger.finish("register")
     write_card(config, run, validation)
-    return TrainedVlm(run=run, validation=validation, plots=draw_run(run), cut=cut)
+    return TrainedVlm(run=run, validation=validation, plots=draw_vlm_run(run), cut=cut)
 
 
 def check_splits(config: VlmConfig, splits: dict[str, list[Conversation]]) -> None:

@@ -45,7 +45,8 @@ class VlmModule(L.LightningModule):
         self.log("train/loss", output.loss, prog_bar=True)
         self.log("train/accuracy", output.right_S.float().mean())
         if len(output.loops) > 1:
-            self.log_dict({f"train/loss/loop_{number}": loss for number, loss in enumerate(output.loops)})
+            first = self.config.trm.steps - len(output.loops) + 1  # a recursive decoder has no answer before loop 1
+            self.log_dict({f"train/loss/loop_{first + number}": loss for number, loss in enumerate(output.loops)})
         self.log("train/tokens", batch.rows.valid().sum().float())
         return output.loss * self.share_of_tokens(len(output.targets_N))
 
