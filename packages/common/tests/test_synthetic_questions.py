@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 
 from clip_common.synthetic import Scene, Thing, sample_scene
 from clip_common.synthetic.balance import LEAST, TooFewScenesError, balanced_questions, majority_answer_accuracy
-from clip_common.synthetic.jsonl import read_questions, write_questions
+from clip_common.synthetic.captions import captions
+from clip_common.synthetic.jsonl import read_questions, read_scenes, write_questions
 from clip_common.synthetic.question_forms import FORMS, TYPES, read_question
 from clip_common.synthetic.questions import answer, questions
 from clip_common.synthetic.scenes import COLOURS, KINDS, PLACES
@@ -220,6 +221,21 @@ def test_many_questions_about_each_training_picture(tmp_path):
     assert Counter(question.type for question in test) == {"colour": 16, "yes/no": 12, "compare": 16}
     assert not {question.scene for question in asked} & {question.scene for question in test}
     assert len(list((folder / "images").iterdir())) == 30 + len({question.scene for question in test})
+
+
+def test_captions_of_each_training_picture_among_its_questions(tmp_path):
+    folder = write_questions(
+        tmp_path / "vqa", train=4, val=0, test=16, per_picture=2, captions_per_picture=3, types=("colour",), size=32
+    )
+    rows = [row for _, row in read_json_lines(folder / "questions.jsonl")]
+    described = [row for row in rows if row["type"] == "caption"]
+    assert len(described) == 12
+    assert {row["split"] for row in described} == {"train"}
+    assert {row["question"] for row in described} == {"Describe the image."}
+    scenes = read_scenes(folder)
+    for row in described:
+        assert row["answer"] in captions(scenes[row["image"]], 3)
+    assert len(read_questions(folder, split="train")) == 8, "captions are no questions with a single answer"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from edgeglass.training.vlm_experiment import train_vlm
 
 def test_a_minute_of_training_answers_questions_about_unseen_scenes(tmp_path):
     """The words alone reach .22, and so does the trained model with the wrong images."""
-    write_questions(tmp_path / "scenes", train=400, val=16, test=64, size=112, seed=7, per_picture=16)
+    write_questions(
+        tmp_path / "scenes", train=400, val=16, test=64, size=112, seed=7, per_picture=8, captions_per_picture=3
+    )
     overrides = [
         f"data.root={tmp_path / 'scenes'}",
         "prefix.name=tiny",

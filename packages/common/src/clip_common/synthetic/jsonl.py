@@ -25,6 +25,8 @@ from clip_common.synthetic.sounds import SAMPLE_RATE, render_sound
 from clip_common.tables import json_lines_text, read_json_lines
 
 DATA, QUESTIONS, SCENES = "data.jsonl", "questions.jsonl", "scenes.jsonl"
+DESCRIBE, CAPTION = "Describe the image.", "caption"
+"""Question to which a caption is the answer, and its type."""
 
 _PEOPLE = 10  # the VQA metric compares an answer with those of ten people; here all ten agree
 _SPARE = 200  # scenes beyond one a question, nearly always enough for whole blocks
@@ -82,6 +84,7 @@ def write_questions(
     val: int,
     test: int,
     per_picture: int | None = None,
+    captions_per_picture: int = 0,
     types: tuple[str, ...] = TYPES,
     seed: int = 1,
     size: int = 64,
@@ -98,6 +101,8 @@ def write_questions(
         train, val, test: Number of questions of each type in each split: `per_type` of `balanced_questions`, or 0. No
             scene is in two splits. With `per_picture`, `train` is the number of training pictures.
         per_picture: Number of training questions about each picture; None: a balanced training set.
+        captions_per_picture: Number of captions of each training picture, 0 to 10, as answers to `DESCRIBE`, of type
+            `CAPTION`. A caption tells all about its things, so it teaches more than a question.
         types: Some of `TYPES` and `REASONING_TYPES`.
         seed, size: As for `write_sounds`.
         progress: Called as `progress(done, total)`, in pictures.
@@ -127,7 +132,7 @@ def write_questions(
     scenes = list(dict.fromkeys(question.scene for _, question in asked))
     with write_new_folder(folder) as draft:
         images = dict(zip(scenes, _draw_images(scenes, draft, size, progress), strict=True))
-        rows = (
+        rows = [
             {
                 "image": images[question.scene],
                 "question": question.text,
@@ -137,9 +142,16 @@ def write_questions(
                 "split": split,
             }
             for split, question in asked
-        )
+        ]
+        described = dict.fromkeys(question.scene for split, question in asked if split == "train")
+        rows += [
+            {"image": images[scene], "question": DESCRIBE, "answer": text, "type": CAPTION, "split": "train"}
+            for scene in described
+            if captions_per_picture
+            for text in captions(scene, captions_per_picture)
+        ]
         write_text(draft / QUESTIONS, json_lines_text(rows))
-        what = f"{len(asked)} questions and answers, see {QUESTIONS}"
+        what = f"{len(asked)} questions and {len(rows) - len(asked)} captions, see {QUESTIONS}"
         _write_about(draft, what=what, seed=seed, size=size, count=len(scenes))
     return folder
 
@@ -155,7 +167,7 @@ def read_questions(folder: str | Path, *, split: str) -> list[Question]:
     return [
         Question(scenes[row["image"]], read_question(row["question"])[0], row["question"], row["answer"])
         for _, row in read_json_lines(Path(folder) / QUESTIONS)
-        if row["split"] == split
+        if row["split"] == split and row["type"] != CAPTION
     ]
 
 

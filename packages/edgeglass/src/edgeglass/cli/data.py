@@ -53,6 +53,9 @@ def synthetic(
             "count_if, relation."
         ),
     ] = None,
+    captions: Annotated[
+        int, typer.Option(min=0, max=10, help="Captions of each training picture, among its questions.")
+    ] = 0,
     size: Annotated[int, typer.Option(help="Pixels per side.")] = 112,
     seed: Annotated[int, typer.Option(help="Another seed draws another set.")] = 1,
 ) -> None:
@@ -61,19 +64,19 @@ def synthetic(
     Example:
 
         edgeglass data synthetic scenes/ --train 3000
-        edgeglass data synthetic questions/ --what questions --train 1000 --per-picture 16 --val 60 --test 200
+        edgeglass data synthetic questions/ --what questions --train 2000 --per-picture 8 --captions 3 --test 200
     """
     from clip_common.synthetic import TYPES
     from edgeglass.data.synthetic import write_synthetic, write_synthetic_questions
 
-    if what == "scenes" and (per_picture is not None or types is not None):
-        raise ValueError("--per-picture and --types are settings of questions: add --what questions")
+    if what == "scenes" and (per_picture is not None or captions or types is not None):
+        raise ValueError("--per-picture, --captions and --types are settings of questions: add --what questions")
     with cli.progress("drawing scenes") as progress:
         if what == "questions":
             asked = TYPES if types is None else tuple(type.strip() for type in types.split(","))
             count = write_synthetic_questions(
-                folder, train=train, val=val, test=test, size=size, seed=seed, per_picture=per_picture, types=asked,
-                progress=progress,
+                folder, train=train, val=val, test=test, size=size, seed=seed, per_picture=per_picture,
+                captions_per_picture=captions, types=asked, progress=progress,
             )  # fmt: skip
         else:
             count = write_synthetic(folder, train=train, val=val, test=test, size=size, seed=seed, progress=progress)

@@ -42,10 +42,11 @@ def write_synthetic_questions(
     size: int,
     seed: int,
     per_picture: int | None = None,
+    captions_per_picture: int = 0,
     types: tuple[str, ...] = TYPES,
     progress: Progress | None = None,
 ) -> int:
-    """Draw scenes and questions about them as a JSONL folder, and return the number of questions.
+    """Draw scenes and questions about them as a JSONL folder, and return the number of questions and captions.
 
     Args:
         folder: A folder that does not exist yet.
@@ -54,6 +55,7 @@ def write_synthetic_questions(
         size: Pixels per side.
         seed: Seed of everything drawn.
         per_picture: Number of training questions about each picture; None: a balanced set, like the other splits.
+        captions_per_picture: Number of captions of each training picture, 0 to 10.
         types: Some of `clip_common.synthetic.TYPES` and `REASONING_TYPES`.
         progress: Called while scenes are drawn.
 
@@ -61,7 +63,7 @@ def write_synthetic_questions(
         ValueError: A folder that exists, a number that is negative or too small for a balanced set, an unknown type.
     """
     write_questions(
-        folder, train=train, val=val, test=test, per_picture=per_picture, types=types, size=size, seed=seed,
-        progress=progress,
+        folder, train=train, val=val, test=test, per_picture=per_picture, captions_per_picture=captions_per_picture,
+        types=types, size=size, seed=seed, progress=progress,
     )  # fmt: skip
     return sum(1 for _ in read_json_lines(folder / "questions.jsonl"))
