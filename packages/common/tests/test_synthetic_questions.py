@@ -225,7 +225,7 @@ def test_many_questions_about_each_training_picture(tmp_path):
 
 def test_captions_of_each_training_picture_among_its_questions(tmp_path):
     folder = write_questions(
-        tmp_path / "vqa", train=4, val=0, test=16, per_picture=2, captions_per_picture=3, types=("colour",), size=32
+        tmp_path / "vqa", train=4, val=0, test=16, per_picture=2, captions_per_picture=3, types=("yes/no",), size=32
     )
     rows = [row for _, row in read_json_lines(folder / "questions.jsonl")]
     described = [row for row in rows if row["type"] == "caption"]
