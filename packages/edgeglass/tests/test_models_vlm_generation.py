@@ -97,12 +97,15 @@ def test_cached_answers_are_those_of_reading_everything_anew(kind, text, halt, l
 @pytest.mark.parametrize("kind", ["qwen+trm", "trm"])
 def test_halting_stops_early_and_keeps_the_tokens_that_were_emitted(kind, language):
     model = build_toy(kind, language, lora=False)
-    torch.nn.init.normal_(model.halting.halting.linear.weight, std=0.3)
-    torch.nn.init.zeros_(model.halting.halting.linear.bias)
+    linear = model.halting.halting.linear
+    linear.weight.data = torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0))
     rows = pad_conversations(encode(language), [0] * 4, [LENGTH])
     with torch.no_grad():
         embeds = model.embed(rows, draw_images(LENGTH))
         given = {"mask_R1TK": rows.mask(), "positions_RT": rows.positions_RT}
+        first = model.states(embeds, steps=1, **given)[-1]
+        linear.bias.zero_()
+        linear.bias.sub_(model.halting.halt_logits(first).median())  # half of the tokens stop after their first loop
         _, loops = model.final_state(embeds, halt=HaltPolicy(6, threshold=0.5), **given)
         _, all_loops = model.final_state(embeds, halt=HaltPolicy(6), **given)
     valid = rows.valid()

@@ -193,7 +193,8 @@ def test_supervise_by_hand():
 def test_policies_of_the_settings():
     assert HaltPolicy.from_config(TrmConfig(steps=4, max_steps=6)) == HaltPolicy(4)
     assert HaltPolicy.from_config(TrmConfig(steps=4, max_steps=6, halt="steps")) == HaltPolicy(6)
-    assert HaltPolicy.from_config(TrmConfig(steps=4, halt="threshold", threshold=0.7)) == HaltPolicy(4, 0.7)
+    halting = TrmConfig(steps=4, halt="threshold", threshold=0.7, supervise="all")
+    assert HaltPolicy.from_config(halting) == HaltPolicy(4, 0.7)
 
 
 @pytest.mark.parametrize(
