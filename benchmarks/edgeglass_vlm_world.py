@@ -42,6 +42,8 @@ def run_one(options: argparse.Namespace, *, seed: int) -> ScoredVlm:
         overrides = [
             f"data.root={train}",
             "prefix.name=tiny",
+            "data.batch_size=32",
+            "data.row_length=300",
             f"decoder.name={options.decoder}",
             f"trainer.seed={seed}",
             f"runs={options.folder / 'runs'}",

@@ -79,7 +79,7 @@ type_and_run edgeglass search "$folder/index" "$folder/collection/sounds/$first.
 type_and_run edgeglass search "$folder/index" "$folder/collection/images/$first.jpg" "$folder/collection/sounds/$first.wav" --k 12 --html "$folder/sounds.html"
 
 say "edgeglass 6/8: draw scenes with questions about them. Their words alone tell nothing about the answers in the test"
-type_and_run edgeglass data synthetic "$folder/questions" --what questions --train 1200 --per-picture 8 --captions 3 --val 24 --test 48 --seed 3
+type_and_run edgeglass data synthetic "$folder/questions" --what questions --train 1000 --per-picture 24 --val 24 --test 48 --seed 3
 
 say "edgeglass 7/8: teach a tiny language model, which knows the words but has seen no picture, to read the image tokens of the aligned encoder"
 type_and_run edgeglass vlm --config tiny_vlm align="$folder/runs/edgeglass/world" data.root="$folder/questions" name=seeing runs="$folder/runs"

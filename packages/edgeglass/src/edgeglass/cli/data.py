@@ -64,7 +64,7 @@ def synthetic(
     Example:
 
         edgeglass data synthetic scenes/ --train 3000
-        edgeglass data synthetic questions/ --what questions --train 2000 --per-picture 8 --captions 3 --test 200
+        edgeglass data synthetic questions/ --what questions --train 8000 --per-picture 8 --captions 3 --test 200
     """
     from clip_common.synthetic import TYPES
     from edgeglass.data.synthetic import write_synthetic, write_synthetic_questions
