@@ -12,13 +12,10 @@ from edgeglass.training.vlm_experiment import train_vlm
 
 def test_a_minute_of_training_answers_questions_about_unseen_scenes(tmp_path):
     """The words alone reach .22, and so does the trained model with the wrong images."""
-    write_questions(
-        tmp_path / "scenes", train=400, val=16, test=64, size=112, seed=7, per_picture=8, captions_per_picture=3
-    )
+    write_questions(tmp_path / "scenes", train=400, val=16, test=64, size=112, seed=7, per_picture=16)
     overrides = [
         f"data.root={tmp_path / 'scenes'}",
         "prefix.name=tiny",
-        "data.batch_size=16",
         "trainer.devices=cpu",
         f"runs={tmp_path / 'runs'}",
         "name=seeing",
@@ -29,5 +26,4 @@ def test_a_minute_of_training_answers_questions_about_unseen_scenes(tmp_path):
     assert scored.swapped is not None
     assert scored.majority.accuracy[ALL].value == pytest.approx(0.22, abs=0.02)
     assert scored.scores.accuracy[ALL].value > 0.32
-    assert scored.scores.accuracy["count"].value > 0.45
     assert scored.swapped.accuracy[ALL].value < 0.29
