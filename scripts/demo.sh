@@ -79,14 +79,14 @@ type_and_run edgeglass search "$folder/index" "$folder/collection/sounds/$first.
 type_and_run edgeglass search "$folder/index" "$folder/collection/images/$first.jpg" "$folder/collection/sounds/$first.wav" --k 12 --html "$folder/sounds.html"
 
 say "edgeglass 6/8: draw scenes with questions about them. Their words alone tell nothing about the answers in the test"
-type_and_run edgeglass data synthetic "$folder/questions" --what questions --train 1000 --per-picture 24 --val 24 --test 48 --seed 3
+type_and_run edgeglass data synthetic "$folder/questions" --what questions --train 800 --per-picture 24 --val 24 --test 48 --seed 3
 
 say "edgeglass 7/8: teach a tiny language model, which knows the words but has seen no picture, to read the image tokens of the aligned encoder"
 type_and_run edgeglass vlm --config tiny_vlm align="$folder/runs/edgeglass/world" data.root="$folder/questions" name=seeing runs="$folder/runs"
 
 say "edgeglass 8/8: ask about scenes that were not in training, and about the wrong ones; then three questions about one picture"
 type_and_run edgeglass vlm-eval "$folder/runs/edgeglass/seeing" --control swapped --show 3 --html "$folder/answers.html"
-type_and_run edgeglass ask "$folder/runs/edgeglass/seeing" "$(ls "$folder"/questions/images/*.jpg | tail -1)" "how many things are there?" "is there anything red?" "describe the image."
+type_and_run edgeglass ask "$folder/runs/edgeglass/seeing" "$(ls "$folder"/questions/images/*.jpg | tail -1)" "how many things are there?" "is there anything red?" "what is in the middle?"
 
 say "To look at"
 ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png "$folder"/answers.html
