@@ -92,13 +92,10 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         validation = score_records(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
     run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
-    if not run.ledger.done("register"):
-        run.ledger.start("register")
-        run.register(
-            {"loss": config.loss.name, "model": config.model.label, "seed": config.trainer.seed, "split": "val"}
-            | validation.result.metrics
-        )
-        run.ledger.finish("register")
+    run.register_once(
+        {"loss": config.loss.name, "model": config.model.label, "seed": config.trainer.seed, "split": "val"}
+        | validation.result.metrics
+    )
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
 

@@ -257,6 +257,13 @@ class Run:
             append_row(registry, {"time": now(), "package": self.package, "name": self.name} | dict(row))
         return registry
 
+    def register_once(self, row: Mapping[str, Any]) -> None:
+        """Add the row of a training to the registry, unless it was added before the run was resumed."""
+        if not self.ledger.done("register"):
+            self.ledger.start("register")
+            self.register(row)
+            self.ledger.finish("register")
+
 
 def is_run(path: Path) -> bool:
     """Return whether `path` is a run folder."""

@@ -100,10 +100,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     validation = score_samples(model, samples.splits["val"], config, cache=cache, reporter=reporter, name="val")
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped": samples.skipped}
     run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
-    if not run.ledger.done("register"):
-        run.ledger.start("register")
-        run.register({"model": config.label, "seed": config.trainer.seed, "split": "val"} | validation.metrics)
-        run.ledger.finish("register")
+    run.register_once({"model": config.label, "seed": config.trainer.seed, "split": "val"} | validation.metrics)
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
 

@@ -21,7 +21,7 @@ from videoclip.report.plots import draw_folds
 from videoclip.scoring.evaluation import Evaluation, evaluate
 from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import draw_evaluation, score_records
-from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, open_run, register_once
+from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, open_run
 
 SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
@@ -120,7 +120,7 @@ def cross_validate(
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
         means = {name: average for name, (average, _) in summarise_folds(metrics).items()}
-        register_once(run, {"method": config.method, "seed": config.trainer.seed, "split": "cv"} | means)
+        run.register_once({"method": config.method, "seed": config.trainer.seed, "split": "cv"} | means)
     return validated
 
 

@@ -1,9 +1,8 @@
 """From a configuration to a run folder with a model, its metrics and its plots."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from clip_common.config import to_yaml
 from clip_common.devices import device_count, divide_batch, pick_device
@@ -72,7 +71,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         )
         counts = {"epochs": result.epochs, "steps": result.steps, "skipped_clips": len(clips.skipped)}
         run.write_result(run.result | counts | {"val": validation.as_dict()})  # it may have been tested before
-        register_once(run, registry_row(config, "val") | validation.metrics)
+        run.register_once(registry_row(config, "val") | validation.metrics)
         write_card(config, run, validation)
         plots = [
             *draw_training(run.path / "metrics.csv", run.folder("plots")),
@@ -152,11 +151,3 @@ def fit_split(
     result = fit(module, data, config.trainer, run, monitor="val/macro_f1", mode="max", phase=phase, resume=resume)
     load_weights(module, result.best)
     return model.eval().to(pick_device(config.trainer.devices)), result
-
-
-def register_once(run: Run, row: Mapping[str, Any]) -> None:
-    """Add the run's row to the registry, unless it was added before the run was resumed."""
-    if not run.ledger.done("register"):
-        run.ledger.start("register")
-        run.register(row)
-        run.ledger.finish("register")
