@@ -9,12 +9,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from clip_common.backbones.sentence_export import ExportBranch, format_usage, write_sentence_transformer
 from clip_common.backbones.trunk import Trunk
 from clip_common.runs.files import write_new_folder
 from edgeglass.config import Config
+from edgeglass.models.adapters import fold_adapters
 from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.vision_tokens import SelectedTokens
 
@@ -128,7 +127,8 @@ def _describe_branch(model: MultimodalAlignmentModel, config: Config, modality: 
     encoder = model.encoder_of(modality)
     trunk: Trunk = encoder.trunk
     if config.encoders.of(modality).lora.rank:
-        trunk = merge_adapters(trunk)
+        trunk = deepcopy(trunk)
+        fold_adapters(trunk)
     settings: dict[str, Any] = {}
     if isinstance(trunk, SelectedTokens):
         if not trunk.own:
@@ -137,17 +137,3 @@ def _describe_branch(model: MultimodalAlignmentModel, config: Config, modality: 
         trunk = trunk.trunk
     mean_D = model.means[modality] if config.embeddings.centre else None
     return ExportBranch(trunk, encoder.encoder.feed, encoder.head.projector, mean=mean_D, **settings)
-
-
-def merge_adapters(trunk: Trunk) -> Trunk:
-    """Return a copy of a trunk whose low-rank adapters are merged into its linear layers."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    trunk = deepcopy(trunk)
-    adapted = [(name, part) for name, part in trunk.named_modules() if isinstance(part, BaseTunerLayer)]
-    for name, part in adapted:
-        part.merge()
-        base: nn.Module = part.get_base_layer()
-        parent, _, child = name.rpartition(".")
-        setattr(trunk.get_submodule(parent), child, base)
-    return trunk

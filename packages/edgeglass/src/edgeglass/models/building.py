@@ -19,6 +19,7 @@ from clip_common.backbones import (
 )
 from clip_common.backbones.open_clip import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
+from edgeglass.models.adapters import inject_adapters, list_linear_names
 from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.encoders import AudioEncoder, ModalityEncoder, TextEncoder, VisionEncoder
 from edgeglass.models.fusion import MultimodalFusion
@@ -124,18 +125,15 @@ def add_adapters(trunk: nn.Module, config: EncoderConfig) -> None:
     Raises:
         ValueError: The trunk has no such layer.
     """
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
-
     lora = config.lora
-    names = {name.rpartition(".")[2] for name, part in trunk.named_modules() if isinstance(part, nn.Linear)}
-    targets = sorted(names & set(lora.targets))
+    names = list_linear_names(trunk)
+    targets = [name for name in names if name in lora.targets]
     if not targets:
         raise ValueError(
             f"lora.targets={list(lora.targets)}: this encoder has none of them; its linear layers are "
-            f"{', '.join(sorted(names)) or 'none'}"
+            f"{', '.join(names) or 'none'}"
         )
-    inject_adapter_in_model(PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), trunk)
+    inject_adapters(trunk, targets, r=lora.rank, alpha=lora.alpha)
     for part in trunk.children():  # new layers start in training mode, and a frozen trunk ignores `eval`
         part.eval()
 

@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from clip_common.backbones.language import load_language, save_language
+from clip_common.backbones.frozen import fingerprint_files
+from clip_common.backbones.language import find_weights, save_language
 from clip_common.runs.files import write_new_folder
-from edgeglass.models.vlm.qwen import QwenDecoder
+from edgeglass.models.adapters import find_adapted, fold_adapters
 from edgeglass.vlm.files import DECODER, save_vlm
 from edgeglass.vlm.vlm import VLM
 
@@ -32,16 +29,13 @@ def merge_adapters(vlm: VLM, folder: Path) -> None:
             "merging into quantized weights loses precision: load the model with quantization=none, as `edgeglass "
             "merge` does"
         )
-    adapted = find_adapted(decoder) if isinstance(decoder, QwenDecoder) else {}
-    if not adapted:
+    if not find_adapted(decoder):
         raise ValueError("the model has no adapters to merge: it was trained with phase=projector or decoder.kind=trm")
     with write_new_folder(folder) as draft:
-        for name, layer in adapted.items():
-            layer.merge(safe_merge=True)
-            parent, _, child = name.rpartition(".")
-            setattr(decoder.get_submodule(parent), child, layer.get_base_layer())
+        fold_adapters(decoder)
         save_language(decoder.model, vlm.language.tokenizer, draft / DECODER)
-        language = load_language(draft / DECODER, weights=True, dtype=torch.bfloat16)
+        merged = fingerprint_files(find_weights(draft / DECODER))
+        language = replace(vlm.language, spec=replace(vlm.language.spec, name=DECODER, fingerprint=merged))
         lora = replace(vlm.config.decoder.lora, r=0)
         config = replace(
             vlm.config,
@@ -50,10 +44,3 @@ def merge_adapters(vlm: VLM, folder: Path) -> None:
             decoder=replace(vlm.config.decoder, name=DECODER, lora=lora, quantization="none"),
         )
         save_vlm(draft, vlm.model, config, sight=vlm.sight, language=language)
-
-
-def find_adapted(decoder: nn.Module) -> dict[str, Any]:
-    """Return the layers with adapters, by name."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {name: part for name, part in decoder.named_modules() if isinstance(part, BaseTunerLayer)}

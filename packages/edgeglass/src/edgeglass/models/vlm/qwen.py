@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_common.backbones import quiet_bitsandbytes
 from edgeglass.config import AdapterConfig
+from edgeglass.models.adapters import inject_adapters, list_linear_names
 
 ALL = "all-linear"
 
@@ -94,25 +94,18 @@ def add_adapters(model: Any, config: AdapterConfig) -> None:
     Raises:
         ValueError: No linear layer has one of the names.
     """
-    quiet_bitsandbytes()  # peft imports it, and it would warn of kernels that it does not need here
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
-
-    targets: list[str] | str = ALL if config.targets == [ALL] else list(config.targets)
-    settings = PeftConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
     try:
-        inject_adapter_in_model(settings, model)
+        inject_adapters(
+            model,
+            ALL if config.targets == [ALL] else config.targets,
+            r=config.r,
+            alpha=config.alpha,
+            dropout=config.dropout,
+        )
     except ValueError as error:
-        names = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
         raise ValueError(
-            f"decoder.lora.targets={config.targets}: the decoder has no such linear layers, it has {', '.join(names)}"
+            f"decoder.lora.targets={config.targets}: the decoder has no such linear layers, it has "
+            f"{', '.join(list_linear_names(model))}"
         ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
