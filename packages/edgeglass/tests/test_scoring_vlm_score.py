@@ -41,7 +41,7 @@ def test_a_run_is_scored_beside_the_majority_and_swapped_images(trained):
     assert trained.result["test"]["scores"]["accuracy"][ALL] == scored.scores.accuracy[ALL].value
     rows = [row for _, row in read_json_lines(scored.written[0])]
     assert [row["answer"] for row in rows] == scored.answers
-    table = scored.tables()[0]
+    table = scored.table()
     assert table.header == ["", "questions", "accuracy", "token F1", "majority", "swapped image"]
     assert len(table.rows) == 6
     shown = scored.by_image(3)
@@ -96,4 +96,4 @@ def test_captions_are_scored_by_cider(question_parts, asked, tmp_path):
     scored = score_vlm(run.path)
     assert len(scored.asked) == 4, "an image's two captions answer one question"
     assert scored.captions.keys() == {"CIDEr", "BLEU-4"}
-    assert scored.tables()[0].rows[0][0] == "CIDEr"
+    assert scored.table().rows[0][0] == "CIDEr"

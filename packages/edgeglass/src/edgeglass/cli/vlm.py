@@ -182,12 +182,11 @@ def print_answers(scored: "ScoredVlm", count: int) -> None:
         count: Number of questions.
     """
     for image, questions in scored.by_image(count).items():
-        rows = [[question, answer, truth] for question, answer, truth in questions]
-        cli.print_table(["question", "answer", "truth"], rows, title=image)
+        cli.print_table(["question", "answer", "truth"], questions, title=image)
 
 
 def print_scores(scored: "ScoredVlm") -> None:
     """Print accuracies by type of question, or the metrics of captions, and where the answers are."""
-    for table in scored.tables():
-        cli.print_table(table.header, table.rows, title=table.title)
+    table = scored.table()
+    cli.print_table(table.header, table.rows, title=table.title)
     cli.print_files("written to", scored.written)

@@ -161,6 +161,11 @@ class QuestionDataConfig:
     def __post_init__(self) -> None:
         check_least(self, "data", hold_out=0, batch_size=1, workers=0, per_image=1, row_length=1, max_length=1)
 
+    @property
+    def packed_length(self) -> int | None:
+        """Most tokens of a packed row; None: padded rows."""
+        return self.row_length if self.packing else None
+
 
 @dataclass
 class AnswerConfig:

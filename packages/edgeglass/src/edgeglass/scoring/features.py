@@ -1,6 +1,6 @@
 """The inputs of a model for a set of samples: cached features of frozen encoders, or items that the encoder reads anew.
 
-Shapes: R items of a modality, B rows of a batch, L tokens, F width of an encoder's features.
+Shapes: G images, R items of a modality, B rows of a batch, L tokens, F width of an encoder's features.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,10 @@ from clip_common.backbones.trunk import TokenSequence
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter
 from edgeglass.data.items import Items
+from edgeglass.data.records import Source
 from edgeglass.models.alignment import MultimodalAlignmentModel
 from edgeglass.models.encoders import ModalityEncoder
+from edgeglass.models.vlm.prefix import VisionPrefix
 
 NAMES = {"image": "image features", "text": "caption features", "audio": "sound features"}
 
@@ -101,6 +103,64 @@ def read_inputs(
         if encoder.pools_first:
             return CachedInputs(vectors_RF=cache.features(encoder.encoder, items.sources, progress=progress))
         return CachedInputs(sequences=cache.sequences(encoder.encoder, items.sources, progress=progress))
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The images of a list of conversations, each once, as a frozen encoder sees them.
+
+    Attributes:
+        features: Features of G images.
+        rows: For each conversation the row of its image in `features`; None without one.
+        prefixes: Tokens of each image before a decoder's text.
+    """
+
+    features: CachedInputs
+    rows: list[int | None]
+    prefixes: list[int]
+
+    def prefix_of(self, conversation: int) -> int | None:
+        """Return the number of tokens of a conversation's image; None without one."""
+        row = self.rows[conversation]
+        return None if row is None else self.prefixes[row]
+
+    def select(self, conversations: Sequence[int]) -> tuple[TokenSequence | None, list[int | None], list[int]]:
+        """Return what a batch of conversations shows.
+
+        Returns:
+            Features of its images, each once, None if it shows none; the row of each conversation's image in them;
+            the tokens of each image.
+        """
+        rows = [self.rows[number] for number in conversations]
+        shown = sorted({row for row in rows if row is not None})
+        place = {row: number for number, row in enumerate(shown)}
+        owners = [None if row is None else place[row] for row in rows]
+        return self.features.batch(shown) if shown else None, owners, [self.prefixes[row] for row in shown]
+
+
+def read_image_tokens(
+    prefix: VisionPrefix, images: Sequence[Source | None], *, cache: FeatureCache, reporter: Reporter, what: str
+) -> ImageTokens:
+    """Return the images of conversations; features come from the cache where they can.
+
+    Args:
+        prefix: On the device that computes.
+        images: The image of each conversation; None for one without.
+        cache: Keeps features of frozen encoders.
+        reporter: Shows progress.
+        what: Words for it, such as "image features of the train split".
+
+    Raises:
+        ValueError: One line: an image that cannot be read, tokens that cannot be merged, or too little space on the
+            disk.
+    """
+    place: dict[Source, int] = {}
+    rows = [None if image is None else place.setdefault(image, len(place)) for image in images]
+    if not place:
+        return ImageTokens(CachedInputs(), rows, [])
+    with reporter(what) as progress:
+        features = CachedInputs(sequences=cache.sequences(prefix.encoder, list(place), progress=progress))
+    return ImageTokens(features, rows, [prefix.count(len(tokens_LF)) for tokens_LF in features.sequences])
 
 
 @torch.no_grad()

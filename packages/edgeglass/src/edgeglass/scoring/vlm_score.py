@@ -18,11 +18,10 @@ from clip_common.tables import json_lines_text
 from edgeglass.config import VlmConfig
 from edgeglass.data.conversations import Conversation, read_conversations
 from edgeglass.data.records import Source, Turn
-from edgeglass.models.vlm.layout import EncodedConversation
 from edgeglass.report.answers_page import PageAnswer
 from edgeglass.scoring.answers import ALL, AnswerScores, Estimate, majority_answers, score_answers
 from edgeglass.scoring.captions import bleu, cider
-from edgeglass.scoring.features import CachedInputs, move_inputs
+from edgeglass.scoring.features import move_inputs, read_image_tokens
 from edgeglass.vlm.vlm import VLM
 
 Control = Literal["none", "swapped"]
@@ -123,11 +122,11 @@ class ScoredVlm:
             for one, answer, score in list(zip(self.asked, self.answers, scores, strict=True))[:count]
         ]
 
-    def tables(self) -> list[Table]:
+    def table(self) -> Table:
         """Return what a person reads: accuracies by type of question, or the scores of captions."""
         where = f"{self.name}: {self.config.split} split of {self.config.data.root}"
         if self.captions:
-            return [Table(where, ["", ""], [[name, f"{value:.3f}"] for name, value in self.captions.items()])]
+            return Table(where, ["", ""], [[name, f"{value:.3f}"] for name, value in self.captions.items()])
         header = ["", "questions", "accuracy", "token F1", *(["majority"] if self.majority else [])]
         header += ["swapped image"] if self.swapped else []
         rows = []
@@ -136,7 +135,7 @@ class ScoredVlm:
             row += [f"{self.majority.accuracy[type].value:.3f}"] if self.majority else []
             row += [_show(self.swapped.accuracy[type])] if self.swapped else []
             rows.append(row)
-        return [Table(where, header, rows)]
+        return Table(where, header, rows)
 
 
 def score_vlm(
@@ -239,18 +238,16 @@ def answer_questions(vlm: VLM, asked: Sequence[Asked], *, cache: FeatureCache, r
     Raises:
         ValueError: One line: an image that cannot be read, or a context without room for a question.
     """
-    sources = list(dict.fromkeys(one.conversation.image for one in asked if one.conversation.image is not None))
-    place = {source: row for row, source in enumerate(sources)}
-    prefix = vlm.model.prefix
-    features, counts = CachedInputs(), []
-    if sources:
-        with reporter("image features") as progress:
-            features = CachedInputs(sequences=cache.sequences(prefix.encoder, sources, progress=progress))
-        counts = [prefix.count(len(tokens_LF)) for tokens_LF in features.sequences]
-    rows = [None if one.conversation.image is None else place[one.conversation.image] for one in asked]
-    prompts: list[EncodedConversation] = [
-        vlm.encode_question(one.before, one.turn.question, prefix=None if row is None else counts[row])
-        for one, row in zip(asked, rows, strict=True)
+    images = read_image_tokens(
+        vlm.model.prefix,
+        [one.conversation.image for one in asked],
+        cache=cache,
+        reporter=reporter,
+        what="image features",
+    )
+    prompts = [
+        vlm.encode_question(one.before, one.turn.question, prefix=images.prefix_of(number))
+        for number, one in enumerate(asked)
     ]
     order = sorted(range(len(asked)), key=lambda number: len(prompts[number].ids))
     answers = [""] * len(asked)
@@ -258,10 +255,9 @@ def answer_questions(vlm: VLM, asked: Sequence[Asked], *, cache: FeatureCache, r
     with reporter("answering") as progress:
         for start in range(0, len(order), size):
             batch = order[start : start + size]
-            shown = sorted({row for row in (rows[number] for number in batch) if row is not None})
-            images = move_inputs(features.batch(shown), vlm.device) if shown else None
-            owners = [None if (row := rows[number]) is None else shown.index(row) for number in batch]
-            given = vlm.answer_batch(images, [prompts[number] for number in batch], owners)
+            features, owners, _ = images.select(batch)
+            shown = None if features is None else move_inputs(features, vlm.device)
+            given = vlm.answer_batch(shown, [prompts[number] for number in batch], owners)
             for number, answer in zip(batch, given, strict=True):
                 answers[number] = answer
             if progress is not None:

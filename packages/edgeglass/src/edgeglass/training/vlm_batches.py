@@ -13,7 +13,7 @@ from clip_common.backbones.trunk import TokenSequence
 from edgeglass.data.conversations import Conversation
 from edgeglass.models.vlm.layout import EncodedConversation
 from edgeglass.models.vlm.sequences import Rows, pack_conversations, pad_conversations
-from edgeglass.scoring.features import CachedInputs, move_inputs
+from edgeglass.scoring.features import ImageTokens, move_inputs
 
 
 @dataclass(slots=True)
@@ -43,23 +43,19 @@ class VlmSplit:
     Attributes:
         conversations: In the order of the set.
         encoded: Their tokens.
-        features: Features of the different images.
-        image_of: For each conversation the row of its image in `features`; None without one.
-        prefixes: Prefix tokens of each image.
+        images: Their images.
         units: What is shuffled: the conversations about one image, or one without an image.
     """
 
     conversations: Sequence[Conversation]
     encoded: Sequence[EncodedConversation]
-    features: CachedInputs | None
-    image_of: Sequence[int | None]
-    prefixes: Sequence[int]
+    images: ImageTokens
     units: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         of_image: dict[int, list[int]] = {}
         self.units = []
-        for number, image in enumerate(self.image_of):
+        for number, image in enumerate(self.images.rows):
             if image is None:
                 self.units.append([number])
                 continue
@@ -70,16 +66,12 @@ class VlmSplit:
 
     def batch(self, numbers: Sequence[int], *, row_length: int | None) -> VlmBatch:
         """Return the batch of conversations: packed into rows of this length, or padded with None."""
-        shown = sorted({image for image in (self.image_of[number] for number in numbers) if image is not None})
-        place = {image: row for row, image in enumerate(shown)}
-        images = [None if (image := self.image_of[number]) is None else place[image] for number in numbers]
+        features, images, prefixes = self.images.select(numbers)
         encoded = [self.encoded[number] for number in numbers]
-        prefixes = [self.prefixes[image] for image in shown]
         if row_length is None:
             rows = pad_conversations(encoded, images, prefixes)
         else:
             rows = pack_conversations(encoded, images, prefixes, row_length=row_length)
-        features = self.features.batch(shown) if self.features is not None and shown else None
         return VlmBatch(rows, features, [self.conversations[number].name for number in numbers])
 
     def choose(self, unit: int, *, seed: int, epoch: int, most: int | None) -> list[int]:
@@ -94,9 +86,7 @@ class VlmSplit:
         """Return the length of the longest row that each unit makes when padded: for batches of similar lengths."""
         return [
             max(
-                len(self.encoded[number].before)
-                + len(self.encoded[number].ids)
-                + (0 if (image := self.image_of[number]) is None else self.prefixes[image])
+                len(self.encoded[number].before) + len(self.encoded[number].ids) + (self.images.prefix_of(number) or 0)
                 for number in unit
             )
             for unit in self.units

@@ -17,7 +17,7 @@ from edgeglass.config import VlmConfig
 from edgeglass.data.conversations import Conversation, read_conversations
 from edgeglass.models.vlm.layout import EncodedConversation
 from edgeglass.report.plots import draw_vlm_run
-from edgeglass.scoring.features import CachedInputs
+from edgeglass.scoring.features import read_image_tokens
 from edgeglass.training.vlm_batches import VlmSplit
 from edgeglass.training.vlm_modules import VlmData, VlmModule
 from edgeglass.vlm.building import build_vlm, load_decoder, load_prefix
@@ -95,13 +95,10 @@ def train_vlm(config: VlmConfig, *, resume: Path | None = None, reporter: Report
 
     load_weights(module, result.best)
     vlm.save_pretrained(run.folder("model"))
-    validation = read_validation(run, best=result.best_score)
+    validation = read_validation(run)
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped": sets.skipped, "cut": cut}
     run.write_result(run.result | counts | {"val": validation})
-    if not run.ledger.done("register"):
-        run.ledger.start("register")
-        run.register({"model": config.label, "seed": config.trainer.seed, "split": "val"} | validation)
-        run.ledger.finish("register")
+    run.register_once({"model": config.label, "seed": config.trainer.seed, "split": "val"} | validation)
     write_card(config, run, validation)
     return TrainedVlm(run=run, validation=validation, plots=draw_vlm_run(run), cut=cut)
 
@@ -131,20 +128,17 @@ def prepare_split(
     Raises:
         ValueError: One line: an image that cannot be read, or a context without room for text.
     """
-    sources = list(dict.fromkeys(one.image for one in conversations if one.image is not None))
-    place = {source: row for row, source in enumerate(sources)}
-    image_of = [None if one.image is None else place[one.image] for one in conversations]
-    features, prefixes = None, []
-    prefix = vlm.model.prefix
-    if sources:
-        with reporter(f"image features of the {name} split") as progress:
-            features = CachedInputs(sequences=cache.sequences(prefix.encoder, sources, progress=progress))
-        prefixes = [prefix.count(len(tokens_LF)) for tokens_LF in features.sequences]
+    images = read_image_tokens(
+        vlm.model.prefix,
+        [one.image for one in conversations],
+        cache=cache,
+        reporter=reporter,
+        what=f"image features of the {name} split",
+    )
     encoded = [
-        encode_conversation(vlm, one, prefix=None if image is None else prefixes[image])
-        for one, image in zip(conversations, image_of, strict=True)
+        encode_conversation(vlm, one, prefix=images.prefix_of(number)) for number, one in enumerate(conversations)
     ]
-    return VlmSplit(conversations, encoded, features, image_of, prefixes)
+    return VlmSplit(conversations, encoded, images)
 
 
 def encode_conversation(vlm: VLM, conversation: Conversation, *, prefix: int | None) -> EncodedConversation:
@@ -160,8 +154,8 @@ def encode_conversation(vlm: VLM, conversation: Conversation, *, prefix: int | N
         raise DataError(f"{conversation.name}: {error}") from error
 
 
-def read_validation(run: Run, *, best: float | None) -> dict[str, float]:
-    """Return the validation metrics of the epoch whose loss is the best one, from metrics.csv."""
+def read_validation(run: Run) -> dict[str, float]:
+    """Return the validation metrics of the epoch with the lowest loss, from metrics.csv."""
     rows = [row for row in run.metrics.rows() if row.get("val/loss")]
     chosen = min(rows, key=lambda row: float(row["val/loss"]))
     return {name.removeprefix("val/"): float(chosen[name]) for name in ("val/loss", "val/accuracy")}

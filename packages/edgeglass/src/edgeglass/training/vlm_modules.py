@@ -59,14 +59,9 @@ class VlmModule(L.LightningModule):
         return count * self.trainer.world_size / counts.sum()
 
     def validation_step(self, part: range, batch_idx: int) -> None:
-        batch = self.data["val"].batch(part, row_length=self.row_length).to(self.device)
+        batch = self.data["val"].batch(part, row_length=self.config.data.packed_length).to(self.device)
         output = self.model(batch.rows, batch.images)
         self.validated.append((torch.tensor(part), output.losses_S.float().cpu(), output.right_S.cpu()))
-
-    @property
-    def row_length(self) -> int | None:
-        """Tokens of a packed row; None: padded rows."""
-        return self.config.data.row_length if self.config.data.packing else None
 
     def on_validation_epoch_end(self) -> None:
         number_S, loss_S, right_S = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
@@ -104,7 +99,7 @@ class VlmData(L.LightningDataModule):
         )
         maker = VlmBatchMaker(
             train,
-            row_length=settings.row_length if settings.packing else None,
+            row_length=settings.packed_length,
             per_image=settings.per_image,
             seed=self.config.trainer.seed,
         )

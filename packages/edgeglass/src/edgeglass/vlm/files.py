@@ -20,6 +20,7 @@ from clip_common.config import load_config
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import check_fingerprint, check_fit, read_tensors, write_tensors
 from edgeglass.config import VisionConfig, VlmConfig
+from edgeglass.models.vlm.prefix import VisionPrefix
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
 from edgeglass.vlm.building import Sight, build_vlm, load_decoder, make_prefix, place_decoder
 
@@ -76,11 +77,7 @@ def load_vlm(
         ValueError: One line: neither of these, a run without a model yet, a damaged or older model, an image encoder or
             a language model that was moved or has other weights, or weights of another model.
     """
-    folder = find_model(source, package="edgeglass", format=FORMAT, verb=VERB)
-    content = read_marker(folder, package="edgeglass", format=FORMAT, verb=VERB)
-    if content.get("kind") != KIND:
-        raise ValueError(f"{folder} is an alignment model, which answers no questions: give a run of `edgeglass vlm`")
-    config, sight, fingerprints = _read_content(content, folder)
+    folder, config, sight, fingerprints = _open_saved(source)
     given = {"quantization": quantization, "dtype": dtype}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if (folder / DECODER).is_dir():
@@ -91,28 +88,12 @@ def load_vlm(
         language = load_decoder(config)
     except ValueError as error:
         raise ValueError(f"{folder} needs the models that it was trained with: {error}") from error
-    spec = prefix.encoder.spec
-    check_fingerprint(spec.fingerprint, fingerprints["vision"], source=folder, what=f"the image encoder {spec.name}")
-    check_fingerprint(
-        language.spec.fingerprint,
-        fingerprints["decoder"],
-        source=folder,
-        what=f"the language model {language.spec.name}",
-    )
+    _check_parts(prefix, language, fingerprints, source=folder)
     model = build_vlm(config, prefix=prefix, language=language)
-    load_weights(model, folder)
-    return model.eval(), config, sight, language, folder
-
-
-def load_weights(model: QwenVLM, folder: Path) -> None:
-    """Fill everything that is trained, and the aligned head, from a saved model.
-
-    Raises:
-        ValueError: One line: a damaged file, or weights of another model.
-    """
     weights = read_tensors(folder / WEIGHTS)
     check_fit(collect_weights(model), weights, source=folder / WEIGHTS, called="the model of its configuration")
     model.load_state_dict(weights, strict=False)
+    return model.eval(), config, sight, language, folder
 
 
 def start_from(model: QwenVLM, source: str | Path, *, decoder: LanguageModel) -> None:
@@ -121,17 +102,8 @@ def start_from(model: QwenVLM, source: str | Path, *, decoder: LanguageModel) ->
     Raises:
         ValueError: One line: no such model, one of another language model or image encoder, or of other sizes.
     """
-    folder = find_model(source, package="edgeglass", format=FORMAT, verb=VERB)
-    content = read_marker(folder, package="edgeglass", format=FORMAT, verb=VERB)
-    if content.get("kind") != KIND:
-        raise ValueError(f"start={source}: this is an alignment model: give a run of `edgeglass vlm`")
-    _, _, fingerprints = _read_content(content, folder)
-    spec = decoder.spec
-    check_fingerprint(spec.fingerprint, fingerprints["decoder"], source=folder, what=f"the language model {spec.name}")
-    encoder = model.prefix.encoder.spec
-    check_fingerprint(
-        encoder.fingerprint, fingerprints["vision"], source=folder, what=f"the image encoder {encoder.name}"
-    )
+    folder, _, _, fingerprints = _open_saved(source)
+    _check_parts(model.prefix, decoder, fingerprints, source=folder)
     weights = read_tensors(folder / WEIGHTS)
     own = collect_weights(model)
     new = {name for name in own.keys() - weights.keys() if "lora_" in name}  # drawn here, after a projector phase
@@ -151,7 +123,23 @@ def collect_weights(model: QwenVLM) -> dict[str, Tensor]:
     }
 
 
-def _read_content(content: Mapping[str, Any], folder: Path) -> tuple[VlmConfig, Sight, dict[str, str]]:
+def _check_parts(
+    prefix: VisionPrefix, language: LanguageModel, fingerprints: Mapping[str, str], *, source: Path
+) -> None:
+    """Raise ValueError unless image encoder and language model are those that a model was saved with."""
+    for part, what, spec in (
+        ("vision", "image encoder", prefix.encoder.spec),
+        ("decoder", "language model", language.spec),
+    ):
+        check_fingerprint(spec.fingerprint, fingerprints[part], source=source, what=f"the {what} {spec.name}")
+
+
+def _open_saved(source: str | Path) -> tuple[Path, VlmConfig, Sight, dict[str, str]]:
+    """Return the folder of a saved model, its configuration, its image side, and the fingerprints of its parts."""
+    folder = find_model(source, package="edgeglass", format=FORMAT, verb=VERB)
+    content = read_marker(folder, package="edgeglass", format=FORMAT, verb=VERB)
+    if content.get("kind") != KIND:
+        raise ValueError(f"{folder} is an alignment model, which answers no questions: give a run of `edgeglass vlm`")
     try:
         config = load_config(VlmConfig, config=content["config"])
         vision = content["vision"]
@@ -163,4 +151,4 @@ def _read_content(content: Mapping[str, Any], folder: Path) -> tuple[VlmConfig, 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{folder / MARKER} is damaged ({reason}): copy the folder again") from error
-    return config, sight, fingerprints
+    return folder, config, sight, fingerprints
