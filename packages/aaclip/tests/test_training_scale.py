@@ -4,7 +4,6 @@ Shapes: B images or texts, H heads, T tokens.
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.real import real_data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aaclip.config import Config
@@ -23,7 +23,6 @@ from aaclip.training.modules import ImageStage, Stage, StageData, TextStage
 from clip_common.config import load_config
 
 ROOT = Path(__file__).resolve().parents[3]
-REAL = Path(os.environ.get("CLIP_REAL_DATA", ROOT.parent / "shared" / "assets" / "data")) / "defects"
 TOKENS, HEADS = 4 * 4 + 1, 2
 """Of an image of the small CLIP, and of both its towers."""
 PROMPTS, LENGTH = 16, 16
@@ -220,11 +219,9 @@ def test_trained_on_real_bottles_and_tested_on_real_tiles(tmp_path):
     from aaclip.scoring.evaluation import evaluate
     from aaclip.scoring.score import read_test_records
 
-    for name in ("bottle", "magnetic_tile"):
-        if not (REAL / name).exists():
-            pytest.skip(f"{REAL / name} is absent: set CLIP_REAL_DATA to the folder that holds defects/{name}")
+    bottles, tiles = real_data("defects/bottle"), real_data("defects/magnetic_tile")
     settings = [
-        f"data.root={REAL / 'bottle'}",
+        f"data.root={bottles}",
         "data.mode=few_shot",
         "data.shot=4",
         f"runs={tmp_path}",
@@ -232,7 +229,7 @@ def test_trained_on_real_bottles_and_tested_on_real_tiles(tmp_path):
         "stages.image.epochs=1",
     ]
     detector = train(resolve(config="tiny", overrides=settings)).detector
-    records = read_test_records(REAL / "magnetic_tile")
+    records = read_test_records(tiles)
     assert [sum(record.anomalous == kind for record in records) for kind in (False, True)] == [191, 388]
     found = evaluate(detector, records[::40], samples=20)
     assert all(0 <= value <= 1 for value in found.classes["magnetic_tile"].values())

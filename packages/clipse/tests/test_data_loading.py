@@ -1,11 +1,9 @@
 """Loading a set: splits, held-out images, broken and missing images, empty captions, statistics."""
 
-import os
-from pathlib import Path
-
 import pytest
 import toy_captions as toy
 import toy_shards
+from helpers.real import real_data
 
 from clipse.data import DataError, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
@@ -136,10 +134,8 @@ def test_a_set_of_one_image(folder):
 
 @pytest.mark.real
 def test_the_real_captions_load():
-    root = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    if not (root / "captions").exists():
-        pytest.skip(f"{root / 'captions'} is absent: set CLIP_REAL_DATA to the folder that holds it")
-    data = load_captions(root / "captions")
+    captions = real_data("captions")
+    data = load_captions(captions)
     assert data.format == "karpathy"
     assert [len(data.split(split)) for split in ("train", "val", "test")] == [600, 0, 201]
-    assert check(root / "captions").ok
+    assert check(captions).ok

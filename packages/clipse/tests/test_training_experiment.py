@@ -1,10 +1,8 @@
 """Training on drawn scenes: what a run leaves, and what each setting does."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from helpers.real import real_data, real_model
 from helpers.runs import rows, same, weights
 from toy_runs import configured, losses
 
@@ -219,15 +217,10 @@ def test_the_first_caption_of_each_image_is_found_in_any_order():
 
 @pytest.mark.real
 def test_locked_real_towers_learn_real_captions(tmp_path):
-    assets = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
-    data = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    for needed in (assets / "dinov2", assets / "minilm", data / "captions"):
-        if not needed.exists():
-            pytest.skip(f"{needed} is absent: see CONTRIBUTING.md")
     overrides = [
-        f"model.vision={assets / 'dinov2'}",
-        f"model.text={assets / 'minilm'}",
-        f"data.root={data / 'captions'}",
+        f"model.vision={real_model('dinov2')}",
+        f"model.text={real_model('minilm')}",
+        f"data.root={real_data('captions')}",
         "data.hold_out=100",
         f"runs={tmp_path / 'runs'}",
         f"results={tmp_path / 'results'}",

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 import transformers
+from helpers.real import real_data, real_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -326,11 +325,9 @@ def test_tiny_is_a_folder_of_the_package_with_checksums(folder, tmp_path, monkey
 
 
 @pytest.mark.real
-def test_the_real_whisper_is_transformers_own_encoder(real_asset_folder):
-    folder = real_asset_folder("whisper")
-    digits = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).parents[4] / "shared/assets/data")) / "spoken_digits"
-    if not digits.exists():
-        pytest.skip(f"{digits} is absent: set CLIP_REAL_DATA to the folder that holds it")
+def test_the_real_whisper_is_transformers_own_encoder():
+    folder = real_model("whisper")
+    digits = real_data("spoken_digits")
     full, sound = load_audio(folder, context="full"), load_audio(folder)
     for file in sorted(digits.glob("*_0.wav"))[::20]:
         samples = read_sound(file)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from helpers.real import real_model
 from PIL import Image
 from torch.nn import functional
 
@@ -345,8 +346,8 @@ def test_a_dual_whose_trunk_was_trained_and_frozen_again_is_not_saved(folders, t
 
 
 @pytest.mark.real
-def test_minilm_knows_which_captions_mean_the_same(real_asset_folder):
-    bundle = load_dual(vision=real_asset_folder("dinov2"), text=real_asset_folder("minilm"))
+def test_minilm_knows_which_captions_mean_the_same():
+    bundle = load_dual(vision=real_model("dinov2"), text=real_model("minilm"))
     texts = ["a dog runs in the snow", "a puppy is running through snow", "stock prices fell on Monday"]
     features = bundle.text_tower.trunk_features(bundle.tokenizer(texts))
     close, far = functional.cosine_similarity(features[:1], features[1:])
@@ -355,8 +356,8 @@ def test_minilm_knows_which_captions_mean_the_same(real_asset_folder):
 
 
 @pytest.mark.real
-def test_dinov2_sees_that_two_crops_are_of_one_picture(real_asset_folder):
-    bundle = load_dual(vision=real_asset_folder("dinov2"), text=real_asset_folder("minilm"))
+def test_dinov2_sees_that_two_crops_are_of_one_picture():
+    bundle = load_dual(vision=real_model("dinov2"), text=real_model("minilm"))
     assert (bundle.image.spec.width, bundle.image.spec.depth, bundle.image.spec.grid) == (384, 12, (16, 16))
     rng = np.random.default_rng(0)
     pictures = [

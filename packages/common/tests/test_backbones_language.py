@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import transformers
+from helpers.real import real_model
 from toy_language import CHAT, write_language
 
 from clip_common.backbones import (
@@ -209,8 +210,8 @@ def test_a_quantization_that_cannot_run_is_refused_in_one_line(tmp_path, monkeyp
 
 @pytest.mark.real
 @pytest.mark.parametrize("quantization", ["none", "4bit", "8bit"])
-def test_the_real_qwen(quantization, real_asset_folder):
-    folder = real_asset_folder("qwen")
+def test_the_real_qwen(quantization):
+    folder = real_model("qwen")
     language = load_language(folder, quantization=quantization, dtype=torch.bfloat16)
     assert (language.spec.width, language.spec.vocabulary, language.spec.context) == (896, 151936, 32768)
     assert language.spec.stop_ids == (language.tokenizer.convert_tokens_to_ids("<|im_end|>"),)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import toy_models as toy
+from helpers.real import real_data, real_model
 from PIL import Image
 from torch import Tensor, nn
 
@@ -327,20 +328,17 @@ def test_real_encoders_agree_in_a_fresh_process(tmp_path: Path) -> None:
     """DINOv2, MiniLM and Whisper tiny.en under random heads: captions, their pictures, and spoken digits."""
     from clip_common.sounds import read_sound
 
-    models = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
-    data = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    for folder in (*(models / name for name in ("dinov2", "minilm", "whisper")), data / "spoken_digits"):
-        if not folder.is_dir():
-            pytest.skip(f"{folder} is absent: set CLIP_REAL_ASSETS and CLIP_REAL_DATA to the folders that hold it")
+    vision, text, audio = (str(real_model(name)) for name in ("dinov2", "minilm", "whisper"))
+    spoken, photographs = real_data("spoken_digits"), real_data("captions") / "Images"
     config = Config()
     encoders = config.encoders
-    encoders.vision.name, encoders.text.name = str(models / "dinov2"), str(models / "minilm")
-    encoders.audio.name, config.audio.context = str(models / "whisper"), "full"
+    encoders.vision.name, encoders.text.name = vision, text
+    encoders.audio.name, config.audio.context = audio, "full"
     config.mrl.width, config.mrl.dims = 256, [64]
     model = build_model(config)
     captions = ["a dog runs over the grass", "two children at the beach", "zero"]
-    pictures = sorted((data / "captions" / "Images").iterdir())[:40]
-    digits = sorted((data / "spoken_digits").glob("*.wav"))[::100]
+    pictures = sorted(photographs.iterdir())[:40]
+    digits = sorted(spoken.glob("*.wav"))[::100]
     sounds = [read_sound(file).numpy() for file in digits] + [toy.make_samples(3, seconds=30.0)]
     exported = export_model(model, config, tmp_path / "out")
     found = run_fresh(exported, tmp_path / "work", texts=captions, images=pictures, sounds=sounds)

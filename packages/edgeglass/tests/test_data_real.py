@@ -1,10 +1,9 @@
 """Real captions and real spoken digits, where they are at hand."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
+from helpers.real import real_data
 
 from edgeglass.config import DataConfig
 from edgeglass.data import check, read_samples
@@ -12,14 +11,6 @@ from edgeglass.data import check, read_samples
 pytestmark = pytest.mark.real
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-def real_data(name: str) -> Path:
-    """Folder of a real set, or skip with the reason."""
-    root = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    if not (root / name).exists():
-        pytest.skip(f"{root / name} is absent: set CLIP_REAL_DATA to the folder that holds it")
-    return root / name
 
 
 def test_the_real_captions():

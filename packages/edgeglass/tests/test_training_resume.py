@@ -1,30 +1,18 @@
 """Killed and finished runs are resumed; several ranks train as one; a pair that one rank lacks hangs nobody."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import count_lines, kill_when, rows, same, weights
+from helpers.runs import rows
 from toy_alignments import configured, losses
+from toy_processes import check_killed_equals, make_script, train_on_two_ranks
 
 from edgeglass.scoring.score import score
 from edgeglass.training.experiment import train
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from functools import partial
-from clip_common.runs.resolve import resolve as resolve_run
-from edgeglass.config import Config
-from edgeglass.training.experiment import train
-resolve = partial(resolve_run, Config, package="edgeglass")
-resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
-train(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
-"""
+SCRIPT = make_script(schema="Config", train="edgeglass.training.experiment.train")
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
@@ -49,28 +37,14 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
 def test_killed_at_any_step_and_resumed_equals_uninterrupted(small, tmp_path, extra):
     extra = [*extra, "trainer.max_epochs=8", "trainer.checkpoint_every=1", "trainer.ema=0.9"]
     whole = train(configured(small, "name=whole", *extra)).run.path
-    metrics = tmp_path / "runs" / "edgeglass" / "killed" / "metrics.csv"
-    after = 4 + os.urandom(1)[0] % 8
-    kill_when(
-        lambda: count_lines(metrics) > after, [sys.executable, "-c", SCRIPT, "fresh", *small, "name=killed", *extra]
-    )
-    killed = metrics.parent
-    assert not (killed / "model").exists(), "it had finished before it was killed"
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "resume", str(killed)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert same(weights(whole), weights(killed))
-    expected, found = (
-        [(row["epoch"], row["step"], row["train/loss"], row["val/R@1"]) for row in rows(run / "metrics.csv")]
-        for run in (whole, killed)
-    )
-    assert found == expected
+    check_killed_equals(whole, SCRIPT, [*small, *extra], monitor="val/R@1")
 
 
 def test_two_ranks_train_as_one_though_one_may_lack_a_pair(small, tmp_path, lacking):
     """Most samples have no sound: many a batch of a rank has no pair with one."""
     extra = [f"data.root={lacking}", "optim.lr=1e-4", "fusion.kind=concat"]
     one = train(configured(small, "name=one", *extra)).run.path
-    two = train_on_two_ranks([*small, "name=two", *extra], tmp_path)
+    two = train_on_two_ranks(SCRIPT, [*small, "name=two", *extra], tmp_path)
     torch.testing.assert_close(torch.tensor(losses(two)), torch.tensor(losses(one)), atol=2e-4, rtol=0)
     last, found = (torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True) for run in (one, two))
     assert last["state_dict"].keys() == found["state_dict"].keys()
@@ -84,21 +58,10 @@ def test_two_ranks_train_as_one_though_one_may_lack_a_pair(small, tmp_path, lack
 def test_two_ranks_train_as_one_against_the_corpus(small, tmp_path):
     extra = ["loss.negatives=corpus", "optim.lr=1e-4"]
     one = train(configured(small, "name=one", *extra)).run.path
-    two = train_on_two_ranks([*small, "name=two", *extra], tmp_path)
+    two = train_on_two_ranks(SCRIPT, [*small, "name=two", *extra], tmp_path)
     last, found = (torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True) for run in (one, two))
     for name, weight in last["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], weight, atol=2e-4, rtol=0)
-
-
-def train_on_two_ranks(overrides: list[str], folder: Path) -> Path:
-    script = folder / "script.py"  # a file: Lightning starts the second rank by the same command
-    script.write_text(SCRIPT, encoding="utf-8")
-    options = [*overrides, "trainer.devices=cpu:2", "trainer.strategy=ddp"]
-    done = subprocess.run(
-        [sys.executable, script, "fresh", *options], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "edgeglass" / "two"
 
 
 @pytest.fixture

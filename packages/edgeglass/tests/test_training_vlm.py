@@ -1,31 +1,19 @@
 """Vision-language training: phases, resuming, ranks, text without images, and what is refused before it starts."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.runs import count_lines, kill_when, rows, same, weights
+from helpers.runs import rows
+from toy_processes import check_killed_equals, make_script, train_on_two_ranks
 from toy_questions import configured
 
 from clip_common.tensors import read_tensors
 from edgeglass.training.vlm_experiment import train_vlm
 from edgeglass.vlm.vlm import VLM
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from functools import partial
-from clip_common.runs.resolve import resolve as resolve_run
-from edgeglass.config import VlmConfig
-from edgeglass.training.vlm_experiment import train_vlm
-resolve = partial(resolve_run, VlmConfig, package="edgeglass")
-resume = Path(sys.argv[2]) if sys.argv[1] == "resume" else None
-train_vlm(resolve(resume=resume) if resume else resolve(overrides=sys.argv[2:]), resume=resume)
-"""
+SCRIPT = make_script(schema="VlmConfig", train="edgeglass.training.vlm_experiment.train_vlm")
 KINDS = {
     "qwen": [],
     "qwen+trm": ["trm.steps=2", "trm.supervise=monotone"],
@@ -81,21 +69,7 @@ def test_packed_and_padded_runs_have_the_same_losses(asked):
 def test_killed_at_any_step_and_resumed_equals_uninterrupted(asked, tmp_path, kind):
     extra = [*KINDS[kind], "trainer.max_epochs=6", "trainer.checkpoint_every=1", "data.per_image=1"]
     whole = train_vlm(configured(asked, "name=whole", *extra)).run.path
-    metrics = tmp_path / "runs" / "edgeglass" / "killed" / "metrics.csv"
-    after = 4 + os.urandom(1)[0] % 8
-    kill_when(
-        lambda: count_lines(metrics) > after, [sys.executable, "-c", SCRIPT, "fresh", *asked, "name=killed", *extra]
-    )
-    killed = metrics.parent
-    assert not (killed / "model").exists(), "it had finished before it was killed"
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "resume", str(killed)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert same(weights(whole), weights(killed))
-    expected, found = (
-        [(row["epoch"], row["step"], row["train/loss"], row["val/loss"]) for row in rows(run / "metrics.csv")]
-        for run in (whole, killed)
-    )
-    assert found == expected
+    check_killed_equals(whole, SCRIPT, [*asked, *extra], monitor="val/loss")
 
 
 def test_two_ranks_train_as_one_though_one_may_see_no_image(asked, tmp_path, mixed):
@@ -104,24 +78,13 @@ def test_two_ranks_train_as_one_though_one_may_see_no_image(asked, tmp_path, mix
     eps = "optim.eps=1e-3"
     extra = [f"data.root={mixed}", "optim.lr=1e-3", eps, "trm.steps=1", "trm.supervise=monotone", "data.batch_size=4"]
     one = train_vlm(configured(asked, "name=one", *extra)).run.path
-    two = train_on_two_ranks([*asked, "name=two", *extra], tmp_path)
+    two = train_on_two_ranks(SCRIPT, [*asked, "name=two", *extra], tmp_path)
     last, found = (torch.load(run / "checkpoints" / "fit" / "last.ckpt", weights_only=True) for run in (one, two))
     assert last["state_dict"].keys() == found["state_dict"].keys()
     for name, weight in last["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], weight, atol=5e-4, rtol=0, msg=name)
     losses = [[float(row["val/loss"]) for row in rows(run / "metrics.csv") if row["val/loss"]] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
-
-
-def train_on_two_ranks(overrides: list[str], folder: Path) -> Path:
-    script = folder / "script.py"  # a file: Lightning starts the second rank by the same command
-    script.write_text(SCRIPT, encoding="utf-8")
-    options = [*overrides, "trainer.devices=cpu:2", "trainer.strategy=ddp"]
-    done = subprocess.run(
-        [sys.executable, script, "fresh", *options], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "runs" / "edgeglass" / "two"
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The frames that are planned are the frames that come out, of any file; what cannot be read says so."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from helpers.real import real_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -307,16 +307,9 @@ def test_pictures_of_floats_keep_their_range(tmp_path):
 # -- real footage --------------------------------------------------------------------------------------------------
 
 
-def real(name: str) -> Path:
-    root = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    if not (root / "video" / name).exists():
-        pytest.skip(f"{root / 'video' / name} is absent: set CLIP_REAL_DATA to the folder that holds it")
-    return root / "video" / name
-
-
 @pytest.mark.real
 def test_real_clips_decode_to_the_planned_frames():
-    for path in sorted(real("actions").glob("*.avi")):
+    for path in sorted(real_data("video/actions").glob("*.avi")):
         info, whole = probe(path), everything(path)
         assert info.frames == len(whole)
         assert (info.height, info.width) == whole.shape[1:3]
@@ -327,6 +320,6 @@ def test_real_clips_decode_to_the_planned_frames():
 
 @pytest.mark.real
 def test_a_real_folder_of_frames_reads():
-    info = probe(real("bear"))
+    info = probe(real_data("video/bear"))
     assert (info.frames, info.height, info.width) == (82, 270, 480)
-    assert read_frames(real("bear"), start_s=1, end_s=2, frames=8).shape == (8, 270, 480, 3)
+    assert read_frames(real_data("video/bear"), start_s=1, end_s=2, frames=8).shape == (8, 270, 480, 3)

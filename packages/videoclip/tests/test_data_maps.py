@@ -1,12 +1,11 @@
 """Maps of every kind, at the moments of the clip's frames, with values from 0 to 1; what is no map is refused."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.real import real_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -288,10 +287,7 @@ def test_maps_have_one_origin_where_file_or_joints_and_regions_are_the_same(walk
 
 @pytest.mark.real
 def test_real_masks_lie_on_real_frames():
-    root = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    bear = root / "video" / "bear"
-    if not bear.exists():
-        pytest.skip(f"{bear} is absent: set CLIP_REAL_DATA to the folder that holds video/bear")
+    bear = real_data("video/bear")
     clip = ClipRecord("bear", "bear", bear, map=bear / "ground-truth", spans="video", start_s=1, end_s=2)
     pair = read_pair(clip, config(frames=8, size=112), channels=1, side=112)
     inside = pair.map_CTSS[0] > 127

@@ -1,11 +1,11 @@
 """Real footage, where it is: people who move, trained on and tested; a scene and its masks, as a map."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.real import real_data
 from PIL import Image
 
 from videoclip.config import DataConfig
@@ -25,13 +25,6 @@ TINY = [
 ]
 
 
-def real(name: str) -> Path:
-    root = Path(os.environ.get("CLIP_REAL_DATA", Path(__file__).resolve().parents[4] / "shared" / "assets" / "data"))
-    if not (root / "video" / name).exists():
-        pytest.skip(f"{root / 'video' / name} is absent: set CLIP_REAL_DATA to the folder that holds it")
-    return root / "video" / name
-
-
 def seconds_of(video: Path, **known) -> list[ClipRecord]:
     """A record for each whole second of a video."""
     return [
@@ -43,7 +36,7 @@ def seconds_of(video: Path, **known) -> list[ClipRecord]:
 @pytest.fixture
 def actions(tmp_path) -> Path:
     """NUMBER_M.avi and NUMBER_F.avi: a subject each, of two classes, a clip a second."""
-    videos = sorted(real("actions").glob("*.avi"))
+    videos = sorted(real_data("video/actions").glob("*.avi"))
     records = [
         clip
         for video in videos
@@ -56,7 +49,7 @@ def actions(tmp_path) -> Path:
 @pytest.fixture
 def bear(tmp_path) -> Path:
     """Frames with a mask each, as a map of the whole scene."""
-    scene = real("bear")
+    scene = real_data("video/bear")
     records = seconds_of(scene, subject_id="bear", map=scene / "ground-truth", spans="video")
     return write_manifest(records, tmp_path / "bear.csv")
 
@@ -87,7 +80,7 @@ def test_real_clips_are_checked_trained_on_tested_and_answered(videoclip, action
     split = json.loads((run / "splits.json").read_text())["fit"]
     assert sum(len(clips) for part in ("train", "val", "test") for clips in split[part].values()) == 33
 
-    video = next(real("actions").glob("*.avi"))
+    video = next(real_data("video/actions").glob("*.avi"))
     succeeded(videoclip("predict", run, video, "--out", tmp_path / "answers"))
     answer = json.loads((tmp_path / "answers" / "predictions.jsonl").read_text())
     assert [(clip["start_s"], clip["end_s"]) for clip in answer["clips"]] == [(0, 1), (1, 2), (2, 3)]
@@ -109,7 +102,7 @@ def test_the_masks_of_a_real_scene_guide_and_are_drawn_over_it(videoclip, action
     (frames_THW3, maps), *_ = drawn
     assert frames_THW3.shape == (8, 64, 64, 3)
     for place, number in ((0, 26), (7, 48)):  # the frames at 1.0625 s and 1.9375 s, at an assumed 25 a second
-        mask = Image.open(real("bear") / "ground-truth" / f"{number:08}.png").convert("L").resize((64, 64))
+        mask = Image.open(real_data("video/bear") / "ground-truth" / f"{number:08}.png").convert("L").resize((64, 64))
         inside = np.asarray(mask) > 127
         assert (inside == (maps["clinician"][place] > 0.5)).mean() > 0.97
     monkeypatch.undo()
