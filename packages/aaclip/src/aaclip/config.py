@@ -120,6 +120,9 @@ class PromptConfig:
 
     set: str = "full"
     """`full` (112 prompts a class), `compact` (official's 16), or a YAML file with states, templates and names."""
+    names: str | None = None
+    """File of names that win over the built-in ones: YAML of `class: name`, or dataset/constants.py of the release,
+    whose REAL_NAMES is read and never executed."""
     renormalise: bool = True
     """Scale the mean of the prompts' embeddings to unit length again."""
 

@@ -1,10 +1,8 @@
 """Prompts about a class, and its normal and abnormal embedding. P prompts, D shared width."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from aaclip.config import PromptConfig
+from aaclip.models.names import list_names, read_built_in, read_names
+from clip_common.errors import printable
 
 SETS = ("full", "compact")
 
@@ -67,23 +67,33 @@ class PromptSet:
 def load_prompts(config: PromptConfig) -> PromptSet:
     """Load `full`, `compact`, or a YAML file with normal, abnormal, templates and names.
 
-    A file may leave some of the four out; the built-in ones are used then.
+    A file may leave some of the four out; the built-in ones are used then. Names in `config.names` win over all others.
 
     Raises:
         ValueError: No such set or file, or one that cannot be read.
     """
-    source, built_in = config.set, _built_in()
+    source, built_in, names = config.set, read_built_in(), list_names()
     if source in SETS:
-        content = built_in[source] | {"names": built_in["names"]}
+        content = dict(built_in[source])
     else:
         content = built_in["full"] | _read_file(source)
-        content["names"] = built_in["names"] | (content.get("names") or {})
+        names |= content.get("names") or {}
+    content["names"] = names | ({} if config.names is None else read_names(config.names))
     return _make(content, source, renormalise=config.renormalise)
+
+
+def note_unnamed(config: PromptConfig, prompts: PromptSet, classes: Iterable[str]) -> list[str]:
+    """Return a line about the classes that the released prompts call by their folders; empty if all have names."""
+    unnamed = sorted(set(classes) - prompts.names.keys())
+    if config.set != "compact" or not unnamed:
+        return []
+    listed = ", ".join(printable(name) for name in unnamed)
+    return [f"prompts call these classes by their folders: {listed}; prompts.names=FILE names them"]
 
 
 def _read_file(source: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        content = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # 01 is a class of BTAD
     except FileNotFoundError:
         raise ValueError(f"prompts.set={source}: neither {' nor '.join(SETS)} nor a file") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -114,13 +124,6 @@ def _mend_articles(text: str) -> str:
 
 def _article(found: re.Match[str]) -> str:
     return f"{found[1]}{'n' if found[2].lower() in 'aeiou' else ''} "
-
-
-@cache
-def _built_in() -> dict[str, Any]:
-    text = resources.files("aaclip.models").joinpath("prompts.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
 
 
 def embed_classes(encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet) -> Tensor:
