@@ -1,5 +1,6 @@
 """The command `aaclip`: verbs that parse, call one function and print."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,12 @@ Tile = Annotated[
 ]
 LISTED = 10
 """Number of pictures whose verdicts are printed."""
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print one line for each note."""
+    for note in notes:
+        console.print(note, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -106,6 +113,7 @@ def train(
         settings = released.resolve(save_path, config=config, overrides=given, resume=resume)
         trained = released.train(settings, save_path=save_path, stage=stage, reporter=cli.progress)
     path = trained.run.path
+    print_notes(trained.notes)
     if trained.left:
         cli.print_files("run", [path])
         console.print(
@@ -122,6 +130,7 @@ def train(
 def run_test(
     source: Model,
     root: Root,
+    overrides: Overrides = None,
     format: Format = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of results; default: inside the run.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes no score.")] = 8,
@@ -132,11 +141,14 @@ def run_test(
     """Score every class of a labelled set in one pass: JSON, CSV and Markdown, with 95 % intervals.
 
     The name of a CLIP instead of a run scores plain CLIP with the same prompts: what training must beat. Images that
-    cannot be read are listed at the end, and the exit code is 2; the others are scored.
+    cannot be read are listed at the end, and the exit code is 2; the others are scored. score.FIELD=value scores this
+    test otherwise than the run was configured.
 
     Examples:
 
         aaclip test runs/aaclip/visa-full mvtec/
+
+        aaclip test runs/aaclip/visa-full scans/ score.domain=medical
 
         aaclip test tiny parts/ --out results/plain
 
@@ -144,9 +156,19 @@ def run_test(
     """
     from aaclip.scoring.score import format_table, score
 
-    scored = score(source, root, format=format, out=out, batch_size=batch_size, memory=memory, reporter=cli.progress)
+    scored = score(
+        source,
+        root,
+        overrides=overrides or [],
+        format=format,
+        out=out,
+        batch_size=batch_size,
+        memory=memory,
+        reporter=cli.progress,
+    )
     heading, *rows = format_table(scored.evaluation.classes)
     cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=scored.title)
+    print_notes(scored.notes)
     cli.print_files("written to", scored.files)
     cli.check_all_read(scored.evaluation.failures, of=scored.images, what="images")
 
@@ -185,6 +207,32 @@ def calibrate(
     cli.check_all_read(found.failures, of=found.images, what="images")
 
 
+@app.command("fit-score")
+def fit_score(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder or saved detector.")],
+    root: Root,
+    format: Format = "auto",
+) -> None:
+    """Fit the image score and the border of masks on a labelled set, and save them beside the weights.
+
+    Training does so on its own images; an imported detector has no fit yet. The set's training split is used if it has
+    normal and anomalous images, else all of the set. The threshold is cleared, because scores change.
+
+    Example:
+
+        aaclip fit-score detectors/mvtec visa/
+    """
+    from aaclip.detector.fitting import fit_saved
+
+    found = fit_saved(source, root, format=format, reporter=cli.progress)
+    console.print(f"image score {found.score.describe()}; border of masks {found.border:.4g}", soft_wrap=True)
+    if found.split == "all":
+        console.print("its training split lacks a label, so test images were used: test on another set")
+    if found.threshold_cleared:
+        console.print("the threshold was cleared: aaclip calibrate sets it again")
+    cli.check_all_read(found.failures, of=found.images, what="images")
+
+
 @app.command()
 def predict(
     source: Model,
@@ -212,10 +260,12 @@ def predict(
         aaclip predict runs/aaclip/first sheet-20-megapixels.jpg --name "steel sheet" --tile 1024
     """
     from aaclip.detector.detector import Detector
+    from aaclip.detector.fitting import note_unfitted
     from aaclip.detector.predict import predict_files
 
+    detector = Detector.open(source)
     found = predict_files(
-        Detector.open(source),
+        detector,
         images,
         name=name,
         folder=out,
@@ -233,6 +283,7 @@ def predict(
         console.print(f"and {len(found.lines) - LISTED:,} more")
     if found.threshold is None:
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
+    print_notes(note_unfitted(source, detector.score))
     cli.print_files("written to", [found.folder, *([found.page] if found.page else [])])
     cli.check_all_read(found.failures, of=found.images, what="images")
 

@@ -57,3 +57,11 @@ class Dataset:
             for record in self.records
             if (wanted is None or record.class_name in wanted) and (split is None or record.split == split)
         ]
+
+
+def group_by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Return the records of each class, in their order."""
+    of_class: dict[str, list[Record]] = {}
+    for record in records:
+        of_class.setdefault(record.class_name, []).append(record)
+    return of_class

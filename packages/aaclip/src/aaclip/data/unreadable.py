@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from torch.utils.data import Dataset
+
+from aaclip.data.dataset import AnomalyDataset, Sample
 from clip_common.errors import DataError, printable
 
 T = TypeVar("T")
@@ -30,6 +33,19 @@ def attempt(read: Callable[[T], R], item: T, *, file: Path) -> R | Unreadable:
         return read(item)
     except DataError as error:
         return Unreadable(printable(file), printable(str(error)))
+
+
+class Attempts(Dataset[Sample | Unreadable]):
+    """A dataset that returns `Unreadable` for a sample that cannot be read, instead of raising."""
+
+    def __init__(self, dataset: AnomalyDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample | Unreadable:
+        return attempt(self.dataset.__getitem__, index, file=self.dataset.records[index].image)
 
 
 def all_unreadable(failures: Mapping[str, str]) -> DataError:

@@ -201,6 +201,11 @@ class Logistic:
             )
         )
 
+    def describe(self) -> str:
+        """Return the formula with its numbers, and where they come from."""
+        origin = f"fitted on {self.images:,} images" if self.images else "not fitted: the untrained weights"
+        return f"sigmoid({self.a:.4g} · classification + {self.b:.4g} · map {self.c:+.4g}), {origin}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return asdict(self)

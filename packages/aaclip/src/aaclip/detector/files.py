@@ -123,6 +123,11 @@ def save_threshold(source: Path, threshold: Threshold) -> None:
     _update_marker(find_detector(source), threshold=threshold.to_dict())
 
 
+def save_score(source: Path, score: Logistic, *, border: float) -> None:
+    """Write a saved detector's image score and border of masks; its threshold is removed, because scores change."""
+    _update_marker(find_detector(source), score=score.to_dict(), border=border, threshold=None)
+
+
 def save_memories(source: Path, memories: Mapping[str, Memory]) -> None:
     """Write a saved detector's memories; its threshold is removed first, because scores change."""
     folder = find_detector(source)

@@ -4,17 +4,18 @@ B images of a batch, S pixels of the model's input.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from aaclip.data import AnomalyDataset, Batch, Record, Sample, collate
-from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
+from aaclip.data import AnomalyDataset, Batch, Record, collate
+from aaclip.data.records import group_by_class
+from aaclip.data.unreadable import Attempts, Unreadable, all_unreadable
 from aaclip.detector.calibration import compute_relative_scores
 from aaclip.detector.detector import Detector
 from aaclip.detector.scorer import Scores
@@ -90,27 +91,6 @@ def evaluate(
     if not found.classes:
         raise all_unreadable(found.failures)
     return found
-
-
-def group_by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Return the records of each class, in their order."""
-    of_class: dict[str, list[Record]] = {}
-    for record in records:
-        of_class.setdefault(record.class_name, []).append(record)
-    return of_class
-
-
-class Attempts(Dataset[Sample | Unreadable]):
-    """A dataset that returns `Unreadable` for a sample that cannot be read, instead of raising."""
-
-    def __init__(self, dataset: AnomalyDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample | Unreadable:
-        return attempt(self.dataset.__getitem__, index, file=self.dataset.records[index].image)
 
 
 @dataclass

@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aaclip.config import Config
 from aaclip.data import DataError, Record, read_dataset
+from aaclip.data.records import group_by_class
 from aaclip.data.selection import check_not_trained_on
 from aaclip.detector.detector import Detector
-from aaclip.scoring.evaluation import Evaluation, evaluate, group_by_class
+from aaclip.detector.fitting import note_unfitted
+from aaclip.models.names import find_domain
+from aaclip.models.prompts import note_unnamed
+from aaclip.scoring.evaluation import Evaluation, evaluate
 from aaclip.scoring.metrics import average_classes
+from clip_common.config import apply_overrides
 from clip_common.errors import printable
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
@@ -42,18 +47,21 @@ class Scored:
         title: Of the run on the set.
         images: Images of the set's test split, those that could not be read included.
         files: results.json, results.csv and results.md.
+        notes: Lines about how the set was scored.
     """
 
     evaluation: Evaluation
     title: str
     images: int
     files: list[Path]
+    notes: tuple[str, ...] = ()
 
 
 def score(
     source: str | Path,
     root: Path,
     *,
+    overrides: Sequence[str] = (),
     format: str = "auto",
     out: Path | None = None,
     batch_size: int = 8,
@@ -65,6 +73,7 @@ def score(
     Args:
         source: A run, a saved detector, or the name of a CLIP, which is scored without training.
         root: The set's folder.
+        overrides: `score.FIELD=value` each, over the detector's own configuration, for this test.
         format: `auto`, or one of `aaclip.data.FORMATS`.
         out: Folder of the results; default: inside the run, or results/ for a CLIP.
         batch_size: Images at a time; changes no score.
@@ -72,12 +81,14 @@ def score(
         reporter: Shows progress.
 
     Raises:
-        ValueError: Images that the run learned from are in the set, no image that can be read, or too few normal images
-            to remember; nothing has been written then.
+        ValueError: Images that the run learned from are in the set, no image that can be read, too few normal images
+            to remember, or an override of another section; nothing has been written then.
     """
     records = read_test_records(root, format=format)
     check_not_trained_on(Path(source), [record.image for record in records])
     detector = Detector.open(source)
+    classes = sorted(group_by_class(records))
+    detector.config = choose_score(detector.config, classes, overrides=overrides)
     if memory:
         remember_training_split(detector, root, images=memory, format=format)
     with reporter(f"scoring {len(records):,} images") as progress:
@@ -85,6 +96,11 @@ def score(
     home = Path(source) if Path(source).is_dir() else Path("results") / source
     title = f"{detector.name} on {root.resolve().name}"
     note = f"{sum(evaluation.images.values()):,} images, {detector.size} pixels."
+    notes = note_unnamed(detector.config.prompts, detector.prompts, classes) + note_unfitted(source, detector.score)
+    if detector.config.score.image == "official":
+        domain = detector.config.score.domain
+        note += f" Domain {domain}."
+        notes.append(f"domain of the set: {domain}; score.domain=… sets another")
     if memory:
         note += f" {memory} normal images of each class remembered."
     if evaluation.failures:
@@ -95,7 +111,30 @@ def score(
     if is_run(Path(source)):
         run = Run.open(source)
         register(run, detector.config, {"split": "test", "set": root.resolve().name, **evaluation.mean})
-    return Scored(evaluation, title, len(records), files)
+    return Scored(evaluation, title, len(records), files, notes=tuple(notes))
+
+
+def choose_score(config: Config, classes: Sequence[str], *, overrides: Sequence[str] = ()) -> Config:
+    """Return a detector's configuration with the settings of one test.
+
+    The released image scores depend on the domain of the tested set, not of the training set: it is told from the
+    classes of the published sets. A set without any of them, and scores of other kinds, keep `score.domain`.
+
+    Args:
+        config: Of the detector.
+        classes: Of the tested set.
+        overrides: `score.FIELD=value` each; they win.
+
+    Raises:
+        ValueError: An override of another section, or classes of two domains.
+    """
+    if other := [text for text in overrides if not text.startswith("score.")]:
+        raise ValueError(f"{other[0]}: a test takes overrides of score.… alone, because the rest is part of the run")
+    config = apply_overrides(config, overrides)
+    if config.score.image == "official" and not any(text.startswith("score.domain=") for text in overrides):
+        domain = find_domain(classes) or config.score.domain
+        config = replace(config, score=replace(config.score, domain=domain))
+    return config
 
 
 def register(run: Run, config: Config, row: Mapping[str, str | int | float | None]) -> None:

@@ -7,11 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from aaclip.config import Config
 from aaclip.data import (
@@ -21,24 +18,22 @@ from aaclip.data import (
     Record,
     check_masks,
     check_no_overlap,
-    collate,
     read_dataset,
     save_list,
     training_records,
 )
 from aaclip.data.selection import TRAINING_LIST, check_same_images, read_hashes
-from aaclip.detector.calibration import Logistic
 from aaclip.detector.detector import Detector
+from aaclip.detector.fitting import fit_scores
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import load_backbone, make_model, make_preprocess
-from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
+from aaclip.models.prompts import PromptSet, embed_classes, load_prompts, note_unnamed
 from aaclip.report.plots import draw_losses
 from aaclip.scoring.score import register
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import ImageStage, StageData, TextStage
 from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
 from clip_common.config import load_config, to_yaml
-from clip_common.metrics import StreamingCurve
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
@@ -60,6 +55,7 @@ class Trained:
         images: Images it learned from.
         left: Stages that are still to do.
         plots: PNG files of the run.
+        notes: Lines about how it was trained.
     """
 
     run: Run
@@ -67,6 +63,7 @@ class Trained:
     images: int
     left: tuple[str, ...] = ()
     plots: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,13 +184,14 @@ def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -
         train_image(job, classes, run, resumed=resumed)
     if rank() != 0:
         return Trained(run, None, len(job.records))
+    notes = tuple(note_unnamed(config.prompts, job.prompts, classes))
     if left := list_pending(config, run):
-        return Trained(run, None, len(job.records), left=tuple(left))
+        return Trained(run, None, len(job.records), left=tuple(left), notes=notes)
     called = {job.prompts.name_of(name): text_D2 for name, text_D2 in classes.items()}
     detector = Detector(model, config, classes=called, name=run.name)
     with reporter("fitting the score") as progress:
-        fit_scores(detector, job.records, progress=progress)
-    return finish(run, detector, job.records)
+        fit_score(detector, job.records, progress=progress)
+    return replace(finish(run, detector, job.records), notes=notes)
 
 
 def finish(run: Run, detector: Detector, records: Sequence[Record]) -> Trained:
@@ -298,37 +296,28 @@ def embed_training_classes(job: Job) -> dict[str, Tensor]:
     return dict(zip(names, text_CD2.float(), strict=True))
 
 
-def fit_scores(detector: Detector, records: Sequence[Record], *, progress: Progress | None = None) -> None:
-    """Fit the image score and the border of masks (the pixel threshold of best F1) on the unaugmented training images.
+def fit_score(detector: Detector, records: Sequence[Record], *, progress: Progress | None = None) -> None:
+    """Fit the image score and the border of masks on the training images (`detector.fitting.fit_scores`).
 
     If all images have the same label, or nothing was learned, the detector keeps its unfitted score; the latter warns.
+
+    Raises:
+        DataError: An image that could be read before.
     """
-    dataset = AnomalyDataset(records, preprocess=detector.preprocess, size=detector.size, seed=0)
-    columns: list[list[NDArray[Any]]] = [[], [], []]
-    pixels = StreamingCurve()
-    for batch in DataLoader(dataset, batch_size=16, collate_fn=collate):
-        text_BD2 = torch.stack([detector.class_embedding(name) for name in batch.class_names])
-        scores = detector.scores(batch.images_B3HW, text_BD2)
-        pixels.update(scores.maps_BSS.cpu(), batch.masks_BHW)
-        values = (scores.classification_B, scores.top_B, batch.anomalous_B)
-        for column, values_B in zip(columns, values, strict=True):
-            column.append(values_B.cpu().numpy())
-        if progress is not None:
-            progress(sum(map(len, columns[0])), len(dataset))
-    classification, top, anomalous = (np.concatenate(column) for column in columns)
-    if not anomalous.any() or anomalous.all():
+    if len({record.anomalous for record in records}) < 2:
         return
-    detector.border = pixels.compute().threshold
     try:
-        detector.score = Logistic.fit(classification, top, anomalous)
+        failures = fit_scores(detector, records, progress=progress)
     except ValueError as error:
         warnings.warn(f"image score not fitted: {error}", stacklevel=2)
+        return
+    if failures:
+        raise DataError(next(iter(failures.values())))
 
 
 def write_card(run: Run, detector: Detector, counts: Mapping[str, Any]) -> Path:
     """Write the run's README.md, as a model card."""
-    config, score = detector.config, detector.score
-    fitted = f"fitted on {score.images:,} images" if score.images else "not fitted: the untrained weights"
+    config = detector.config
     return run.write_model_card(
         title=f"{run.name}: anomaly detection",
         summary=(
@@ -340,7 +329,7 @@ def write_card(run: Run, detector: Detector, counts: Mapping[str, Any]) -> Path:
         results={
             "training images": counts["images"],
             "classes": ", ".join(counts["classes"]),
-            "image score": f"sigmoid({score.a:.4g} · classification + {score.b:.4g} · map {score.c:+.4g}), {fitted}",
+            "image score": detector.score.describe(),
             "border of masks": detector.border,
         },
         usage=(
