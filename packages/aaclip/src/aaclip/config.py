@@ -103,6 +103,39 @@ class AdapterConfig:
 
 
 @dataclass
+class CrossAttentionConfig:
+    """Attention between the towers after the first block of each: prompts to an image context of their class, and
+    images to the tokens of their class's prompts."""
+
+    enabled: bool = False
+    """Train both, and use them wherever the model is used."""
+    heads: int = 8
+    """Attention heads; they divide the width of the text tower."""
+    dropout: float = 0.1
+    """Share of a context's tokens that each head leaves out in a training step."""
+    scale: Literal["fixed", "gate"] = "fixed"
+    """s in x + s·c: `weight`, or a learned number that starts at 0, so that the model starts as the one without."""
+    weight: float = 0.1
+    """s of `fixed`; 0 leaves the model as it is without cross-attention."""
+    norm_match: bool = True
+    """Scale c to the norm of x, token by token. False with `weight` 1 is the fork's first version, which starves the
+    adapters of gradient."""
+    context: Literal["class", "batch"] = "class"
+    """Images whose mean the prompts of a class attend to in training: the class's own in the batch, or all of the batch
+    (the fork)."""
+    padding: Literal["masked", "kept"] = "masked"
+    """Tokens of prompts that images attend to: the real ones, or all 77 of each prompt (the fork)."""
+    at_test: bool = True
+    """False (the fork): training alone uses them; neither stage 2's class embeddings nor any test does."""
+
+    def __post_init__(self) -> None:
+        _check("cross_attention.heads", self.heads, least=1, what="a whole number")
+        _check("cross_attention.weight", self.weight, least=0)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"cross_attention.dropout: expected a share from 0 to below 1, got {self.dropout}")
+
+
+@dataclass
 class HeadConfig:
     """The maps from patches to the embedding space of texts."""
 
@@ -238,6 +271,9 @@ class Config:
     """Name of the run folder; default: the data, the backbone, the seed and the time."""
     runs: str = "runs"
     """Folder that holds the run folders and their registry."""
+    start: str | None = None
+    """A run or saved detector whose trained weights are the start of this training; null: untrained modules. One
+    without cross-attention may start a training with it."""
     levels: list[int] | None = None
     """Image blocks, from 1, whose patches are read; null: quarters of the depth (6, 12, 18, 24 of 24)."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -246,6 +282,7 @@ class Config:
     surgery: SurgeryConfig = field(default_factory=SurgeryConfig)
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
     heads: HeadConfig = field(default_factory=HeadConfig)
+    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)

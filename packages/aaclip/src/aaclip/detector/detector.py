@@ -10,7 +10,7 @@ Shapes: B images, D shared width, S pixels of the model's input, H and W of a pi
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from aaclip.detector.scorer import Scorer, Scores
 from aaclip.detector.tiling import Window, blend_tiles, list_windows, resize_map
 from aaclip.models import AnomalyModel, PlainCLIP
 from aaclip.models.backbone import load_backbone, make_model, make_preprocess
+from aaclip.models.contexts import Contexts, TextContexts
 from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
 from clip_common.backbones import fingerprint
 from clip_common.backbones.preprocess import Preprocess
@@ -56,6 +57,7 @@ class Detector:
         threshold: Of the score; None: no verdicts.
         border: Logit difference of a map from which a pixel counts as part of a defect.
         memories: Remembered normal images, by what they show; see `remember`.
+        contexts: What prompts and images attend to; None without cross-attention.
         fingerprints: Of the backbone's `image` and `text` tower if the text tower is not loaded; None: computed.
         name: What reports call it; default: the run's name or the backbone's.
     """
@@ -70,6 +72,7 @@ class Detector:
         threshold: Threshold | None = None,
         border: float = 0.0,
         memories: Mapping[str, Memory] | None = None,
+        contexts: Contexts | None = None,
         fingerprints: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> None:
@@ -80,6 +83,7 @@ class Detector:
         self.threshold = threshold
         self.border = border
         self.memories = dict(memories or {})
+        self.contexts = contexts
         self.name = name or config.name or config.backbone.name
         self._fingerprints = dict(fingerprints or {})
 
@@ -112,6 +116,7 @@ class Detector:
             threshold=stored.threshold,
             border=stored.border,
             memories=stored.memories,
+            contexts=stored.contexts,
             fingerprints=stored.fingerprints,
             name=source.name,
         )
@@ -144,6 +149,7 @@ class Detector:
             border=self.border,
             threshold=self.threshold,
             memories=self.memories,
+            contexts=self.contexts,
         )
         write_detector(folder, stored)
         return folder
@@ -197,10 +203,28 @@ class Detector:
         if templates:
             prompts = replace(prompts, templates=tuple(templates))
         self._load_text_tower()
-        embedding = embed_classes(self.model.encode_text, [called], prompts)[0].float()
+        encode = self.model.encode_text
+        if self.contexts is not None:
+            encode = partial(self.model.encode_text, contexts_GLD=self.contexts.image_of(called)[None])
+        embedding = embed_classes(encode, [called], prompts)[0].float()
         if not own:
             self.classes[called] = embedding
+            if self.contexts is not None:
+                self.contexts.text[called] = self.model.read_text_context(prompts.list_all(called))
         return embedding
+
+    def text_contexts(self, names: Sequence[str]) -> TextContexts | None:
+        """Return what the images of a batch attend to; None without cross-attention.
+
+        Args:
+            names: What each image shows; one name stands for any number of images.
+        """
+        if self.contexts is None:
+            return None
+        for name in set(names):
+            self.class_embedding(name)  # reads the context of a new name too
+        called = [self.prompts.name_of(name) for name in names]
+        return TextContexts.of(self.contexts.text, called).to(self.model.device)
 
     def _load_text_tower(self) -> None:
         """Load the text tower if it was left out; stored embeddings do not need it."""
@@ -217,17 +241,26 @@ class Detector:
         self.model.take_text(bundle)
 
     @torch.inference_mode()
-    def scores(self, images_B3SS: Tensor, text_BD2: Tensor, *, memory: Memory | None = None) -> Scores:
+    def scores(
+        self,
+        images_B3SS: Tensor,
+        text_BD2: Tensor,
+        *,
+        memory: Memory | None = None,
+        context: TextContexts | None = None,
+    ) -> Scores:
         """Score preprocessed images.
 
         Args:
             images_B3SS: Preprocessed.
             text_BD2: Embedding of the class of each.
             memory: Remembered normal images of their class; what differs from them is hotter in the maps.
+            context: Of the class of each (`text_contexts`).
         """
+        assert (context is None) == (self.contexts is None)
         device = self.model.device
         levels = [] if memory is None else memory.levels
-        scores: Scores = self.scorer(images_B3SS.to(device), text_BD2.to(device), levels)
+        scores: Scores = self.scorer(images_B3SS.to(device), text_BD2.to(device), levels, context)
         return scores
 
     @torch.inference_mode()
@@ -244,10 +277,12 @@ class Detector:
             ValueError: No picture.
             DataError: A file that is not a picture.
         """
+        context = self.text_contexts([name])
         plain, mirrored = [], []
         for picture in map(open_picture, images):
             both = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-            features = self.model.features(torch.stack([self.tensor_of(one) for one in both]).to(self.model.device))
+            images_2B3SS = torch.stack([self.tensor_of(one) for one in both]).to(self.model.device)
+            features = self.model.features(images_2B3SS, context)
             plain.append([level_2LD[0] for level_2LD in features.levels])
             mirrored.append([level_2LD[1] for level_2LD in features.levels])
         if not plain:
@@ -307,12 +342,12 @@ class Detector:
     ) -> Iterator[Detection]:
         """Yield what `predict` returns, one by one, so that a large folder takes no more memory than a batch."""
         limit = self.choose_threshold(threshold, tile=tile)
-        text_D2, memory = self.class_embedding(name), self.memory_of(name)
+        self.class_embedding(name)
         pending = iter(images)
         if tile is None:
             while pictures := [open_picture(one) for one in islice(pending, batch_size)]:
                 whole = [(picture, Window(0, 0, *picture.size)) for picture in pictures]
-                for (_, window), (map_SS, score) in zip(whole, self._look(whole, text_D2, memory), strict=True):
+                for (_, window), (map_SS, score) in zip(whole, self._look(whole, name), strict=True):
                     yield self._detection(resize_map(map_SS, window), score, limit)
             return
         for picture in map(open_picture, pending):
@@ -321,17 +356,17 @@ class Detector:
             maps, scores = [], []
             for start in range(0, len(tiles), batch_size):
                 batch = tiles[start : start + batch_size]
-                for (_, window), (map_SS, score) in zip(batch, self._look(batch, text_D2, memory), strict=True):
+                for (_, window), (map_SS, score) in zip(batch, self._look(batch, name), strict=True):
                     maps.append((window, resize_map(map_SS, window)))
                     scores.append(score)
             yield self._detection(blend_tiles(maps, width=width, height=height), max(scores), limit)
 
-    def _look(
-        self, places: Sequence[tuple[Image.Image, Window]], text_D2: Tensor, memory: Memory | None
-    ) -> list[tuple[NDArray[np.float32], float]]:
+    def _look(self, places: Sequence[tuple[Image.Image, Window]], name: str) -> list[tuple[NDArray[np.float32], float]]:
         """Return the map (S, S) and the score of each place, in one batch."""
         images_B3SS = torch.stack([self.tensor_of(picture.crop(window)) for picture, window in places])
-        scores = self.scores(images_B3SS, text_D2.expand(len(places), -1, -1), memory=memory)
+        text_BD2 = self.class_embedding(name).expand(len(places), -1, -1)
+        context = self.text_contexts([name])
+        scores = self.scores(images_B3SS, text_BD2, memory=self.memory_of(name), context=context)
         return list(zip(scores.maps_BSS.cpu().numpy(), scores.scores_B.tolist(), strict=True))
 
     def choose_threshold(self, threshold: float | None, *, tile: int | None) -> Threshold | None:

@@ -3,10 +3,11 @@
 config.json          marker: package, format; configuration, fingerprints of the CLIP, score, border, threshold
 model.safetensors    trained weights, and the embedding of each class
 memory.safetensors   remembered normal images, in half precision
+contexts.safetensors with cross-attention alone: what prompts and images attend to, in half precision
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from aaclip.config import Config
 from aaclip.detector.calibration import Logistic, Threshold
 from aaclip.detector.memory import Level, Memory
 from aaclip.models import AnomalyModel
+from aaclip.models.contexts import Contexts
 from clip_common.config import load_config
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import TensorsError, check_fit, read_metadata, read_tensors, write_tensors
 
 PACKAGE, FORMAT = "aaclip", 3
-WEIGHTS, MEMORY = "model.safetensors", "memory.safetensors"
+WEIGHTS, MEMORY, CONTEXTS = "model.safetensors", "memory.safetensors", "contexts.safetensors"
+CROSS = ("text_cross_attn.", "image_cross_attn.")
 OLDER = ("detector.json",)
 """Marker of the formats 1 and 2."""
 
@@ -40,6 +43,7 @@ class Stored:
         border: Logit difference of a map from which a pixel counts as part of a defect.
         threshold: Of the score; None: no verdicts.
         memories: Remembered normal images, by what they show.
+        contexts: What prompts and images attend to; None if no test uses cross-attention.
     """
 
     config: Config
@@ -50,6 +54,7 @@ class Stored:
     border: float
     threshold: Threshold | None
     memories: Mapping[str, Memory]
+    contexts: Contexts | None = None
 
 
 def write_detector(folder: Path, stored: Stored) -> None:
@@ -58,6 +63,8 @@ def write_detector(folder: Path, stored: Stored) -> None:
     embeddings = {f"classes.{row}": stored.classes[name] for row, name in enumerate(names)}
     write_tensors(folder / WEIGHTS, {**stored.state, **embeddings})
     _write_memories(folder / MEMORY, stored.memories)
+    if stored.contexts is not None:
+        _write_contexts(folder / CONTEXTS, stored.contexts)
     content = {
         "config": asdict(stored.config),
         "fingerprints": dict(stored.fingerprints),
@@ -81,8 +88,10 @@ def read_detector(source: Path) -> Stored:
     rows = {name: f"classes.{row}" for row, name in enumerate(content["classes"])}
     if not state.keys() >= set(rows.values()):
         raise TensorsError(f"{folder / WEIGHTS} belongs to another detector than {MARKER} beside it: copy both again")
+    config = load_config(Config, config=content["config"])
+    attends = config.cross_attention.enabled and config.cross_attention.at_test
     return Stored(
-        config=load_config(Config, config=content["config"]),
+        config=config,
         classes={name: state.pop(key) for name, key in rows.items()},
         state=state,
         fingerprints=content["fingerprints"],
@@ -90,6 +99,7 @@ def read_detector(source: Path) -> Stored:
         border=float(content["border"]),
         threshold=None if content["threshold"] is None else Threshold.from_dict(content["threshold"]),
         memories=_read_memories(folder / MEMORY),
+        contexts=_read_contexts(folder / CONTEXTS, content["classes"]) if attends else None,
     )
 
 
@@ -104,17 +114,39 @@ def find_detector(source: Path) -> Path:
 
 def trained_state(model: AnomalyModel) -> dict[str, Tensor]:
     """Return the weights that the two stages train, by name."""
-    kept = ("text_adapter.", "image_adapter.", "log_temperature", "level_logits")
+    kept = ("text_adapter.", "image_adapter.", *CROSS, "log_temperature", "level_logits")
     return {name: tensor.detach() for name, tensor in model.state_dict().items() if name.startswith(kept)}
 
 
-def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Path) -> None:
+def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Path, start: bool = False) -> None:
     """Load what `trained_state` returned.
 
+    Weights without cross-attention load into a model with it if that changes nothing: weight 0, or a closed gate.
+
+    Args:
+        model: Filled in place.
+        state: By name.
+        source: Where they came from, for messages.
+        start: A training starts from them: modules for cross-attention that they lack stay untrained.
+
     Raises:
-        ValueError: Weights of other adapters.
+        ValueError: Weights of other adapters, or of cross-attention where the model has none.
     """
-    check_fit(trained_state(model), state, source=source, called="the adapters of this configuration")
+    own = trained_state(model)
+    attends, attended = model.text_cross_attn is not None, any(name.startswith(CROSS) for name in state)
+    if attended and not attends:
+        raise TensorsError(
+            f"{source} was trained with cross-attention, which this configuration leaves out: set "
+            "cross_attention.enabled=true"
+        )
+    if attends and not attended:
+        if not (start or (model.text_cross_attn.is_no_op and model.image_cross_attn.is_no_op)):
+            raise TensorsError(
+                f"{source} was trained without cross-attention, which this configuration adds: train it on with "
+                f"start={source}, or set cross_attention.enabled=false"
+            )
+        own = {name: tensor for name, tensor in own.items() if not name.startswith(CROSS)}
+    check_fit(own, state, source=source, called="the adapters of this configuration")
     model.load_state_dict(dict(state), strict=False)
 
 
@@ -162,3 +194,31 @@ def _read_memories(file: Path) -> dict[str, Memory]:
         )
         for row, (name, images, levels) in enumerate(about)
     }
+
+
+def _write_contexts(file: Path, contexts: Contexts) -> None:
+    kinds = {"image": contexts.image, "text": contexts.text}
+    names = {kind: sorted(own) for kind, own in kinds.items()}
+    state = {f"{kind}.{row}": kinds[kind][name].half() for kind in names for row, name in enumerate(names[kind])}
+    write_tensors(file, state, metadata={"contexts": json.dumps(names)})
+
+
+def _read_contexts(file: Path, classes: Sequence[str]) -> Contexts:
+    """Read what `_write_contexts` wrote.
+
+    Raises:
+        ValueError: No file, no context of any class, or a class of the detector without one.
+    """
+    if not file.exists():
+        raise TensorsError(
+            f"{file.parent} holds no context of any class, which its cross-attention needs: copy {file.name} too, or "
+            "train it again"
+        )
+    state, names = read_tensors(file), json.loads(read_metadata(file)["contexts"])
+    contexts = Contexts(
+        *({name: state[f"{kind}.{row}"].float() for row, name in enumerate(names[kind])} for kind in ("image", "text"))
+    )
+    if not contexts.image or (lacking := sorted(set(classes) - contexts.text.keys())):
+        what = f"no context of {lacking[0]!r}" if contexts.image else "no image context of any class"
+        raise TensorsError(f"{file} holds {what}, which cross-attention needs: copy the detector's folder again")
+    return contexts

@@ -99,11 +99,13 @@ def fit_scores(detector: Detector, records: Sequence[Record], *, progress: Progr
     for name, own in sorted(group_by_class(records).items()):
         dataset = AnomalyDataset(own, preprocess=detector.preprocess, size=detector.size, seed=0)
         text_D2, memory = detector.class_embedding(name), detector.memory_of(name)
+        context = detector.text_contexts([name])
         for attempts in DataLoader(Attempts(dataset), batch_size=16, collate_fn=list):
             failures.update((one.file, one.problem) for one in attempts if isinstance(one, Unreadable))
             if samples := [one for one in attempts if not isinstance(one, Unreadable)]:
                 batch = collate(samples)
-                scores = detector.scores(batch.images_B3HW, text_D2.expand(len(samples), -1, -1), memory=memory)
+                text_BD2 = text_D2.expand(len(samples), -1, -1)
+                scores = detector.scores(batch.images_B3HW, text_BD2, memory=memory, context=context)
                 known_B = batch.masks_known_B
                 pixels.update(scores.maps_BSS.cpu()[known_B], batch.masks_BHW[known_B])
                 marked = marked or bool(batch.masks_BHW.any())

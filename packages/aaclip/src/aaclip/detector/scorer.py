@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aaclip.detector.calibration import Logistic, top_mean
 from aaclip.detector.memory import Level, measure_surprise
 from aaclip.models import AnomalyModel, Evidence, PlainCLIP
+from aaclip.models.contexts import TextContexts
 from aaclip.models.maps import anomaly_map, mean_level
 
 
@@ -60,15 +61,22 @@ class Scorer(nn.Module):
         """S."""
         return self.model.bundle.image.spec.image_size
 
-    def forward(self, images_B3SS: Tensor, text_BD2: Tensor, memory: Sequence[Level] = ()) -> Scores:
+    def forward(
+        self,
+        images_B3SS: Tensor,
+        text_BD2: Tensor,
+        memory: Sequence[Level] = (),
+        context: TextContexts | None = None,
+    ) -> Scores:
         """Score preprocessed images.
 
         Args:
             images_B3SS: Preprocessed.
             text_BD2: Embedding of the class of each.
             memory: Levels of a `Memory` of their class, whose surprise is added to the maps; empty without one.
+            context: What each image attends to; None without cross-attention.
         """
-        features = self.model.features(images_B3SS)
+        features = self.model.features(images_B3SS, context)
         evidence = Evidence.of(features, text_BD2, temperature=self.model.temperature)
         levels = evidence.levels
         if memory:

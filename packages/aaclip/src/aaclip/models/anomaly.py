@@ -3,17 +3,20 @@
 Shapes: B images, g patches a side, K levels, D shared width, P prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from aaclip.config import AdapterConfig, HeadConfig, SurgeryConfig
+from aaclip.config import AdapterConfig, CrossAttentionConfig, HeadConfig, SurgeryConfig
+from aaclip.models.contexts import TextContexts, round_half
+from aaclip.models.cross_attention import CrossAttentionModule, ImageCrossAttentionModule
 from aaclip.models.maps import TEMPERATURE, differences
-from aaclip.models.text import TextAdapter
+from aaclip.models.text import TextAdapter, get_text_trunk
 from aaclip.models.vision import (
     ImageAdapter,
     ImageFeatures,
@@ -69,6 +72,7 @@ class AnomalyModel(FrozenCLIP):
         levels: Image blocks, from 1, whose patches are read; None: quarters of the depth.
         surgery: Of the view that stage 1 reads.
         adapters, heads: The trained modules.
+        cross_attention: Between the towers; None, or not enabled: none.
 
     Raises:
         ValueError: Levels or blocks that the towers do not have.
@@ -83,6 +87,7 @@ class AnomalyModel(FrozenCLIP):
         surgery: SurgeryConfig,
         adapters: AdapterConfig,
         heads: HeadConfig,
+        cross_attention: CrossAttentionConfig | None = None,
     ) -> None:
         super().__init__(bundle)
         self.levels = list(levels or choose_levels(self.image_tower))
@@ -93,6 +98,18 @@ class AnomalyModel(FrozenCLIP):
             raise ValueError(f"surgery.blocks={surgery.blocks}: the image tower has {depth} blocks")
         self.text_adapter = TextAdapter(self.text_tower, adapters)
         self.image_adapter = ImageAdapter(self.image_tower, levels=self.levels, adapters=adapters, heads=heads)
+        self.text_cross_attn: CrossAttentionModule | None = None
+        self.image_cross_attn: ImageCrossAttentionModule | None = None
+        if cross_attention is not None and cross_attention.enabled:
+            text, image = get_text_trunk(self.text_tower), get_image_trunk(self.image_tower)
+            self.keep_padding = cross_attention.padding == "kept"
+            # after the adapters, which then start from the same random numbers with and without
+            self.text_cross_attn = CrossAttentionModule(
+                cross_attention, width=text.width, context_width=image.embed_dim
+            )
+            self.image_cross_attn = ImageCrossAttentionModule(
+                cross_attention, width=image.width, context_width=text.width
+            )
         # trained by stage 2 if configured
         self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log(), requires_grad=False)
         self.level_logits = nn.Parameter(torch.zeros(len(self.levels)), requires_grad=False)
@@ -118,38 +135,74 @@ class AnomalyModel(FrozenCLIP):
         }
         if self.image_adapter.detection is not None:
             parts["detection head"] = (self.image_adapter.detection, "stage 2")
+        if self.text_cross_attn is not None and self.image_cross_attn is not None:
+            parts["text cross-attention"] = (self.text_cross_attn, "stage 1")
+            parts["image cross-attention"] = (self.image_cross_attn, "stage 2")
         return [
             (name, sum(parameter.numel() for parameter in module.parameters()), state)
             for name, (module, state) in parts.items()
         ]
 
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Return (P, D) embeddings from the adapted text tower, not normalised."""
-        embedded_PD: Tensor = self.text_adapter(self.text_tower, move(self.bundle.tokenizer(texts), self.device))
+    def encode_text(self, texts: list[str], contexts_GLD: Tensor | None = None) -> Tensor:
+        """Return (P, D) embeddings from the adapted text tower, not normalised.
+
+        Args:
+            texts: P of them.
+            contexts_GLD: Image context of each class that the texts are about: the first P/G are about the first class.
+                None: without cross-attention.
+        """
+        tokens_PT = self.bundle.tokenizer(texts)
+        attend = None
+        if contexts_GLD is not None:
+            assert self.text_cross_attn is not None
+            attend = partial(self.text_cross_attn, context_GNC=contexts_GLD.to(self.device))
+        embedded_PD: Tensor = self.text_adapter(self.text_tower, move(tokens_PT, self.device), attend=attend)
         return embedded_PD
+
+    @torch.no_grad()
+    def read_text_context(self, texts: list[str]) -> Tensor:
+        """Return the (N, F) tokens that images of a class attend to, of all its prompts, as they are stored."""
+        tokens_PT = move(self.bundle.tokenizer(texts), self.device)
+        assert isinstance(tokens_PT, Tensor)
+        return round_half(self.text_adapter.first_tokens(self.text_tower, tokens_PT, padding=self.keep_padding))
 
     def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
         """Return the patches (B, L, D) of the V-V view, which stage 1 compares texts with, for each level."""
         return read_vv_patches(self.image_tower, images_B3HW, levels=self.levels, blocks=self.vv_blocks, axis=self.axis)
 
-    def features(self, images_B3HW: Tensor) -> ImageFeatures:
-        """Return the features of images, before any class is named."""
-        features: ImageFeatures = self.image_adapter(self.image_tower, images_B3HW)
+    def features(self, images_B3HW: Tensor, context: TextContexts | None = None) -> ImageFeatures:
+        """Return the features of images, before they are compared with any class.
+
+        Args:
+            images_B3HW: Preprocessed pixels.
+            context: What each image attends to; None: without cross-attention.
+        """
+        features: ImageFeatures = self.image_adapter(self.image_tower, images_B3HW, attend=self._attend(context))
         return features
+
+    def _attend(self, context: TextContexts | None) -> Callable[[Tensor], Tensor] | None:
+        if context is None:
+            return None
+        assert self.image_cross_attn is not None
+        tokens_GNF, mask_GN, rows_B = context
+        return partial(self.image_cross_attn, context_GNC=tokens_GNF, mask_GN=mask_GN, rows_B=rows_B)
 
     @property
     def temperature(self) -> Tensor:
         """Factor of the cosines of patches."""
         return self.log_temperature.exp()
 
-    def forward(self, images_B3HW: Tensor, text_BD2: Tensor) -> Evidence:
+    def forward(self, images_B3HW: Tensor, text_BD2: Tensor, context: TextContexts | None = None) -> Evidence:
         """Return the evidence for each image, given the embedding (D, 2) of its class."""
-        return Evidence.of(self.features(images_B3HW), text_BD2, temperature=self.temperature)
+        return Evidence.of(self.features(images_B3HW, context), text_BD2, temperature=self.temperature)
 
-    def patch_evidence(self, images_B3HW: Tensor, text_BD2: Tensor) -> list[Tensor]:
+    def patch_evidence(
+        self, images_B3HW: Tensor, text_BD2: Tensor, context: TextContexts | None = None
+    ) -> list[Tensor]:
         """Return the levels of the evidence alone: all that is trained if the class token is frozen."""
-        patches = self.image_adapter.embed_patches(self.image_adapter.patches(self.image_tower, images_B3HW))
-        return [differences(patches_BLD, text_BD2, temperature=self.temperature) for patches_BLD in patches]
+        patches = self.image_adapter.patches(self.image_tower, images_B3HW, attend=self._attend(context))
+        embedded = self.image_adapter.embed_patches(patches)
+        return [differences(patches_BLD, text_BD2, temperature=self.temperature) for patches_BLD in embedded]
 
 
 class PlainCLIP(FrozenCLIP):
@@ -177,8 +230,8 @@ class PlainCLIP(FrozenCLIP):
         embedded_PD: Tensor = self.text_tower(move(self.bundle.tokenizer(texts), self.device))
         return embedded_PD
 
-    def features(self, images_B3HW: Tensor) -> ImageFeatures:
-        """Return the features of images, before any class is named."""
+    def features(self, images_B3HW: Tensor, context: None = None) -> ImageFeatures:
+        """Return the features of images, before any class is named; plain CLIP attends to no context."""
         trunk = get_image_trunk(self.image_tower)
         output = self.image_tower(images_B3HW, layers=self.levels)
         patches = [normalize(trunk.project(output.layers[level][:, 1:]), dim=-1) for level in self.levels]

@@ -29,5 +29,10 @@ def make_preprocess(bundle: Bundle, config: PreprocessConfig) -> Preprocess:
 def make_model(bundle: Bundle, config: Config) -> AnomalyModel:
     """Return an untrained model from the sections of a configuration."""
     return AnomalyModel(
-        bundle, levels=config.levels, surgery=config.surgery, adapters=config.adapters, heads=config.heads
+        bundle,
+        levels=config.levels,
+        surgery=config.surgery,
+        adapters=config.adapters,
+        heads=config.heads,
+        cross_attention=config.cross_attention,
     )

@@ -59,6 +59,10 @@ class PromptSet:
         )
         return normal, abnormal
 
+    def list_all(self, name: str) -> list[str]:
+        """Return all prompts for the name of a thing, the normal ones first."""
+        return [prompt for side in self.prompts(name) for prompt in side]
+
     def _fill(self, template: str, state: str, name: str) -> str:
         text = template.replace("{}", state.replace("{}", name))  # a name may hold braces
         return _mend_articles(text) if self.mend_articles else text

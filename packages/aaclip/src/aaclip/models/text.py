@@ -1,9 +1,13 @@
 """The frozen text tower with adapters after its first blocks, and a trained projection at its end.
 
-Shapes: P prompts, T tokens, F width of the tower, D shared width.
+Shapes: P prompts, T tokens, N tokens of all prompts, F width of the tower, D shared width.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig
 from aaclip.models.adapters import make_adapter, make_final_projection, mix
@@ -38,16 +42,45 @@ class TextAdapter(nn.Module):
         self.weight = config.text_weight
         self.norm_preserving = config.norm_preserving
 
-    def forward(self, tower: TextTower, tokens_PT: Tensor) -> Tensor:
-        """Return (P, D) embeddings, not normalised; run up to the longest text only, which is exact."""
+    def forward(
+        self, tower: TextTower, tokens_PT: Tensor, *, attend: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Return (P, D) embeddings, not normalised; run up to the longest text only, which is exact.
+
+        Args:
+            tower: The frozen tower.
+            tokens_PT: Of the texts.
+            attend: Cross-attention (P, T, F) -> (P, T, F) between the first block and its adapter.
+        """
         trunk = get_text_trunk(tower)
         x_PTF = trunk.embed(tokens_PT)
         for number, block in enumerate(trunk.blocks):
             x_PTF = block(x_PTF)
-            if number < len(self.layers):
-                adapted_PTF = self.layers[number](x_PTF)
-                x_PTF = mix(x_PTF, adapted_PTF, weight=self.weight, norm_preserving=self.norm_preserving)
+            if number == 0 and attend is not None:
+                x_PTF = attend(x_PTF)
+            x_PTF = self._adapt(x_PTF, number)
         return trunk.readout(x_PTF, tokens_PT, projection=self.final)
+
+    def first_tokens(self, tower: TextTower, tokens_PT: Tensor, *, padding: bool) -> Tensor:
+        """Return the (N, F) unit tokens of all texts after the first block and its adapter: a text context.
+
+        Args:
+            tower: The frozen tower.
+            tokens_PT: Of the texts.
+            padding: Keep all T tokens of each text (the fork), instead of those up to its end.
+        """
+        trunk = get_text_trunk(tower)
+        x_PTF = trunk.embed(tokens_PT, whole=padding)
+        x_PTF = normalize(self._adapt(trunk.blocks[0](x_PTF), 0), dim=-1)
+        if padding:
+            return x_PTF.flatten(0, 1)
+        places_T = torch.arange(x_PTF.shape[1], device=x_PTF.device)
+        return x_PTF[places_T <= trunk.ends(tokens_PT)[:, None]]
+
+    def _adapt(self, x_PTF: Tensor, number: int) -> Tensor:
+        if number >= len(self.layers):
+            return x_PTF
+        return mix(x_PTF, self.layers[number](x_PTF), weight=self.weight, norm_preserving=self.norm_preserving)
 
 
 def get_text_trunk(tower: TextTower) -> OpenClipText:

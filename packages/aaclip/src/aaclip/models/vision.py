@@ -3,7 +3,7 @@
 Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,22 +60,34 @@ class ImageAdapter(nn.Module):
         self.weight = adapters.image_weight
         self.norm_preserving = adapters.norm_preserving
 
-    def forward(self, tower: VisionTower, images_B3HW: Tensor) -> ImageFeatures:
-        """Return the patches of the levels, and the embedding of the image as a whole."""
-        patches = self.patches(tower, images_B3HW)
+    def forward(
+        self, tower: VisionTower, images_B3HW: Tensor, *, attend: Callable[[Tensor], Tensor] | None = None
+    ) -> ImageFeatures:
+        """Return the patches of the levels, and the embedding of the image as a whole; see `patches`."""
+        patches = self.patches(tower, images_B3HW, attend=attend)
         if self.detection is None:
             detection_BD = embed_class_token(tower, images_B3HW)
         else:
             detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
         return ImageFeatures(self.embed_patches(patches), detection_BD)
 
-    def patches(self, tower: VisionTower, images_B3HW: Tensor) -> list[Tensor]:
-        """Return the patches (B, L, F) of each level, after the tower's last norm."""
+    def patches(
+        self, tower: VisionTower, images_B3HW: Tensor, *, attend: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """Return the patches (B, L, F) of each level, after the tower's last norm.
+
+        Args:
+            tower: The frozen tower.
+            images_B3HW: Preprocessed pixels.
+            attend: Cross-attention (B, T, F) -> (B, T, F) between the first block and its adapter.
+        """
         trunk = get_image_trunk(tower)
         x_BTF = trunk.embed(images_B3HW)
         patches = []
         for number, block in enumerate(trunk.blocks[: max(self.levels)], start=1):
             x_BTF = block(x_BTF)
+            if number == 1 and attend is not None:
+                x_BTF = attend(x_BTF)
             if number <= len(self.layers):
                 adapted_BTF = self.layers[number - 1](x_BTF)
                 x_BTF = mix(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)

@@ -123,7 +123,8 @@ class Relative:
 def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch: Batch, *, name: str) -> None:
     """Score a batch of one class; anomalous images without a mask count as images only."""
     text_BD2 = detector.class_embedding(name).expand(len(batch.names), -1, -1)
-    scores = detector.scores(batch.images_B3HW, text_BD2, memory=detector.memory_of(name))
+    memory, context = detector.memory_of(name), detector.text_contexts([name])
+    scores = detector.scores(batch.images_B3HW, text_BD2, memory=memory, context=context)
     for known in (True, False):
         rows = torch.nonzero(batch.masks_known_B == known)[:, 0]
         if len(rows):

@@ -4,6 +4,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ from aaclip.models.backbone import load_backbone, make_model, make_preprocess
 from aaclip.models.prompts import PromptSet, embed_classes, load_prompts, note_unnamed
 from aaclip.report.plots import draw_losses
 from aaclip.scoring.score import register
+from aaclip.training.contexts import (
+    load_start,
+    make_running_contexts,
+    name_contexts,
+    read_image_contexts,
+    read_text_contexts,
+)
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import ImageStage, StageData, TextStage
 from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
@@ -160,7 +168,10 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
         check_same_images(run.path / TRAINING_LIST, records)
     bundle = load_backbone(config.backbone)
     seed_everything(config.trainer.seed)
-    return Job(config, stage, records, make_model(bundle, config), load_prompts(config.prompts))
+    model = make_model(bundle, config)
+    if config.start is not None:
+        load_start(model, config.start)
+    return Job(config, stage, records, model, load_prompts(config.prompts))
 
 
 def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -> Trained:
@@ -178,17 +189,19 @@ def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -
         shutil.rmtree(run.path / MODEL, ignore_errors=True)
         if not (run.path / TRAINING_LIST).exists():
             save_list(job.records, run.path / TRAINING_LIST, root=Path(str(config.data.root)))
-    train_text(job, run, resumed=resumed, reporter=reporter)
-    classes = embed_training_classes(job)
+    image_contexts = train_text(job, run, resumed=resumed, reporter=reporter)
+    classes = embed_training_classes(job, image_contexts)
+    text_contexts = read_text_contexts(model, list(classes), job.prompts)
     if job.stage != "text" or run.ledger.done("image"):
-        train_image(job, classes, run, resumed=resumed)
+        train_image(job, classes, text_contexts, run, resumed=resumed)
     if rank() != 0:
         return Trained(run, None, len(job.records))
     notes = tuple(note_unnamed(config.prompts, job.prompts, classes))
     if left := list_pending(config, run):
         return Trained(run, None, len(job.records), left=tuple(left), notes=notes)
     called = {job.prompts.name_of(name): text_D2 for name, text_D2 in classes.items()}
-    detector = Detector(model, config, classes=called, name=run.name)
+    contexts = name_contexts(image_contexts, text_contexts, job.prompts)
+    detector = Detector(model, config, classes=called, contexts=contexts, name=run.name)
     with reporter("fitting the score") as progress:
         fit_score(detector, job.records, progress=progress)
     return replace(finish(run, detector, job.records), notes=notes)
@@ -250,18 +263,24 @@ def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config,
     )
 
 
-def train_text(job: Job, run: Run, *, resumed: bool, reporter: Reporter) -> None:
-    """Run stage 1; afterwards the model holds its last weights."""
+def train_text(job: Job, run: Run, *, resumed: bool, reporter: Reporter) -> dict[str, Tensor]:
+    """Run stage 1; afterwards the model holds its last weights.
+
+    Returns:
+        Image context (L, D) of each class, by its folder's name; empty if no class embedding attends to one.
+    """
     config, stage = job.config, job.config.stages.text
     if stage.epochs == 0:
-        return
+        with reporter("image contexts of the classes") as progress:
+            return read_image_contexts(job.model, job.records, config, progress=progress)
     dataset = make_dataset(job.model, job.records, config, colour=False)
     views = None
     if stage.cache_features and not run.ledger.done("text"):
         folder = Path(config.runs) / "cache" / "aaclip"
         with reporter("frozen features of the training images") as progress:
             views = FrozenViews(folder, dataset, job.model, views=stage.cache_features, progress=progress)
-    module = TextStage(job.model, stage, config.loss, prompts=job.prompts, views=views)
+    contexts = make_running_contexts(job.model, job.records, config)
+    module = TextStage(job.model, stage, config.loss, prompts=job.prompts, views=views, contexts=contexts)
     data = StageData(
         dataset if views is None else views,
         batch_size=stage.batch_size,
@@ -271,14 +290,17 @@ def train_text(job: Job, run: Run, *, resumed: bool, reporter: Reporter) -> None
     trainer = replace(config.trainer, max_epochs=stage.epochs)
     result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="text", resume=resumed)
     load_weights(module, result.last)
+    return {} if contexts is None or not config.cross_attention.at_test else contexts.stored()
 
 
-def train_image(job: Job, classes: Mapping[str, Tensor], run: Run, *, resumed: bool) -> None:
-    """Run stage 2; afterwards the model holds its last weights."""
+def train_image(
+    job: Job, classes: Mapping[str, Tensor], contexts: Mapping[str, Tensor], run: Run, *, resumed: bool
+) -> None:
+    """Run stage 2 with embeddings and text contexts of the classes; afterwards the model holds its last weights."""
     config, stage = job.config, job.config.stages.image
     if stage.epochs == 0:
         return
-    module = ImageStage(job.model, stage, config.loss, classes=classes)
+    module = ImageStage(job.model, stage, config.loss, classes=classes, contexts=contexts)
     dataset = make_dataset(job.model, job.records, config, colour=True)
     data = StageData(dataset, batch_size=stage.batch_size, seed=config.trainer.seed, workers=config.data.workers)
     trainer = replace(config.trainer, max_epochs=stage.epochs)
@@ -287,12 +309,18 @@ def train_image(job: Job, classes: Mapping[str, Tensor], run: Run, *, resumed: b
 
 
 @torch.no_grad()
-def embed_training_classes(job: Job) -> dict[str, Tensor]:
-    """Return the (D, 2) embedding of each class of the training set, by its folder's name."""
+def embed_training_classes(job: Job, contexts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the (D, 2) embedding of each class of the training set, by its folder's name.
+
+    Args:
+        job: Its model is set to eval mode.
+        contexts: Image context of each class that its prompts attend to; empty: none.
+    """
     job.model.eval()
     names = sorted({record.class_name for record in job.records})
     called = [job.prompts.name_of(name) for name in names]
-    text_CD2 = embed_classes(job.model.encode_text, called, job.prompts)
+    contexts_CLD = torch.stack([contexts[name] for name in names]) if contexts else None
+    text_CD2 = embed_classes(partial(job.model.encode_text, contexts_GLD=contexts_CLD), called, job.prompts)
     return dict(zip(names, text_CD2.float(), strict=True))
 
 

@@ -5,6 +5,7 @@ B images of a batch, C classes of a set, D shared width, H and W pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from aaclip.config import ImageStageConfig, LossConfig, TextStageConfig
 from aaclip.data import AnomalyDataset, Batch, collate
 from aaclip.models import AnomalyModel
+from aaclip.models.contexts import RunningContexts, TextContexts
 from aaclip.models.maps import differences, probability_map
 from aaclip.models.prompts import PromptSet, embed_classes
 from aaclip.training.features import FrozenViews
@@ -24,17 +26,20 @@ from aaclip.training.losses import orthogonal_loss, segmentation_loss
 from clip_common.training import ResumableLoader, ShuffledBatchSampler
 
 BETAS = (0.5, 0.999)
+TRAINED = ("text_adapter", "text_cross_attn", "image_adapter", "image_cross_attn")
+"""Parts of the model that a stage trains: stage 1 the first two, stage 2 the others."""
 
 
 class Stage(L.LightningModule):
     """What both stages share: one model, one batch format, Adam(0.5, 0.999) over what the stage trains."""
 
-    def __init__(self, model: AnomalyModel, losses: LossConfig, *, trained: str) -> None:
+    def __init__(self, model: AnomalyModel, losses: LossConfig, *, trained: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.losses = losses
-        for name in ("text_adapter", "image_adapter"):
-            getattr(model, name).requires_grad_(name == trained)
+        for name in TRAINED:
+            if (part := getattr(model, name)) is not None:
+                part.requires_grad_(name in trained)
 
     def segmentation(self, differences_B: Sequence[Tensor], masks_BHW: Tensor) -> Tensor:
         """Return the segmentation loss of the levels' maps, summed."""
@@ -60,11 +65,12 @@ class TextStage(Stage):
     """Stage 1: adapters of the text tower, against frozen patches.
 
     Args:
-        model: Its text adapters are trained.
+        model: Its text adapters are trained, and its cross-attention of texts.
         stage: Of this stage.
         losses: Of the maps, and the weight of the orthogonal term.
         prompts: States and templates.
         views: Cached frozen patches; None computes them.
+        contexts: Collects what the prompts of each class attend to; None without cross-attention.
     """
 
     def __init__(
@@ -75,13 +81,15 @@ class TextStage(Stage):
         *,
         prompts: PromptSet,
         views: FrozenViews | None = None,
+        contexts: RunningContexts | None = None,
     ) -> None:
-        super().__init__(model, losses, trained="text_adapter")
+        super().__init__(model, losses, trained=TRAINED[:2])
         model.log_temperature.requires_grad_(False)
         model.level_logits.requires_grad_(False)
         self.stage = stage
         self.prompts = prompts
         self.views = views
+        self.contexts = contexts
 
     def configure_optimizers(self) -> Adam:
         return self._adam(self.stage.lr)
@@ -89,12 +97,14 @@ class TextStage(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         classes = sorted(set(batch.class_names))
         names = [self.prompts.name_of(name) for name in classes]
-        text_CD2 = embed_classes(self.model.encode_text, names, self.prompts)
-        text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
         if self.views is None:
             patches = self.model.frozen_patches(batch.images_B3HW)
         else:
             patches = self.views.patches(batch.indices_B, epoch=self.current_epoch)
+        contexts_CLD = None if self.contexts is None else self.contexts.take(patches[0], batch.class_names)
+        encode = partial(self.model.encode_text, contexts_GLD=contexts_CLD)
+        text_CD2 = embed_classes(encode, names, self.prompts)
+        text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
         if self.stage.levels_in_loss == "last":
             patches = patches[-1:]
         levels = [differences(patches_BLD.to(text_BD2), text_BD2) for patches_BLD in patches]
@@ -114,20 +124,33 @@ class ImageStage(Stage):
     """Stage 2: adapters and heads of the image tower, against fixed class embeddings.
 
     Args:
-        model: Its image adapters are trained, and temperature and level weights if configured.
+        model: Its image adapters are trained, its cross-attention of images, and temperature and level weights if
+            configured.
         stage: Of this stage.
         losses: Of the maps, and the scale of the classification.
         classes: (D, 2) embedding of each class by name.
+        contexts: Text context (N, F) of each class by name; empty without cross-attention.
     """
 
     def __init__(
-        self, model: AnomalyModel, stage: ImageStageConfig, losses: LossConfig, *, classes: Mapping[str, Tensor]
+        self,
+        model: AnomalyModel,
+        stage: ImageStageConfig,
+        losses: LossConfig,
+        *,
+        classes: Mapping[str, Tensor],
+        contexts: Mapping[str, Tensor],
     ) -> None:
-        super().__init__(model, losses, trained="image_adapter")
+        super().__init__(model, losses, trained=TRAINED[2:])
         model.log_temperature.requires_grad_(stage.learned_temperature)
         model.level_logits.requires_grad_(stage.learned_levels)
         self.stage = stage
         self.classes = dict(classes)
+        self.contexts = dict(contexts)
+
+    def on_fit_start(self) -> None:
+        """Move the text contexts to where the model is."""
+        self.contexts = {name: context_NF.to(self.device) for name, context_NF in self.contexts.items()}
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._adam(self.stage.lr)
@@ -136,10 +159,11 @@ class ImageStage(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         text_BD2 = torch.stack([self.classes[name] for name in batch.class_names]).to(self.device)
+        context = TextContexts.of(self.contexts, batch.class_names) if self.contexts else None
         if self.model.image_adapter.detection is None:  # nothing is trained for the image as a whole
-            levels, classification = self.model.patch_evidence(batch.images_B3HW, text_BD2), None
+            levels, classification = self.model.patch_evidence(batch.images_B3HW, text_BD2, context), None
         else:
-            evidence = self.model(batch.images_B3HW, text_BD2)
+            evidence = self.model(batch.images_B3HW, text_BD2, context)
             levels, classification = evidence.levels, self.classification(evidence.classification, batch.anomalous_B)
         # times the number of levels, so that equal weights leave each level unscaled
         weights = self.model.level_weights * len(self.model.levels)

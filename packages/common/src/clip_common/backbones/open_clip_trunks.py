@@ -272,10 +272,11 @@ class OpenClipText(TextTrunk):
         x_BLF = self.text.transformer(x_BLF, attn_mask=self.text.attn_mask[:length, :length])
         return self.readout(x_BLF, tokens_BT)
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
-        """Return the tokens (B, L, F) before the first block, cut to the length of the longest text."""
-        text = self.text
-        length = self.real_length(self.ends(tokens_BT), tokens_BT.shape[1])
+    def embed(self, tokens_BT: Tensor, *, whole: bool = False) -> Tensor:
+        """Return the tokens (B, L, F) before the first block, cut to the length of the longest text unless `whole`."""
+        text, length = self.text, tokens_BT.shape[1]
+        if not whole:
+            length = self.real_length(self.ends(tokens_BT), length)
         x_BLF = text.token_embedding(tokens_BT[:, :length]).to(text.transformer.get_cast_dtype())
         return x_BLF + text.positional_embedding[:length].to(x_BLF.dtype)
 
