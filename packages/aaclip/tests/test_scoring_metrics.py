@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from aaclip.scoring.metrics import METRICS, ClassMetrics, Mean, _draws, average_classes
+from aaclip.scoring.bootstrap import draw_images
+from aaclip.scoring.metrics import METRICS, ClassMetrics, Mean, average_classes
 from aaclip.scoring.sketches import POINTS, ImageSketch
 from clip_common.metrics import StreamingAUPRO
 
@@ -98,7 +99,7 @@ def test_an_anomalous_image_with_an_empty_mask_counts_as_an_image():
     scores, labels, maps, masks = images(3, normal=2, anomalous=2)
     masks[3] = False
     metrics = of(scores, labels, maps, masks)
-    drawn = metrics.resample(samples=400)
+    drawn = metrics.scores().resample(samples=400)
     assert np.isnan(drawn["pixel/auroc"]).mean() == pytest.approx(1 / 4, abs=0.08)  # both draws are the empty one
     assert np.isnan(drawn["pixel/auroc"]).tolist() == np.isnan(drawn["pixel/aupro"]).tolist()
     assert np.isfinite(list(metrics.intervals(samples=400).values())).all()
@@ -135,13 +136,13 @@ def bootstrap(scores, labels, maps, masks, *, weights_SN):
 
 
 def draws_of(labels, *, samples, seed):
-    return np.concatenate(list(_draws(labels, samples=samples, seed=seed, width=1)))
+    return np.concatenate(list(draw_images(labels, samples=samples, seed=seed, width=1)))
 
 
 def test_resamples_equal_those_of_whole_maps():
     scores, labels, maps, masks = images(5, side=12)  # fewer pixels than points, in fewer steps than scores
     scores, maps = np.round(scores, 1), np.round(maps, 1)  # ties in plenty
-    drawn = of(scores, labels, maps, masks, exact=True).resample(samples=30, seed=3)
+    drawn = of(scores, labels, maps, masks, exact=True).scores().resample(samples=30, seed=3)
     expected = np.array(list(bootstrap(scores, labels, maps, masks, weights_SN=draws_of(labels, samples=30, seed=3))))
     assert np.stack([drawn[name] for name in METRICS], axis=1) == pytest.approx(expected, abs=1e-6)
     assert expected.std(axis=0).min() > 0.005
@@ -149,7 +150,7 @@ def test_resamples_equal_those_of_whole_maps():
 
 def test_sketches_follow_whole_maps_closely():
     scores, labels, maps, masks = images(6, side=64, sharp=2.0)
-    drawn = of(scores, labels, maps, masks).resample(samples=40, seed=1)
+    drawn = of(scores, labels, maps, masks).scores().resample(samples=40, seed=1)
     expected = np.array(list(bootstrap(scores, labels, maps, masks, weights_SN=draws_of(labels, samples=40, seed=1))))
     found = np.stack([drawn[name] for name in METRICS], axis=1)
     assert np.abs(found - expected).max(axis=0) == pytest.approx(np.zeros(7), abs=4e-3)
@@ -159,7 +160,7 @@ def test_sketches_follow_whole_maps_closely():
 def test_what_sketches_miss_of_the_value_is_added():
     scores, labels, maps, masks = images(6, side=64, sharp=4.0)
     maps = 1 / (1 + np.exp(-maps))  # scores crowd below 1, where the bins of a sketch are coarse
-    drawn = of(scores, labels, maps, masks).resample(samples=40, seed=1)["pixel/ap"]
+    drawn = of(scores, labels, maps, masks).scores().resample(samples=40, seed=1)["pixel/ap"]
     expected = np.array(list(bootstrap(scores, labels, maps, masks, weights_SN=draws_of(labels, samples=40, seed=1))))
     assert np.abs(drawn - expected[:, METRICS.index("pixel/ap")]).mean() < 3.5e-3  # 8e-3 if it were not
 

@@ -8,6 +8,7 @@ import typer
 from rich.table import Column
 
 from aaclip.cli.data import Format, Root, data
+from aaclip.cli.series import add_series_verbs
 from aaclip.released import flags
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides, Resume, console
@@ -346,5 +347,6 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
     console.print(f"levels {model.levels}, V-V attention in the last {model.vv_blocks} blocks")
 
 
+add_series_verbs(app)
 cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
 cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")

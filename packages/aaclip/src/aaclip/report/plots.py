@@ -1,8 +1,9 @@
-"""Loss curves of a training run."""
+"""Plots of a training run, and of several detectors compared."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from clip_common.plots import draw_curves
+from clip_common.plots import Dots, draw_curves, draw_dots
 
 LOSSES = {
     "train/loss": "all parts",
@@ -21,3 +22,19 @@ def draw_losses(metrics: Path, folder: Path) -> list[Path]:
     if not metrics.exists():
         return []
     return [draw_curves(metrics, LOSSES, folder / "loss.png", title="training losses, text stage, then image stage")]
+
+
+def draw_comparison(rows: Sequence[Dots], file: Path, *, metric: str) -> Path:
+    """Draw a metric of several detectors: every class, the mean with its interval, and differences from the first.
+
+    Args:
+        rows: One for each detector.
+        file: The PNG.
+        metric: The metric's name.
+    """
+    return draw_dots(
+        rows,
+        file,
+        titles=(metric, f"difference from {rows[0].label}"),
+        xlabels=("each class; mean with 95 % interval", "of the mean, 95 % interval (paired bootstrap)"),
+    )

@@ -19,6 +19,7 @@ from aaclip.data.unreadable import Attempts, Unreadable, all_unreadable
 from aaclip.detector.calibration import compute_relative_scores
 from aaclip.detector.detector import Detector
 from aaclip.detector.scorer import Scores
+from aaclip.scoring.bootstrap import ClassScores
 from aaclip.scoring.metrics import ClassMetrics, average_classes
 from clip_common.reporting import Progress
 
@@ -32,12 +33,14 @@ class Evaluation:
         intervals: By class, the 95 % bootstrap interval over images of each metric that exists.
         images: By class, how many images were scored; a class without readable images is absent everywhere.
         failures: Image that was not scored → what is wrong with it or with its mask.
+        scores: By class, what a comparison with another detector needs.
     """
 
     classes: dict[str, dict[str, float | None]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     images: dict[str, int]
     failures: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, ClassScores] = field(default_factory=dict, repr=False)
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -85,8 +88,9 @@ def evaluate(
         if scored:
             if detector.config.score.image == "official":
                 metrics.rescore(relative.scores(domain=detector.config.score.domain))
-            found.classes[name] = metrics.compute()
-            found.intervals[name] = metrics.intervals(samples=samples)
+            scores = found.scores[name] = metrics.scores()
+            found.classes[name] = dict(scores.values)
+            found.intervals[name] = scores.intervals(samples=samples)
             found.images[name] = scored
     if not found.classes:
         raise all_unreadable(found.failures)
@@ -131,4 +135,5 @@ def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch:
             own = scores.select(rows)
             relative.add(own)
             maps_BSS, masks = (own.maps_BSS.cpu(), batch.masks_BHW[rows]) if known else (None, None)
-            metrics.update(own.logits_B.cpu(), batch.anomalous_B[rows], maps_BSS, masks)
+            names = [batch.names[row] for row in rows.tolist()]
+            metrics.update(own.logits_B.cpu(), batch.anomalous_B[rows], maps_BSS, masks, names)

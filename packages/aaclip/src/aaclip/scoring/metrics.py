@@ -1,21 +1,19 @@
 """Image and pixel metrics of one class, with intervals; and their mean over classes.
 
-B images of a batch, N of a class, S resamples of them; K scores from the highest down; H and W pixels of a map.
+B images of a batch, N of a class; H and W pixels of a map.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from aaclip.scoring.sketches import ImageSketch, pool_sketches
+from aaclip.scoring.bootstrap import LIMIT, ClassScores
+from aaclip.scoring.sketches import ImageSketch
 from clip_common.metrics import StreamingAUPRO, StreamingCurve
-from clip_common.metrics.bootstrap import draw_resamples, percentile_intervals
 from clip_common.metrics.histogram import as_labels, as_scores
-
-Floats = NDArray[np.float64]
 
 METRICS = (
     "image/auroc",
@@ -26,10 +24,6 @@ METRICS = (
     "pixel/f1_max",
     "pixel/aupro",
 )
-LIMIT = 0.3
-"""False positive rate up to which AUPRO integrates."""
-ARRAYS = 16
-"""Number of arrays as wide as a resample that exist at once; chunks of resamples are that much smaller."""
 
 
 class ClassMetrics:
@@ -57,6 +51,7 @@ class ClassMetrics:
         self._curve = StreamingCurve(exact=exact)
         self._aupro = StreamingAUPRO(limit=LIMIT, exact=exact)
         self._sketches: list[ImageSketch] = []
+        self._names: list[str] = []
 
     def update(
         self,
@@ -64,6 +59,7 @@ class ClassMetrics:
         anomalous_B: Tensor | ArrayLike,
         maps_BHW: Tensor | ArrayLike | None = None,
         masks_BHW: Tensor | ArrayLike | None = None,
+        names_B: Sequence[str] = (),
     ) -> None:
         """Add images.
 
@@ -72,6 +68,7 @@ class ClassMetrics:
             anomalous_B: 1 if the image shows a defect.
             maps_BHW: Score maps, any floats, higher for defects. Prefer logits to probabilities, which crowd at 1.
             masks_BHW: 1 on defects, 0 elsewhere, so 0 everywhere for a normal image; None if the set has no masks.
+            names_B: Their files, by which a comparison with another detector knows them.
 
         Raises:
             ValueError: A NaN, a label that is neither 0 nor 1, shapes that do not fit. Nothing is added then.
@@ -85,6 +82,7 @@ class ClassMetrics:
                 raise ValueError(f"expected a map (H, W) for each of {len(scores)} scores, got the shape {maps.shape}")
         self._scores.append(scores)
         self._anomalous.append(anomalous)
+        self._names += names_B
         if maps is not None:
             self._curve.update(maps, masks)
             self._aupro.update(maps, masks)
@@ -118,41 +116,14 @@ class ClassMetrics:
             values["pixel/aupro"] = self._aupro.compute()
         return values
 
+    def scores(self) -> ClassScores:
+        """Return the scores of the images added so far, for a bootstrap."""
+        scores_N, anomalous_N = self._images()
+        return ClassScores(self.compute(), tuple(self._names), scores_N, anomalous_N, tuple(self._sketches))
+
     def intervals(self, samples: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-        """Return the middle 95 % (low, high) of `resample`, for each metric that exists."""
-        drawn = self.resample(samples=samples, seed=seed)
-        return percentile_intervals({name: values_S[np.isfinite(values_S)] for name, values_S in drawn.items()})
-
-    def resample(self, *, samples: int = 1000, seed: int = 0) -> dict[str, Floats]:
-        """Return (S,) bootstrap values of each metric that exists; images are drawn, each with all its pixels.
-
-        Normal and anomalous images are drawn separately, as many as there are of each, so that every resample has both.
-        Image metrics are exact. Pixel metrics are computed from the sketches, pooled into 1,024 steps. Their difference
-        to the value of `compute` is added to every resample, which leaves errors of about 0.001 in AUROC and AUPRO and
-        0.003 in AP and F1. A resample without a defective pixel gives NaN; empty masks of anomalous images lead to it.
-
-        Args:
-            samples: S.
-            seed: Of the draw. Use different ones for classes whose resamples are averaged.
-        """
-        values = self.compute()
-        found: dict[str, Floats] = {}
-        if values["image/auroc"] is not None:
-            scores_N, anomalous_N = self._images()
-            found |= _stack(
-                _of_images(scores_N, anomalous_N, weights_SN)
-                for weights_SN in _draws(anomalous_N, samples=samples, seed=seed, width=len(scores_N))
-            )
-        if values["pixel/auroc"] is not None:
-            anomalous_N = np.array([sketch.anomalous for sketch in self._sketches])
-            mass_NK3 = pool_sketches(self._sketches)
-            drawn = _stack(
-                _of_pixels(mass_NK3, weights_SN)
-                for weights_SN in _draws(anomalous_N, samples=samples, seed=seed, width=mass_NK3[0].size)
-            )
-            for name, whole_1 in _of_pixels(mass_NK3, np.ones((1, len(mass_NK3)), np.int64)).items():
-                found[name] = np.clip(drawn[name] + (np.float64(values[name]) - whole_1), 0, 1)
-        return found
+        """Return the middle 95 % (low, high) of the bootstrap of each metric that exists; see `ClassScores`."""
+        return self.scores().intervals(samples=samples, seed=seed)
 
     def _images(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         return (
@@ -175,68 +146,3 @@ def average_classes(classes: Mapping[str, Mapping[str, float | None]]) -> dict[s
         present = [value for values in classes.values() if (value := values.get(name)) is not None]
         means[name] = Mean(value=float(np.mean(present)) if present else None, classes=len(present))
     return means
-
-
-def _draws(anomalous_N: NDArray[np.bool_], *, samples: int, seed: int, width: int) -> Iterator[NDArray[np.int64]]:
-    """Yield chunks of (S, N): how often each image was drawn; normal and anomalous ones are drawn separately."""
-    groups = [np.flatnonzero(anomalous_N == label) for label in (False, True)]
-    seeds = np.random.SeedSequence(seed).generate_state(2).tolist()  # the two draws must be independent
-    drawn = [
-        draw_resamples(len(rows), samples=samples, seed=own, width=ARRAYS * width)
-        for rows, own in zip(groups, seeds, strict=True)
-        if len(rows)
-    ]
-    order = np.argsort(np.concatenate(groups))
-    for chunks in zip(*drawn, strict=True):
-        yield np.concatenate(chunks, axis=1)[:, order]
-
-
-def _of_images(
-    scores_N: NDArray[Any], anomalous_N: NDArray[np.bool_], weights_SN: NDArray[np.int64]
-) -> dict[str, Floats]:
-    order_N = np.argsort(-scores_N, kind="stable")
-    begins_K = np.flatnonzero(np.diff(scores_N[order_N], prepend=np.nan) != 0)  # equal scores are one step
-    positives_SK, negatives_SK = (
-        np.add.reduceat(weights_SN[:, order_N] * (anomalous_N[order_N] == label), begins_K, axis=1)
-        for label in (True, False)
-    )
-    return {f"image/{name}": values_S for name, values_S in _curves(negatives_SK, positives_SK).items()}
-
-
-def _of_pixels(mass_NK3: Floats, weights_SN: NDArray[np.int64]) -> dict[str, Floats]:
-    drawn_SK3 = np.tensordot(weights_SN.astype(np.float64), mass_NK3, axes=1)
-    negatives_SK, positives_SK, overlap_SK = np.moveaxis(drawn_SK3, -1, 0)
-    values = _curves(negatives_SK, positives_SK) | {"aupro": _aupro(negatives_SK, overlap_SK)}
-    return {f"pixel/{name}": values_S for name, values_S in values.items()}
-
-
-def _curves(negatives_SK: Floats, positives_SK: Floats) -> dict[str, Floats]:
-    """Compute `StreamingCurve.compute` for S sets at once."""
-    alarms_SK, hits_SK = negatives_SK.cumsum(1), positives_SK.cumsum(1)
-    said_SK = np.maximum(alarms_SK + hits_SK, 1)  # avoids 0/0 before the first drawn pixel
-    negatives_S, positives_S = _sum(negatives_SK), _sum(positives_SK)
-    return {
-        "auroc": (negatives_SK * (hits_SK - positives_SK / 2)).sum(1) / (negatives_S * positives_S),
-        "ap": (positives_SK * hits_SK / said_SK).sum(1) / positives_S,
-        "f1_max": (2 * hits_SK / (said_SK + positives_S[:, None])).max(1),
-    }
-
-
-def _aupro(negatives_SK: Floats, overlap_SK: Floats) -> Floats:
-    """Compute `StreamingAUPRO.compute` for S sets at once: trapezoids, of which the one across the limit is cut."""
-    width_SK, height_SK = (mass_SK / _sum(mass_SK)[:, None] for mass_SK in (negatives_SK, overlap_SK))
-    left_SK, low_SK = width_SK.cumsum(1) - width_SK, height_SK.cumsum(1) - height_SK
-    cut_SK = np.clip(LIMIT - left_SK, 0, width_SK)
-    share_SK = np.divide(cut_SK, width_SK, out=np.zeros_like(width_SK), where=width_SK > 0)
-    return (cut_SK * (low_SK + share_SK * height_SK / 2)).sum(1) / LIMIT
-
-
-def _sum(mass_SK: Floats) -> Floats:
-    """Return the sum of each row; NaN if it is zero, because no metric exists then."""
-    total_S = mass_SK.sum(1)
-    return np.where(total_S > 0, total_S, np.nan)
-
-
-def _stack(chunks: Iterator[dict[str, Floats]]) -> dict[str, Floats]:
-    parts = list(chunks)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

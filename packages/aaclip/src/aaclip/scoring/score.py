@@ -204,20 +204,23 @@ def format_table(per_class: Mapping[str, Values]) -> list[list[str]]:
     """
     means = average_classes(per_class)
     rows = [["class", *(LABELS.get(name, name) for name in means)]]
-    rows += [[name, *(_percent(values.get(metric)) for metric in means)] for name, values in per_class.items()]
+    rows += [[name, *(format_percent(values.get(metric)) for metric in means)] for name, values in per_class.items()]
     partial = {name: f" ({mean.classes} of {len(per_class)})" for name, mean in means.items()}
     whole = {name for name, mean in means.items() if mean.classes in (0, len(per_class))}
     return [
         *rows,
-        ["mean", *(_percent(mean.value) + ("" if name in whole else partial[name]) for name, mean in means.items())],
+        [
+            "mean",
+            *(format_percent(mean.value) + ("" if name in whole else partial[name]) for name, mean in means.items()),
+        ],
     ]
 
 
 def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals], *, title: str, note: str) -> str:
     heading, *classes, mean = format_table(per_class)
-    rows = [heading, *([_escape(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
+    rows = [heading, *([escape_markdown(name), *cells] for name, *cells in classes), [f"**{cell}**" for cell in mean]]
     parts = [
-        f"# {_escape(title)}",
+        f"# {escape_markdown(title)}",
         note.strip(),
         markdown_table(rows[0], rows[1:], align=True),
         "In percent. n/a: the class has no normal images, no anomalous images, or no masks.",
@@ -225,7 +228,8 @@ def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals
     if intervals:
         metrics = [name for name in average_classes(per_class) if any(name in values for values in intervals.values())]
         ranges = [
-            [_escape(name), *(_range(values.get(metric)) for metric in metrics)] for name, values in intervals.items()
+            [escape_markdown(name), *(_range(values.get(metric)) for metric in metrics)]
+            for name, values in intervals.items()
         ]
         titles = ["class", *(LABELS.get(name, name) for name in metrics)]
         parts += [
@@ -236,14 +240,15 @@ def _markdown(per_class: Mapping[str, Values], intervals: Mapping[str, Intervals
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
+    """Return a value from 0 to 1 in percent with one decimal, "n/a" without one."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def _range(interval: tuple[float, float] | None) -> str:
-    return MISSING if interval is None else "–".join(map(_percent, interval))
+    return MISSING if interval is None else "–".join(map(format_percent, interval))
 
 
-def _escape(name: str) -> str:
+def escape_markdown(name: str) -> str:
     """Escape a name for one line of Markdown. The _ of metal_nut needs no escape."""
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(name.splitlines()))
