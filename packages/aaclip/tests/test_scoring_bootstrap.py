@@ -13,7 +13,7 @@ from aaclip.scoring.stored import load_scores, save_scores
 def scores_of(scores, labels, maps=None, masks=None, names=None):
     metrics = ClassMetrics()
     names = [f"{number}.png" for number in range(len(labels))] if names is None else names
-    metrics.update(scores, labels, maps, masks, names)
+    metrics.update(scores, labels, maps, masks, names_B=names)
     return metrics.scores()
 
 

@@ -10,6 +10,7 @@ from helpers.commands import refused, succeeded
 
 from aaclip.data import read_dataset
 from aaclip.detector.calibration import Threshold
+from aaclip.detector.detector import UNFITTED
 from aaclip.detector.files import save_threshold
 from aaclip.detector.predict import remember_files
 from aaclip.scoring.stored import hash_scoring
@@ -68,6 +69,14 @@ def test_two_runs_and_plain_clip(aaclip, trained, other_parts, clip_folder, tmp_
     assert "20 images" in text
     plots = sorted(file.name for file in out.glob("*.png"))
     assert plots == ["comparison-image-auroc.png", "comparison-pixel-aupro.png", "comparison-pixel-auroc.png"]
+
+
+def test_an_unfitted_score_is_told(aaclip, saved, detector, other_parts, tmp_path):
+    detector.score = UNFITTED
+    unfitted = detector.save_pretrained(tmp_path / "unfitted")
+    printed = succeeded(aaclip("compare", saved, unfitted, other_parts, "--out", tmp_path / "out"))
+    assert f"aaclip fit-score {unfitted}" in printed
+    assert f"aaclip fit-score {saved}" not in printed
 
 
 def test_a_copy_of_a_run_differs_by_nothing(trained, other_parts, tmp_path):

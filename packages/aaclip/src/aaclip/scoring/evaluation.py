@@ -136,4 +136,4 @@ def update(metrics: ClassMetrics, relative: Relative, detector: Detector, batch:
             relative.add(own)
             maps_BSS, masks = (own.maps_BSS.cpu(), batch.masks_BHW[rows]) if known else (None, None)
             names = [batch.names[row] for row in rows.tolist()]
-            metrics.update(own.logits_B.cpu(), batch.anomalous_B[rows], maps_BSS, masks, names)
+            metrics.update(own.logits_B.cpu(), batch.anomalous_B[rows], maps_BSS, masks, names_B=names)

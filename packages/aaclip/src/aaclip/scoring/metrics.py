@@ -59,6 +59,7 @@ class ClassMetrics:
         anomalous_B: Tensor | ArrayLike,
         maps_BHW: Tensor | ArrayLike | None = None,
         masks_BHW: Tensor | ArrayLike | None = None,
+        *,
         names_B: Sequence[str] = (),
     ) -> None:
         """Add images.

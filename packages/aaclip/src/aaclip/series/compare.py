@@ -2,17 +2,27 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aaclip.data import Record
+from aaclip.data.records import group_by_class
 from aaclip.data.selection import check_not_trained_on
 from aaclip.detector.detector import Detector
+from aaclip.detector.files import read_detector
+from aaclip.detector.fitting import note_unfitted
 from aaclip.report.plots import draw_comparison
 from aaclip.scoring.bootstrap import Differences, compare_scores, interval_of_mean
 from aaclip.scoring.evaluation import Evaluation, evaluate
-from aaclip.scoring.score import LABELS, escape_markdown, format_percent, format_table, read_test_records
+from aaclip.scoring.score import (
+    LABELS,
+    choose_score,
+    escape_markdown,
+    format_percent,
+    format_table,
+    read_test_records,
+)
 from aaclip.scoring.stored import hash_scoring, load_scores, save_scores
 from clip_common.errors import printable
 from clip_common.metrics import Paired
@@ -56,6 +66,7 @@ class Comparison:
         failures: Image that was not scored → what is wrong with it or with its mask.
         files: comparison.json, comparison.csv and comparison.md.
         plots: One PNG for each of `SHOWN` that exists.
+        notes: Lines about how the detectors scored.
     """
 
     title: str
@@ -64,6 +75,7 @@ class Comparison:
     failures: dict[str, str]
     files: list[Path]
     plots: list[Path]
+    notes: tuple[str, ...] = ()
 
 
 def compare(
@@ -106,7 +118,9 @@ def compare(
     }
     rows = compare_evaluations(found, samples=samples)
     title = f"{', '.join(labels)} on {name}"
-    return write_comparison(rows, folder, title=title, images=len(records))
+    folders = [Path(source) for source in sources if Path(source).is_dir()]
+    notes = [line for place in folders for line in note_unfitted(place, read_detector(place).score)]
+    return replace(write_comparison(rows, folder, title=title, images=len(records)), notes=tuple(notes))
 
 
 def check_sources(sources: Sequence[str | Path]) -> None:
@@ -131,8 +145,10 @@ def score_source(
 ) -> Evaluation:
     """Score a detector, or read the scores that `file` keeps."""
     if not file.exists():
+        detector = Detector.open(source)
+        detector.config = choose_score(detector.config, sorted(group_by_class(records)))
         with reporter(f"{label}: scoring {len(records):,} images") as progress:
-            evaluation = evaluate(Detector.open(source), records, batch_size=BATCH, progress=progress)
+            evaluation = evaluate(detector, records, batch_size=BATCH, progress=progress)
         save_scores(file, evaluation)
     return load_scores(file)
 
