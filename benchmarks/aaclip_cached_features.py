@@ -22,8 +22,9 @@ from torch import Tensor
 from aaclip.data import AnomalyDataset, Batch
 from aaclip.models.backbone import load_backbone, make_model
 from aaclip.models.prompts import load_prompts
-from aaclip.training.experiment import make_dataset, read_training_records, resolve
+from aaclip.training.experiment import read_training_records, resolve
 from aaclip.training.features import FrozenViews
+from aaclip.training.fits import make_dataset
 from aaclip.training.modules import StageData, TextStage
 from clip_common.synthetic import write_mvtec
 from clip_common.synthetic.parts import HELD_KINDS

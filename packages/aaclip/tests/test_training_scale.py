@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aaclip.config import Config
 from aaclip.models.backbone import make_model
 from aaclip.models.prompts import load_prompts
-from aaclip.training.experiment import Job, embed_training_classes, make_dataset, read_training_records, resolve, train
+from aaclip.training.experiment import read_training_records, resolve, train
+from aaclip.training.fits import Job, embed_training_classes, make_dataset
 from aaclip.training.modules import ImageStage, Stage, StageData, TextStage
 from clip_common.config import load_config
 

@@ -4,17 +4,11 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from aaclip.config import Config
 from aaclip.data import (
-    AnomalyDataset,
-    Augment,
     DataError,
     Record,
     check_masks,
@@ -26,27 +20,19 @@ from aaclip.data import (
 from aaclip.data.selection import TRAINING_LIST, check_same_images, read_hashes
 from aaclip.detector.detector import Detector
 from aaclip.detector.fitting import fit_scores
-from aaclip.models import AnomalyModel
-from aaclip.models.backbone import load_backbone, make_model, make_preprocess
-from aaclip.models.prompts import PromptSet, embed_classes, load_prompts, note_unnamed
+from aaclip.models.backbone import load_backbone, make_model
+from aaclip.models.prompts import load_prompts, note_unnamed
 from aaclip.report.plots import draw_losses
 from aaclip.scoring.score import register
-from aaclip.training.contexts import (
-    load_start,
-    make_running_contexts,
-    name_contexts,
-    read_image_contexts,
-    read_text_contexts,
-)
-from aaclip.training.features import FrozenViews
-from aaclip.training.modules import ImageStage, StageData, TextStage
+from aaclip.training.contexts import load_start, name_contexts, read_text_contexts
+from aaclip.training.fits import Job, embed_training_classes, train_image, train_text
 from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
 from clip_common.config import load_config, to_yaml
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
 from clip_common.runs.opening import MODEL, check_made_by
-from clip_common.training import check_trainer, fit, load_weights
+from clip_common.training import check_trainer
 from clip_common.training.determinism import seed_everything
 
 DETECTOR = "model"
@@ -74,32 +60,16 @@ class Trained:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything a run needs, loaded and checked before anything is written (`prepare`).
-
-    Attributes:
-        config: Of the run.
-        stage: What to do now.
-        records: Images to learn from.
-        model: Untrained.
-        prompts: States and templates.
-    """
-
-    config: Config
-    stage: Stage
-    records: list[Record]
-    model: AnomalyModel
-    prompts: PromptSet
-
-
-def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None) -> Config:
+def resolve(
+    *, config: str | None = None, overrides: Sequence[str] = (), resume: Path | None = None, verb: str = "train"
+) -> Config:
     """Return the configuration of a new run, or the own configuration of one to resume.
 
     Args:
         config: Name of a configuration, or a file.
         overrides: `section.field=value` each.
         resume: A run to resume with its own configuration.
+        verb: Command that makes such runs.
 
     Raises:
         ValueError: An unknown key, a wrong value, no such run or one of another package, or overrides for a run
@@ -110,7 +80,7 @@ def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume:
     if config or overrides:
         raise ValueError("--resume keeps the run's own configuration: leave out --config, overrides and other flags")
     run = Run.open(resume)
-    check_made_by(run, package="aaclip", verb="train")
+    check_made_by(run, package="aaclip", verb=verb)
     return read_config(run)
 
 
@@ -249,79 +219,6 @@ def read_training_records(config: Config) -> list[Record]:
     for other in config.data.test_roots:
         check_no_overlap(records, read_dataset(Path(other)).of(split="test"))
     return records
-
-
-def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
-    """Return augmented samples; `colour` changes colours too."""
-    size = model.bundle.image.spec.image_size
-    return AnomalyDataset(
-        records,
-        preprocess=make_preprocess(model.bundle, config.preprocess),
-        size=size,
-        seed=config.trainer.seed,
-        augment=Augment(config.augment, size=size, colour=colour),
-    )
-
-
-def train_text(job: Job, run: Run, *, resumed: bool, reporter: Reporter) -> dict[str, Tensor]:
-    """Run stage 1; afterwards the model holds its last weights.
-
-    Returns:
-        Image context (L, D) of each class, by its folder's name; empty if no class embedding attends to one.
-    """
-    config, stage = job.config, job.config.stages.text
-    if stage.epochs == 0:
-        with reporter("image contexts of the classes") as progress:
-            return read_image_contexts(job.model, job.records, config, progress=progress)
-    dataset = make_dataset(job.model, job.records, config, colour=False)
-    views = None
-    if stage.cache_features and not run.ledger.done("text"):
-        folder = Path(config.runs) / "cache" / "aaclip"
-        with reporter("frozen features of the training images") as progress:
-            views = FrozenViews(folder, dataset, job.model, views=stage.cache_features, progress=progress)
-    contexts = make_running_contexts(job.model, job.records, config)
-    module = TextStage(job.model, stage, config.loss, prompts=job.prompts, views=views, contexts=contexts)
-    data = StageData(
-        dataset if views is None else views,
-        batch_size=stage.batch_size,
-        seed=config.trainer.seed,
-        workers=config.data.workers,
-    )
-    trainer = replace(config.trainer, max_epochs=stage.epochs)
-    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="text", resume=resumed)
-    load_weights(module, result.last)
-    return {} if contexts is None or not config.cross_attention.at_test else contexts.stored()
-
-
-def train_image(
-    job: Job, classes: Mapping[str, Tensor], contexts: Mapping[str, Tensor], run: Run, *, resumed: bool
-) -> None:
-    """Run stage 2 with embeddings and text contexts of the classes; afterwards the model holds its last weights."""
-    config, stage = job.config, job.config.stages.image
-    if stage.epochs == 0:
-        return
-    module = ImageStage(job.model, stage, config.loss, classes=classes, contexts=contexts)
-    dataset = make_dataset(job.model, job.records, config, colour=True)
-    data = StageData(dataset, batch_size=stage.batch_size, seed=config.trainer.seed, workers=config.data.workers)
-    trainer = replace(config.trainer, max_epochs=stage.epochs)
-    result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase="image", resume=resumed)
-    load_weights(module, result.last)
-
-
-@torch.no_grad()
-def embed_training_classes(job: Job, contexts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the (D, 2) embedding of each class of the training set, by its folder's name.
-
-    Args:
-        job: Its model is set to eval mode.
-        contexts: Image context of each class that its prompts attend to; empty: none.
-    """
-    job.model.eval()
-    names = sorted({record.class_name for record in job.records})
-    called = [job.prompts.name_of(name) for name in names]
-    contexts_CLD = torch.stack([contexts[name] for name in names]) if contexts else None
-    text_CD2 = embed_classes(partial(job.model.encode_text, contexts_GLD=contexts_CLD), called, job.prompts)
-    return dict(zip(names, text_CD2.float(), strict=True))
 
 
 def fit_score(detector: Detector, records: Sequence[Record], *, progress: Progress | None = None) -> None:

@@ -97,11 +97,8 @@ class TextStage(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         classes = sorted(set(batch.class_names))
         names = [self.prompts.name_of(name) for name in classes]
-        if self.views is None:
-            patches = self.model.frozen_patches(batch.images_B3HW)
-        else:
-            patches = self.views.patches(batch.indices_B, epoch=self.current_epoch)
-        contexts_CLD = None if self.contexts is None else self.contexts.take(patches[0], batch.class_names)
+        patches, seen_BLD = self.read_patches(batch)
+        contexts_CLD = None if self.contexts is None else self.contexts.take(seen_BLD, batch.class_names)
         encode = partial(self.model.encode_text, contexts_GLD=contexts_CLD)
         text_CD2 = embed_classes(encode, names, self.prompts)
         text_BD2 = text_CD2[torch.tensor([classes.index(name) for name in batch.class_names], device=self.device)]
@@ -118,6 +115,17 @@ class TextStage(Stage):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({"train/segmentation": segmentation.detach(), "train/orthogonal": orthogonal.detach()})
         return loss
+
+    def read_patches(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Return the patches (B, L, D) of each level that the loss compares texts with, and those that texts attend to.
+
+        None of them has gradients.
+        """
+        if self.views is None:
+            patches = self.model.frozen_patches(batch.images_B3HW)
+        else:
+            patches = self.views.patches(batch.indices_B, epoch=self.current_epoch)
+        return patches, patches[0]
 
 
 class ImageStage(Stage):
