@@ -11,6 +11,8 @@ from aaclip.data import read_dataset
 from aaclip.detector.detector import Detector
 from aaclip.detector.files import CONTEXTS
 from aaclip.detector.scorer import Scores
+from aaclip.models import PlainCLIP
+from aaclip.models.backbone import make_model
 from aaclip.scoring.evaluation import evaluate
 from clip_common.runs.opening import MARKER
 from clip_common.tensors import read_metadata, read_tensors, write_tensors
@@ -166,3 +168,13 @@ def test_a_base_detector_under_cross_attention_is_one_line_unless_it_changes_not
         found = detector.scores(image, text, context=detector.text_contexts(["mug"]))
         assert torch.equal(found.maps_BSS, plain.scores(image, text).maps_BSS)
         change_config(base, weight=0.1, scale="fixed")
+
+
+def test_a_detector_without_any_context_is_one_line(bundle, config):
+    config.cross_attention.enabled = True
+    with pytest.raises(ValueError, match=r"needs the image context of a class or more, got none: train it") as error:
+        Detector(make_model(bundle, config), config)
+    assert "\n" not in str(error.value)
+    Detector(PlainCLIP(bundle), config)  # plain CLIP attends to nothing, whatever the configuration is of
+    config.cross_attention.at_test = False
+    assert Detector(make_model(bundle, config), config).contexts is None

@@ -77,6 +77,8 @@ def train(
 
         aaclip train --config official data.root=mvtec/ data.mode=few_shot data.shot=32
 
+        aaclip train data.root=visa/ cross_attention.enabled=true start=runs/aaclip/visa-full
+
         aaclip train --resume runs/aaclip/visa-full
 
         aaclip train --dataset mvtec/ --shot 32 --text_epoch 5 --image_epoch 20 --save_path ckpt/mvtec

@@ -84,6 +84,7 @@ class Detector:
         self.border = border
         self.memories = dict(memories or {})
         self.contexts = contexts
+        model.check_contexts(contexts, at_test=config.cross_attention.at_test)
         self.name = name or config.name or config.backbone.name
         self._fingerprints = dict(fingerprints or {})
 

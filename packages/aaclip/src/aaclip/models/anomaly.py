@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig, CrossAttentionConfig, HeadConfig, SurgeryConfig
-from aaclip.models.contexts import TextContexts, round_half
+from aaclip.models.contexts import Contexts, TextContexts, round_half
 from aaclip.models.cross_attention import CrossAttentionModule, ImageCrossAttentionModule
 from aaclip.models.maps import TEMPERATURE, differences
 from aaclip.models.text import TextAdapter, get_text_trunk
@@ -57,6 +57,16 @@ class FrozenCLIP(nn.Module):
         self.bundle = bundle
         self.image_tower = freeze(bundle.image_tower)
         self.text_tower = freeze(bundle.text_tower)
+        self.text_cross_attn: CrossAttentionModule | None = None
+        self.image_cross_attn: ImageCrossAttentionModule | None = None
+
+    def check_contexts(self, contexts: Contexts | None, *, at_test: bool) -> None:
+        """Raise ValueError if tests use cross-attention and there is no image context for their prompts."""
+        if self.text_cross_attn is not None and at_test and not (contexts and contexts.image):
+            raise ValueError(
+                "a detector with cross-attention needs the image context of a class or more, got none: train it with "
+                "`aaclip train start=RUN cross_attention.enabled=true`, or set cross_attention.at_test=false"
+            )
 
     def take_text(self, bundle: Bundle) -> None:
         """Take the text tower of `bundle`; its image tower is dropped, because one is here already."""
@@ -98,8 +108,6 @@ class AnomalyModel(FrozenCLIP):
             raise ValueError(f"surgery.blocks={surgery.blocks}: the image tower has {depth} blocks")
         self.text_adapter = TextAdapter(self.text_tower, adapters)
         self.image_adapter = ImageAdapter(self.image_tower, levels=self.levels, adapters=adapters, heads=heads)
-        self.text_cross_attn: CrossAttentionModule | None = None
-        self.image_cross_attn: ImageCrossAttentionModule | None = None
         if cross_attention is not None and cross_attention.enabled:
             text, image = get_text_trunk(self.text_tower), get_image_trunk(self.image_tower)
             self.keep_padding = cross_attention.padding == "kept"

@@ -68,6 +68,8 @@ class TextContexts(NamedTuple):
 class RunningContexts(nn.Module):
     """The mean image context of each class over a training, as buffers, so that checkpoints hold it.
 
+    Of several ranks, the first one's images count, as for all buffers.
+
     Args:
         names: Classes.
         patches, width: L and D.

@@ -15,6 +15,7 @@ from aaclip.config import Config, ImageStageConfig, TextStageConfig
 from aaclip.data import AnomalyDataset, Augment, Record
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import make_preprocess
+from aaclip.models.contexts import Contexts
 from aaclip.models.prompts import PromptSet, embed_classes
 from aaclip.training.contexts import make_running_contexts, read_image_contexts
 from aaclip.training.features import FrozenViews
@@ -149,11 +150,12 @@ def embed_training_classes(job: Job, contexts: Mapping[str, Tensor]) -> dict[str
 
     Args:
         job: Its model is set to eval mode.
-        contexts: Image context of each class that its prompts attend to; empty: none.
+        contexts: Image context that the prompts of a class attend to; empty: none.
     """
     job.model.eval()
     names = sorted({record.class_name for record in job.records})
     called = [job.prompts.name_of(name) for name in names]
-    contexts_CLD = torch.stack([contexts[name] for name in names]) if contexts else None
+    known = Contexts(image=dict(contexts))  # batches of few steps may never have shown a class
+    contexts_CLD = torch.stack([known.image_of(name) for name in names]) if contexts else None
     text_CD2 = embed_classes(partial(job.model.encode_text, contexts_GLD=contexts_CLD), called, job.prompts)
     return dict(zip(names, text_CD2.float(), strict=True))
