@@ -93,6 +93,9 @@ def test_info_counts_what_is_frozen_and_what_is_trained(aaclip, overrides):
     assert "3,072" in rows["segmentation heads"]  # four levels, 32 x 24
     assert "768" in rows["detection head"]
     assert "detection head" not in succeeded(aaclip("info", *overrides))  # the image as a whole is CLIP's own
+    attending = succeeded(aaclip("info", *overrides, "cross_attention.enabled=true"))
+    assert "1,344" in next(line for line in attending.splitlines() if "text cross-attention" in line)
+    assert "image cross-attention" in attending
     assert "levels [2, 4, 6, 8]" in printed
 
 
