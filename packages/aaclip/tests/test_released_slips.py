@@ -119,7 +119,7 @@ def test_in_stage_1_the_last_level_overwrites_the_others(bundle, config, batch, 
 def test_in_stage_2_the_released_cross_entropy_is_of_bare_cosines(bundle, config, batch, scale):
     model, config = made(bundle, config, f"loss.classification_scale={scale}", "heads.class_token=false")
     text_D2 = normalize(torch.randn(24, 2, generator=torch.Generator().manual_seed(1)), dim=0)
-    stage = ImageStage(model, config.stages.image, config.loss, classes={"mug": text_D2})
+    stage = ImageStage(model, config.stages.image, config.loss, classes={"mug": text_D2}, contexts={})
     loss = stage.training_step(batch, 0)
     features = model.features(batch.images_B3HW)
     segmentation = sum(

@@ -41,8 +41,8 @@ def stage_of(small, bundle):
         if name == "text":
             stage: Stage = TextStage(model, config.stages.text, config.loss, prompts=prompts)
         else:
-            classes = embed_training_classes(Job(config, "both", records, model, prompts))
-            stage = ImageStage(model, config.stages.image, config.loss, classes=classes)
+            classes = embed_training_classes(Job(config, "both", records, model, prompts), {})
+            stage = ImageStage(model, config.stages.image, config.loss, classes=classes, contexts={})
         stage.log = stage.log_dict = lambda *_, **__: None  # no trainer is there to log to
         data = StageData(make_dataset(model, records, config, colour=False), batch_size=4, seed=0, workers=0)
         data.trainer = type("OneProcess", (), {"global_rank": 0, "world_size": 1})

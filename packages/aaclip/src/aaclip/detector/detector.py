@@ -206,12 +206,13 @@ class Detector:
         self._load_text_tower()
         encode = self.model.encode_text
         if self.contexts is not None:
+            assert isinstance(self.model, AnomalyModel)
             encode = partial(self.model.encode_text, contexts_GLD=self.contexts.image_of(called)[None])
+            if not own:
+                self.contexts.text[called] = self.model.read_text_context(prompts.list_all(called))
         embedding = embed_classes(encode, [called], prompts)[0].float()
         if not own:
             self.classes[called] = embedding
-            if self.contexts is not None:
-                self.contexts.text[called] = self.model.read_text_context(prompts.list_all(called))
         return embedding
 
     def text_contexts(self, names: Sequence[str]) -> TextContexts | None:

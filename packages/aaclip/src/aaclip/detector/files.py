@@ -133,14 +133,15 @@ def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Pa
         ValueError: Weights of other adapters, or of cross-attention where the model has none.
     """
     own = trained_state(model)
-    attends, attended = model.text_cross_attn is not None, any(name.startswith(CROSS) for name in state)
-    if attended and not attends:
+    modules = [one for one in (model.text_cross_attn, model.image_cross_attn) if one is not None]
+    attended = any(name.startswith(CROSS) for name in state)
+    if attended and not modules:
         raise TensorsError(
             f"{source} was trained with cross-attention, which this configuration leaves out: set "
             "cross_attention.enabled=true"
         )
-    if attends and not attended:
-        if not (start or (model.text_cross_attn.is_no_op and model.image_cross_attn.is_no_op)):
+    if modules and not attended:
+        if not (start or all(one.is_no_op for one in modules)):
             raise TensorsError(
                 f"{source} was trained without cross-attention, which this configuration adds: train it on with "
                 f"start={source}, or set cross_attention.enabled=false"

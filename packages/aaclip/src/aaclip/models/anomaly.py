@@ -238,8 +238,9 @@ class PlainCLIP(FrozenCLIP):
         embedded_PD: Tensor = self.text_tower(move(self.bundle.tokenizer(texts), self.device))
         return embedded_PD
 
-    def features(self, images_B3HW: Tensor, context: None = None) -> ImageFeatures:
+    def features(self, images_B3HW: Tensor, context: TextContexts | None = None) -> ImageFeatures:
         """Return the features of images, before any class is named; plain CLIP attends to no context."""
+        assert context is None
         trunk = get_image_trunk(self.image_tower)
         output = self.image_tower(images_B3HW, layers=self.levels)
         patches = [normalize(trunk.project(output.layers[level][:, 1:]), dim=-1) for level in self.levels]

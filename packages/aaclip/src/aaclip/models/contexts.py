@@ -62,7 +62,8 @@ class TextContexts(NamedTuple):
 
     def to(self, device: torch.device) -> "TextContexts":
         """Return the same on a device."""
-        return TextContexts(*(None if one is None else one.to(device) for one in self))
+        mask_GN, rows_B = (None if one is None else one.to(device) for one in self[1:])
+        return TextContexts(self.tokens_GNF.to(device), mask_GN, rows_B)
 
 
 class RunningContexts(nn.Module):
