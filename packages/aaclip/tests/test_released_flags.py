@@ -34,7 +34,7 @@ MEANT = {
     "text_adapt_weight": (0.2, {"adapters.text_weight": 0.2}),
     "image_adapt_weight": (0.3, {"adapters.image_weight": 0.3}),
     "text_norm_weight": (0.5, {"loss.orthogonal": 0.5}),
-    "relu": (True, {"heads.activation": "relu"}),
+    "relu": (True, {"heads.activation": "leaky"}),
     "surgery_until_layer": (20, {"surgery.blocks": 19}),
     "model_name": ("ViT-B-16", {"backbone.name": "ViT-B-16"}),
     "img_size": (336, {"backbone.image_size": 336}),

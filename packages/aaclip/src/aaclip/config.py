@@ -139,8 +139,9 @@ class CrossAttentionConfig:
 class HeadConfig:
     """The maps from patches to the embedding space of texts."""
 
-    activation: Literal["relu", "none"] = "relu"
-    """`relu`: LeakyReLU 0.2 after the matrix; `none`: the matrix alone, without bias (official)."""
+    activation: Literal["relu", "leaky", "none"] = "relu"
+    """`relu`: matrix with bias, then LeakyReLU 0.2; `leaky`: matrix without bias, then LeakyReLU 0.01 (`--relu` of the
+    released code); `none`: matrix without bias (official)."""
     class_token: bool = True
     """Embedding of the image as a whole. True: the class token of the frozen tower, which stage 1 adds to patches; it
     takes a second pass when an image is scored. False (official): the mean of the adapted patches through a head of its
@@ -208,7 +209,7 @@ class TextStageConfig:
     """Stage 1: trains the text adapters against the frozen tower's patches."""
 
     epochs: int = 5
-    """Epochs; 0 skips the stage."""
+    """Epochs; 0 skips the stage: without a `start`, stage 2 is then trained against plain CLIP's text embeddings."""
     batch_size: int = 16
     """Images per step."""
     lr: float = 1e-5
@@ -273,7 +274,7 @@ class Config:
     """Folder that holds the run folders and their registry."""
     start: str | None = None
     """A run or saved detector whose trained weights are the start of this training; null: untrained modules. One
-    without cross-attention may start a training with it."""
+    without cross-attention may start a training with it, and the text stage alone (`aaclip import`) one of stage 2."""
     levels: list[int] | None = None
     """Image blocks, from 1, whose patches are read; null: quarters of the depth (6, 12, 18, 24 of 24)."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -1,5 +1,6 @@
 """The command `aaclip`: verbs that parse, call one function and print."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -313,22 +314,46 @@ def remember(
 
 @app.command("import")
 def import_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="Folder of text_adapter.pth and, after stage 2, image_adapter.pth.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER-or-FILE", help="Folder of text_adapter.pth and image_adapter.pth, or one.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the detector.")],
     overrides: Overrides = None,
     config: ConfigName = "official",
+    epoch: Annotated[
+        int | None, typer.Option(min=1, help="Read image_adapter_EPOCH.pth; default: image_adapter.pth, the last one.")
+    ] = None,
 ) -> None:
     """Turn checkpoints of the released AA-CLIP code into a detector; no pickle is executed.
 
-    Example:
+    The files say which adapters and heads they are of. Without image_adapter.pth the text stage alone is written, for
+    training the image stage; without text_adapter.pth plain CLIP embeds the classes.
+
+    Examples:
 
         aaclip import ckpt/mvtec_full detectors/mvtec
-    """
-    from aaclip.released.checkpoints import import_official
-    from aaclip.training.experiment import resolve
 
-    detector = import_official(folder, resolve(config=config, overrides=overrides or []))
-    console.print(f"detector in {detector.save_pretrained(out)}", soft_wrap=True)
+        aaclip import ckpt/mvtec_full detectors/mvtec-15 --epoch 15
+
+        aaclip import ckpt/mvtec_full/text_adapter.pth detectors/mvtec-text
+    """
+    from aaclip.detector.detector import UNFITTED
+    from aaclip.detector.fitting import note_unfitted
+    from aaclip.released.checkpoints import read_released, save_released
+
+    found = read_released(source, config=str(config), overrides=overrides or [], epoch=epoch)
+    save_released(found, out)
+    cli.print_files("read", found.files)
+    console.print(f"they say {' '.join(found.told)}", soft_wrap=True)
+    if found.image:
+        if not found.text:
+            console.print("no text_adapter.pth: plain CLIP embeds the classes, as after --text_epoch 0")
+        console.print(f"detector in {out}", soft_wrap=True)
+        print_notes(note_unfitted(out, UNFITTED))
+    else:
+        start = ["stages.text.epochs=0", f"start={out}", "data.root=SET"]
+        command = shlex.join(["aaclip", "train", "--config", str(config), *found.told, *(overrides or []), *start])
+        console.print(f"text stage in {out}; train the image stage:  {command}", soft_wrap=True)
 
 
 @app.command()

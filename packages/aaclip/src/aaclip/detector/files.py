@@ -28,6 +28,8 @@ WEIGHTS, MEMORY, CONTEXTS = "model.safetensors", "memory.safetensors", "contexts
 CROSS = ("text_cross_attn.", "image_cross_attn.")
 OLDER = ("detector.json",)
 """Marker of the formats 1 and 2."""
+TEXT = "text_adapter."
+"""Prefix of the weights that stage 1 trains."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,16 @@ def load_trained(model: AnomalyModel, state: Mapping[str, Tensor], *, source: Pa
         start: A training starts from them: modules for cross-attention that they lack stay untrained.
 
     Raises:
-        ValueError: Weights of other adapters, or of cross-attention where the model has none.
+        ValueError: Weights of other adapters, of cross-attention where the model has none, or of the text stage alone.
     """
     own = trained_state(model)
+    if not any(name.startswith("image_adapter.") for name in state):
+        if not start:
+            raise TensorsError(
+                f"{source} holds the text adapters alone: train the image stage against them with aaclip train "
+                f"stages.text.epochs=0 start={source} data.root=SET"
+            )
+        own = {name: tensor for name, tensor in own.items() if name.startswith(TEXT)}
     modules = [one for one in (model.text_cross_attn, model.image_cross_attn) if one is not None]
     attended = any(name.startswith(CROSS) for name in state)
     if attended and not modules:

@@ -27,11 +27,12 @@ def make_adapter(kind: Kind, width: int) -> nn.Sequential:
     return init_xavier(nn.Sequential(*layers))
 
 
-def make_head(width: int, out: int, *, activation: Literal["relu", "none"]) -> nn.Sequential:
-    """Return a map (…, F) -> (…, D), Xavier-uniform: followed by LeakyReLU, or the matrix alone, without bias."""
-    if activation == "none":
-        return init_xavier(nn.Sequential(nn.Linear(width, out, bias=False)))
-    return init_xavier(nn.Sequential(nn.Linear(width, out), nn.LeakyReLU(SLOPE)))
+def make_head(width: int, out: int, *, activation: Literal["relu", "leaky", "none"]) -> nn.Sequential:
+    """Return a map (…, F) -> (…, D), Xavier-uniform: the documents' `relu`, or the released `leaky` or `none`."""
+    layers: list[nn.Module] = [nn.Linear(width, out, bias=activation == "relu")]
+    if activation != "none":
+        layers.append(nn.LeakyReLU(SLOPE if activation == "relu" else OFFICIAL_SLOPE))
+    return init_xavier(nn.Sequential(*layers))
 
 
 def make_final_projection(width: int, out: int, *, start: Tensor | None) -> nn.Sequential:

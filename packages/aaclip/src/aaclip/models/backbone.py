@@ -1,6 +1,8 @@
 """The frozen CLIP that a configuration names, how its images are prepared, and the model around it."""
 
-from aaclip.config import BackboneConfig, Config, PreprocessConfig
+from dataclasses import replace
+
+from aaclip.config import AdapterConfig, BackboneConfig, Config, PreprocessConfig
 from aaclip.models.anomaly import AnomalyModel
 from clip_common.backbones import Bundle, load_clip
 from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -32,7 +34,14 @@ def make_model(bundle: Bundle, config: Config) -> AnomalyModel:
         bundle,
         levels=config.levels,
         surgery=config.surgery,
-        adapters=config.adapters,
+        adapters=choose_adapters(config),
         heads=config.heads,
         cross_attention=config.cross_attention,
     )
+
+
+def choose_adapters(config: Config) -> AdapterConfig:
+    """Return the adapters of a configuration; if no text stage trains or loads any, the text tower is plain CLIP's."""
+    if config.stages.text.epochs == 0 and config.start is None:
+        return replace(config.adapters, text_blocks=0, final_init="clip")
+    return config.adapters

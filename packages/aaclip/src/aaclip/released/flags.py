@@ -27,7 +27,7 @@ ImageAdaptUntil = Annotated[int | None, typer.Option("--image_adapt_until", help
 TextAdaptWeight = Annotated[float | None, typer.Option("--text_adapt_weight", help="adapters.text_weight", **_SHOWN)]
 ImageAdaptWeight = Annotated[float | None, typer.Option("--image_adapt_weight", help="adapters.image_weight", **_SHOWN)]
 TextNormWeight = Annotated[float | None, typer.Option("--text_norm_weight", help="loss.orthogonal", **_SHOWN)]
-Relu = Annotated[bool | None, typer.Option("--relu", help="heads.activation=relu", **_SHOWN)]
+Relu = Annotated[bool | None, typer.Option("--relu", help="heads.activation=leaky", **_SHOWN)]
 SurgeryUntilLayer = Annotated[
     int | None,
     typer.Option("--surgery_until_layer", help="surgery.blocks plus one: 20 means the last 19", **_SHOWN),
@@ -70,7 +70,7 @@ def make_overrides(
     if training_mode is not None:
         overrides.append(f"data.mode={training_mode}")
     if relu:
-        overrides.append("heads.activation=relu")
+        overrides.append("heads.activation=leaky")
     if surgery_until_layer is not None:  # the released code counts blocks from -1 to -(N - 1)
         overrides.append(f"surgery.blocks={surgery_until_layer - 1}")
     return overrides + [f"{FIELDS[name]}={value}" for name, value in others.items() if value is not None]

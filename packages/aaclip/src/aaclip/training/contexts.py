@@ -1,6 +1,7 @@
 """What a training with cross-attention reads before and between its stages: the start's weights, and the contexts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,26 +12,28 @@ from aaclip.config import Config
 from aaclip.data import AnomalyDataset, Record, collate
 from aaclip.detector.files import load_trained, read_detector
 from aaclip.models import AnomalyModel
-from aaclip.models.backbone import make_preprocess
+from aaclip.models.backbone import choose_adapters, make_preprocess
 from aaclip.models.contexts import Contexts, RunningContexts
 from aaclip.models.prompts import PromptSet
 from clip_common.backbones import fingerprint
 from clip_common.reporting import Progress
-from clip_common.tensors import check_fingerprint
+from clip_common.tensors import TensorsError, check_fingerprint
 
 
-def load_start(model: AnomalyModel, start: str) -> None:
+def load_start(model: AnomalyModel, start: str, *, config: Config) -> None:
     """Load the trained weights of the run or saved detector that a training starts from.
 
     Args:
         model: Untrained; modules for cross-attention stay so if the start has none.
-        start: A run folder or a saved detector.
+        start: A run folder or a saved detector, or the text stage alone.
+        config: Of the model.
 
     Raises:
         ValueError: No such folder, another backbone, other adapters, or cross-attention that this model lacks.
     """
     source = Path(start)
     stored = read_detector(source)
+    check_same_adapters(stored.config, config, source=f"start={start}")
     for what, tower in (("image", model.image_tower), ("text", model.text_tower)):
         check_fingerprint(
             fingerprint(tower),
@@ -39,6 +42,22 @@ def load_start(model: AnomalyModel, start: str) -> None:
             what=f"{'an' if what == 'image' else 'a'} {what} tower {stored.config.backbone.name}",
         )
     load_trained(model, stored.state, source=source, start=True)
+
+
+def check_same_adapters(theirs: Config, ours: Config, *, source: str) -> None:
+    """Raise ValueError if trained adapters would compute something else in this configuration; sizes are not compared.
+
+    Fields that are null, told from the tower, fit anything here.
+    """
+    was, wanted = (
+        {f"adapters.{key}": value for key, value in asdict(choose_adapters(config)).items()}
+        | {"backbone.activation": config.backbone.activation}
+        for config in (theirs, ours)
+    )
+    other = [key for key, value in was.items() if None not in (value, wanted[key]) and value != wanted[key]]
+    if other:
+        fitting = " ".join(f"{key}={was[key]}" for key in other)
+        raise TensorsError(f"{source} was trained with {fitting}, which this configuration changes: set that too")
 
 
 def make_running_contexts(model: AnomalyModel, records: Sequence[Record], config: Config) -> RunningContexts | None:

@@ -140,7 +140,7 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
     seed_everything(config.trainer.seed)
     model = make_model(bundle, config)
     if config.start is not None:
-        load_start(model, config.start)
+        load_start(model, config.start, config=config)
     return Job(config, stage, records, model, load_prompts(config.prompts))
 
 
