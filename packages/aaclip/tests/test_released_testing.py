@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.commands import refused, succeeded
 
 from aaclip.config import Config, PromptConfig, ScoreConfig
+from aaclip.detector.detector import Detector
+from aaclip.models.prompts import embed_classes, load_prompts
 from aaclip.scoring.score import choose_score
 
 
@@ -108,3 +111,27 @@ def test_train_says_it_once_and_takes_a_file(aaclip, small, set_of, tmp_path):
     assert "by their folders" not in printed
     stored = json.loads((tmp_path / "runs" / "aaclip" / "b" / "model" / "config.json").read_text())
     assert stored["classes"] == ["screw", "white pill"]
+
+
+@pytest.mark.filterwarnings("ignore:image score not fitted")
+@pytest.mark.parametrize("more", [["adapters.final_init=xavier", "adapters.kind=linear"], []])
+def test_without_a_text_stage_classes_are_plain_clip_s_in_training_test_and_predict(
+    aaclip, small, bundle, tmp_path, monkeypatch, more
+):
+    expected = embed_classes(
+        lambda texts: bundle.text_tower(bundle.tokenizer(texts)), ["mug", "key"], load_prompts(PromptConfig("compact"))
+    )
+    trained_on = {}
+
+    def stage(model, config, losses, *, classes):
+        trained_on.update(classes)
+        raise ValueError("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("aaclip.training.experiment.ImageStage", stage)
+        refused(aaclip("train", *small, *more, "stages.text.epochs=0"), "stop")
+    torch.testing.assert_close(trained_on["mug"], expected[0])
+    succeeded(aaclip("train", *small, *more, "stages.text.epochs=0", "stages.image.epochs=1", "name=plain"))
+    run = Detector.from_pretrained(tmp_path / "runs" / "aaclip" / "plain")
+    torch.testing.assert_close(run.class_embedding("mug"), expected[0])  # as it was saved
+    torch.testing.assert_close(run.class_embedding("key"), expected[1])  # a new name
