@@ -220,7 +220,7 @@ def test_text_alone_is_that_stage_and_no_detector(aaclip, small, released, parts
     [
         (
             ["adapters.text_blocks=2"],
-            "was trained with adapters.text_blocks=3, which this configuration changes: set that too",
+            "trained with adapters.text_blocks=3, which this configuration changes: set that too",
         ),
         (["adapters.text_weight=0.2"], "was trained with adapters.text_weight=0.1, which"),
         (["adapters.kind=mlp"], "was trained with adapters.kind=linear"),

@@ -123,7 +123,7 @@ def test_without_a_text_stage_classes_are_plain_clip_s_in_training_test_and_pred
     )
     trained_on = {}
 
-    def stage(model, config, losses, *, classes):
+    def stage(model, config, losses, *, classes, **more):
         trained_on.update(classes)
         raise ValueError("stop")
 

@@ -191,7 +191,7 @@ def test_a_run_starts_where_another_ended(trained):
     ("with_cross", "more", "match"),
     [
         (True, [], r"was trained with cross-attention, which this configuration leaves out: set cross_attention"),
-        (False, ["adapters.kind=linear"], r"does not fit the adapters of this configuration"),
+        (False, ["adapters.kind=linear"], r"was trained with adapters.kind=bottleneck, which this configuration"),
         (True, [ON, "cross_attention.scale=gate"], r"1 missing, such as image_cross_attn.gate|2 missing"),
     ],
 )
