@@ -123,12 +123,12 @@ def test_without_a_text_stage_classes_are_plain_clip_s_in_training_test_and_pred
     )
     trained_on = {}
 
-    def stage(model, config, losses, *, classes, **more):
-        trained_on.update(classes)
+    def fit(module, *_, **__):
+        trained_on.update(module.classes)
         raise ValueError("stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr("aaclip.training.experiment.ImageStage", stage)
+        patch.setattr("aaclip.training.fits.fit", fit)
         refused(aaclip("train", *small, *more, "stages.text.epochs=0"), "stop")
     torch.testing.assert_close(trained_on["mug"], expected[0])
     succeeded(aaclip("train", *small, *more, "stages.text.epochs=0", "stages.image.epochs=1", "name=plain"))
