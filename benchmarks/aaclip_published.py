@@ -67,7 +67,8 @@ def train_on_visa(preset: str, sets: dict[str, Path], options: argparse.Namespac
     """Trained on VisA, full-shot; what is tested must not be in it."""
     overrides = [*TINY] if options.quick else [f"backbone.pretrained={options.weights}"]
     config: Config = resolve(
-        config=PRESETS[preset], overrides=[f"data.root={sets['visa']}", *overrides, *options.overrides]
+        config=PRESETS[preset],
+        overrides=[f"data.root={sets['visa']}", "data.mode=full_shot", *overrides, *options.overrides],
     )
     config.data.test_roots = [str(root) for name, root in sets.items() if name != "visa"]
     found = train(config, save_path=options.runs / preset, reporter=cli.progress)

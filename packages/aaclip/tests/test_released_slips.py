@@ -40,6 +40,12 @@ SLIPS = [
     "augment.translation=0.15",
     "augment.flip_vertical=0.5",
     "augment.jitter=0.5",
+    "augment.jitter_coins=each",
+    "augment.fill=mean",
+    "augment.resampling=nearest",
+    "data.mode=few_shot",
+    "data.drop_last=false",
+    "trainer.seed=111",
 ]
 SIZES = {"levels", "surgery.blocks", "adapters.text_blocks", "adapters.image_blocks"}
 """What `official` writes out and the defaults derive from the depth of a tower: the same at 24 blocks."""

@@ -32,6 +32,8 @@ class DataConfig:
     """Samples of each class in few-shot training: half of them normal, half anomalous."""
     labelled: Literal["all", "test"] = "all"
     """Full-shot training takes every labelled sample, train/good included, or the test split alone (official)."""
+    drop_last: bool = True
+    """Leave out an epoch's last batch if it is not full; false (official) trains it."""
     test_roots: list[str] = field(default_factory=list)
     """Sets that will be tested. Training refuses images that are in one of them, compared by content."""
     workers: int = 0
@@ -183,6 +185,15 @@ class AugmentConfig:
     """Largest relative change of brightness, contrast and saturation, in stage 2 only."""
     jitter_p: float = 0.7
     """Share of images whose colours are changed."""
+    jitter_coins: Literal["one", "each"] = "one"
+    """`one`: all three colour changes or none, in random order, after the geometry; `each` (official): brightness,
+    contrast and saturation in this order, each by its own coin, before the resize."""
+    fill: Literal["edge", "mean"] = "edge"
+    """Colour of areas from outside the picture: the nearest pixel's, or (official) the mean of
+    `preprocess.statistics`."""
+    resampling: Literal["bicubic", "nearest"] = "bicubic"
+    """Of rotations, in images; nearest (official) moves pixels whole, so that it does not matter that the released code
+    rotates after normalising."""
 
     def __post_init__(self) -> None:
         for name in ("rotation_p", "translation_p", "flip_horizontal", "flip_vertical", "jitter_p"):

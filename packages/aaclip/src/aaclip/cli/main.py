@@ -76,7 +76,7 @@ def train(
 
         aaclip train data.root=visa/ name=visa-full
 
-        aaclip train --config official data.root=mvtec/ data.mode=few_shot data.shot=32
+        aaclip train --config official data.root=mvtec/ prompts.names=AA-CLIP/dataset/constants.py
 
         aaclip train data.root=visa/ cross_attention.enabled=true start=runs/aaclip/visa-full
 

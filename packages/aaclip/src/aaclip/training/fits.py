@@ -48,12 +48,13 @@ class Job:
 def make_dataset(model: AnomalyModel, records: Sequence[Record], config: Config, *, colour: bool) -> AnomalyDataset:
     """Return augmented samples; `colour` changes colours too."""
     size = model.bundle.image.spec.image_size
+    preprocess = make_preprocess(model.bundle, config.preprocess)
     return AnomalyDataset(
         records,
-        preprocess=make_preprocess(model.bundle, config.preprocess),
+        preprocess=preprocess,
         size=size,
         seed=config.trainer.seed,
-        augment=Augment(config.augment, size=size, colour=colour),
+        augment=Augment(config.augment, size=size, colour=colour, mean=preprocess.mean),
     )
 
 
@@ -138,7 +139,7 @@ def fit_stage(
 ) -> None:
     """Fit a stage; afterwards its model holds the last weights."""
     seed, workers = config.trainer.seed, config.data.workers
-    data = StageData(dataset, batch_size=stage.batch_size, seed=seed, workers=workers)
+    data = StageData(dataset, batch_size=stage.batch_size, seed=seed, workers=workers, drop_last=config.data.drop_last)
     trainer = replace(config.trainer, max_epochs=stage.epochs)
     result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase=phase, resume=resumed)
     load_weights(module, result.last)

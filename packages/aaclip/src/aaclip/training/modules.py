@@ -199,14 +199,18 @@ class StageData(L.LightningDataModule):
         batch_size: Images per step; all of them if there are fewer.
         seed: Of the order.
         workers: Loader processes; 0 decodes in the training process.
+        drop_last: Leave out an epoch's last batch if it is not full.
     """
 
-    def __init__(self, dataset: AnomalyDataset | FrozenViews, *, batch_size: int, seed: int, workers: int) -> None:
+    def __init__(
+        self, dataset: AnomalyDataset | FrozenViews, *, batch_size: int, seed: int, workers: int, drop_last: bool = True
+    ) -> None:
         super().__init__()
         self.dataset = dataset
         self.batch_size = min(batch_size, len(dataset))
         self.seed = seed
         self.workers = workers
+        self.drop_last = drop_last
 
     def train_dataloader(self) -> ResumableLoader:
         assert self.trainer is not None
@@ -214,6 +218,7 @@ class StageData(L.LightningDataModule):
             len(self.dataset),
             batch_size=self.batch_size,
             seed=self.seed,
+            drop_last=self.drop_last,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )
