@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aaclip.config import AdapterConfig, HeadConfig, SurgeryConfig
-from aaclip.detector.detector import UNFITTED
+from aaclip.detector.calibration import UNFITTED
 from aaclip.detector.scorer import Scorer
 from aaclip.models import AnomalyModel
 from clip_common.backbones import load_clip

@@ -14,8 +14,9 @@ from sklearn.metrics import precision_recall_curve
 from aaclip.data import read_dataset
 from aaclip.data.augment import squash
 from aaclip.detector.calibration import Logistic
-from aaclip.detector.detector import Detector, open_picture
+from aaclip.detector.detector import Detector
 from aaclip.detector.fitting import fit_scores
+from aaclip.detector.looking import open_picture
 from clip_common.images import read_mask
 
 NOT_FITTED = "not fitted yet: the score of a single image and the border of masks; aaclip fit-score"

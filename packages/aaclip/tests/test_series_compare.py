@@ -9,8 +9,7 @@ import pytest
 from helpers.commands import refused, succeeded
 
 from aaclip.data import read_dataset
-from aaclip.detector.calibration import Threshold
-from aaclip.detector.detector import UNFITTED
+from aaclip.detector.calibration import UNFITTED, Threshold
 from aaclip.detector.files import save_threshold
 from aaclip.detector.predict import remember_files
 from aaclip.scoring.stored import hash_scoring

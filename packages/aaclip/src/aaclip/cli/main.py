@@ -337,7 +337,7 @@ def import_checkpoint(
 
         aaclip import ckpt/mvtec_full/text_adapter.pth detectors/mvtec-text
     """
-    from aaclip.detector.detector import UNFITTED
+    from aaclip.detector.calibration import UNFITTED
     from aaclip.detector.fitting import note_unfitted
     from aaclip.released.checkpoints import read_released, save_released
 

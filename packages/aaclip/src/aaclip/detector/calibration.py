@@ -63,6 +63,21 @@ class Threshold:
         return cls(**values)
 
 
+def choose_threshold(own: Threshold | None, given: float | None, *, tile: int | None) -> Threshold | None:
+    """Return the threshold for verdicts: the given one, else the detector's own; None: no verdicts.
+
+    Raises:
+        ValueError: The detector's own was calibrated with other tiles.
+    """
+    if given is not None:
+        return Threshold(given, method="given", tile=tile)
+    if own is not None and own.tile != tile:
+        raise ValueError(
+            f"the threshold was calibrated with tile={own.tile}, not {tile}: calibrate again, or give a threshold"
+        )
+    return own
+
+
 def normal_quantile(scores_N: Tensor | ArrayLike, target_fpr: float) -> Threshold:
     """Return the threshold that at most a share `target_fpr` of these normal scores reach.
 
@@ -214,6 +229,10 @@ class Logistic:
     def from_dict(cls, values: Mapping[str, Any]) -> "Logistic":
         """Build from what `to_dict` returned."""
         return cls(**values)
+
+
+UNFITTED = Logistic(a=50.0, b=0.5, c=0.0)
+"""Image score before any fit: half the image's own logit plus half the mean of the map's hottest hundredth."""
 
 
 def top_mean(maps_BHW: Tensor, share: float = 0.01) -> Tensor:

@@ -11,39 +11,32 @@ Shapes: B images, D shared width, S pixels of the model's input, H and W of a pi
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import expit
 from torch import Tensor
 
 from aaclip.config import BackboneConfig, Config
 from aaclip.data.augment import squash
-from aaclip.detector.calibration import Logistic, Threshold
-from aaclip.detector.detection import Detection, Verdict
+from aaclip.detector.calibration import UNFITTED, Logistic, Threshold, choose_threshold
+from aaclip.detector.detection import Detection
 from aaclip.detector.files import Stored, load_trained, read_detector, trained_state, write_detector
+from aaclip.detector.looking import Picture, look, open_picture
 from aaclip.detector.memory import Memory
-from aaclip.detector.regions import find_regions
 from aaclip.detector.scorer import Scorer, Scores
-from aaclip.detector.tiling import Window, blend_tiles, list_windows, resize_map
 from aaclip.models import AnomalyModel, PlainCLIP
-from aaclip.models.backbone import load_backbone, make_model, make_preprocess
+from aaclip.models.backbone import load_backbone, load_text_tower, make_model, make_preprocess
 from aaclip.models.contexts import Contexts, TextContexts
+from aaclip.models.names import normalise_class
 from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
 from clip_common.backbones import fingerprint
 from clip_common.backbones.preprocess import Preprocess
-from clip_common.images import find_images, read_image, to_rgb
+from clip_common.devices import pick_device
+from clip_common.images import find_images
 from clip_common.tensors import check_fingerprint
 
-UNFITTED = Logistic(a=50.0, b=0.5, c=0.0)
-"""Image score before any fit: half the image's own logit plus half the mean of the map's hottest hundredth."""
-
-Picture = str | Path | Image.Image
-"""A file, or an opened picture."""
+Device = str | torch.device
 
 
 class Detector:
@@ -52,14 +45,16 @@ class Detector:
     Args:
         model: In eval mode from here on.
         config: Of its training, or of plain CLIP.
-        classes: Embeddings (D, 2) that are known already, by what the thing is called.
+        classes: Embeddings (D, 2) that are known already, by class. A class is what the user calls it: "metal_nut" and
+            "Metal nut" are one (`normalise_class`), and two classes that prompts call "scan" are two.
         score: From classification and map to one number; None: unfitted.
         threshold: Of the score; None: no verdicts.
         border: Logit difference of a map from which a pixel counts as part of a defect.
-        memories: Remembered normal images, by what they show; see `remember`.
+        memories: Remembered normal images, by class; see `remember`.
         contexts: What prompts and images attend to; None without cross-attention.
         fingerprints: Of the backbone's `image` and `text` tower if the text tower is not loaded; None: computed.
         name: What reports call it; default: the run's name or the backbone's.
+        device: Device to run on; default: a GPU if available.
     """
 
     def __init__(
@@ -75,21 +70,23 @@ class Detector:
         contexts: Contexts | None = None,
         fingerprints: Mapping[str, str] | None = None,
         name: str | None = None,
+        device: Device | None = None,
     ) -> None:
         self.model = model.eval()
         self.config = config
         self.score = score or UNFITTED
-        self.classes = dict(classes or {})
+        self.classes = {normalise_class(name): text_D2 for name, text_D2 in (classes or {}).items()}
         self.threshold = threshold
         self.border = border
-        self.memories = dict(memories or {})
+        self.memories = {normalise_class(name): memory for name, memory in (memories or {}).items()}
         self.contexts = contexts
         model.check_contexts(contexts, at_test=config.cross_attention.at_test)
         self.name = name or config.name or config.backbone.name
         self._fingerprints = dict(fingerprints or {})
+        self.to(pick_device() if device is None else device)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Detector":
+    def from_pretrained(cls, source: str | Path, *, device: Device | None = None) -> "Detector":
         """Load a run's detector, or a folder that `save_pretrained` wrote.
 
         The text tower is loaded when a new name is first asked for.
@@ -120,22 +117,45 @@ class Detector:
             contexts=stored.contexts,
             fingerprints=stored.fingerprints,
             name=source.name,
+            device=device,
         )
 
     @classmethod
-    def plain(cls, backbone: BackboneConfig | str = "tiny", *, config: Config | None = None) -> "Detector":
+    def plain(
+        cls,
+        backbone: BackboneConfig | str = "tiny",
+        *,
+        config: Config | None = None,
+        device: Device | None = None,
+    ) -> "Detector":
         """Load CLIP without any adapter, with the same prompts and maps: what training must beat."""
         config = config or Config()
         if isinstance(backbone, str):
             backbone = BackboneConfig(name=backbone, pretrained=None, activation=None, image_size=None)
         config = replace(config, backbone=backbone)
         model = PlainCLIP(load_backbone(backbone), levels=config.levels)
-        return cls(model, config, name=Path(backbone.name).name)
+        return cls(model, config, name=Path(backbone.name).name, device=device)
 
     @classmethod
-    def open(cls, source: str | Path) -> "Detector":
+    def open(cls, source: str | Path, *, device: Device | None = None) -> "Detector":
         """Load a run or a saved detector, or plain CLIP if `source` is the name of a CLIP and not a folder."""
-        return cls.from_pretrained(source) if Path(source).is_dir() else cls.plain(str(source))
+        if Path(source).is_dir():
+            return cls.from_pretrained(source, device=device)
+        return cls.plain(str(source), device=device)
+
+    def to(self, device: Device) -> "Detector":
+        """Move the model and everything that is remembered to a device; a text tower that was left out stays so."""
+        self.model.to(device)
+        at = self.device
+        self.classes = {name: text_D2.to(at) for name, text_D2 in self.classes.items()}
+        self.memories = {name: memory.to(at) for name, memory in self.memories.items()}
+        self.contexts = None if self.contexts is None else self.contexts.to(at)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which everything is computed; inputs may be on any."""
+        return self.model.device
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write everything but the CLIP: trained weights, memories, class embeddings, score and threshold."""
@@ -195,9 +215,9 @@ class Detector:
             templates: Instead of the prompt set's, `{}` for a state.
         """
         own = states is not None or bool(templates)
-        called = self.prompts.name_of(name)
-        if not own and called in self.classes:
-            return self.classes[called].to(self.model.device)
+        known, called = normalise_class(name), self.prompts.name_of(name)
+        if not own and known in self.classes:
+            return self.classes[known]
         prompts = self.prompts
         if states is not None:
             prompts = replace(prompts, normal=tuple(states[0]), abnormal=tuple(states[1]))
@@ -207,12 +227,12 @@ class Detector:
         encode = self.model.encode_text
         if self.contexts is not None:
             assert isinstance(self.model, AnomalyModel)
-            encode = partial(self.model.encode_text, contexts_GLD=self.contexts.image_of(called)[None])
+            encode = partial(self.model.encode_text, contexts_GLD=self.contexts.image_of(known)[None])
             if not own:
-                self.contexts.text[called] = self.model.read_text_context(prompts.list_all(called))
+                self.contexts.text[known] = self.model.read_text_context(prompts.list_all(called))
         embedding = embed_classes(encode, [called], prompts)[0].float()
         if not own:
-            self.classes[called] = embedding
+            self.classes[known] = embedding
         return embedding
 
     def text_contexts(self, names: Sequence[str]) -> TextContexts | None:
@@ -225,22 +245,13 @@ class Detector:
             return None
         for name in set(names):
             self.class_embedding(name)  # reads the context of a new name too
-        called = [self.prompts.name_of(name) for name in names]
-        return TextContexts.of(self.contexts.text, called).to(self.model.device)
+        return TextContexts.of(self.contexts.text, [normalise_class(name) for name in names])
 
     def _load_text_tower(self) -> None:
         """Load the text tower if it was left out; stored embeddings do not need it."""
-        if not any(weight.is_meta for weight in self.model.text_tower.parameters()):
-            return
-        backbone = self.config.backbone
-        bundle = load_backbone(backbone)
-        check_fingerprint(
-            fingerprint(bundle.text_tower),
-            self._fingerprints["text"],
-            source=self.name,
-            what=f"a text tower {backbone.name}",
-        )
-        self.model.take_text(bundle)
+        if any(weight.is_meta for weight in self.model.text_tower.parameters()):
+            text_tower = load_text_tower(self.config.backbone, expected=self._fingerprints["text"], source=self.name)
+            self.model.take_text(text_tower)
 
     @torch.inference_mode()
     def scores(
@@ -260,8 +271,10 @@ class Detector:
             context: Of the class of each (`text_contexts`).
         """
         assert (context is None) == (self.contexts is None)
-        device = self.model.device
-        levels = [] if memory is None else memory.levels
+        # what the detector holds is on the device already (`to`); callers may bring their own from anywhere
+        device = self.device
+        levels = [] if memory is None else memory.to(device).levels
+        context = None if context is None else context.to(device)
         scores: Scores = self.scorer(images_B3SS.to(device), text_BD2.to(device), levels, context)
         return scores
 
@@ -283,19 +296,19 @@ class Detector:
         plain, mirrored = [], []
         for picture in map(open_picture, images):
             both = (picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-            images_2B3SS = torch.stack([self.tensor_of(one) for one in both]).to(self.model.device)
+            images_2B3SS = torch.stack([self.tensor_of(one) for one in both]).to(self.device)
             features = self.model.features(images_2B3SS, context)
             plain.append([level_2LD[0] for level_2LD in features.levels])
             mirrored.append([level_2LD[1] for level_2LD in features.levels])
         if not plain:
             raise ValueError(f"no normal picture of {name} to remember: give one or more")
         by_level = [[torch.stack(level) for level in zip(*images, strict=True)] for images in (plain, mirrored)]
-        self.memories[self.prompts.name_of(name)] = Memory.from_patches(*by_level)
+        self.memories[normalise_class(name)] = Memory.from_patches(*by_level)
         self.threshold = None
 
     def memory_of(self, name: str) -> Memory | None:
         """Return the remembered images of a thing, or None."""
-        return self.memories.get(self.prompts.name_of(name))
+        return self.memories.get(normalise_class(name))
 
     def tensor_of(self, picture: Image.Image) -> Tensor:
         """Return the (3, S, S) model input of an RGB picture."""
@@ -343,59 +356,5 @@ class Detector:
         batch_size: int = 8,
     ) -> Iterator[Detection]:
         """Yield what `predict` returns, one by one, so that a large folder takes no more memory than a batch."""
-        limit = self.choose_threshold(threshold, tile=tile)
-        self.class_embedding(name)
-        pending = iter(images)
-        if tile is None:
-            while pictures := [open_picture(one) for one in islice(pending, batch_size)]:
-                whole = [(picture, Window(0, 0, *picture.size)) for picture in pictures]
-                for (_, window), (map_SS, score) in zip(whole, self._look(whole, name), strict=True):
-                    yield self._detection(resize_map(map_SS, window), score, limit)
-            return
-        for picture in map(open_picture, pending):
-            width, height = picture.size
-            tiles = [(picture, window) for window in list_windows(width=width, height=height, tile=tile)]
-            maps, scores = [], []
-            for start in range(0, len(tiles), batch_size):
-                batch = tiles[start : start + batch_size]
-                for (_, window), (map_SS, score) in zip(batch, self._look(batch, name), strict=True):
-                    maps.append((window, resize_map(map_SS, window)))
-                    scores.append(score)
-            yield self._detection(blend_tiles(maps, width=width, height=height), max(scores), limit)
-
-    def _look(self, places: Sequence[tuple[Image.Image, Window]], name: str) -> list[tuple[NDArray[np.float32], float]]:
-        """Return the map (S, S) and the score of each place, in one batch."""
-        images_B3SS = torch.stack([self.tensor_of(picture.crop(window)) for picture, window in places])
-        text_BD2 = self.class_embedding(name).expand(len(places), -1, -1)
-        context = self.text_contexts([name])
-        scores = self.scores(images_B3SS, text_BD2, memory=self.memory_of(name), context=context)
-        return list(zip(scores.maps_BSS.cpu().numpy(), scores.scores_B.tolist(), strict=True))
-
-    def choose_threshold(self, threshold: float | None, *, tile: int | None) -> Threshold | None:
-        """Return the threshold for verdicts: the given one, else the detector's own.
-
-        Raises:
-            ValueError: The detector's own was calibrated with other tiles.
-        """
-        if threshold is not None:
-            return Threshold(threshold, method="given", tile=tile)
-        if self.threshold is not None and self.threshold.tile != tile:
-            raise ValueError(
-                f"the threshold was calibrated with tile={self.threshold.tile}, not {tile}: calibrate again, or give "
-                "a threshold"
-            )
-        return self.threshold
-
-    def _detection(self, map_HW: NDArray[np.float32], score: float, limit: Threshold | None) -> Detection:
-        # after tiles were blended at the picture's size, so not a part of the scorer
-        heatmap_HW = expit(map_HW - np.float32(self.border))
-        mask_HW = heatmap_HW > 0.5
-        verdict: Verdict | None = None
-        if limit is not None:
-            verdict = "anomalous" if score >= limit.value else "normal"
-        return Detection(score, verdict, heatmap_HW, mask_HW, find_regions(mask_HW, heatmap_HW, least=4))
-
-
-def open_picture(source: Picture) -> Image.Image:
-    """Return an RGB picture, from a file or from an opened picture."""
-    return to_rgb(source) if isinstance(source, Image.Image) else read_image(Path(source))
+        limit = choose_threshold(self.threshold, threshold, tile=tile)
+        return look(self, images, name=name, limit=limit, tile=tile, batch_size=batch_size)

@@ -23,7 +23,7 @@ from clip_common.config import load_config
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import TensorsError, check_fit, read_metadata, read_tensors, write_tensors
 
-PACKAGE, FORMAT = "aaclip", 3
+PACKAGE, FORMAT = "aaclip", 4
 WEIGHTS, MEMORY, CONTEXTS = "model.safetensors", "memory.safetensors", "contexts.safetensors"
 CROSS = ("text_cross_attn.", "image_cross_attn.")
 OLDER = ("detector.json",)
@@ -40,11 +40,11 @@ class Stored:
         config: Of its training.
         state: Trained weights by name (`trained_state`).
         fingerprints: Of the backbone's `image` and `text` tower.
-        classes: Embedding (D, 2) of each class, by what the thing is called.
+        classes: Embedding (D, 2) of each class, by `normalise_class`.
         score: From classification and map to one number.
         border: Logit difference of a map from which a pixel counts as part of a defect.
         threshold: Of the score; None: no verdicts.
-        memories: Remembered normal images, by what they show.
+        memories: Remembered normal images, by class.
         contexts: What prompts and images attend to; None if no test uses cross-attention.
     """
 

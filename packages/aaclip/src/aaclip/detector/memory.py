@@ -59,6 +59,11 @@ class Memory:
             levels.append(Level(entries_ELD.flatten(0, 1), torch.stack(usual).mean()))
         return cls(levels, images=len(levels_KLD[0]))
 
+    def to(self, device: torch.device) -> "Memory":
+        """Return the same on a device."""
+        levels = [Level(level.patches_ND.to(device), level.usual.to(device)) for level in self.levels]
+        return Memory(levels, self.images)
+
 
 def measure_surprise(levels_BLD: Sequence[Tensor], memory: Sequence[Level]) -> list[Tensor]:
     """Return (B, g, g) logits for the distance beyond the usual one, for each level.

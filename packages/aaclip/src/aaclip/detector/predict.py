@@ -12,7 +12,7 @@ from PIL import Image
 
 from aaclip.data.selection import check_not_trained_on
 from aaclip.data.unreadable import Unreadable, all_unreadable, attempt
-from aaclip.detector.calibration import Threshold, conformal, normal_quantile
+from aaclip.detector.calibration import Threshold, choose_threshold, conformal, normal_quantile
 from aaclip.detector.detection import Detection
 from aaclip.detector.detector import Detector
 from aaclip.detector.files import save_memories, save_threshold
@@ -98,7 +98,7 @@ def predict_files(
     if page is not None:
         check_replaceable(page)
     detector.class_embedding(name)
-    limit = detector.choose_threshold(threshold, tile=tile)
+    limit = choose_threshold(detector.threshold, threshold, tile=tile)
     predictions = Predictions(folder, images=len(files), threshold=limit, page=page)
     stems, failures = name_outputs(files), predictions.failures
     folder.mkdir(parents=True, exist_ok=True)

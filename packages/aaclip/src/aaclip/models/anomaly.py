@@ -6,7 +6,7 @@ Shapes: B images, g patches a side, K levels, D shared width, P prompts.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from aaclip.models.vision import (
     get_image_trunk,
 )
 from aaclip.models.vv_attention import choose_vv_blocks, read_vv_patches
-from clip_common.backbones import Bundle, freeze, move
+from clip_common.backbones import Bundle, TextTower, freeze, move
 
 
 class Evidence(NamedTuple):
@@ -68,10 +68,14 @@ class FrozenCLIP(nn.Module):
                 "`aaclip train start=RUN cross_attention.enabled=true`, or set cross_attention.at_test=false"
             )
 
-    def take_text(self, bundle: Bundle) -> None:
-        """Take the text tower of `bundle`; its image tower is dropped, because one is here already."""
-        self.text_tower = freeze(bundle.text_tower)
-        self.bundle = replace(bundle, image=replace(bundle.image, tower=self.image_tower))
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert every weight (`to`, `cuda`, `half`), except those of a text tower that was left out."""
+        return super()._apply(lambda weight: weight if weight.is_meta else fn(weight), recurse)
+
+    def take_text(self, tower: TextTower) -> None:
+        """Put a text tower in the place of the one that was left out."""
+        self.text_tower = freeze(tower).to(next(self.image_tower.parameters()).device)
+        self.bundle = replace(self.bundle, text=replace(self.bundle.text, tower=self.text_tower))
 
 
 class AnomalyModel(FrozenCLIP):

@@ -4,19 +4,37 @@ from dataclasses import replace
 
 from aaclip.config import AdapterConfig, BackboneConfig, Config, PreprocessConfig
 from aaclip.models.anomaly import AnomalyModel
-from clip_common.backbones import Bundle, load_clip
+from clip_common.backbones import Bundle, TextTower, fingerprint, load_clip
 from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from clip_common.tensors import check_fingerprint
 
 
-def load_backbone(config: BackboneConfig, *, text: bool = True) -> Bundle:
-    """Load the CLIP of a configuration; without `text` its text tower has shapes but no weights."""
+def load_backbone(config: BackboneConfig, *, image: bool = True, text: bool = True) -> Bundle:
+    """Load the CLIP of a configuration; without `image` or `text` that tower has shapes but no weights."""
     return load_clip(
         config.name,
         pretrained=config.pretrained,
         activation=config.activation,
         image_size=config.image_size,
+        image=image,
         text=text,
     )
+
+
+def load_text_tower(config: BackboneConfig, *, expected: str, source: str) -> TextTower:
+    """Load the text tower of a configuration, without the image tower's weights.
+
+    Args:
+        config: Names the CLIP.
+        expected: Fingerprint of the text tower.
+        source: What was made with it, for the message.
+
+    Raises:
+        ValueError: The CLIP is gone, or has another text tower by now.
+    """
+    tower = load_backbone(config, image=False).text_tower
+    check_fingerprint(fingerprint(tower), expected, source=source, what=f"a text tower {config.name}")
+    return tower
 
 
 def make_preprocess(bundle: Bundle, config: PreprocessConfig) -> Preprocess:

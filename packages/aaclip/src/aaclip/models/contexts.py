@@ -17,16 +17,21 @@ class Contexts:
     """The contexts of a trained model, in the precision in which they are stored (`round_half`).
 
     Attributes:
-        image: (L, D) by the name of each class of the training set; its prompts attend to it.
-        text: (N, F) by what a thing is called; its images attend to it.
+        image: (L, D) by class (`normalise_class`) of the training set; its prompts attend to it.
+        text: (N, F) by class; its images attend to it.
     """
 
     image: dict[str, Tensor] = field(default_factory=dict)
     text: dict[str, Tensor] = field(default_factory=dict)
 
     def image_of(self, name: str) -> Tensor:
-        """Return the image context (L, D) of a class; of a thing that was not trained on, the mean of all."""
+        """Return the image context (L, D) of a class; of one that was not trained on, the mean of all."""
         return self.image[name] if name in self.image else torch.stack(list(self.image.values())).mean(dim=0)
+
+    def to(self, device: torch.device) -> "Contexts":
+        """Return the same on a device."""
+        both = ({name: context.to(device) for name, context in one.items()} for one in (self.image, self.text))
+        return Contexts(*both)
 
 
 class TextContexts(NamedTuple):

@@ -23,10 +23,16 @@ def read_built_in() -> dict[str, Any]:
     return content
 
 
+def normalise_class(name: str) -> str:
+    """Return the key of a class: "metal_nut", "Metal nut" and " metal  nut" are one class."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
 def list_names() -> dict[str, str]:
-    """Return class → name of the published classes whose names are known here."""
+    """Return class (`normalise_class`) → name of the published classes whose names are known here."""
     domains = read_built_in()["names"].values()
-    return {class_name: name for names in domains for class_name, name in names.items() if name is not None}
+    known = {class_name: name for names in domains for class_name, name in names.items()}
+    return {normalise_class(class_name): name for class_name, name in known.items() if name is not None}
 
 
 def find_domain(classes: Iterable[str]) -> Domain | None:
@@ -38,7 +44,7 @@ def find_domain(classes: Iterable[str]) -> Domain | None:
     found: dict[str, list[str]] = {}
     for class_name in classes:
         for domain, names in read_built_in()["names"].items():
-            if class_name in names:
+            if normalise_class(class_name) in map(normalise_class, names):
                 found.setdefault(domain, []).append(class_name)
     if len(found) > 1:
         examples = ", ".join(f"{own[0]} is {domain}" for domain, own in found.items())
@@ -47,9 +53,9 @@ def find_domain(classes: Iterable[str]) -> Domain | None:
 
 
 def read_names(file: str) -> dict[str, str]:
-    """Return class → name from YAML, or from `REAL_NAMES` of the released code's constants.py, which is never executed.
+    """Return class (`normalise_class`) → name from YAML, or from `REAL_NAMES` of the released code's constants.py.
 
-    Either may be flat, or group the classes by set.
+    Either may be flat, or group the classes by set. Python is never executed.
 
     Args:
         file: Python source if it ends in .py, else YAML.
@@ -96,7 +102,8 @@ def _flatten(content: Mapping[Any, Any], source: str) -> dict[str, str]:
         for class_name, name in (value if isinstance(value, dict) else {key: value}).items():
             if not isinstance(class_name, str) or not isinstance(name, str) or not name.strip():
                 raise ValueError(f"{source}: expected text as the name of {class_name!r}, got {name!r:.60}")
-            if names.get(class_name, name) != name:
-                raise ValueError(f"{source}: two names for {class_name}, {names[class_name]!r} and {name!r}: keep one")
-            names[class_name] = name
+            own = normalise_class(class_name)
+            if names.get(own, name) != name:
+                raise ValueError(f"{source}: two names for {class_name}, {names[own]!r} and {name!r}: keep one")
+            names[own] = name
     return names

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from aaclip.config import PromptConfig
-from aaclip.models.names import list_names, read_built_in, read_names
+from aaclip.models.names import list_names, normalise_class, read_built_in, read_names
 from clip_common.errors import printable
 
 SETS = ("full", "compact")
@@ -25,7 +25,7 @@ class PromptSet:
     Attributes:
         normal, abnormal: States.
         templates: Every state is put in every one.
-        names: Class → what it is called in prompts.
+        names: Class (`normalise_class`) → what it is called in prompts.
         mend_articles: Correct "a photo of a a black zipper" and "a intact mug" to "a photo of a black zipper" and "an
             intact mug". The released code does not.
         renormalise: Scale the mean embedding of a class's prompts to unit length.
@@ -39,6 +39,7 @@ class PromptSet:
     renormalise: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", {normalise_class(name): text for name, text in self.names.items()})
         for kind in ("normal", "abnormal", "templates"):
             given = getattr(self, kind)
             if not given or any(text.count("{}") != 1 for text in given):
@@ -47,7 +48,7 @@ class PromptSet:
 
     def name_of(self, class_name: str) -> str:
         """Return what prompts call a class."""
-        return self.names.get(class_name, class_name.replace("_", " ").strip())
+        return self.names.get(normalise_class(class_name), class_name.replace("_", " ").strip())
 
     def prompts(self, name: str) -> tuple[list[str], list[str]]:
         """Return the normal and the abnormal prompts for the name of a thing, every state in every template."""
@@ -81,14 +82,14 @@ def load_prompts(config: PromptConfig) -> PromptSet:
         content = dict(built_in[source])
     else:
         content = built_in["full"] | _read_file(source)
-        names |= content.get("names") or {}
+        names |= {normalise_class(str(name)): text for name, text in (content.get("names") or {}).items()}
     content["names"] = names | ({} if config.names is None else read_names(config.names))
     return _make(content, source, renormalise=config.renormalise)
 
 
 def note_unnamed(config: PromptConfig, prompts: PromptSet, classes: Iterable[str]) -> list[str]:
     """Return a line about the classes that the released prompts call by their folders; empty if all have names."""
-    unnamed = sorted(set(classes) - prompts.names.keys())
+    unnamed = sorted(name for name in set(classes) if normalise_class(name) not in prompts.names)
     if config.set != "compact" or not unnamed:
         return []
     listed = ", ".join(printable(name) for name in unnamed)

@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from aaclip.config import Config
-from aaclip.detector.detector import UNFITTED, Detector
+from aaclip.detector.calibration import UNFITTED
+from aaclip.detector.detector import Detector
 from aaclip.detector.files import TEXT, Stored, load_trained, trained_state, write_detector
 from aaclip.models.backbone import load_backbone, make_model
 from aaclip.released.keys import rename_image, rename_text, tell_image, tell_text

@@ -14,6 +14,7 @@ from aaclip.detector.files import load_trained, read_detector
 from aaclip.models import AnomalyModel
 from aaclip.models.backbone import choose_adapters, make_preprocess
 from aaclip.models.contexts import Contexts, RunningContexts
+from aaclip.models.names import normalise_class
 from aaclip.models.prompts import PromptSet
 from clip_common.backbones import fingerprint
 from clip_common.reporting import Progress
@@ -102,9 +103,8 @@ def read_text_contexts(model: AnomalyModel, names: Sequence[str], prompts: Promp
     return {name: model.read_text_context(prompts.list_all(prompts.name_of(name))) for name in names}
 
 
-def name_contexts(image: Mapping[str, Tensor], text: Mapping[str, Tensor], prompts: PromptSet) -> Contexts | None:
-    """Return the contexts of a detector, by what things are called; None if none is used at test."""
+def name_contexts(image: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Contexts | None:
+    """Return the contexts of a detector, by class; None if none is used at test."""
     if not image:
         return None
-    by_name = ({prompts.name_of(name): context for name, context in one.items()} for one in (image, text))
-    return Contexts(*by_name)
+    return Contexts(*({normalise_class(name): context for name, context in one.items()} for one in (image, text)))

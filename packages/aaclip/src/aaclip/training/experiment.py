@@ -28,6 +28,7 @@ from aaclip.training.contexts import load_start, name_contexts, read_text_contex
 from aaclip.training.fits import Job, embed_training_classes, train_image, train_text
 from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
 from clip_common.config import load_config, to_yaml
+from clip_common.devices import pick_device
 from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import Run
 from clip_common.runs.environment import rank
@@ -141,6 +142,7 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
     model = make_model(bundle, config)
     if config.start is not None:
         load_start(model, config.start, config=config)
+    model.to(pick_device(config.trainer.devices))
     return Job(config, stage, records, model, load_prompts(config.prompts))
 
 
@@ -169,9 +171,8 @@ def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -
     notes = tuple(note_unnamed(config.prompts, job.prompts, classes))
     if left := list_pending(config, run):
         return Trained(run, None, len(job.records), left=tuple(left), notes=notes)
-    called = {job.prompts.name_of(name): text_D2 for name, text_D2 in classes.items()}
-    contexts = name_contexts(image_contexts, text_contexts, job.prompts)
-    detector = Detector(model, config, classes=called, contexts=contexts, name=run.name)
+    contexts = name_contexts(image_contexts, text_contexts)
+    detector = Detector(model, config, classes=classes, contexts=contexts, name=run.name, device=model.device)
     with reporter("fitting the score") as progress:
         fit_score(detector, job.records, progress=progress)
     return replace(finish(run, detector, job.records), notes=notes)

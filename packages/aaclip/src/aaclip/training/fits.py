@@ -21,6 +21,7 @@ from aaclip.training.contexts import make_running_contexts, read_image_contexts
 from aaclip.training.features import FrozenViews
 from aaclip.training.modules import ImageStage, StageData, TextStage
 from aaclip.training.stages import Stage
+from clip_common.devices import pick_device
 from clip_common.reporting import Reporter
 from clip_common.runs import Run
 from clip_common.training import fit, load_weights
@@ -137,12 +138,13 @@ def fit_stage(
     phase: str,
     resumed: bool,
 ) -> None:
-    """Fit a stage; afterwards its model holds the last weights."""
+    """Fit a stage; afterwards its model holds the last weights, on the device of work outside the Trainer."""
     seed, workers = config.trainer.seed, config.data.workers
     data = StageData(dataset, batch_size=stage.batch_size, seed=seed, workers=workers, drop_last=config.data.drop_last)
     trainer = replace(config.trainer, max_epochs=stage.epochs)
     result = fit(module, data, trainer, run, monitor="train/loss", mode="min", phase=phase, resume=resumed)
     load_weights(module, result.last)
+    module.model.to(pick_device(config.trainer.devices))  # the Trainer left it on the CPU
 
 
 @torch.no_grad()

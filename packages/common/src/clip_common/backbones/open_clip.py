@@ -73,6 +73,7 @@ def load_clip(
     image_size: int | None = None,
     activation: str | None = None,
     seed: int = 0,
+    image: bool = True,
     text: bool = True,
 ) -> Bundle:
     """Load a CLIP, in eval mode.
@@ -90,8 +91,9 @@ def load_clip(
         activation: `gelu` or `quick_gelu`. None: the one that the weights were trained with, if open_clip knows
             (OpenAI's: quick_gelu), else that of the architecture. A file of weights does not say.
         seed: Draws random weights.
-        text: False leaves the text tower without weights, on the meta device, and the fingerprint empty: enough to
-            embed images alone, or to compare them with texts embedded before.
+        image: False leaves the image tower without weights, on the meta device, and the fingerprint empty: enough to
+            embed texts alone.
+        text: The same of the text tower: enough to embed images alone, or to compare them with texts embedded before.
 
     Raises:
         BackboneError: One line: an unknown name or tag with the nearest known, no network and nothing cached, a file
@@ -107,7 +109,7 @@ def load_clip(
     origin = find_origin(name, pretrained=pretrained, model=model, model_config=model_config)
     if activation is not None:
         origin.config["quick_gelu"] = activation == "quick_gelu"
-    network, config = build_network(origin, image_size=image_size, seed=seed, text=text)
+    network, config = build_network(origin, image_size=image_size, seed=seed, image=image, text=text)
     return make_bundle(network, replace(origin, config=config))
 
 
@@ -217,17 +219,15 @@ def _read_config(file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
 
 
 def build_network(
-    origin: Origin, *, image_size: int | None, seed: int, text: bool = True
+    origin: Origin, *, image_size: int | None, seed: int, image: bool = True, text: bool = True
 ) -> "tuple[CustomTextCLIP, dict[str, Any]]":
     """Build the network with its weights, and return it with the configuration that rebuilds it.
 
     Args:
         origin: What to build.
-        image_size, seed, text: As for `load_clip`.
+        image_size, seed, image, text: As for `load_clip`.
     """
-    from open_clip.model import CustomTextCLIP
-
-    from clip_common.backbones.weights import put_weights
+    from clip_common.backbones.weights import construct_network, put_weights
 
     config = copy.deepcopy(origin.config)
     vision = config["vision_cfg"]
@@ -244,7 +244,8 @@ def build_network(
     try:
         with without_code(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = CustomTextCLIP(**config)
+            # random weights of the text tower are drawn after those of the image tower
+            network = construct_network(config, image=image or origin.weights is None, text=text)
     except (AssertionError, TypeError, ValueError, RuntimeError, ZeroDivisionError, OSError) as error:
         raise BackboneError(f"{origin.name}: this model configuration cannot be built: {one_line(error)}") from error
     config["custom_text"] = True
@@ -253,10 +254,12 @@ def build_network(
     if timm:
         _resize_timm(network, vision["image_size"])
     if origin.weights is not None:
-        put_weights(network, origin.weights, name=origin.name, text=text)
+        put_weights(network, origin.weights, name=origin.name, image=image, text=text)
     if timm and image_size is not None:
         _resize_timm(network, image_size)
         vision["image_size"] = image_size
+    if not image:
+        network.visual.to("meta")
     return network, config
 
 

@@ -1,8 +1,9 @@
-"""Loading a file of weights into an open_clip model, with a one-line error for one that does not fit it."""
+"""Constructing an open_clip network and loading a file of weights, with a one-line error for one that does not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.convert import convert_state_dict
@@ -16,8 +17,39 @@ from open_clip.model import (
 from clip_common.backbones.spec import BackboneError
 from clip_common.tensors import TensorsError, check_fit, read_checkpoint
 
+IMAGE = ("visual.",)
 TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-"""Prefixes of the names of text weights, in a separate tower or in OpenAI's flat layout."""
+"""Prefixes of the names of a tower's weights; those of texts in a separate tower or in OpenAI's flat layout."""
+
+
+SMALL_IMAGE = {"image_size": 1, "patch_size": 1, "width": 64, "layers": 1, "head_width": 64}
+SMALL_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+"""Towers that are constructed in the place of one that is left out."""
+
+
+def construct_network(config: Mapping[str, Any], *, image: bool, text: bool) -> CustomTextCLIP:
+    """Return an untrained network; a tower that is left out is on the meta device if it is open_clip's own.
+
+    It takes no memory then, not even while the network is constructed. A tower of timm or transformers is constructed
+    whole.
+
+    Args:
+        config: open_clip model configuration.
+        image, text: Whether the tower will be used.
+    """
+    image = image or "timm_model_name" in config["vision_cfg"]
+    text = text or "hf_model_name" in config["text_cfg"]
+    if image and text:
+        return CustomTextCLIP(**config)
+    small = ({} if image else {"vision_cfg": SMALL_IMAGE}) | ({} if text else {"text_cfg": SMALL_TEXT})
+    network = CustomTextCLIP(**{**config, **small})
+    with torch.device("meta"):
+        whole = CustomTextCLIP(**config)
+    if not image:
+        network.visual = whole.visual
+    if not text:
+        network.text = whole.text
+    return network
 
 
 @contextmanager
@@ -30,14 +62,14 @@ def backbone_errors() -> Iterator[None]:
 
 
 @backbone_errors()
-def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = True) -> None:
+def put_weights(model: CustomTextCLIP, file: Path, *, name: str, image: bool = True, text: bool = True) -> None:
     """Load a file of weights; position embeddings of another image size are interpolated, as open_clip does.
 
     Args:
         model: Filled in place.
         file: safetensors, a torch checkpoint, or big_vision's `.npz`.
         name: Of the model, for messages.
-        text: Whether to fill the text tower too; otherwise its weights are not read.
+        image, text: Whether to fill the tower; otherwise its weights are not read.
 
     Raises:
         BackboneError: The file cannot be read, or is of another architecture.
@@ -55,7 +87,8 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
                 f"from ({type(error).__name__}: {reason})"
             ) from error
         return
-    state = read_checkpoint(file, without=() if text else TEXT)
+    left_out = (*(() if image else IMAGE), *(() if text else TEXT))
+    state = read_checkpoint(file, without=left_out)
     state = convert_to_custom_text_state_dict(convert_state_dict(model, state))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's
     for scalar in ("logit_scale", "logit_bias"):
@@ -70,8 +103,8 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, text: bool = Tr
         if key in state:
             state[key] = state[key].float()  # CPUs do not interpolate half precision
     resize_pos_embed(state, model)
-    own = {key: value for key, value in model.state_dict().items() if text or not key.startswith("text.")}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(left_out)}
     if positions in state and positions in own and state[positions].shape[1] == own[positions].shape[1]:
         resize_text_pos_embed(state, model)
     check_fit(own, state, source=file, called=name)
-    model.load_state_dict(state, strict=text)
+    model.load_state_dict(state, strict=not left_out)
