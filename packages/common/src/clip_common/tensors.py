@@ -1,4 +1,4 @@
-"""Tensors by name in safetensors files and in checkpoints of torch; no pickle is executed.
+"""Tensors by name in safetensors files and in checkpoints of torch; no pickle and no archived code is executed.
 
 Needs the package `safetensors` (`clip-common[clip]`) when first called. Files are written whole or not at all and read
 through the page cache: a tensor costs memory when its values are first used.
@@ -8,7 +8,9 @@ import errno
 import json
 import os
 import re
+import warnings
 import weakref
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,17 +128,19 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Return the weights in a .safetensors file, or in one that `torch.save` wrote (`weights_only`), on the CPU.
+    """Return the weights in a .safetensors file, or in one that `torch.save` or `torch.jit.save` wrote, on the CPU.
 
-    A dict around them (under one of `WRAPPERS`) and the prefix `module.` of DistributedDataParallel are removed; values
-    that are not tensors are left out.
+    No code in the file runs: of what `torch.save` wrote, only tensors and plain values are read (`weights_only`); a
+    TorchScript archive, as OpenAI published CLIP, is refused if loading it would run a method of its own. A dict around
+    the weights (under one of `WRAPPERS`) and the prefix `module.` of DistributedDataParallel are removed; values that
+    are not tensors are left out.
 
     Args:
         file: A file of this project or of any other.
         without: Prefixes of names to leave out; a .safetensors file's are not even read.
 
     Raises:
-        TensorsError: Absent, truncated, or not a file of weights.
+        TensorsError: Absent, truncated, not a file of weights, or a TorchScript archive that must run to be read.
     """
     _check_is_file(file)
     try:
@@ -145,8 +149,12 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
 
             with safe_open(file, framework="pt") as stored:
                 content: Any = _tensors(stored, without)
+        elif _is_torchscript(file):
+            content = _read_torchscript(file)
         else:
             content = torch.load(file, "cpu", weights_only=True)
+    except TensorsError:
+        raise
     # what torch raises for a damaged file ranges from KeyError to UnpicklingError
     except Exception as error:
         raise TensorsError(
@@ -161,6 +169,35 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {name: value for name, value in state.items() if not name.startswith(without)}
+
+
+def _is_torchscript(file: Path) -> bool:
+    """Return whether a file is an archive of `torch.jit.save`, which holds code beside its tensors."""
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(_is_code(name) for name in archive.namelist())
+
+
+def _is_code(name: str) -> bool:
+    return "/code/" in name and name.endswith(".py")
+
+
+def _read_torchscript(file: Path) -> dict[str, Tensor]:
+    """Return the parameters and buffers in a TorchScript archive.
+
+    Python code in it is never run by torch. Its TorchScript would be run at loading only for `__setstate__`.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(b"__setstate__" in archive.read(name) for name in archive.namelist() if _is_code(name)):
+            raise TensorsError(
+                f"{file} is a TorchScript archive that runs code when it is loaded: convert it where you trust it, "
+                "with torch.save(torch.jit.load(FILE).state_dict(), NEW)"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, for programs that run archives
+        state: dict[str, Tensor] = torch.jit.load(file, map_location="cpu").state_dict()
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: object, called: str) -> None:

@@ -1,5 +1,6 @@
 """Constructing an open_clip network and loading a file of weights, with a one-line error for one that does not fit."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln
 """Prefixes of the names of a tower's weights; those of texts in a separate tower or in OpenAI's flat layout."""
 
 
+OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""Numbers beside the weights in OpenAI's TorchScript archives."""
+PUBLISHED = {"ViT-L-14-336px.pt": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"}
+"""sha256 of OpenAI's archives, by the names of their files."""
 SMALL_IMAGE = {"image_size": 1, "patch_size": 1, "width": 64, "layers": 1, "head_width": 64}
 SMALL_TEXT = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
 """Towers that are constructed in the place of one that is left out."""
@@ -52,6 +57,19 @@ def construct_network(config: Mapping[str, Any], *, image: bool, text: bool) -> 
     return network
 
 
+def _check_published(file: Path) -> None:
+    expected = PUBLISHED.get(file.name)
+    if expected is None:
+        return
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != expected:
+        raise BackboneError(
+            f"{file} has the name of OpenAI's file but other content (sha256 {digest[:12]}… instead of "
+            f"{expected[:12]}…): get it again, or rename it if it is another one"
+        )
+
+
 @contextmanager
 def backbone_errors() -> Iterator[None]:
     """Turn a TensorsError inside the block into a BackboneError."""
@@ -67,12 +85,13 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, image: bool = T
 
     Args:
         model: Filled in place.
-        file: safetensors, a torch checkpoint, or big_vision's `.npz`.
+        file: safetensors, a torch checkpoint, a TorchScript archive, or big_vision's `.npz`.
         name: Of the model, for messages.
         image, text: Whether to fill the tower; otherwise its weights are not read.
 
     Raises:
-        BackboneError: The file cannot be read, or is of another architecture.
+        BackboneError: The file cannot be read, is of another architecture, or has the name of a published file and
+            other content.
     """
     if file.suffix == ".npz":
         from open_clip.convert import load_big_vision_weights
@@ -88,7 +107,10 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, image: bool = T
             ) from error
         return
     left_out = (*(() if image else IMAGE), *(() if text else TEXT))
+    _check_published(file)
     state = read_checkpoint(file, without=left_out)
+    for size in OPENAI_SIZES:
+        state.pop(size, None)
     state = convert_to_custom_text_state_dict(convert_state_dict(model, state))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's
     for scalar in ("logit_scale", "logit_bias"):
