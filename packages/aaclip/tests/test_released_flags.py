@@ -110,7 +110,8 @@ def test_the_source_documents_full_pipeline_is_taken_as_it_stands(aaclip, told):
 
 
 def test_flags_on_the_line_go_beside_presets_and_overrides(aaclip, told):
-    aaclip("train", "--config=tiny", "--surgery_until_layer", 5, "--relu", "--seed=3", "surgery.axis=batch", "name=x")
+    more = ("surgery.axis=batch", "stages.text.cache_features=0", "name=x")
+    aaclip("train", "--config=tiny", "--surgery_until_layer", 5, "--relu", "--seed=3", *more)
     config = told["config"]
     assert (config.surgery.blocks, config.surgery.axis, config.trainer.seed, config.name) == (4, "batch", 3, "x")
     assert config.backbone.name == "tiny"

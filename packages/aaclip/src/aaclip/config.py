@@ -230,7 +230,8 @@ class TextStageConfig:
     classification: bool = False
     """Add the cross-entropy of the image's own embedding, as in the paper but not in the released code."""
     cache_features: int = 0
-    """Augmented views of each image whose frozen features are computed once and cached; 0: new views each epoch."""
+    """Augmented views of each image whose frozen features are computed once and cached; 0: new views each epoch. Not
+    with surgery.axis=batch."""
 
 
 @dataclass
@@ -301,3 +302,10 @@ class Config:
     stages: StagesConfig = field(default_factory=StagesConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(grad_clip=None))
+
+    def __post_init__(self) -> None:
+        if self.surgery.axis == "batch" and self.stages.text.cache_features:
+            raise ConfigError(
+                f"stages.text.cache_features={self.stages.text.cache_features} with surgery.axis=batch: patches depend "
+                "on the other images of a batch, which change from epoch to epoch: set cache_features=0 or axis=space"
+            )

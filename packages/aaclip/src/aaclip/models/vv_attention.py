@@ -38,20 +38,22 @@ def read_vv_patches(
     trunk = get_image_trunk(tower)
     shared = len(trunk.blocks) - blocks
     plain_BTF = trunk.embed(images_B3HW)
-    tokens: dict[int, Tensor] = {}
+    patches: dict[int, Tensor] = {}
     for number, block in enumerate(trunk.blocks[:shared], start=1):
         plain_BTF = block(plain_BTF)
-        tokens[number] = plain_BTF
+        if number in levels:
+            patches[number] = normalize(trunk.project(plain_BTF[:, 1:]), dim=-1)
     x_BTF = plain_BTF
     for number, block in enumerate(trunk.blocks[shared : max(levels)], start=shared + 1):
         assert isinstance(block, AttentionBlock)
         x_BTF = block.add_attention(x_BTF, attend_by_values(block, block.norm(x_BTF), axis=axis))
         x_BTF = block.add_mlp(x_BTF)
-        tokens[number] = x_BTF
+        if number in levels:
+            patches[number] = normalize(trunk.project(x_BTF[:, 1:]), dim=-1)
     for block in trunk.blocks[shared:]:
         plain_BTF = block(plain_BTF)
     class_B1D = normalize(trunk.project(plain_BTF[:, 0]), dim=-1)[:, None]
-    return [normalize(trunk.project(tokens[level][:, 1:]), dim=-1) + class_B1D for level in levels]
+    return [patches[level] + class_B1D for level in levels]
 
 
 def attend_by_values(block: AttentionBlock, x_BTF: Tensor, *, axis: Literal["space", "batch"]) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from aaclip.data import AnomalyDataset, Sample, collate
 from aaclip.models import AnomalyModel
 from clip_common import images
+from clip_common.backbones.frozen import behaviour
 from clip_common.reporting import Progress
 from clip_common.runs import write_atomically
 
@@ -49,6 +50,7 @@ class FrozenViews(Dataset[Sample]):
         views: int,
         progress: Progress | None = None,
     ) -> None:
+        assert model.axis == "space"  # `Config` refuses the other: a row would depend on its neighbours in a batch
         self.dataset, self.views, self.epoch = dataset, views, 0
         spec, rows = model.bundle.image.spec, len(dataset) * self.views
         side = spec.image_size // spec.patch_size
@@ -118,13 +120,16 @@ class FrozenViews(Dataset[Sample]):
 
     def _key(self, model: AnomalyModel) -> str:
         """Return a hash of everything that changes what the views hold."""
-        files = [(str(record.image), record.image.stat().st_mtime_ns) for record in self.dataset.records]
-        augment = None if self.dataset.augment is None else asdict(self.dataset.augment.config)
+        files = [
+            [_describe(record.image), _describe(record.mask), record.anomalous, record.class_name]
+            for record in self.dataset.records
+        ]
+        augment = self.dataset.augment and [asdict(self.dataset.augment.config), self.dataset.augment.colour]
         content = {
-            "version": 2,
+            "version": 3,
             "pixels": images.VERSION,
-            "fingerprint": model.bundle.image.spec.fingerprint,
-            "surgery": [model.vv_blocks, model.axis],
+            "tower": behaviour(model.image_tower),
+            "surgery": model.vv_blocks,
             "levels": model.levels,
             "preprocess": [repr(self.dataset.preprocess), self.dataset.size],
             "augment": augment,
@@ -141,3 +146,11 @@ class FrozenViews(Dataset[Sample]):
                 f"stages.text.cache_features={self.views} takes {size / 2**30:.1f} GiB in {folder}, which has "
                 f"{free / 2**30:.1f} GiB free: cache fewer views, or 0 to compute them in each epoch"
             )
+
+
+def _describe(file: Path | None) -> list[str | int] | None:
+    """Return path, size in bytes and time of the last change of a file; None if there is none."""
+    if file is None:
+        return None
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
