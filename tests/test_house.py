@@ -29,7 +29,19 @@ def source_of(package: str) -> Path:
 
 def rooms_of(system: str) -> tuple[str, ...]:
     """Rooms, lowest first: a file imports from its own room and from the rooms before it."""
-    return ("config", "data", "models", "report", *THINGS[system], "scoring", "training", "series", "released", "cli")
+    return (
+        "config",
+        "data",
+        "models",
+        "report",
+        *THINGS[system],
+        "scoring",
+        "serving",
+        "training",
+        "series",
+        "released",
+        "cli",
+    )
 
 
 def room_of(file: Path, system: str) -> str:

@@ -25,7 +25,9 @@ def test_surprise_is_the_distance_to_the_nearest_beyond_the_usual_one():
     assert found == pytest.approx([0, -WEIGHT, -(0.5**0.5) * WEIGHT], abs=1e-5)
 
 
-def test_equals_a_loop_over_patches():
+@pytest.mark.parametrize("part", [1, 7, 1024])
+def test_equals_a_loop_over_patches(monkeypatch, part):
+    monkeypatch.setattr("aaclip.detector.memory.PART", part)
     torch.manual_seed(0)
     plain, mirror, asked = (normalize(torch.randn(count, 4, 8), dim=-1) for count in (3, 3, 2))
     memory = Memory.from_patches([plain], [mirror])

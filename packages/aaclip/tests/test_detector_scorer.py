@@ -52,13 +52,19 @@ def test_some_images_of_a_batch(detector, images_B3SS, text_BD2):
 @pytest.mark.parametrize("with_memory", [False, True])
 def test_torch_export_traces_it_and_the_trace_gives_the_same(detector, images_B3SS, text_BD2, with_memory):
     memory = remembered(detector, images_B3SS[:2]) if with_memory else []
-    other_B3SS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    batch = {0: torch.export.Dim("batch")}
+    sizes = {"images_B3SS": batch, "text_BD2": batch, "memory": [Level(None, None) for _ in memory]}
     with torch.no_grad():
-        exported = torch.export.export(detector.scorer, (images_B3SS, text_BD2, memory)).module()
-        expected = detector.scorer(other_B3SS, text_BD2, memory)
-        found = Scores(*exported(other_B3SS, text_BD2, memory))
-    for own, values in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, values, atol=1e-5, rtol=1e-5)
+        program = torch.export.export(detector.scorer, (images_B3SS, text_BD2, memory), dynamic_shapes=sizes)
+    exported = program.module()
+    for count in (1, 3, 5):
+        other_B3SS = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        text = text_BD2[:1].expand(count, -1, -1)
+        with torch.no_grad():
+            expected = detector.scorer(other_B3SS, text, memory)
+            found = Scores(*exported(other_B3SS, text, memory))
+        for own, values in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, values, atol=1e-5, rtol=1e-5)
 
 
 def test_it_traces_on_the_clip_that_the_package_ships():

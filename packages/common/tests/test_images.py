@@ -16,7 +16,7 @@ from toy_images import CASES, ORIENTATION, RGB, WIDE, swapping_profile, turn
 
 from clip_common import images
 from clip_common.errors import DataError
-from clip_common.images import read_grey, read_image, read_mask, read_size, to_rgb
+from clip_common.images import TooManyPixelsError, read_grey, read_image, read_mask, read_size, to_rgb
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 STORED = [case for case in CASES if case.suffix]
@@ -217,6 +217,16 @@ def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
     assert "decompression bomb" in refused(tmp_path / "a.png")
     with pytest.raises(DataError, match="decompression bomb"):
         read_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "bmp"])
+def test_a_picture_over_a_given_limit_is_refused_before_it_is_decoded(tmp_path, suffix):
+    file = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (300, 200)).save(file)
+    assert read_image(file, most_pixels=60_000).size == (300, 200)
+    file.write_bytes(file.read_bytes()[:-40])  # damaged, which only decoding shows
+    with pytest.raises(TooManyPixelsError, match=r"a\.\w+: 300 x 200 pixels, expected at most 59,999: scale it down"):
+        read_image(file, most_pixels=59_999)
 
 
 def test_a_picture_just_over_the_limit_is_read_without_a_warning_even_under_W_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -18,3 +19,16 @@ def printable(path: str | Path) -> str:
     # halves of surrogate pairs, which JSON can hold; those from U+DC80 to U+DCFF are bytes of a path
     text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", os.fspath(path))
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def check_extra(extra: str, *modules: str, purpose: str) -> None:
+    """Raise ValueError if a module of an optional extra is not installed; call before slow work.
+
+    Args:
+        extra: As pip names it, such as `aaclip[serve]`.
+        modules: Top-level modules that the extra brings.
+        purpose: What needs them, for the message.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ValueError(f'{purpose} needs {", ".join(missing)}: pip install "{extra}"')

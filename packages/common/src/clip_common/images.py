@@ -42,7 +42,11 @@ _SIDEWAYS = (5, 6, 7, 8)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
+class TooManyPixelsError(DataError):
+    """A picture with more pixels than a limit; they were not decoded."""
+
+
+def read_image(source: Path | bytes, *, name: str | None = None, most_pixels: int | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB.
 
     - It is turned as its EXIF orientation says.
@@ -55,16 +59,18 @@ def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
     Args:
         source: A file, or the bytes of one.
         name: What error messages call it; default: the path.
+        most_pixels: Width times height of the largest picture that is decoded; None: Pillow's limit alone.
 
     Returns:
         A picture in memory, without metadata.
 
     Raises:
+        TooManyPixelsError: More pixels than `most_pixels`, or than Pillow's limit against decompression bombs.
         DataError: A file that is missing or cannot be opened; not a picture in one of `FORMATS`; damaged or truncated;
-            more pixels than Pillow's limit against decompression bombs; grey values outside the ranges above.
+            grey values outside the ranges above.
     """
     name = name or _name(source)
-    with _opened(source, name) as image:
+    with _opened(source, name, most_pixels=most_pixels) as image:
         return _as_rgb(image, name)
 
 
@@ -196,11 +202,15 @@ def _stream(source: Path | bytes, name: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, name: str, *, most_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open and decode a picture and turn it as EXIF says."""
     with _stream(source, name) as stream:
         with _one_line_errors(name):
             image = Image.open(stream, formats=FORMATS)
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise TooManyPixelsError(
+                    f"{name}: {image.width} x {image.height} pixels, expected at most {most_pixels:,}: scale it down"
+                )
             ImageOps.exif_transpose(image, in_place=True)
         with image:
             yield image
@@ -230,6 +240,8 @@ def _one_line_errors(name: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(f"{name}: not a readable image ({error})") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not a readable image (not an image: expected {', '.join(FORMATS)})") from error
     except Exception as error:

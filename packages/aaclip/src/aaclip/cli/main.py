@@ -9,6 +9,7 @@ import typer
 from rich.table import Column
 
 from aaclip.cli.data import Format, Root, data
+from aaclip.cli.deploy import add_deploy_verbs
 from aaclip.cli.series import add_series_verbs
 from aaclip.released import flags
 from clip_common import cli
@@ -375,5 +376,6 @@ def info(overrides: Overrides = None, config: ConfigName = None) -> None:
 
 
 add_series_verbs(app)
+add_deploy_verbs(app)
 cli.add_prefetch_verb(app, package="aaclip", example="ViT-L-14-336 openai", name="ViT-L-14-336", pretrained="openai")
 cli.add_config_verb(app, package="aaclip", example="--config official > official.yaml")

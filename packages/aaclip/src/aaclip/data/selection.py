@@ -170,6 +170,26 @@ def check_same_images(file: Path, records: Sequence[Record]) -> None:
         )
 
 
+def find_training_list(run: Path) -> Path | None:
+    """Return the list of the images that a run was trained on; None for a folder without one.
+
+    Args:
+        run: A run's folder, or the folder of the detector in it.
+    """
+    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
+    return next((file for file in lists if file.exists()), None)
+
+
+def read_image_paths(file: Path, *, root: Path) -> list[Path]:
+    """Read the images in a list that `save_list` wrote; whether they are still there is not checked.
+
+    Raises:
+        DataError: Another kind of file.
+    """
+    with _one_line(file):
+        return [root / row["image"] for row in _rows(file)]
+
+
 def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "test") -> None:
     """Raise DataError if a run would be judged by images that it was trained on; images are compared by content.
 
@@ -178,8 +198,7 @@ def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "t
         images: Unreadable ones are skipped here, because the job that reads them next reports them.
         purpose: `test` or `calibrate`, for the message.
     """
-    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
-    file = next((file for file in lists if file.exists()), None)
+    file = find_training_list(run)
     if file is None:
         return
     learned = set(read_hashes(file))

@@ -14,6 +14,8 @@ from torch import Tensor
 WEIGHT = 25.0
 """Logits that one unit of distance adds to a map: a quarter of the weight of the texts. With more, few remembered
 images drowned the texts (measured on drawn kinds that none of the published figures uses)."""
+PART = 1024
+"""Remembered patches that are compared at a time."""
 
 
 class Level(NamedTuple):
@@ -78,13 +80,15 @@ def measure_surprise(levels_BLD: Sequence[Tensor], memory: Sequence[Level]) -> l
     """
     surprises = []
     for patches_BLD, level in zip(levels_BLD, memory, strict=True):
-        # one image at a time: B·L·N cosines would not fit in memory
-        distance_BL = torch.stack([_distance_to_nearest(patches_LD, level.patches_ND) for patches_LD in patches_BLD])
+        distance_BL = _distance_to_nearest(patches_BLD, level.patches_ND)
         side = isqrt(distance_BL.shape[1])
         surprises.append(WEIGHT * (distance_BL - level.usual).unflatten(1, (side, side)))
     return surprises
 
 
-def _distance_to_nearest(patches_LD: Tensor, others_ND: Tensor) -> Tensor:
-    """Return (L,) one minus the cosine to the nearest of `others_ND`."""
-    return 1 - (patches_LD @ others_ND.T).amax(dim=1)
+def _distance_to_nearest(patches_BLD: Tensor, others_ND: Tensor) -> Tensor:
+    """Return (…, L) one minus the cosine to the nearest of `others_ND`."""
+    # some remembered patches at a time, because B·L·N cosines would not fit in memory; a loop over images could not be
+    # exported for any batch
+    nearest_BL = [(patches_BLD @ part_PD.T).amax(dim=-1) for part_PD in others_ND.split(PART)]
+    return 1 - torch.stack(nearest_BL).amax(dim=0)

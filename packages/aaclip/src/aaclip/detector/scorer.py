@@ -40,7 +40,7 @@ class Scores(NamedTuple):
 
 
 class Scorer(nn.Module):
-    """The whole computation of a detector on one input size; `torch.export` traces it for a fixed batch.
+    """The whole computation of a detector on one input size; `torch.export` traces it, for any batch.
 
     Args:
         model: Trained, or plain CLIP.

@@ -168,7 +168,7 @@ class OpenClipVision(VisionTrunk):
     def embed(self, images_B3HW: Tensor) -> Tensor:
         visual = self.visual
         x_BLF = visual.conv1(images_B3HW).flatten(2).permute(0, 2, 1)
-        class_B1F = visual.class_embedding.view(1, 1, -1).expand(len(x_BLF), -1, -1).to(x_BLF.dtype)
+        class_B1F = visual.class_embedding.view(1, 1, -1).expand(x_BLF.shape[0], -1, -1).to(x_BLF.dtype)
         x_BTF = torch.cat([class_B1F, x_BLF], dim=1) + visual.positional_embedding.to(x_BLF.dtype)
         return visual.ln_pre(visual.patch_dropout(x_BTF))
 
