@@ -29,9 +29,17 @@ class PrefixConfig:
     Only for tokens that form a grid, not for the latents of a Perceiver."""
     projector: Literal["linear", "mlp2x_gelu"] = "linear"
     """From a token to the decoder's width: one matrix, or two with a GELU between them."""
+    start: Literal["random", "words"] = "random"
+    """Of an untrained projector: random numbers, or (`projector=linear`) the ridge regression from image tokens to the
+    words of the answers about them, with which a few hundred images are enough to see something."""
 
     def __post_init__(self) -> None:
         check_least(self, "prefix", merge=1, image_size=1)
+        if self.start == "words" and self.projector != "linear":
+            raise ConfigError(
+                f"prefix.start=words has a closed form for one matrix only: set prefix.projector=linear, not "
+                f"{self.projector}"
+            )
 
 
 @dataclass
@@ -223,6 +231,8 @@ class VlmConfig:
                 raise ConfigError(f"decoder.kind=trm trains from scratch: phase={self.phase} would leave it untrained")
             if self.trm.steps == 0:
                 raise ConfigError("decoder.kind=trm: set trm.steps, the number of loops, above 0")
+            if self.prefix.start == "words":
+                raise ConfigError("prefix.start=words: decoder.kind=trm has no words before it trains: leave it out")
             if self.decoder.quantization != "none":
                 raise ConfigError("decoder.kind=trm trains all of its weights: set decoder.quantization=none")
 

@@ -20,6 +20,7 @@ from edgeglass.report.plots import draw_vlm_run
 from edgeglass.scoring.features import read_image_tokens
 from edgeglass.training.vlm_batches import VlmSplit
 from edgeglass.training.vlm_modules import VlmData, VlmModule
+from edgeglass.training.word_start import start_from_words
 from edgeglass.vlm.building import build_vlm, load_decoder, load_prefix
 from edgeglass.vlm.files import VERB, start_from
 from edgeglass.vlm.vlm import VLM
@@ -78,6 +79,9 @@ def train_vlm(config: VlmConfig, *, resume: Path | None = None, reporter: Report
         for split in ("train", "val")
     }
     check_units(config, data["train"])
+    if config.prefix.start == "words" and config.start is None and resume is None:
+        with reporter("word embeddings of the answers"):
+            start_from_words(model, data["train"])
     module = VlmModule(model.to(home), config, data)
 
     if resume is None:
