@@ -5,6 +5,7 @@
     uv run python benchmarks/edgeglass_vlm_captions.py --quick                # a minute: does it run
 
 One epoch over the training images of the Karpathy set, 20 of which select nothing but show the validation loss. The
+projector starts from the words of the captions (`prefix.start=words`); `--start random` shows what that is worth. The
 201 test images are scored once, after training:
 
 - the loss of each image's first caption after the right image and after another one (the next of the set), as a paired
@@ -51,19 +52,20 @@ def read_config(options: argparse.Namespace) -> VlmConfig:
         f"prefix.name={ASSETS / 'dinov2'}",
         "prefix.image_size=224",
         "prefix.merge=4",
-        "prefix.projector=mlp2x_gelu",
+        "prefix.projector=linear",
+        f"prefix.start={options.start}",
         f"decoder.name={ASSETS / 'qwen'}",
         f"decoder.quantization={options.quantization}",
         "decoder.lora.r=16",
         "decoder.lora.alpha=32",
         "answer.max_new_tokens=24",
-        "optim.lr=1e-3",
+        "optim.lr=2e-4",
         "optim.warmup_epochs=0.1",
         "trainer.max_epochs=1",
         "trainer.devices=cpu",
         f"trainer.precision={options.precision}",
         f"runs={options.runs}",
-        f"name=captions-{options.quantization}",
+        f"name=captions-{options.quantization}-{options.start}",
         *(["trainer.fast_dev_run=true"] if options.quick else []),
     ]
     return load_config(VlmConfig, overrides=overrides, package="edgeglass")
@@ -116,6 +118,7 @@ def main() -> None:
     """Train, score, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantization", choices=["none", "4bit"], default="none")
+    parser.add_argument("--start", choices=["words", "random"], default="words")
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--captions", type=Path, default=DATA / "captions")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -150,7 +153,7 @@ def main() -> None:
         f"trained {minutes:.0f} minutes; loss after the right image {right.mean():.3f}, after another one "
         f"{swapped.mean():.3f}: difference {mean:.3f} ({low:.3f} to {high:.3f}) over {len(asked)} images"
     )
-    report("edgeglass_vlm_captions" + ("" if options.quantization == "none" else "_4bit"), rows, note=note)
+    report(f"edgeglass_vlm_captions_{options.quantization}_{options.start}", rows, note=note)
 
 
 if __name__ == "__main__":
