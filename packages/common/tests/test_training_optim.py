@@ -38,6 +38,17 @@ def test_only_weight_matrices_decay_and_frozen_ones_are_left_out():
     assert all((g["lr"], g["betas"], g["eps"]) == (0.1, (0.8, 0.9), 1e-6) for g in optimizer.param_groups)
 
 
+def test_parts_have_learning_rates_of_their_own():
+    model = Model()
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.2), rates={"linear.": 0.01})
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    own = {name: rate[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, value in own.items() if value == 0.01} == {"linear.weight", "linear.bias"}
+    assert set(own.values()) == {0.01, 0.1}
+    schedule = warmup_cosine(optimizer, warmup_steps=2, total_steps=4)
+    assert sorted(schedule.get_last_lr()) == pytest.approx(sorted(g["initial_lr"] / 2 for g in optimizer.param_groups))
+
+
 def test_named_parameters_may_be_given_and_none_is_an_error():
     model = Model()
     assert len(build_optimizer([("linear.weight", model.linear.weight)], OptimConfig()).param_groups) == 1

@@ -55,6 +55,15 @@ def test_what_trains_in_each_phase(asked):
     assert all("lora_" in name for name in of_lora.keys() - of_projector.keys())
 
 
+def test_a_rate_of_its_own_holds_the_projector_still(asked):
+    run = train_vlm(configured(asked, "name=still", "prefix.lr=0", "optim.lr=1e-2", "trainer.max_epochs=1")).run.path
+    untrained = train_vlm(configured(asked, "name=none", "optim.lr=0", "trainer.max_epochs=1")).run.path
+    was, now = (read_tensors(path / "model" / "model.safetensors") for path in (untrained, run))
+    changed = {name for name, tensor in now.items() if not torch.equal(tensor, was[name])}
+    assert changed
+    assert not any(name.startswith("vision_proj.") for name in changed)
+
+
 def test_packed_and_padded_runs_have_the_same_losses(asked):
     losses = []
     for number, extra in enumerate((["data.row_length=400"], ["data.row_length=100000"], ["data.packing=false"])):

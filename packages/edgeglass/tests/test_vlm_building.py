@@ -8,7 +8,7 @@ import toy_alignments
 from toy_questions import configured
 
 from clip_common.backbones.trunk import TokenSequence
-from edgeglass.models.vlm.prefix import build_vision_proj, merge_squares
+from edgeglass.models.vlm.prefix import VisionProjector, merge_squares
 from edgeglass.training.experiment import train
 from edgeglass.training.vlm_experiment import train_vlm
 from edgeglass.vlm.building import load_decoder, load_prefix, measure_embeddings
@@ -122,5 +122,21 @@ def test_untrained_image_tokens_have_the_size_of_words(asked, kind, scale):
     size = measure_embeddings(QwenDecoder(language.model), language.spec.vocabulary)
     words = language.model.get_input_embeddings().weight.square().mean().sqrt()
     assert size == pytest.approx(float(words), rel=0.05)
-    tokens = build_vision_proj(kind, width=64, decoder_width=32, size=size)(scale * torch.randn(500, 64))
+    tokens = VisionProjector(kind, width=64, decoder_width=32, size=size)(scale * torch.randn(500, 64))
     assert tokens.detach().square().mean().sqrt().item() == pytest.approx(size, rel=0.15)
+
+
+def test_the_size_of_words_does_not_change_what_a_step_does():
+    """Adam's steps are as long for small weights as for large ones, so a projector must not have small weights."""
+    tokens = []
+    for size in (1.0, 0.016):
+        torch.manual_seed(0)
+        proj = VisionProjector("mlp2x_gelu", width=64, decoder_width=32, size=size)
+        optimizer = torch.optim.Adam(proj.parameters(), lr=1e-2)
+        images, wanted = torch.randn(20, 64), torch.randn(20, 32)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (proj(images) / size - wanted).square().mean().backward()
+            optimizer.step()
+        tokens.append(proj(images).detach() / size)
+    assert torch.allclose(tokens[0], tokens[1], atol=1e-4)

@@ -10,7 +10,7 @@ from clip_common.backbones.language import LanguageModel, load_language
 from clip_common.backbones.trunk import TokenSequence
 from edgeglass.config import AdapterConfig, TrmConfig
 from edgeglass.models.vlm.layout import TextLayout
-from edgeglass.models.vlm.prefix import build_vision_proj
+from edgeglass.models.vlm.prefix import VisionProjector
 from edgeglass.models.vlm.qwen import QwenDecoder
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
 from edgeglass.models.vlm.trm import LatentRecursion
@@ -91,7 +91,7 @@ def build_toy(kind: str, language: LanguageModel, *, seed: int = 0, lora: bool =
         recursion = LatentRecursion(decoder.width, settings) if kind == "qwen+trm" else None
         if recursion is not None:
             torch.nn.init.normal_(recursion.gate_E)
-        proj = build_vision_proj("mlp2x_gelu", width=PREFIX_WIDTH, decoder_width=decoder.width)
+        proj = VisionProjector("mlp2x_gelu", width=PREFIX_WIDTH, decoder_width=decoder.width)
         model = QwenVLM(decoder, ToyPrefix(), proj, recursion=recursion, trm=settings)  # type: ignore[arg-type]
     return model.eval()
 

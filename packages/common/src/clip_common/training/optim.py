@@ -1,7 +1,7 @@
 """AdamW with decay of weight matrices only; a schedule per step: linear warmup, then cosine."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,11 @@ UNDECAYED = ("logit_scale", "logit_bias")
 
 
 def build_optimizer(
-    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, fused: bool = True
+    parameters: nn.Module | Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    *,
+    fused: bool = True,
+    rates: Mapping[str, float] | None = None,
 ) -> AdamW:
     """Return AdamW over the trainable parameters, without decay of 1-D ones (biases, norms), logit scales and biases.
 
@@ -24,6 +28,7 @@ def build_optimizer(
         parameters: A module, or named parameters.
         config: Learning rate, decay, betas, eps.
         fused: Use the fused kernel; it does not work with gradient scaling and clipping together.
+        rates: Learning rates of parameters whose names start with a key, instead of that of `config`.
 
     Raises:
         ValueError: Nothing is trainable.
@@ -32,11 +37,18 @@ def build_optimizer(
     trainable = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     if not trainable:
         raise ValueError("every parameter is frozen: there is nothing to train")
-    free = [parameter for name, parameter in trainable if parameter.ndim < 2 or name.endswith(UNDECAYED)]
-    decayed = [parameter for name, parameter in trainable if not (parameter.ndim < 2 or name.endswith(UNDECAYED))]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        rate = next((rate for start, rate in (rates or {}).items() if name.startswith(start)), config.lr)
+        free = parameter.ndim < 2 or name.endswith(UNDECAYED)
+        groups.setdefault((rate, 0.0 if free else config.weight_decay), []).append(parameter)
+    return AdamW(
+        [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=fused,
+    )
 
 
 def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) -> LambdaLR:
@@ -60,15 +72,22 @@ def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int) 
     return LambdaLR(optimizer, factor)
 
 
-def optimizer_and_schedule(module: L.LightningModule, config: OptimConfig) -> dict[str, Any]:
+def optimizer_and_schedule(
+    module: L.LightningModule, config: OptimConfig, *, rates: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """Return what `configure_optimizers` needs in `fit`: AdamW, and `config.schedule` per optimizer step.
+
+    Args:
+        module: Its trainable parameters are optimised.
+        config: See `OptimConfig`.
+        rates: Peak learning rates of parameters whose names start with a key, instead of that of `config`.
 
     Example:
         def configure_optimizers(self):
             return optimizer_and_schedule(self, self.config.optim)
     """
     mixed = "mixed" in str(module.trainer.precision)  # Lightning refuses to clip gradients that a fused step unscales
-    optimizer = build_optimizer(module, config, fused=not mixed)
+    optimizer = build_optimizer(module, config, fused=not mixed, rates=rates)
     total = int(module.trainer.estimated_stepping_batches)
     warmup = round(config.warmup_epochs * total / (module.trainer.max_epochs or 1))
     if config.schedule == "cosine":

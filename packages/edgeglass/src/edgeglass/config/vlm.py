@@ -32,9 +32,12 @@ class PrefixConfig:
     start: Literal["random", "words"] = "random"
     """Of an untrained projector: random numbers, or (`projector=linear`) the ridge regression from image tokens to the
     words of the answers about them, with which a few hundred images are enough to see something."""
+    lr: float | None = None
+    """Peak learning rate of the projector; null: `optim.lr`. A step of Adam moves an image token by about its own size
+    where the rate is one over the width of the merged tokens, so wide tokens need a lower one than adapters do."""
 
     def __post_init__(self) -> None:
-        check_least(self, "prefix", merge=1, image_size=1)
+        check_least(self, "prefix", merge=1, image_size=1, lr=0)
         if self.start == "words" and self.projector != "linear":
             raise ConfigError(
                 f"prefix.start=words has a closed form for one matrix only: set prefix.projector=linear, not "

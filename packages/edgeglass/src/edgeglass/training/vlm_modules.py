@@ -34,7 +34,9 @@ class VlmModule(L.LightningModule):
         self.validated: list[tuple[Tensor, ...]] = []
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return optimizer_and_schedule(self, self.config.optim)
+        own = self.config.prefix.lr
+        rates = {} if own is None else {"model.vision_proj.": own}
+        return optimizer_and_schedule(self, self.config.optim, rates=rates)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors of a batch; parts of the validation split are made on the device."""

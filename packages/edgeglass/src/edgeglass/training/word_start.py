@@ -38,7 +38,8 @@ def start_from_words(model: QwenVLM, split: VlmSplit) -> None:
     Raises:
         ValueError: Fewer than ten images with answers that tell them apart.
     """
-    norm, linear = model.vision_proj[0], model.vision_proj[1]  # type: ignore[index]
+    proj = model.vision_proj
+    linear = proj.last
     target_GE, known_G, spread = average_words(model, split)
     if int(known_G.sum()) < 2 * FOLD:
         raise ValueError(
@@ -51,7 +52,7 @@ def start_from_words(model: QwenVLM, split: VlmSplit) -> None:
     for start in range(0, len(images), CHUNK):
         rows = images[start : start + CHUNK]
         tokens_GPC, mask_GP = model.prefix(move_inputs(split.images.features.batch(rows.tolist()), model.device))
-        tokens_GPC = norm(tokens_GPC.float()).cpu()
+        tokens_GPC = proj.norm(tokens_GPC.float()).cpu()
         for place, row in enumerate(rows.tolist()):
             own_PC = tokens_GPC[place][mask_GP[place].cpu()]
             is_held = (start + place) % FOLD == 0
@@ -73,6 +74,8 @@ def start_from_words(model: QwenVLM, split: VlmSplit) -> None:
     centre_E = every.centre[1].float()
     linear.weight.copy_(scale * weight_CE.T)
     linear.bias.copy_(centre_E + scale * (bias_E - centre_E))
+    for parameter in (linear.weight, linear.bias):
+        parameter.div_(proj.factor)
 
 
 def average_words(model: QwenVLM, split: VlmSplit) -> tuple[Tensor, Tensor, float]:

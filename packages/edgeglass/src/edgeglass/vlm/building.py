@@ -10,7 +10,7 @@ from edgeglass.aligner.files import load_model, place_encoder
 from edgeglass.config import VisionConfig, VlmConfig
 from edgeglass.models.building import load_image_encoder
 from edgeglass.models.encoders import ProjectionHead
-from edgeglass.models.vlm.prefix import VisionPrefix, build_vision_proj
+from edgeglass.models.vlm.prefix import VisionPrefix, VisionProjector
 from edgeglass.models.vlm.qwen import QwenDecoder
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
 from edgeglass.models.vlm.trm import LatentRecursion
@@ -138,7 +138,7 @@ def build_vlm(config: VlmConfig, *, prefix: VisionPrefix, language: LanguageMode
             adapters = settings.lora if config.phase != "projector" else None
             decoder = QwenDecoder(language.model, lora=adapters, checkpointing=settings.checkpointing)
             recursion = LatentRecursion(decoder.width, config.trm) if config.trm.steps else None
-        vision_proj = build_vision_proj(
+        vision_proj = VisionProjector(
             config.prefix.projector,
             width=prefix.width,
             decoder_width=decoder.width,

@@ -89,11 +89,13 @@ def find_cells(count: int, *, merge: int) -> int:
     return side // merge
 
 
-def build_vision_proj(kind: str, *, width: int, decoder_width: int, size: float = 1.0) -> nn.Sequential:
-    """Return the projector of prefix tokens (…, C) to the decoder's width (…, E).
+class VisionProjector(nn.Module):
+    """The projector of prefix tokens (…, C) to the decoder's width (…, E).
 
     Tokens are standardised first, without learned weights: encoders differ in scale. An untrained projector gives
-    tokens of the size of the decoder's own; larger ones would drown them in its residual stream.
+    tokens of the size of the decoder's own; larger ones would drown them in its residual stream. That size is a
+    constant factor and not a matter of the weights: the words of Qwen2.5 have a root mean square of .016, and a step of
+    Adam, which is as long for small weights as for large ones, would be larger than weights that small.
 
     Args:
         kind: `linear`, or `mlp2x_gelu` as LLaVA-1.5 has it (arXiv:2310.03744); its hidden layer is as wide as the wider
@@ -102,15 +104,30 @@ def build_vision_proj(kind: str, *, width: int, decoder_width: int, size: float 
         decoder_width: E.
         size: Root mean square of the numbers in the decoder's token embeddings.
     """
-    layers: list[nn.Module] = [nn.LayerNorm(width, elementwise_affine=False)]
-    inside = width
-    if kind == "mlp2x_gelu":
-        inside = max(width, decoder_width)  # a decoder narrower than the tokens would be a bottleneck
-        layers += [nn.Linear(width, inside), nn.GELU()]
-    last = nn.Linear(inside, decoder_width)
-    proj = nn.Sequential(*layers, last)
-    with torch.no_grad():
-        given = proj(torch.randn(256, width)).square().mean().sqrt()
-        last.weight.mul_(size / given)
-        last.bias.mul_(size / given)
-    return proj
+
+    factor: Tensor
+
+    def __init__(self, kind: str, *, width: int, decoder_width: int, size: float = 1.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        layers: list[nn.Module] = []
+        inside = width
+        if kind == "mlp2x_gelu":
+            inside = max(width, decoder_width)  # a decoder narrower than the tokens would be a bottleneck
+            layers += [nn.Linear(width, inside), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(inside, decoder_width))
+        with torch.no_grad():
+            given = self.layers(torch.randn(256, width)).square().mean().sqrt()
+        self.register_buffer("factor", size / given)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last matrix, whose output times `factor` are the tokens."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+    def forward(self, tokens_PC: Tensor) -> Tensor:
+        """Return tokens (…, E)."""
+        projected: Tensor = self.factor * self.layers(self.norm(tokens_PC))
+        return projected

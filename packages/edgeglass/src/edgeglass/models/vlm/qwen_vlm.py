@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from clip_common.backbones.trunk import TokenSequence
 from edgeglass.config import TrmConfig
-from edgeglass.models.vlm.prefix import VisionPrefix
+from edgeglass.models.vlm.prefix import VisionPrefix, VisionProjector
 from edgeglass.models.vlm.sequences import NOT_SUPERVISED, Rows
 from edgeglass.models.vlm.trm import HaltPolicy, LatentRecursion, supervise
 from edgeglass.models.vlm.trm_decoder import TRMDecoder
@@ -56,7 +56,7 @@ class QwenVLM(nn.Module):
         self,
         decoder: Any,
         prefix: VisionPrefix,
-        vision_proj: nn.Module,
+        vision_proj: VisionProjector,
         *,
         recursion: LatentRecursion | None = None,
         trm: TrmConfig,
@@ -81,7 +81,8 @@ class QwenVLM(nn.Module):
     def project(self, images: TokenSequence) -> Tensor:
         """Return the prefix embeddings (G, P, E) of the features of images."""
         tokens_GPC = self.prefix(images).tokens
-        return self.vision_proj(tokens_GPC.to(next(self.vision_proj.parameters()).dtype))
+        projected: Tensor = self.vision_proj(tokens_GPC.to(self.vision_proj.factor.dtype))
+        return projected
 
     def embed(self, rows: Rows, images: TokenSequence | None) -> Tensor:
         """Return the embeddings (R, T, E) of rows of image and text tokens."""
