@@ -9,7 +9,7 @@ from torch import nn
 from clip_common.backbones.trunk import TokenSequence
 from edgeglass.config import AdapterConfig, TrmConfig
 from edgeglass.models.vlm.layout import EncodedConversation
-from edgeglass.models.vlm.prefix import build_vision_proj
+from edgeglass.models.vlm.prefix import VisionProjector
 from edgeglass.models.vlm.qwen import QwenDecoder
 from edgeglass.models.vlm.qwen_vlm import QwenVLM
 from edgeglass.models.vlm.trm import LatentRecursion
@@ -97,7 +97,7 @@ def build_model(
             nn.init.normal_(recursion.gate_E, std=0.1)
             recursion.to(decoder.dtype)
         tokens: Any = GivenTokens(shape.width)
-        proj = build_vision_proj("linear", width=shape.width, decoder_width=shape.width).to(decoder.dtype)
+        proj = VisionProjector("linear", width=shape.width, decoder_width=shape.width).to(decoder.dtype)
     return QwenVLM(decoder, tokens, proj, recursion=recursion, trm=trm or TrmConfig()).to(device).eval()
 
 
