@@ -42,11 +42,10 @@ SHOWN = 5
 
 
 def read_config(options: argparse.Namespace) -> VlmConfig:
-    """Return the configuration: 16 image tokens, three of the five captions of an image, one epoch."""
+    """Return the configuration: 16 image tokens, all five captions of an image, one epoch."""
     overrides = [
         f"data.root={options.captions}",
         "data.hold_out=20",
-        "data.per_image=3",
         "data.batch_size=2",
         "data.row_length=256",
         f"prefix.name={ASSETS / 'dinov2'}",
@@ -54,6 +53,7 @@ def read_config(options: argparse.Namespace) -> VlmConfig:
         "prefix.merge=4",
         "prefix.projector=linear",
         f"prefix.start={options.start}",
+        "prefix.lr=2e-5",
         f"decoder.name={ASSETS / 'qwen'}",
         f"decoder.quantization={options.quantization}",
         "decoder.lora.r=16",
