@@ -55,6 +55,15 @@ def parts(tmp_path_factory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def other_parts(tmp_path_factory) -> Path:
+    """A set of two kinds that no run has seen; 4 flawless and 6 damaged images each."""
+    from clip_common.synthetic import write_mvtec
+
+    folder = tmp_path_factory.mktemp("other") / "teile, zwei"
+    return write_mvtec(folder, kinds=("bell", "mug"), train=0, good=4, damaged=1, size=48, seed=7)
+
+
 def backbone(clip: Path) -> list[str]:
     """Overrides that name a saved CLIP."""
     kept = [f"backbone.{name}=null" for name in ("pretrained", "activation", "image_size")]
@@ -97,6 +106,26 @@ def trained(parts, clip_folder, tmp_path_factory):
             with warnings.catch_warnings():  # a random CLIP need not find a defect
                 warnings.filterwarnings("ignore", "image score not fitted")
                 made[more] = train(load_config(Config, overrides=settings)).run.path
+        return made[more]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def looped(parts, clip_folder, tmp_path_factory):
+    """`looped("feedback.loops=3", …)` -> the run of two short loops with these overrides, trained once in a session."""
+    from aaclip.training.feedback import feedback, resolve
+
+    short = ("feedback.text_epochs=[2,1]", "feedback.image_epochs=[2,1]", "feedback.loops=2", "feedback.held_out=0.4")
+    folder = tmp_path_factory.mktemp("looped")
+    made = {}
+
+    def get(*more: str):
+        if more not in made:
+            settings = [*overrides(parts, clip_folder, folder), *short, f"name=loops-{len(made)}", *more]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "image score not fitted")
+                made[more] = feedback(resolve(overrides=settings)).run.path
         return made[more]
 
     return get

@@ -39,7 +39,7 @@ def test_the_two_minutes_run_as_written_only_smaller(aaclip, tmp_path, monkeypat
 @pytest.mark.parametrize("line", lines())
 def test_every_flag_of_every_line_is_one_of_its_command(aaclip, line):
     words = shlex.split(line)
-    verb = words[1:3] if words[1] == "data" else words[1:2]
+    verb = words[1:3] if words[1] in ("data", "inspect") else words[1:2]
     code, printed, _ = aaclip(*verb, "--help")
     assert code == 0
     shown = set(re.findall(r"--[\w-]+", printed))

@@ -15,15 +15,7 @@ from aaclip.detector.predict import remember_files
 from aaclip.scoring.stored import hash_scoring
 from aaclip.series import compare as comparing
 from aaclip.series.compare import compare
-from clip_common.synthetic import write_mvtec
 from clip_common.tensors import read_tensors, write_tensors
-
-
-@pytest.fixture(scope="session")
-def other_parts(tmp_path_factory) -> Path:
-    """A set of two kinds that no run has seen; 4 flawless and 6 damaged images each."""
-    folder = tmp_path_factory.mktemp("other") / "teile, zwei"
-    return write_mvtec(folder, kinds=("bell", "mug"), train=0, good=4, damaged=1, size=48, seed=7)
 
 
 @pytest.fixture
@@ -153,7 +145,8 @@ def test_a_picture_that_cannot_be_read_counts_for_none(aaclip, trained, other_pa
 
 def test_what_compare_refuses(aaclip, trained, parts, other_parts, tmp_path):
     run, out = trained(), ("--out", tmp_path / "out")
-    refused(aaclip("compare", run, other_parts, *out), "got 1 detector(s), expected two or more")
+    refused(aaclip("compare", run, other_parts, *out), "is no run of `aaclip feedback`: name a second run")
+    refused(aaclip("compare", run, *out), "is no run of `aaclip feedback`")
     refused(aaclip("compare", run, run, other_parts, *out), "is given twice")
     refused(aaclip("compare", run, other_parts, other_parts, *out), "neither a run folder nor a saved model")
     refused(aaclip("compare", run, trained("stages.text.epochs=0"), parts, *out), "learned from")

@@ -266,6 +266,79 @@ class StagesConfig:
 
 
 @dataclass
+class FeedbackConfig:
+    """Loops of both stages (`aaclip feedback`): stage 1 of a later loop reads patches that the loop before trained."""
+
+    loops: int = 3
+    """Loops, unless a plateau ends them earlier."""
+    text_epochs: list[int] = field(default_factory=lambda: [5, 3, 2])
+    """Epochs of stage 1 by loop, instead of `stages.text.epochs`; loops beyond the list take its last number."""
+    image_epochs: list[int] = field(default_factory=lambda: [20, 10, 5])
+    """Epochs of stage 2 by loop, instead of `stages.image.epochs`."""
+    epochs_decay: float | None = None
+    """d: loop n has max(1, ⌊a·dⁿ⁻¹⌋) and max(2, ⌊b·dⁿ⁻¹⌋) epochs; a and b begin the two lists. null: the lists."""
+    lr_decay: float = 0.5
+    """Factor of both stages' learning rates from one loop to the next."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Fresh in each stage of each loop. `adam`: (0.5, 0.999), stage 2's rate halved at `milestones`; `adamw`: (0.9,
+    0.999), linear warmup, then cosine to 0."""
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.8])
+    """Shares of the steps of a loop's stage 2 at which the rate of `adam` is halved."""
+    weight_decay: float = 0.01
+    """Of `adamw`; biases are exempt."""
+    warmup_epochs: float = 2.0
+    """Of `adamw`, in each stage of each loop."""
+    freeze: Literal["none", "adapters", "variant_b"] = "none"
+    """`adapters`: cross-attention alone is trained; `variant_b`: the first text adapter, the first image adapter, the
+    first head and cross-attention. Both need `start`."""
+    cross_attention_start_loop: int = 1
+    """First loop with cross-attention."""
+    held_out: float = 0.2
+    """Share of the images of each class and label that no loop learns from, on which every loop is scored; 0: none."""
+    plateau_threshold: float = 0.01
+    """Least gain of a loop in the mean of image AUROC, pixel AUROC and AUPRO on the held-out images."""
+    plateau_patience: int | None = 2
+    """End after this many loops in a row without that gain; null: never."""
+
+    def __post_init__(self) -> None:
+        _check("feedback.loops", self.loops, least=1, what="a whole number")
+        for name in ("text_epochs", "image_epochs"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ConfigError(f"feedback.{name}: expected whole numbers from 1, got {getattr(self, name)}")
+        for name in ("epochs_decay", "lr_decay"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise ConfigError(f"feedback.{name}: expected a factor above 0, up to 1, got {value}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"feedback.held_out: expected a share from 0 to below 1, got {self.held_out}")
+        if not 1 <= self.cross_attention_start_loop <= self.loops:
+            raise ConfigError(
+                f"feedback.cross_attention_start_loop: expected a loop from 1 to {self.loops}, got "
+                f"{self.cross_attention_start_loop}"
+            )
+        if self.plateau_patience is not None:
+            _check("feedback.plateau_patience", self.plateau_patience, least=1, what="null or a whole number")
+            if not self.held_out:
+                raise ConfigError(
+                    "feedback.held_out: expected a share above 0, because feedback.plateau_patience needs images to "
+                    "judge loops by, got 0: set feedback.plateau_patience=null too"
+                )
+        shortest = min(min(self.epochs(loop)) for loop in range(1, self.loops + 1))
+        if self.optimizer == "adamw" and shortest <= self.warmup_epochs:
+            raise ConfigError(
+                f"feedback.warmup_epochs: expected fewer than the {shortest} epochs of the shortest stage, got "
+                f"{self.warmup_epochs:g}"
+            )
+
+    def epochs(self, loop: int) -> tuple[int, int]:
+        """Return the epochs of stage 1 and of stage 2 in a loop, counted from 1."""
+        if self.epochs_decay is not None:
+            share = self.epochs_decay ** (loop - 1)
+            return max(1, int(self.text_epochs[0] * share)), max(2, int(self.image_epochs[0] * share))
+        text, image = (given[min(loop, len(given)) - 1] for given in (self.text_epochs, self.image_epochs))
+        return text, image
+
+
+@dataclass
 class ScoreConfig:
     """From maps to one score for each image."""
 
@@ -300,6 +373,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     stages: StagesConfig = field(default_factory=StagesConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(grad_clip=None))
 

@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column
@@ -324,15 +324,25 @@ def import_checkpoint(
     epoch: Annotated[
         int | None, typer.Option(min=1, help="Read image_adapter_EPOCH.pth; default: image_adapter.pth, the last one.")
     ] = None,
+    era: Annotated[
+        Literal["unscaled", "scaled", "matched"] | None,
+        typer.Option(help="Version of the fork with cross-attention, which its files do not tell; default: matched."),
+    ] = None,
+    loop: Annotated[int | None, typer.Option(min=1, help="Loop of the fork; default: its final model.")] = None,
 ) -> None:
     """Turn checkpoints of the released AA-CLIP code into a detector; no pickle is executed.
 
     The files say which adapters and heads they are of. Without image_adapter.pth the text stage alone is written, for
     training the image stage; without text_adapter.pth plain CLIP embeds the classes.
 
+    Files of the fork with cross-attention and feedback loops are told by their names. Three of its versions save the
+    same files and compute differently: --era says which.
+
     Examples:
 
         aaclip import ckpt/mvtec_full detectors/mvtec
+
+        aaclip import ckpt/feedback detectors/feedback-2 --era matched --loop 2
 
         aaclip import ckpt/mvtec_full detectors/mvtec-15 --epoch 15
 
@@ -341,8 +351,14 @@ def import_checkpoint(
     from aaclip.detector.calibration import UNFITTED
     from aaclip.detector.fitting import note_unfitted
     from aaclip.released.checkpoints import read_released, save_released
+    from aaclip.released.fork import is_fork, read_fork
 
-    found = read_released(source, config=str(config), overrides=overrides or [], epoch=epoch)
+    given: dict[str, Any] = {"config": str(config), "overrides": overrides or [], "epoch": epoch}
+    if era is not None or loop is not None or is_fork(source):
+        found = read_fork(source, **given, era=era or "matched", loop=loop)
+        console.print(f"cross-attention of the era {era or 'matched'}; --era names another", soft_wrap=True)
+    else:
+        found = read_released(source, **given)
     save_released(found, out)
     cli.print_files("read", found.files)
     console.print(f"they say {' '.join(found.told)}", soft_wrap=True)

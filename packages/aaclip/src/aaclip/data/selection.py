@@ -16,7 +16,9 @@ from clip_common.errors import DataError
 from clip_common.runs import write_json
 
 TRAINING_LIST = "training.json"
-"""File of a run's folder that lists its training images."""
+"""File of a run's folder that lists its training images, those that it held out included."""
+HELD_OUT_LIST = "held-out.json"
+"""File of a feedback run's folder that lists the images by which its loops are judged."""
 
 
 def training_records(dataset: Dataset, config: DataConfig, *, seed: int = 0) -> list[Record]:
@@ -69,6 +71,35 @@ def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]
             )
         chosen += sorted(of_kind, key=lambda record: _hash_key(record, seed))[: shot // 2]
     return chosen
+
+
+def split_held_out(records: Sequence[Record], *, share: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """Return records to learn from, and held-out ones: a share of each class's normal and anomalous images.
+
+    At least one image of a kind is held out, and at least one is left to learn from; the only image of a kind is left.
+    As in `few_shot`, the draw depends on the seed and on names.
+
+    Raises:
+        DataError: A share above 0, and no kind of image of which two are there.
+    """
+    kinds: dict[tuple[str, bool], list[Record]] = {}
+    for record in records:
+        kinds.setdefault((record.class_name, record.anomalous), []).append(record)
+    held = set()
+    for of_kind in kinds.values() if share else ():
+        count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
+        held |= {record.image for record in sorted(of_kind, key=lambda record: _hash_key(record, seed))[:count]}
+    if share and not held:
+        raise DataError(
+            f"no image can be held out: none of {len(kinds)} kinds (class, normal or anomalous) has two: give more "
+            "images, or set feedback.held_out=0 feedback.plateau_patience=null"
+        )
+    return [one for one in records if one.image not in held], [one for one in records if one.image in held]
+
+
+def shuffle_records(records: Sequence[Record], *, seed: int) -> list[Record]:
+    """Return records in an order that depends on the seed and on names, as the draw of `few_shot` does."""
+    return sorted(records, key=lambda record: _hash_key(record, seed))
 
 
 def _hash_key(record: Record, seed: int) -> tuple[bytes, str]:
@@ -174,9 +205,9 @@ def find_training_list(run: Path) -> Path | None:
     """Return the list of the images that a run was trained on; None for a folder without one.
 
     Args:
-        run: A run's folder, or the folder of the detector in it.
+        run: A run's folder, the folder of the detector in it, or the file of a loop.
     """
-    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.is_dir() else []
+    lists = [folder / TRAINING_LIST for folder in (run.resolve(), run.resolve().parent)] if run.exists() else []
     return next((file for file in lists if file.exists()), None)
 
 
@@ -194,7 +225,8 @@ def check_not_trained_on(run: Path, images: Sequence[Path], *, purpose: str = "t
     """Raise DataError if a run would be judged by images that it was trained on; images are compared by content.
 
     Args:
-        run: A run's folder, or the folder of the detector in it; nothing is known about the training of other folders.
+        run: A run's folder, or the folder of the detector in it, or a loop's file; nothing is known about the training
+            of others.
         images: Unreadable ones are skipped here, because the job that reads them next reports them.
         purpose: `test` or `calibrate`, for the message.
     """

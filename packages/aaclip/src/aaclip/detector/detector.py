@@ -21,7 +21,7 @@ from aaclip.config import BackboneConfig, Config
 from aaclip.data.augment import squash
 from aaclip.detector.calibration import UNFITTED, Logistic, Threshold, choose_threshold
 from aaclip.detector.detection import Detection
-from aaclip.detector.files import Stored, load_trained, read_detector, trained_state, write_detector
+from aaclip.detector.files import Stored, is_saved, load_trained, read_detector, trained_state, write_detector
 from aaclip.detector.looking import Picture, look, open_picture
 from aaclip.detector.memory import Memory
 from aaclip.detector.scorer import Scorer, Scores
@@ -138,8 +138,8 @@ class Detector:
 
     @classmethod
     def open(cls, source: str | Path, *, device: Device | None = None) -> "Detector":
-        """Load a run or a saved detector, or plain CLIP if `source` is the name of a CLIP and not a folder."""
-        if Path(source).is_dir():
+        """Load a run, a saved detector or a loop's file, or plain CLIP if `source` is the name of a CLIP."""
+        if is_saved(source):
             return cls.from_pretrained(source, device=device)
         return cls.plain(str(source), device=device)
 

@@ -4,9 +4,12 @@ config.json          marker: package, format; configuration, fingerprints of the
 model.safetensors    trained weights, and the embedding of each class
 memory.safetensors   remembered normal images, in half precision
 contexts.safetensors with cross-attention alone: what prompts and images attend to, in half precision
+
+A feedback run has a detector of each loop too, in one file: `loop_2_final.safetensors`.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +23,15 @@ from aaclip.detector.memory import Level, Memory
 from aaclip.models import AnomalyModel
 from aaclip.models.contexts import Contexts
 from clip_common.config import load_config
-from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
+from clip_common.runs import Run
+from clip_common.runs.folder import is_run
+from clip_common.runs.opening import MARKER, find_model, make_marker, read_marker, write_marker
 from clip_common.tensors import TensorsError, check_fit, read_metadata, read_tensors, write_tensors
 
 PACKAGE, FORMAT = "aaclip", 4
 WEIGHTS, MEMORY, CONTEXTS = "model.safetensors", "memory.safetensors", "contexts.safetensors"
 CROSS = ("text_cross_attn.", "image_cross_attn.")
+LOOP = re.compile(r"loop_(\d+)_final\.safetensors")
 OLDER = ("detector.json",)
 """Marker of the formats 1 and 2."""
 TEXT = "text_adapter."
@@ -60,49 +66,119 @@ class Stored:
 
 
 def write_detector(folder: Path, stored: Stored) -> None:
-    """Write a detector's files, the marker last."""
-    names = sorted(stored.classes)
-    embeddings = {f"classes.{row}": stored.classes[name] for row, name in enumerate(names)}
-    write_tensors(folder / WEIGHTS, {**stored.state, **embeddings})
+    """Write a detector's files, the marker last; or one file, without memories, if `folder` is named as a loop's."""
+    if LOOP.fullmatch(folder.name):
+        _write_loop(folder, stored)
+        return
+    write_tensors(folder / WEIGHTS, {**stored.state, **_embeddings(stored)})
     _write_memories(folder / MEMORY, stored.memories)
     if stored.contexts is not None:
         _write_contexts(folder / CONTEXTS, stored.contexts)
-    content = {
+    write_marker(folder, _describe(stored), package=PACKAGE, format=FORMAT)
+
+
+def _embeddings(stored: Stored) -> dict[str, Tensor]:
+    return {f"classes.{row}": stored.classes[name] for row, name in enumerate(sorted(stored.classes))}
+
+
+def _describe(stored: Stored) -> dict[str, Any]:
+    return {
         "config": asdict(stored.config),
         "fingerprints": dict(stored.fingerprints),
-        "classes": names,
+        "classes": sorted(stored.classes),
         "score": stored.score.to_dict(),
         "border": stored.border,
         "threshold": None if stored.threshold is None else stored.threshold.to_dict(),
     }
-    write_marker(folder, content, package=PACKAGE, format=FORMAT)
 
 
 def read_detector(source: Path) -> Stored:
-    """Read a detector from a run folder, or from a folder that `write_detector` wrote.
+    """Read a detector from a run folder, a folder that `write_detector` wrote, or a loop's file.
 
     Raises:
-        ValueError: One line: neither of the two, a run without a model yet, an older format, or damaged files.
+        ValueError: One line: none of the three, a run without a model yet, an older format, or damaged files.
     """
+    if is_loop_file(source):
+        return _read_loop(source)
     folder = find_detector(source)
     content = read_marker(folder, package=PACKAGE, format=FORMAT)
     state = read_tensors(folder / WEIGHTS)
-    rows = {name: f"classes.{row}" for row, name in enumerate(content["classes"])}
-    if not state.keys() >= set(rows.values()):
-        raise TensorsError(f"{folder / WEIGHTS} belongs to another detector than {MARKER} beside it: copy both again")
     config = load_config(Config, config=content["config"])
     attends = config.cross_attention.enabled and config.cross_attention.at_test
+    contexts = _read_contexts(folder / CONTEXTS, content["classes"]) if attends else None
+    return _restore(
+        content, state, source=folder / WEIGHTS, memories=_read_memories(folder / MEMORY), contexts=contexts
+    )
+
+
+def _restore(
+    content: Mapping[str, Any],
+    state: dict[str, Tensor],
+    *,
+    source: Path,
+    memories: Mapping[str, Memory],
+    contexts: Contexts | None,
+) -> Stored:
+    rows = {name: f"classes.{row}" for row, name in enumerate(content["classes"])}
+    if not state.keys() >= set(rows.values()):
+        raise TensorsError(f"{source} belongs to another detector than {MARKER} beside it: copy both again")
     return Stored(
-        config=config,
+        config=load_config(Config, config=content["config"]),
         classes={name: state.pop(key) for name, key in rows.items()},
         state=state,
         fingerprints=content["fingerprints"],
         score=Logistic.from_dict(content["score"]),
         border=float(content["border"]),
         threshold=None if content["threshold"] is None else Threshold.from_dict(content["threshold"]),
-        memories=_read_memories(folder / MEMORY),
-        contexts=_read_contexts(folder / CONTEXTS, content["classes"]) if attends else None,
+        memories=memories,
+        contexts=contexts,
     )
+
+
+def name_loop(loop: int) -> str:
+    """Return the name of the file of a loop, counted from 1."""
+    return f"loop_{loop}_final.safetensors"
+
+
+def is_loop_file(source: Path) -> bool:
+    """Return whether a path is the file of a loop."""
+    return LOOP.fullmatch(source.name) is not None and source.is_file()
+
+
+def is_saved(source: str | Path) -> bool:
+    """Return whether a name is a folder or the file of a loop, not the name of a CLIP."""
+    return Path(source).is_dir() or is_loop_file(Path(source))
+
+
+def list_loops(run: Path) -> dict[int, Path]:
+    """Return the file of each loop in a run's folder, in the order of the loops; empty for other runs."""
+    found = [(LOOP.fullmatch(file.name), file) for file in run.iterdir()] if run.is_dir() else []
+    return dict(sorted((int(name[1]), file) for name, file in found if name))
+
+
+def _write_loop(file: Path, stored: Stored) -> None:
+    contexts = {} if stored.contexts is None else {"image": stored.contexts.image, "text": stored.contexts.text}
+    names = {kind: sorted(own) for kind, own in contexts.items()}
+    tensors = {
+        f"contexts.{kind}.{row}": contexts[kind][name].half() for kind in names for row, name in enumerate(names[kind])
+    }
+    content = make_marker(_describe(stored) | {"contexts": names or None}, package=PACKAGE, format=FORMAT)
+    write_tensors(file, {**stored.state, **_embeddings(stored), **tensors}, metadata={PACKAGE: json.dumps(content)})
+
+
+def _read_loop(file: Path) -> Stored:
+    state, metadata = read_tensors(file), read_metadata(file)
+    content = json.loads(metadata.get(PACKAGE, "{}"))
+    if content.get("format") != FORMAT:
+        raise TensorsError(f"{file} is no loop of a feedback run that this version of {PACKAGE} wrote: train it again")
+    contexts = None
+    if content["contexts"] is not None:
+        kinds = (
+            {name: state.pop(f"contexts.{kind}.{row}").float() for row, name in enumerate(content["contexts"][kind])}
+            for kind in ("image", "text")
+        )
+        contexts = Contexts(*kinds)
+    return _restore(content, state, source=file, memories={}, contexts=contexts)
 
 
 def find_detector(source: Path) -> Path:
@@ -111,7 +187,9 @@ def find_detector(source: Path) -> Path:
     Raises:
         ValueError: See `clip_common.runs.opening.find_model`.
     """
-    return find_model(source, package=PACKAGE, format=FORMAT, older=OLDER)
+    verb = Run.open(source).verb if is_run(source) else "train"
+    verb = verb if verb == "feedback" else "train"  # the two that leave a model
+    return find_model(source, package=PACKAGE, format=FORMAT, older=OLDER, verb=verb)
 
 
 def trained_state(model: AnomalyModel) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from aaclip.models.vision import (
     ImageFeatures,
     check_levels,
     choose_levels,
+    embed_class_token,
     get_image_trunk,
 )
 from aaclip.models.vv_attention import choose_vv_blocks, read_vv_patches
@@ -181,6 +182,15 @@ class AnomalyModel(FrozenCLIP):
     def frozen_patches(self, images_B3HW: Tensor) -> list[Tensor]:
         """Return the patches (B, L, D) of the V-V view, which stage 1 compares texts with, for each level."""
         return read_vv_patches(self.image_tower, images_B3HW, levels=self.levels, blocks=self.vv_blocks, axis=self.axis)
+
+    def trained_patches(self, images_B3HW: Tensor, context: TextContexts | None = None) -> list[Tensor]:
+        """Return the patches (B, L, D) of the trained tower in the form of `frozen_patches`, for each level.
+
+        These are unit patches, plus the unit class embedding of the frozen tower. See `features` for the arguments.
+        """
+        patches = self.image_adapter.patches(self.image_tower, images_B3HW, attend=self._attend(context))
+        class_B1D = embed_class_token(self.image_tower, images_B3HW)[:, None]
+        return [patches_BLD + class_B1D for patches_BLD in self.image_adapter.embed_patches(patches)]
 
     def features(self, images_B3HW: Tensor, context: TextContexts | None = None) -> ImageFeatures:
         """Return the features of images, before they are compared with any class.

@@ -81,7 +81,7 @@ def read_released(
         told += [fact for fact in tell_image(weights, file=image_file) if fact not in told]
         state |= rename_image(weights)
     files = tuple(file for file in (text_file, image_file) if file is not None)
-    settings = _settle(config, overrides, told, source=source)
+    settings = settle_config(config, overrides, told, source=source)
     if image_file is not None:
         check_heads(settings, state, file=image_file)
     return Released(files, tuple(told), settings, state, text=text_file is not None, image=image_file is not None)
@@ -177,7 +177,7 @@ def _read(file: Path, *, key: str) -> dict[str, Tensor]:
     return weights
 
 
-def _settle(config: str, overrides: Sequence[str], told: Sequence[str], *, source: Path) -> Config:
+def settle_config(config: str, overrides: Sequence[str], told: Sequence[str], *, source: Path) -> Config:
     """Return the configuration with what the files say.
 
     Raises:

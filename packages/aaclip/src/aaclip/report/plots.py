@@ -1,9 +1,11 @@
 """Plots of a training run, and of several detectors compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clip_common.plots import Dots, draw_curves, draw_dots
+import numpy as np
+
+from clip_common.plots import GREY, PALETTE, Dots, draw_curves, draw_dots, make_panels, save_figure, style_axes
 
 LOSSES = {
     "train/loss": "all parts",
@@ -38,3 +40,24 @@ def draw_comparison(rows: Sequence[Dots], file: Path, *, metric: str) -> Path:
         titles=(metric, f"difference from {rows[0].label}"),
         xlabels=("each class; mean with 95 % interval", "of the mean, 95 % interval (paired bootstrap)"),
     )
+
+
+def draw_gradients(shares: Mapping[str, Mapping[str, float | None]], file: Path) -> Path:
+    """Draw which share of its gradient each module keeps beside the others, as bars.
+
+    Args:
+        shares: Way to scale cross-attention → module → share; None draws no bar.
+        file: The PNG.
+    """
+    modules = list(next(iter(shares.values())))
+    figure, axes = make_panels(width=7.6, height=1.4 + 0.5 * len(modules))
+    places, height = np.arange(len(modules))[::-1], 0.8 / len(shares)
+    for index, (mode, of_mode) in enumerate(shares.items()):
+        values = [np.nan if (share := of_mode[module]) is None else share for module in modules]
+        offset = height * ((len(shares) - 1) / 2 - index)
+        axes.barh(places + offset, values, height=0.9 * height, color=PALETTE[index], label=mode)
+    axes.axvline(1, color=GREY, linewidth=1, linestyle=":")
+    axes.set_yticks(places, modules)
+    style_axes(axes, title="gradient with all modules / alone", xlabel="1: nothing is lost to the others", grid="x")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return save_figure(figure, file)

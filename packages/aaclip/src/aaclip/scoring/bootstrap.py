@@ -114,7 +114,7 @@ def interval_of_mean(
 ) -> dict[str, tuple[float, float]]:
     """Return the 95 % interval of each metric's mean over the classes that have it."""
     drawn = resample_classes(scores, samples=samples, seed=seed)
-    return percentile_intervals({name: mean_S[np.isfinite(mean_S)] for name, mean_S in _average(drawn).items()})
+    return percentile_intervals({name: mean_S[np.isfinite(mean_S)] for name, mean_S in average_metrics(drawn).items()})
 
 
 def compare_scores(
@@ -130,36 +130,42 @@ def compare_scores(
     Raises:
         ValueError: They scored different images.
     """
+    observed, difference = resample_differences(ours, theirs, samples=samples, seed=seed)
+    return Differences(
+        classes={name: _pair(observed[name], difference[name], seed=seed) for name in observed},
+        mean=_pair(average_metrics(observed), average_metrics(difference), seed=seed),
+    )
+
+
+def resample_differences(
+    ours: Mapping[str, ClassScores], theirs: Mapping[str, ClassScores], *, samples: int = 1000, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, Floats]]]:
+    """Return the differences of all images, and (S,) of each resample, by class and metric; see `compare_scores`."""
     check_same_scored(ours, theirs)
     drawn, base = (resample_classes(scores, samples=samples, seed=seed) for scores in (ours, theirs))
     observed: dict[str, dict[str, float]] = {}
     difference: dict[str, dict[str, Floats]] = {}
     for name, own in drawn.items():
-        values, others = ours[name].values, theirs[name].values
         difference[name] = {metric: own[metric] - base[name][metric] for metric in own}
-        observed[name] = {metric: float(values[metric]) - float(others[metric]) for metric in own}  # type: ignore[arg-type]
-    classes = {
-        name: {metric: pair_resamples(observed[name][metric], of[metric], seed=seed) for metric in of}
-        for name, of in difference.items()
+        pairs = {metric: (ours[name].values[metric], theirs[name].values[metric]) for metric in own}
+        observed[name] = {
+            metric: mine - other for metric, (mine, other) in pairs.items() if mine is not None and other is not None
+        }
+    return observed, difference
+
+
+def _pair(observed: Mapping[str, float], difference: Mapping[str, Floats], *, seed: int) -> dict[str, Paired]:
+    """Return the paired difference of each metric, over the resamples in which it exists."""
+    return {
+        metric: paired_difference([observed[metric]], of_S[None, np.isfinite(of_S)], seed=seed)
+        for metric, of_S in difference.items()
     }
-    mean = {
-        metric: pair_resamples(
-            float(np.mean([of[metric] for of in observed.values() if metric in of])), mean_S, seed=seed
-        )
-        for metric, mean_S in _average(difference).items()
-    }
-    return Differences(classes, mean)
 
 
-def _average(drawn: Resamples) -> dict[str, Floats]:
-    """Return each metric's mean over the classes that have it, in each resample."""
-    metrics = dict.fromkeys(metric for of in drawn.values() for metric in of)
-    return {metric: np.mean([of[metric] for of in drawn.values() if metric in of], axis=0) for metric in metrics}
-
-
-def pair_resamples(observed: float, difference_S: Floats, *, seed: int) -> Paired:
-    """Return a difference with its interval and p-value, from the resamples in which it exists."""
-    return paired_difference([observed], difference_S[None, np.isfinite(difference_S)], seed=seed)
+def average_metrics(by_class: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return each metric's mean over the classes that have it, of numbers or of resamples."""
+    metrics = dict.fromkeys(metric for of in by_class.values() for metric in of)
+    return {metric: np.mean([of[metric] for of in by_class.values() if metric in of], axis=0) for metric in metrics}
 
 
 def check_same_scored(ours: Mapping[str, ClassScores], theirs: Mapping[str, ClassScores]) -> None:

@@ -18,7 +18,7 @@ from aaclip.data import Record
 from aaclip.data.selection import hash_file
 from aaclip.data.unreadable import Unreadable, attempt
 from aaclip.detector.detector import Detector
-from aaclip.detector.files import find_detector, read_detector
+from aaclip.detector.files import find_detector, is_saved, read_detector
 from aaclip.models.prompts import load_prompts
 from aaclip.scoring.bootstrap import ClassScores
 from aaclip.scoring.evaluation import Evaluation
@@ -37,13 +37,14 @@ def hash_scoring(source: str | Path, records: Sequence[Record]) -> str:
     label and class of each image and its mask, the versions of aaclip and torch, and the kind of device.
 
     Args:
-        source: A run, a saved detector, or the name of a CLIP.
+        source: A run, a saved detector, a loop's file, or the name of a CLIP.
         records: The images.
     """
-    if Path(source).is_dir():
-        folder = find_detector(Path(source))
-        detector: Any = {file.name: hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
-        prompts = load_prompts(read_detector(folder).config.prompts)
+    if is_saved(source):
+        saved = Path(source)
+        files = [saved] if saved.is_file() else [file for file in find_detector(saved).iterdir() if file.is_file()]
+        detector: Any = {file.name: hash_file(file) for file in sorted(files)}
+        prompts = load_prompts(read_detector(saved).config.prompts)
     else:
         plain = Detector.open(source)
         detector, prompts = [asdict(plain.config), plain.fingerprints], plain.prompts

@@ -2,15 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aaclip.data import Record
 from aaclip.data.records import group_by_class
-from aaclip.data.selection import check_not_trained_on
+from aaclip.data.selection import HELD_OUT_LIST, check_not_trained_on, load_list
 from aaclip.detector.detector import Detector
-from aaclip.detector.files import read_detector
+from aaclip.detector.files import list_loops, read_detector
 from aaclip.detector.fitting import note_unfitted
 from aaclip.report.plots import draw_comparison
 from aaclip.scoring.bootstrap import Differences, compare_scores, interval_of_mean
@@ -28,8 +28,9 @@ from clip_common.errors import printable
 from clip_common.metrics import Paired
 from clip_common.plots import Dots
 from clip_common.reporting import Reporter, silent
-from clip_common.runs import MetricsCsv, write_atomically, write_json
+from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
 from clip_common.runs.files import write_text
+from clip_common.runs.folder import is_run
 from clip_common.tables import markdown_table
 
 SHOWN = ("image/auroc", "pixel/auroc", "pixel/aupro")
@@ -47,12 +48,14 @@ class Compared:
         evaluation: Its metrics.
         means: 95 % interval of the mean over classes of each metric.
         against: Differences from the first detector; None for the first one itself.
+        losses: Of a loop's training, by name; empty for other detectors.
     """
 
     label: str
     evaluation: Evaluation
     means: dict[str, tuple[float, float]]
     against: Differences | None
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,100 @@ def compare(
     name = root.resolve().name
     folder = out or Path("results") / f"compare-{name}"
     labels = label_sources(sources)
+    title = f"{', '.join(labels)} on {name}"
+    return compare_on(sources, labels, records, folder, title=title, samples=samples, reporter=reporter)
+
+
+def compare_loops(
+    run: str | Path,
+    root: Path | None = None,
+    *,
+    format: str = "auto",
+    out: Path | None = None,
+    samples: int = 1000,
+    reporter: Reporter = silent,
+) -> Comparison:
+    """Score every loop of a feedback run, and compare each with the first.
+
+    Args:
+        run: A run of `aaclip feedback`, finished or not.
+        root: Folder of a labelled set, whose test split is scored; None: the images that the run held out.
+        format: `auto`, or one of `aaclip.data.FORMATS`.
+        out: Folder of the results; default: inside the run.
+        samples: Resamples of the intervals.
+        reporter: Shows progress.
+
+    Raises:
+        ValueError: No run of `aaclip feedback`, fewer than two finished loops, images of the set that the run learned
+            from, or held-out images that have changed.
+    """
+    run = Path(run)
+    if not is_run(run) or Run.open(run).verb != "feedback":
+        raise ValueError(f"{run} is no run of `aaclip feedback`: name a second run or a CLIP to compare it with")
+    loops = list_loops(run)
+    if len(loops) < 2:
+        raise ValueError(
+            f"{run} has {len(loops)} finished loop(s), expected two or more: resume it with --resume {run}"
+        )
+    if root is None:
+        stored = read_detector(loops[1])
+        records = load_list(run / HELD_OUT_LIST, root=Path(str(stored.config.data.root)))
+        if not records:
+            raise ValueError(f"{run} held out no images: name a labelled set to compare its loops on")
+    else:
+        records = read_test_records(root, format=format)
+        check_not_trained_on(run, [record.image for record in records])
+    name = "held-out" if root is None else root.resolve().name
+    labels = [f"loop {loop}" for loop in loops]
+    folder = out or run / f"compare-{name}"
+    ledger = Run.open(run).ledger
+    figures = {label: ledger.payload(f"loop{loop}-score") for label, loop in zip(labels, loops, strict=True)}
+    losses = {
+        label: {f"{stage} loss": of[f"{stage}/loss"] for stage in ("text", "image")} for label, of in figures.items()
+    }
+    return compare_on(
+        list(loops.values()),
+        labels,
+        records,
+        folder,
+        title=f"{run.name}, loop by loop, on {name}",
+        samples=samples,
+        reporter=reporter,
+        losses=losses,
+    )
+
+
+def compare_on(
+    sources: Sequence[str | Path],
+    labels: Sequence[str],
+    records: Sequence[Record],
+    folder: Path,
+    *,
+    title: str,
+    samples: int,
+    reporter: Reporter,
+    losses: Mapping[str, Mapping[str, float]] | None = None,
+) -> Comparison:
+    """Score detectors on the same images, compare each with the first, and write the results.
+
+    Args:
+        sources: Runs, saved detectors, files of loops, or names of CLIPs.
+        labels: Their names in the results.
+        records: The images.
+        folder: Of the results.
+        title: Of the results.
+        samples: Resamples of the intervals.
+        reporter: Shows progress.
+        losses: By label, the training losses of a loop by name; None: no column for them.
+    """
     keys = [hash_scoring(source, records) for source in sources]  # before any is scored: each must be a detector
     found = {
         label: score_source(source, records, file=folder / "scores" / f"{key}.npz", label=label, reporter=reporter)
         for label, source, key in zip(labels, sources, keys, strict=True)
     }
     rows = compare_evaluations(found, samples=samples)
-    title = f"{', '.join(labels)} on {name}"
+    if losses is not None:
+        rows = [replace(row, losses=losses[row.label]) for row in rows]
     folders = [Path(source) for source in sources if Path(source).is_dir()]
     notes = [line for place in folders for line in note_unfitted(place, read_detector(place).score)]
     return replace(write_comparison(rows, folder, title=title, images=len(records)), notes=tuple(notes))
@@ -192,9 +282,11 @@ def write_comparison(rows: Sequence[Compared], folder: Path, *, title: str, imag
 
 
 def format_means(rows: Sequence[Compared], *, metrics: Sequence[str] = SHOWN) -> list[list[str]]:
-    """Return the means over classes as rows of text, the heading first: one row for each detector, in percent."""
-    heading = ["run", *(LABELS[metric] for metric in metrics)]
-    return [heading, *([row.label, *_cells(row.evaluation.mean, row, None, metrics)] for row in rows)]
+    """Return the means over classes as rows of text, the heading first: a row for each detector, metrics in percent."""
+    heading = ["run", *rows[0].losses, *(LABELS[metric] for metric in metrics)]
+    losses = [[f"{loss:.4f}" for loss in row.losses.values()] for row in rows]
+    means = [_cells(row.evaluation.mean, row, None, metrics) for row in rows]
+    return [heading, *([row.label, *own, *of] for row, own, of in zip(rows, losses, means, strict=True))]
 
 
 def format_classes(row: Compared, *, metrics: Sequence[str] = SHOWN) -> list[list[str]]:
@@ -270,6 +362,7 @@ def _to_json(row: Compared) -> dict[str, Any]:
     return {
         "classes": {printable(name): values for name, values in row.evaluation.classes.items()},
         "mean": row.evaluation.mean,
+        "losses": dict(row.losses),
         "mean_intervals": row.means,
         "against_first": against,
     }

@@ -53,6 +53,12 @@ class Stage(L.LightningModule):
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
         return Batch(**moved)
 
+    def log_losses(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Log the `loss` of a batch and its parts; return it."""
+        self.log("train/loss", losses["loss"], prog_bar=True)
+        self.log_dict({f"train/{name}": part.detach() for name, part in losses.items() if name != "loss"})
+        return losses["loss"]
+
     def describe_batch(self, batch: Batch) -> str:
         """Return the file names of a batch, for the message of a loss that is not finite."""
         return ", ".join(batch.names)
@@ -95,6 +101,10 @@ class TextStage(Stage):
         return self._adam(self.stage.lr)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.log_losses(self.compute_losses(batch))
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the `loss` of a batch, and its parts."""
         classes = sorted(set(batch.class_names))
         names = [self.prompts.name_of(name) for name in classes]
         patches, seen_BLD = self.read_patches(batch)
@@ -112,9 +122,7 @@ class TextStage(Stage):
             image_BD = normalize(patches[-1].float().mean(dim=1), dim=-1)
             logits_B2 = self.losses.classification_scale * torch.einsum("bd,bdc->bc", image_BD, text_BD2)
             loss = loss + cross_entropy(logits_B2, batch.anomalous_B)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({"train/segmentation": segmentation.detach(), "train/orthogonal": orthogonal.detach()})
-        return loss
+        return {"loss": loss, "segmentation": segmentation, "orthogonal": orthogonal}
 
     def read_patches(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Return the patches (B, L, D) of each level that the loss compares texts with, and those that texts attend to.
@@ -166,6 +174,10 @@ class ImageStage(Stage):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.log_losses(self.compute_losses(batch))
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the `loss` of a batch, and its parts."""
         text_BD2 = torch.stack([self.classes[name] for name in batch.class_names]).to(self.device)
         context = TextContexts.of(self.contexts, batch.class_names) if self.contexts else None
         if self.model.image_adapter.detection is None:  # nothing is trained for the image as a whole
@@ -175,15 +187,16 @@ class ImageStage(Stage):
             levels, classification = evidence.levels, self.classification(evidence.classification, batch.anomalous_B)
         # times the number of levels, so that equal weights leave each level unscaled
         weights = self.model.level_weights * len(self.model.levels)
-        loss = segmentation = self.segmentation(
+        segmentation = self.segmentation(
             [weight * level for weight, level in zip(weights, levels, strict=True)], batch.masks_BHW
         )
-        if classification is not None:
-            loss = segmentation + classification
-            self.log("train/classification", classification.detach())
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/segmentation", segmentation.detach())
-        return loss
+        if classification is None:
+            return {"loss": segmentation, "segmentation": segmentation}
+        return {
+            "loss": segmentation + classification,
+            "segmentation": segmentation,
+            "classification": classification,
+        }
 
     def classification(self, difference_B: Tensor, anomalous_B: Tensor) -> Tensor:
         """Return the cross-entropy of images as a whole: for two logits, the logistic loss of their difference."""
