@@ -45,8 +45,8 @@ def draw(place: Path, seed: int, *, quick: bool) -> tuple[Path, Path]:
     """Draw the sets of a seed, unless an earlier call did."""
     known = KINDS[:2] if quick else tuple(kind for kind in KINDS if kind not in HELD_KINDS)
     sets = [
-        (place / "train", known, 6 if quick else 14, 1 if quick else 3, 2 * seed),
-        (place / "test", HELD_KINDS, 4 if quick else 24, 1 if quick else 6, 2 * seed + 1),
+        (place / "train", known, 6 if quick else 12, 1 if quick else 3, 2 * seed),
+        (place / "test", HELD_KINDS, 4 if quick else 20, 1 if quick else 5, 2 * seed + 1),
     ]
     for folder, kinds, good, damaged, drawn in sets:
         if not (folder / "done").exists():
@@ -60,7 +60,7 @@ def settings(root: Path, runs: Path, *, name: str, seed: int, options: argparse.
     place = [f"data.root={root}", f"runs={runs}", f"trainer.seed={seed}"]
     if options.real:
         place += ["data.mode=few_shot", "data.shot=32", "stages.text.batch_size=8", "stages.image.batch_size=2"]
-    text, image = ([1, 1], [2, 1]) if options.quick else ([2, 1], [6, 3])
+    text, image = ([1, 1], [2, 1]) if options.quick else ([2, 1], [5, 3])
     loops = [f"feedback.text_epochs={text}", f"feedback.image_epochs={image}", f"feedback.loops={LOOPS}"]
     totals = [sum(given[min(loop, 1)] for loop in range(LOOPS)) for given in (text, image)]
     base = [f"feedback.text_epochs=[{totals[0]}]", f"feedback.image_epochs=[{totals[1]}]", "feedback.loops=1"]

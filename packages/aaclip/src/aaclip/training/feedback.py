@@ -26,7 +26,7 @@ from aaclip.training.fits import Job, embed_training_classes, train_image, train
 from aaclip.training.loops import LoopImageStage, LoopTextStage
 from aaclip.training.stages import mark_resumed
 from clip_common.config import ConfigError, to_yaml
-from clip_common.devices import check_one_device
+from clip_common.devices import check_one_device, pick_device
 from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -152,6 +152,7 @@ def run_loops(
     for name, records in ((TRAINING_LIST, job.records), (HELD_OUT_LIST, held_out)):
         if not (run.path / name).exists():
             save_list(records, run.path / name, root=root)
+    job.model.to(pick_device(config.trainer.devices))
     notes = note_start(config, held_out)
     loops: list[Loop] = []
     seen: dict[str, Tensor] = {}
@@ -229,12 +230,11 @@ def train_loop(
         phase=f"loop{loop}-image",
         make=partial(LoopImageStage, feedback=config.feedback),
     )
-    called = {job.prompts.name_of(name): text_D2 for name, text_D2 in classes.items()}
-    contexts = name_contexts(image_contexts, text_contexts, job.prompts)
+    contexts = name_contexts(image_contexts, text_contexts)
     if contexts is None and config.cross_attention.enabled:
         # before `cross_attention_start_loop`: no test of this loop uses the untrained modules
         config = replace(config, cross_attention=replace(config.cross_attention, at_test=False))
-    detector = Detector(job.model, config, classes=called, contexts=contexts, name=run.name)
+    detector = Detector(job.model, config, classes=classes, contexts=contexts, name=run.name, device=job.model.device)
     return detector, {} if contexts is None else text_contexts
 
 

@@ -26,6 +26,7 @@ from aaclip.training.fits import Job, embed_training_classes
 from aaclip.training.modules import ImageStage, TextStage
 from clip_common.backbones import Bundle
 from clip_common.config import apply_overrides
+from clip_common.devices import pick_device
 from clip_common.reporting import Progress
 from clip_common.runs import MetricsCsv, write_atomically
 from clip_common.runs.files import write_text
@@ -138,7 +139,7 @@ def make_mode(
     if any(name.startswith("text_cross_attn.") for name in state):  # a run with a fixed scale has no gate: a closed one
         state |= {name: own[name] for name in gates if name in own and name not in state}
     load_trained(model, state, source=source, start=True)
-    return model, config
+    return model.to(pick_device(config.trainer.devices)), config
 
 
 def measure_mode(model: AnomalyModel, config: Config, records: Sequence[Record], mode: str) -> list[GradientRow]:
@@ -165,6 +166,7 @@ def measure_norms(model: AnomalyModel, config: Config, records: Sequence[Record]
     size, preprocess = model.bundle.image.spec.image_size, make_preprocess(model.bundle, config.preprocess)
     dataset = AnomalyDataset(records, preprocess=preprocess, size=size, seed=0)
     found: dict[str, float] = {}
+    contexts = {name: context_NF.to(model.device) for name, context_NF in contexts.items()}
     stages: list[TextStage | ImageStage] = [
         TextStage(model, config.stages.text, config.loss, prompts=job.prompts, contexts=running),
         ImageStage(model, config.stages.image, config.loss, classes=classes, contexts=contexts),
@@ -173,13 +175,13 @@ def measure_norms(model: AnomalyModel, config: Config, records: Sequence[Record]
         modules = list_modules(model, text=isinstance(stage, TextStage))
         for module in modules.values():
             module.requires_grad_(True)  # each stage froze the parts of the other when it was made
-        stage.eval()
+        stage.to(model.device).eval()
         batches: list[Batch] = list(
             DataLoader(dataset, batch_size=min(len(dataset), stage.stage.batch_size), collate_fn=collate)
         )
         for batch in batches:
             stage.zero_grad(set_to_none=True)
-            stage.compute_losses(batch)["loss"].backward()
+            stage.compute_losses(stage.transfer_batch_to_device(batch, model.device, 0))["loss"].backward()
             for name, module in modules.items():
                 found[name] = found.get(name, 0.0) + measure_norm(module) / len(batches)
     return found
