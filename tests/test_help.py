@@ -34,6 +34,6 @@ def test_help_of_every_verb_is_quick_and_shows_an_example(package, training):
     assert not HEAVY & set(found["modules"])
     assert {f"{package} {training}", f"{package} config", f"{package} data check"} <= found["helps"].keys()
     for words, shown in found["helps"].items():
-        if words not in (package, f"{package} data"):  # groups of verbs
+        if words not in (package, f"{package} data", f"{package} inspect"):  # groups of verbs
             assert "Example" in shown, words
             assert f"{words} " in shown.partition("Example")[2], words
