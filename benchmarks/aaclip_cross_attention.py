@@ -174,7 +174,7 @@ def main() -> None:
             if prompts == "compact":
                 steps["fork's way"] = as_fork.step(number, "fork")
             seconds = time_in_turn(steps, rounds=2 if options.quick else options.rounds)
-            row = {"stage": number, "prompts": len(stage.prompts.list_all(NAME))}
+            row: dict[str, float] = {"stage": number, "prompts": len(stage.prompts.list_all(NAME))}
             row["context tokens"] = stage.context.tokens_GNF.shape[1]
             row |= {f"{arm} s": statistics.median(spent) for arm, spent in seconds.items()}
             for arm in list(steps)[1:]:
