@@ -32,6 +32,8 @@ def test_clip_common_without_extras_is_torch_and_numpy_and_its_losses_work(fresh
 def test_aaclip_installs_alone_and_imports(fresh_environment):
     binaries = fresh_environment("aaclip")
     assert run(binaries / "python", "-c", "import aaclip; print(aaclip.__version__)").strip() == "0.1.0"
+    for extra, words in (("export", ["export", "tiny", "nut.onnx"]), ("serve", ["serve", "tiny"])):
+        refused(attempt(binaries / "aaclip", *words, "--name", "nut"), f'pip install "aaclip[{extra}]"')
 
 
 def test_clipse_installs_alone_and_does_its_job(fresh_environment, tmp_path):
