@@ -19,8 +19,8 @@ from PIL import Image
 
 UPLOADS = 200
 ROUNDS = 3
-SIDES = (1600, 1200)
-"""Pixels of a photo: about 5 MB as a PNG of noise, 5.8 MB decoded."""
+SIDES = (1280, 960)
+"""Pixels of a photo."""
 
 
 def make_photo() -> bytes:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,11 @@ def test_the_parity_is_measured_and_described(written, source):
     assert sorted(file.name for file in written.file.parent.iterdir()) == ["größer.onnx", "größer.onnx.json"]
 
 
+def test_a_file_names_no_path_of_the_machine_it_was_made_on(written):
+    content = written.file.read_bytes()
+    assert not [word for word in (b"site-packages", b"aaclip/", b"stack_trace", b"metadata") if word in content]
+
+
 def test_the_readmes_example_runs_where_torch_and_aaclip_are_not_installed(written, pictures, source, tmp_path):
     for module in ("torch", "aaclip", "clip_common", "onnx"):
         (tmp_path / f"{module}.py").write_text("raise ImportError('not installed here')")
@@ -161,6 +167,8 @@ def test_parity_fails_on_a_nan_too(field, bad):
 
 def test_the_program_of_torch_export_takes_any_batch_and_holds_no_text_tower(source, pictures, tmp_path):
     exported = export.export_detector(source, tmp_path / "two.pt2", names=NAMES, images=pictures[:3], format="torch")
+    with zipfile.ZipFile(exported.file) as archive:
+        assert not [name for name in archive.namelist() if b"site-packages" in archive.read(name)]
     program = torch.export.load(exported.file)
     assert not [name for name in program.state_dict if "text_tower" in name or "text_adapter" in name]
     for count in (1, 5):

@@ -306,7 +306,10 @@ def _trace(baked: BakedDetector) -> torch.export.ExportedProgram:
     example = (torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.tensor(0))
     batch = torch.export.Dim("batch")
     with torch.no_grad():
-        return torch.export.export(baked.eval(), example, dynamic_shapes={"images_BSS3": {0: batch}, "name": None})
+        program = torch.export.export(baked.eval(), example, dynamic_shapes={"images_BSS3": {0: batch}, "name": None})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it has the paths of this machine
+    return program
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, *, outputs: Sequence[str], int8: bool) -> None:
@@ -323,6 +326,9 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, *, outputs: S
         assert made is not None
         model = made.model_proto
         _turn_weights(model)
+        graph = model.graph
+        for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+            part.ClearField("metadata_props")  # the exporter's notes: more bytes than the graph
         if int8:
             # one scale a column; activations are scaled as they come
             kinds, weight = ["MatMul", "Gemm"], QuantType.QInt8
