@@ -15,14 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from _measure import alternate, report
-from PIL import Image
 
 from aaclip.config import Config
 from aaclip.detector.baked import BakedDetector
 from aaclip.detector.detector import Detector
 from aaclip.detector.export import Format, export_detector, open_exported
 from aaclip.models.backbone import load_backbone, make_model
-from clip_common.images import find_images
+from clip_common.images import find_images, read_image
 from clip_common.synthetic import write_mvtec
 
 NAME = "bell"
@@ -46,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts = write_mvtec(Path(scratch) / "parts", kinds=(NAME,), train=1, good=10, damaged=2, size=detector.size)
         images = find_images([parts / NAME / "test"])[: 20 if detector.config.backbone.name == "tiny" else 4]
-        picture = Image.open(images[0]).convert("RGB").resize((detector.size, detector.size))
+        picture = read_image(images[0]).resize((detector.size, detector.size))
         one_1SS3 = np.array(picture)[None]
         baked = BakedDetector(detector, [NAME], threshold=None).eval()
 

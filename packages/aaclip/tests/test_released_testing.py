@@ -109,8 +109,11 @@ def test_train_says_it_once_and_takes_a_file(aaclip, small, set_of, tmp_path):
     (tmp_path / "constants.py").write_text("REAL_NAMES = {'MVTec': {'pill': 'white pill'}}")
     printed = succeeded(aaclip("train", *small, *one, "name=b", f"prompts.names={tmp_path / 'constants.py'}"))
     assert "by their folders" not in printed
-    stored = json.loads((tmp_path / "runs" / "aaclip" / "b" / "model" / "config.json").read_text())
-    assert stored["classes"] == ["screw", "white pill"]
+    detector = Detector.from_pretrained(tmp_path / "runs" / "aaclip" / "b")
+    assert sorted(detector.classes) == ["pill", "screw"]
+    trained = detector.class_embedding("pill")
+    assert torch.allclose(trained, detector.class_embedding("white pill"), atol=1e-5)  # a noun, embedded anew
+    assert not torch.allclose(trained, detector.class_embedding("red pill"), atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:image score not fitted")
