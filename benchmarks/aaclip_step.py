@@ -1,6 +1,7 @@
 """Stage 2's image side at ViT-L's widths: our forward and backward beside the straightforward implementation.
 
     uv run python benchmarks/aaclip_step.py            # six blocks of ViT-L at 518 pixels, two images: some minutes
+    uv run python benchmarks/aaclip_step.py --deep     # 24 blocks of width 256 at 518 pixels
     uv run python benchmarks/aaclip_step.py --quick    # narrow, at 112 pixels: does it run, are the outputs equal
 
 The straightforward implementation is what research code does: softmax(QKᵀ)V written out, the attention maps kept and
@@ -30,11 +31,11 @@ from aaclip.models.vision import ImageFeatures, get_image_trunk
 from aaclip.training.losses import segmentation_loss
 from clip_common.backbones import load_clip
 
-IMAGES, BLOCKS = 2, 6
-LARGE, QUICK, WARM = (1024, 518), (128, 112), (64, 28)
-"""Width and pixels a side."""
-TIME, MEMORY, OUTPUTS = 0.75, 0.4, 1e-4
-"""The bars."""
+IMAGES, ADAPTERS = 2, 6
+LARGE, DEEP, QUICK, WARM = (1024, 518, 6), (256, 518, 24), (128, 112, 6), (64, 28, 6)
+"""Width, pixels a side and blocks."""
+BARS, DEEP_BARS, OUTPUTS = (0.75, 0.4), (0.5, 0.3), 1e-4
+"""Of time and memory, and of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,18 @@ class Inputs:
     text_BD2: Tensor
 
 
-def model_of(width: int, size: int) -> AnomalyModel:
-    """Six blocks, an adapter behind each, random weights; the text tower is not used and as small as can be."""
-    vision = {"image_size": size, "patch_size": 14, "width": width, "layers": BLOCKS, "head_width": 64}
+def model_of(width: int, size: int, blocks: int) -> AnomalyModel:
+    """Adapters behind the first six blocks, random weights; the text tower is not used and as small as can be."""
+    vision = {"image_size": size, "patch_size": 14, "width": width, "layers": blocks, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     shape = {"embed_dim": 768, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    bundle = load_clip("six blocks", pretrained="random", model_config=shape)
+    bundle = load_clip("blocks", pretrained="random", model_config=shape)
     torch.manual_seed(0)
     model = AnomalyModel(
         bundle,
         levels=None,
         surgery=SurgeryConfig(),
-        adapters=AdapterConfig(image_blocks=BLOCKS),
+        adapters=AdapterConfig(image_blocks=ADAPTERS),
         heads=HeadConfig(class_token=False),
     )
     model.text_adapter.requires_grad_(False)
@@ -92,8 +93,9 @@ class Straightforward(nn.Module):
             maps.append(map_BHTT)
             x_BTF = x_BTF + attended_BTF
             x_BTF = x_BTF + block.mlp(block.ln_2(x_BTF))
-            adapted_BTF = adapter.layers[number - 1](x_BTF)
-            x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
+            if number <= len(adapter.layers):
+                adapted_BTF = adapter.layers[number - 1](x_BTF)
+                x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
             if number in adapter.levels:
                 patches.append(self.trunk.norm(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]
@@ -135,7 +137,7 @@ def step_of(arm: str, model: AnomalyModel, inputs: Inputs) -> tuple[Step, nn.Mod
             features = model.image_adapter(model.image_tower, inputs.images_B3HW)
         else:
             features, kept = straight(inputs.images_B3HW)
-            assert len(kept) == BLOCKS
+            assert len(kept) == len(straight.trunk.blocks)
         maps, loss = maps_and_loss(features, inputs)
         loss.backward()
         return tuple(output.detach() for output in (*features.levels, features.detection, *maps, loss))
@@ -161,7 +163,7 @@ def relative(one: Tensor | None, other: Tensor | None) -> float:
 ARMS = ("ours", "straightforward")
 
 
-def memory(arm: str, shape: tuple[int, int]) -> None:
+def memory(arm: str, shape: tuple[int, int, int]) -> None:
     """One arm: warm up on a narrow tower, then measure."""
     step_of(arm, model_of(*WARM), inputs_of(WARM[1]))[0]()
     run, _ = step_of(arm, model_of(*shape), inputs_of(shape[1]))
@@ -174,11 +176,13 @@ def main() -> None:
     """Compare, time, weigh."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--deep", action="store_true")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--arm", choices=ARMS, help="measure the peak memory of one arm and print it as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shape = QUICK if options.quick else LARGE
+    shape = QUICK if options.quick else DEEP if options.deep else LARGE
+    more = [flag for flag, given in (("--quick", options.quick), ("--deep", options.deep)) if given]
     if options.arm:
         memory(options.arm, shape)
         return
@@ -188,7 +192,7 @@ def main() -> None:
     assert gradients <= 1e-3, f"gradients differ by {gradients} of their norm"
     ours, theirs = (step_of(arm, model, inputs)[0] for arm in ARMS)
     timing = alternate(ours, theirs, pairs=2 if options.quick else options.pairs, warmup=1)
-    mine, other = (arm_in_own_process(__file__, arm, *(["--quick"] if options.quick else []))["mib"] for arm in ARMS)
+    mine, other = (arm_in_own_process(__file__, arm, *more)["mib"] for arm in ARMS)
     row = {
         "ours s": timing.ours_s,
         "straightforward s": timing.theirs_s,
@@ -199,9 +203,11 @@ def main() -> None:
         "outputs differ by": outputs,
         "gradients differ by": gradients,
     }
-    width, size = shape
-    note = f"{BLOCKS} blocks of width {width}, {(size // 14) ** 2 + 1} tokens, {IMAGES} images, float32"
-    report("aaclip_step", [row], note=f"{note}; bars: time {TIME}, memory {MEMORY}, outputs {OUTPUTS:g}")
+    width, size, blocks = shape
+    time, weight = DEEP_BARS if options.deep else BARS
+    note = f"{blocks} blocks of width {width}, {(size // 14) ** 2 + 1} tokens, {IMAGES} images, float32"
+    name = "aaclip_step_deep" if options.deep else "aaclip_step"
+    report(name, [row], note=f"{note}; bars: time {time}, memory {weight}, outputs {OUTPUTS:g}")
 
 
 if __name__ == "__main__":

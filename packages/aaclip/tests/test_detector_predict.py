@@ -108,26 +108,56 @@ def test_only_failures_still_leave_the_files_and_the_page(detector, tmp_path):
 
 
 @pytest.mark.parametrize("page", [None, "page.html"])
-def test_each_line_is_on_the_disk_before_the_next_picture_is_looked_at(detector, tmp_path, monkeypatch, page):
-    files = [picture(tmp_path / "in" / f"{seed}.png", seed=seed) for seed in range(4)]
+def test_each_line_is_on_the_disk_before_the_next_batch_is_looked_at(detector, tmp_path, monkeypatch, page):
+    monkeypatch.setattr("aaclip.detector.predict.BATCH", 2)
+    files = [picture(tmp_path / "in" / f"{seed}.png", seed=seed) for seed in range(7)]
     looked_at(detector, files[::-1], tmp_path / "out")  # an earlier job's lines are no part of this one's
-    real, written = detector.predictions, []
+    real, written = detector.scores, []
 
-    def stopping(pictures, **more):
+    def stopping(images, *given, **more):
         written.append(lines(tmp_path / "out"))
         if len(written) == 4:
             raise KeyboardInterrupt
-        return real(pictures, **more)
+        assert len(images) == 2
+        return real(images, *given, **more)
 
-    monkeypatch.setattr(detector, "predictions", stopping)
+    monkeypatch.setattr(detector, "scores", stopping)
     with pytest.raises(KeyboardInterrupt):
         looked_at(detector, files, tmp_path / "out", page=page and tmp_path / page)
-    assert [[line["image"] for line in one] for one in written] == [[str(file) for file in files[:n]] for n in range(4)]
+    done = [[line["image"] for line in one] for one in written]
+    assert done == [[str(file) for file in files[:n]] for n in (0, 2, 4, 6)]
     assert lines(tmp_path / "out") == written[-1]
     for line in written[-1]:
         assert Path(line["overlay"]).is_file()
         assert Path(line["mask"]).is_file()
     assert not (tmp_path / "page.html").exists()
+
+
+def test_batches_are_those_of_one_picture_at_a_time_and_hold_few_pixels(detector, tmp_path, monkeypatch):
+    files = [picture(tmp_path / "in" / f"{seed}.png", seed=seed, size=(40 + seed, 24)) for seed in range(7)]
+    files[2].write_text("no")
+    real, sizes = detector.scores, []
+
+    def counted(images, *more, **named):
+        sizes.append(len(images))
+        return real(images, *more, **named)
+
+    monkeypatch.setattr(detector, "scores", counted)
+    together = looked_at(detector, files, tmp_path / "together")
+    assert sizes == [6]
+    monkeypatch.setattr("aaclip.detector.predict.PIXELS", 1900)
+    few = looked_at(detector, files, tmp_path / "few")
+    assert sizes[1:] == [2, 2, 2]
+    monkeypatch.setattr("aaclip.detector.predict.BATCH", 1)
+    alone = looked_at(detector, files, tmp_path / "alone")
+    for found in (together, few):
+        assert [line["image"] for line in found.lines] == [line["image"] for line in alone.lines]
+        assert found.failures == alone.failures
+        assert [line["score"] for line in found.lines] == pytest.approx(
+            [line["score"] for line in alone.lines], abs=2e-6
+        )
+        for one, other in zip(found.lines, alone.lines, strict=True):
+            np.testing.assert_array_equal(Image.open(one["mask"]), Image.open(other["mask"]))
 
 
 def test_a_name_that_is_none_leaves_nothing(detector, tmp_path):

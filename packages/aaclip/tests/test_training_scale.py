@@ -16,6 +16,7 @@ from helpers.real import real_data
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aaclip.config import Config
+from aaclip.models import PlainCLIP
 from aaclip.models.backbone import make_model
 from aaclip.models.prompts import load_prompts
 from aaclip.training.experiment import read_training_records, resolve, train
@@ -117,6 +118,8 @@ def test_neither_a_test_nor_frozen_features_write_attention_maps_out(bundle, con
     with torch.inference_mode(), Outputs() as found:
         model(images_B3HW, torch.randn(2, 24, 2))
         model.frozen_patches(images_B3HW)
+        PlainCLIP(bundle)(images_B3HW, torch.randn(2, 24, 2))
+        bundle.image_tower(images_B3HW, layers=[2])
     assert any("attention" in name for name in found.names)
     assert not any("native_multi_head_attention" in name for name in found.names)  # it does, where no mode can see
     assert not maps_in(found.shapes, 2, TOKENS)

@@ -18,7 +18,9 @@ from clip_common.cli import ConfigName, Overrides, Resume, console
 app = cli.Application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
 
-Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
+Model = Annotated[
+    str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP: tiny, ViT-L-14-336:openai.")
+]
 Normal = Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")]
 Name = Annotated[str, typer.Option(help="What the images show: any noun.")]
 Tile = Annotated[
@@ -145,9 +147,9 @@ def run_test(
 ) -> None:
     """Score every class of a labelled set in one pass: JSON, CSV and Markdown, with 95 % intervals.
 
-    The name of a CLIP instead of a run scores plain CLIP with the same prompts: what training must beat. Images that
-    cannot be read are listed at the end, and the exit code is 2; the others are scored. score.FIELD=value scores this
-    test otherwise than the run was configured.
+    The name of a CLIP instead of a run scores plain CLIP with the same prompts, pixels and activation: what training
+    must beat. Images that cannot be read are listed at the end, and the exit code is 2; the others are scored.
+    score.FIELD=value scores this test otherwise than the run was configured; plain CLIP takes backbone.… too.
 
     Examples:
 
@@ -156,6 +158,8 @@ def run_test(
         aaclip test runs/aaclip/visa-full scans/ score.domain=medical
 
         aaclip test tiny parts/ --out results/plain
+
+        aaclip test ViT-L-14-336:openai mvtec/ backbone.image_size=336
 
         aaclip test runs/aaclip/visa-full mvtec/ --memory 4 --out results/four-normal-images
     """

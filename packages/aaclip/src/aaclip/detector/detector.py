@@ -26,7 +26,14 @@ from aaclip.detector.looking import Picture, look, open_picture
 from aaclip.detector.memory import Memory
 from aaclip.detector.scorer import Scorer, Scores
 from aaclip.models import AnomalyModel, PlainCLIP
-from aaclip.models.backbone import load_backbone, load_text_tower, make_model, make_preprocess
+from aaclip.models.backbone import (
+    check_activation,
+    load_backbone,
+    load_text_tower,
+    make_model,
+    make_preprocess,
+    read_backbone,
+)
 from aaclip.models.contexts import Contexts, TextContexts
 from aaclip.models.names import normalise_class
 from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
@@ -104,6 +111,7 @@ class Detector:
             source=source,
             what=f"an image tower {backbone.name}",
         )
+        check_activation(bundle, stored.activation, source=source)
         model = make_model(bundle, stored.config)
         load_trained(model, stored.state, source=source)
         return cls(
@@ -128,13 +136,19 @@ class Detector:
         config: Config | None = None,
         device: Device | None = None,
     ) -> "Detector":
-        """Load CLIP without any adapter, with the same prompts and maps: what training must beat."""
-        config = config or Config()
+        """Load CLIP without any adapter, with the same prompts and maps: what training must beat.
+
+        Args:
+            backbone: Its configuration, or a name as commands take it (`models.backbone.read_backbone`).
+            config: Everything else.
+            device: Device to run on; default: a GPU if available.
+        """
         if isinstance(backbone, str):
-            backbone = BackboneConfig(name=backbone, pretrained=None, activation=None, image_size=None)
-        config = replace(config, backbone=backbone)
+            backbone = read_backbone(backbone)
+        config = replace(config or Config(), backbone=backbone)
         model = PlainCLIP(load_backbone(backbone), levels=config.levels)
-        return cls(model, config, name=Path(backbone.name).name, device=device)
+        name = ":".join(Path(part).name for part in (backbone.name, backbone.pretrained) if part)
+        return cls(model, config, name=name, device=device)
 
     @classmethod
     def open(cls, source: str | Path, *, device: Device | None = None) -> "Detector":
@@ -165,6 +179,7 @@ class Detector:
             config=self.config,
             state=trained_state(self.model),
             fingerprints=self.fingerprints,
+            activation=self.model.bundle.spec.activation,
             classes=self.classes,
             score=self.score,
             border=self.border,

@@ -46,6 +46,7 @@ class Stored:
         config: Of its training.
         state: Trained weights by name (`trained_state`).
         fingerprints: Of the backbone's `image` and `text` tower.
+        activation: As the backbone ran, which no fingerprint of weights knows.
         classes: Embedding (D, 2) of each class, by `normalise_class`.
         score: From classification and map to one number.
         border: Logit difference of a map from which a pixel counts as part of a defect.
@@ -57,6 +58,7 @@ class Stored:
     config: Config
     state: Mapping[str, Tensor]
     fingerprints: Mapping[str, str]
+    activation: str | None
     classes: Mapping[str, Tensor]
     score: Logistic
     border: float
@@ -85,6 +87,7 @@ def _describe(stored: Stored) -> dict[str, Any]:
     return {
         "config": asdict(stored.config),
         "fingerprints": dict(stored.fingerprints),
+        "activation": stored.activation,
         "classes": sorted(stored.classes),
         "score": stored.score.to_dict(),
         "border": stored.border,
@@ -127,6 +130,7 @@ def _restore(
         classes={name: state.pop(key) for name, key in rows.items()},
         state=state,
         fingerprints=content["fingerprints"],
+        activation=content["activation"],
         score=Logistic.from_dict(content["score"]),
         border=float(content["border"]),
         threshold=None if content["threshold"] is None else Threshold.from_dict(content["threshold"]),

@@ -25,6 +25,8 @@ from clip_common.reporting import Progress, Reporter, silent
 from clip_common.runs import write_atomically
 
 LINES = "predictions.jsonl"
+BATCH, PIXELS = 8, 2**25
+"""Pictures or tiles at a time, and the pixels from which a batch of pictures is full: 100 MB of them."""
 STEM = 180
 """Bytes of an output's name before its suffix; file systems allow 255 in all."""
 
@@ -78,7 +80,7 @@ def predict_files(
 ) -> Predictions:
     """Predict every picture; one that cannot be read does not stop the others.
 
-    A picture's files and its line are written before the next picture, so that a killed job leaves what it finished.
+    A picture's files and its line are written before the next batch, so that a killed job leaves what it finished.
 
     Args:
         detector: Makes the predictions.
@@ -235,15 +237,37 @@ def _predict_each(
     failures: dict[str, str],
     progress: Progress | None = None,
 ) -> Iterator[tuple[Path, Image.Image, Detection]]:
-    """Yield each file with its picture and prediction; those that cannot be read go to `failures` instead."""
-    for done, file in enumerate(files, start=1):
+    """Yield each file with its picture and prediction; those that cannot be read go to `failures` instead.
+
+    Whole pictures are read and predicted in batches, each when its first one is asked for.
+    """
+    done = 0
+    for batch in _read_batches(files, size=1 if tile else BATCH):
+        pictures = [picture for _, picture in batch if not isinstance(picture, Unreadable)]
+        found = detector.predictions(pictures, name=name, threshold=threshold, tile=tile, batch_size=BATCH)
+        for file, picture in batch:
+            if isinstance(picture, Unreadable):
+                failures[picture.file] = picture.problem
+            else:
+                yield file, picture, next(found)
+            done += 1
+            if progress is not None:
+                progress(done, len(files))
+
+
+def _read_batches(files: Sequence[Path], *, size: int) -> Iterator[list[tuple[Path, Image.Image | Unreadable]]]:
+    """Yield files with their pictures, up to `size` at a time, or fewer once they have `PIXELS` together."""
+    batch: list[tuple[Path, Image.Image | Unreadable]] = []
+    pixels = 0
+    for file in files:
         picture = attempt(read_image, file, file=file)
-        if isinstance(picture, Unreadable):
-            failures[picture.file] = picture.problem
-        else:
-            yield file, picture, next(detector.predictions([picture], name=name, threshold=threshold, tile=tile))
-        if progress is not None:
-            progress(done, len(files))
+        batch.append((file, picture))
+        pixels += 0 if isinstance(picture, Unreadable) else picture.width * picture.height
+        if len(batch) == size or pixels >= PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
 
 
 def _write_outputs(

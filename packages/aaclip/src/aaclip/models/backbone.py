@@ -1,10 +1,12 @@
 """The frozen CLIP that a configuration names, how its images are prepared, and the model around it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from aaclip.config import AdapterConfig, BackboneConfig, Config, PreprocessConfig
 from aaclip.models.anomaly import AnomalyModel
 from clip_common.backbones import Bundle, TextTower, fingerprint, load_clip
+from clip_common.backbones.open_clip import is_architecture
 from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.tensors import check_fingerprint
 
@@ -19,6 +21,34 @@ def load_backbone(config: BackboneConfig, *, image: bool = True, text: bool = Tr
         image=image,
         text=text,
     )
+
+
+def read_backbone(source: str) -> BackboneConfig:
+    """Return the CLIP that a command names in the place of a run.
+
+    Args:
+        source: ARCHITECTURE:PRETRAINED, such as `ViT-L-14-336:openai`, at the size and with the activation that
+            training has by default, so that plain CLIP is compared with its trained self; or `tiny`,
+            `hf-hub:org/name` and `local-dir:/folder`, as their weights say.
+
+    Raises:
+        ValueError: An architecture without its weights.
+    """
+    name, colon, pretrained = source.partition(":")
+    if colon and name not in ("hf-hub", "local-dir"):
+        return BackboneConfig(name=name, pretrained=pretrained)
+    if not colon and is_architecture(source):
+        raise ValueError(f"{source} is an architecture: name its weights too, such as {source}:openai")
+    return BackboneConfig(name=source, pretrained=None, activation=None, image_size=None)
+
+
+def check_activation(bundle: Bundle, expected: str | None, *, source: Path) -> None:
+    """Raise ValueError unless a CLIP runs with the activation that `source` was made with."""
+    if bundle.spec.activation != expected:
+        raise ValueError(
+            f"{source} was made with activation {expected}, but {bundle.spec.name} now runs with "
+            f"{bundle.spec.activation}: put the CLIP's configuration back, or train again"
+        )
 
 
 def load_text_tower(config: BackboneConfig, *, expected: str, source: str) -> TextTower:

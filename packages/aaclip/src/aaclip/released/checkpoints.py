@@ -134,6 +134,7 @@ def save_released(released: Released, folder: Path) -> Path:
         config=released.config,
         state=released.state,
         fingerprints={"image": fingerprint(model.image_tower), "text": fingerprint(model.text_tower)},
+        activation=model.bundle.spec.activation,
         classes={},
         score=UNFITTED,
         border=0.0,

@@ -11,6 +11,7 @@ from aaclip.data.records import group_by_class
 from aaclip.data.selection import check_not_trained_on
 from aaclip.detector.detector import Detector
 from aaclip.detector.fitting import note_unfitted
+from aaclip.models.backbone import read_backbone
 from aaclip.models.names import find_domain
 from aaclip.models.prompts import note_unnamed
 from aaclip.scoring.evaluation import Evaluation, evaluate
@@ -33,6 +34,8 @@ LABELS = {
     "pixel/aupro": "AUPRO@0.3",
 }
 MISSING = "n/a"
+PLAIN = ("backbone.", "levels=", "preprocess.", "prompts.", "score.")
+"""Starts of the overrides that a test of plain CLIP takes; of a saved detector, the last one."""
 
 Values = Mapping[str, float | None]
 Intervals = Mapping[str, tuple[float, float]]
@@ -73,7 +76,8 @@ def score(
     Args:
         source: A run, a saved detector, or the name of a CLIP, which is scored without training.
         root: The set's folder.
-        overrides: `score.FIELD=value` each, over the detector's own configuration, for this test.
+        overrides: `score.FIELD=value` each, over the detector's own configuration, for this test. Plain CLIP takes
+            those of `backbone`, `levels`, `preprocess` and `prompts` too.
         format: `auto`, or one of `aaclip.data.FORMATS`.
         out: Folder of the results; default: inside the run, or results/ for a CLIP.
         batch_size: Images at a time; changes no score.
@@ -86,7 +90,8 @@ def score(
     """
     records = read_test_records(root, format=format)
     check_not_trained_on(Path(source), [record.image for record in records])
-    detector = Detector.open(source)
+    detector = open_for_test(source, overrides=overrides)
+    overrides = [text for text in overrides if text.startswith("score.")]
     classes = sorted(group_by_class(records))
     detector.config = choose_score(detector.config, classes, overrides=overrides)
     if memory:
@@ -114,6 +119,24 @@ def score(
     return Scored(evaluation, title, len(records), files, notes=tuple(notes))
 
 
+def open_for_test(source: str | Path, *, overrides: Sequence[str]) -> Detector:
+    """Open a saved detector, or plain CLIP with the settings of one test.
+
+    Raises:
+        ValueError: An override that this test does not depend on, or that is part of a run.
+    """
+    plain = not Path(source).is_dir()
+    known = PLAIN if plain else PLAIN[-1:]
+    if other := [text for text in overrides if not text.startswith(known)]:
+        reason = "because plain CLIP is not trained" if plain else "because the rest is part of the run"
+        listed = ", ".join(name.rstrip(".=") for name in known)
+        raise ValueError(f"{other[0]}: this test takes overrides of {listed} alone, {reason}")
+    if not plain:
+        return Detector.from_pretrained(source)
+    config = apply_overrides(Config(backbone=read_backbone(str(source))), overrides)
+    return Detector.plain(config.backbone, config=config)
+
+
 def choose_score(config: Config, classes: Sequence[str], *, overrides: Sequence[str] = ()) -> Config:
     """Return a detector's configuration with the settings of one test.
 
@@ -126,10 +149,8 @@ def choose_score(config: Config, classes: Sequence[str], *, overrides: Sequence[
         overrides: `score.FIELD=value` each; they win.
 
     Raises:
-        ValueError: An override of another section, or classes of two domains.
+        ValueError: Classes of two domains.
     """
-    if other := [text for text in overrides if not text.startswith("score.")]:
-        raise ValueError(f"{other[0]}: a test takes overrides of score.… alone, because the rest is part of the run")
     config = apply_overrides(config, overrides)
     if config.score.image == "official" and not any(text.startswith("score.domain=") for text in overrides):
         domain = find_domain(classes) or config.score.domain

@@ -47,7 +47,8 @@ def hash_scoring(source: str | Path, records: Sequence[Record]) -> str:
         prompts = load_prompts(read_detector(saved).config.prompts)
     else:
         plain = Detector.open(source)
-        detector, prompts = [asdict(plain.config), plain.fingerprints], plain.prompts
+        activation = plain.model.bundle.spec.activation  # `activation=null` leaves it to the files of the CLIP
+        detector, prompts = [asdict(plain.config), plain.fingerprints, activation], plain.prompts
     content = {
         "versions": [VERSION, __version__, torch.__version__, images.VERSION, torch.cuda.is_available()],
         "detector": detector,
