@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from _measure import arm_in_own_process, report
 from aaclip_step import attention
-from aaclip_test_memory import Figures, all_others, draw
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from torch.utils.data import DataLoader
@@ -31,6 +30,7 @@ from aaclip.config import Config
 from aaclip.data import AnomalyDataset, collate
 from aaclip.detector.calibration import top_mean
 from aaclip.detector.detector import Detector
+from aaclip.models import AnomalyModel
 from aaclip.models.adapters import mix
 from aaclip.models.backbone import make_model
 from aaclip.models.maps import BLUR, TEMPERATURE
@@ -39,6 +39,7 @@ from aaclip.scoring.evaluation import evaluate
 from aaclip.scoring.score import read_test_records
 from clip_common.backbones import load_clip
 
+Figures = dict[str, float]
 BATCH = 8
 LARGE, QUICK = (256, 24, 40), (64, 4, 6)
 """Width, blocks and images."""
@@ -60,6 +61,7 @@ def detector_of(width: int, blocks: int) -> Detector:
 
 def run_tower(detector: Detector, images_B3SS: Tensor, *, adapted: bool) -> tuple[list[Tensor], Tensor]:
     """Return the patches (B, L, F) of each level, and all tokens (B, T, F) after the last block."""
+    assert isinstance(detector.model, AnomalyModel)
     adapter, trunk = detector.model.image_adapter, get_image_trunk(detector.model.image_tower)
     x_BTF, patches = trunk.embed(images_B3SS), []
     modules: list[Any] = [block.module for block in trunk.blocks]
@@ -77,6 +79,7 @@ def run_tower(detector: Detector, images_B3SS: Tensor, *, adapted: bool) -> tupl
 
 def score_batch(detector: Detector, images_B3SS: Tensor, text_D2: Tensor) -> tuple[Tensor, Tensor]:
     """Return maps (B, S, S) and image scores (B,)."""
+    assert isinstance(detector.model, AnomalyModel)
     trunk, size = get_image_trunk(detector.model.image_tower), detector.size
     patches, _ = run_tower(detector, images_B3SS, adapted=True)
     _, tokens_BTF = run_tower(detector, images_B3SS, adapted=False)
@@ -99,6 +102,8 @@ def score_batch(detector: Detector, images_B3SS: Tensor, text_D2: Tensor) -> tup
 @torch.no_grad()
 def test_straightforward(detector: Detector, root: Path) -> Figures:
     """Keep everything, then compute."""
+    from aaclip_test_memory import all_others  # brings sklearn, which counts in this arm's process alone
+
     dataset = AnomalyDataset(read_test_records(root), preprocess=detector.preprocess, size=detector.size, seed=0)
     text_D2 = detector.class_embedding("part0")
     columns: list[list[np.ndarray]] = [[], [], [], []]
@@ -139,6 +144,8 @@ def main() -> None:
     if options.arm:
         run_arm(options.arm, options.root, shape)
         return
+    from aaclip_test_memory import draw
+
     with tempfile.TemporaryDirectory() as place:
         root = draw(Path(place) / "set", images=shape[2], classes=1)
         more = ["--root", str(root), *(["--quick"] if options.quick else [])]

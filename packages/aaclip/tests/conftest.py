@@ -15,6 +15,13 @@ ARCHITECTURE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def detectors_on_the_cpu(request, monkeypatch):
+    """On a machine with a GPU, only the tests marked `gpu` compare with it."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def bundle():
     """A CLIP of 8 image blocks and 4 text blocks, 4 x 4 patches."""

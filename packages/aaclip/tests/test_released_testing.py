@@ -82,7 +82,7 @@ def test_test_says_the_domain_and_takes_another(aaclip, released, set_of, tmp_pa
 
 
 def test_test_takes_score_alone(aaclip, released, parts):
-    refused(aaclip("test", released, parts, "levels=[1]"), "levels=[1]", "score.")
+    refused(aaclip("test", released, parts, "levels=[1]"), "levels=[1]", "overrides of score alone")
     refused(aaclip("test", released, parts, "score.domain=medicine"), "score.domain", "medicine")
     assert not (released / "test-parts").exists()
 

@@ -18,9 +18,7 @@ from clip_common.cli import ConfigName, Overrides, Resume, console
 app = cli.Application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
 
-Model = Annotated[
-    str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP: tiny, ViT-L-14-336:openai.")
-]
+Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run, saved detector, or CLIP: ViT-L-14-336:openai.")]
 Normal = Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")]
 Name = Annotated[str, typer.Option(help="What the images show: any noun.")]
 Tile = Annotated[
