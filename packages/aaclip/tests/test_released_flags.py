@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.configs import leaves
 
 from aaclip.cli.main import train as train_verb
 from aaclip.config import Config
@@ -40,13 +41,6 @@ MEANT = {
     "img_size": (336, {"backbone.image_size": 336}),
     "seed": (111, {"trainer.seed": 111}),
 }
-
-
-def leaves(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in tree.items():
-        flat |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def test_every_flag_of_the_released_code_is_known():

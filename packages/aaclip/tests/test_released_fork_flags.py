@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 from helpers.commands import refused
+from helpers.configs import leaves
 
 from aaclip.cli.feedback import feedback as feedback_verb
 from aaclip.released.fork_flags import FIELDS, make_fork_overrides
@@ -32,13 +33,6 @@ MEANT = {
     "plateau_patience": (3, {"feedback.plateau_patience": 3}),
     "grad_clip": (1.5, {"trainer.grad_clip": 1.5}),
 }
-
-
-def leaves(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in tree.items():
-        flat |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 @pytest.mark.parametrize("name", MEANT)

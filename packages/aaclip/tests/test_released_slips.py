@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from helpers.configs import leaves
 from torch.nn.functional import normalize, softplus
 
 from aaclip.config import Config, PromptConfig
@@ -46,13 +47,6 @@ SLIPS = [
 ]
 SIZES = {"levels", "surgery.blocks", "adapters.text_blocks", "adapters.image_blocks"}
 """What `official` writes out and the defaults derive from the depth of a tower: the same at 24 blocks."""
-
-
-def leaves(tree, prefix=""):
-    found = {}
-    for name, value in tree.items():
-        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def changed(*overrides, config=None):

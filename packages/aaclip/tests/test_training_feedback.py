@@ -256,6 +256,14 @@ def test_a_set_that_the_loops_learned_from_or_held_out_is_refused(aaclip, looped
     refused(aaclip("test", looped() / "loop_1_final.safetensors", parts), "learned from")
 
 
+def test_the_file_of_a_loop_is_tested_as_a_run_is(aaclip, looped, other_parts, tmp_path):
+    run = shutil.copytree(looped(), tmp_path / "run")
+    succeeded(aaclip("test", run, other_parts))
+    succeeded(aaclip("test", run / "loop_2_final.safetensors", other_parts))
+    whole, loop = (place / f"test-{other_parts.name}" / "results.json" for place in (run, run / "loop_2_final"))
+    assert json.loads(loop.read_text())["classes"] == json.loads(whole.read_text())["classes"]
+
+
 def test_a_start_that_knows_held_out_images_is_told(aaclip, small, trained):
     printed = succeeded(aaclip("feedback", *small, *SHORT, f"start={trained()}", "feedback.loops=1"))
     assert "learned from 8 of the 8 held-out images" in printed

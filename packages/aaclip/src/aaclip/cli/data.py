@@ -11,6 +11,7 @@ from clip_common.cli import NewFolder, console
 data = cli.Application("data", help="Check a set of labelled images, split it, or draw one.")
 
 Root = Annotated[Path, typer.Argument(help="Folder of labelled images.", show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run, saved detector, or CLIP: ViT-L-14-336:openai.")]
 Format = Annotated[str, typer.Option(help="Format of the folder; auto recognises it by its files.")]
 
 

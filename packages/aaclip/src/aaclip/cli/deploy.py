@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from aaclip.cli.data import Model
 from clip_common import cli
 from clip_common.cli import console
 from clip_common.errors import check_extra
-
-Source = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run folder, saved detector, or a CLIP's name.")]
 
 
 def add_deploy_verbs(app: cli.Application) -> None:
@@ -20,7 +19,7 @@ def add_deploy_verbs(app: cli.Application) -> None:
 
 
 def export(
-    source: Source,
+    source: Model,
     out: Annotated[Path, typer.Argument(help="File to write, .onnx or .pt2; FILE.json beside it describes it.")],
     name: Annotated[list[str], typer.Option(help="What the images show; repeat it for several things.")],
     format: Annotated[
@@ -65,14 +64,13 @@ def export(
     )
     if detector.threshold is None:
         console.print("no threshold is set, so the file gives scores and no verdicts: aaclip calibrate sets one")
-    for note in note_unfitted(source, detector.score):
-        console.print(note, soft_wrap=True)
+    cli.print_notes(note_unfitted(source, detector.score))
     cli.print_files("file", [exported.file, exported.description])
     console.print(f"{exported.file.stat().st_size / 2**20:,.1f} MiB")
 
 
 def serve(
-    source: Source,
+    source: Model,
     name: Annotated[str, typer.Option(help="What the images show, unless a request names another noun.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: reachable from other machines.")] = (
         "127.0.0.1"
@@ -101,8 +99,7 @@ def serve(
     from aaclip.serving.server import serve as serve_detector
 
     def ready(notes: Sequence[str], url: str) -> None:
-        for note in notes:
-            console.print(note, soft_wrap=True)
+        cli.print_notes(notes)
         console.print(f"open {url}  (Ctrl-C stops it)", soft_wrap=True)
 
     serve_detector(source, name=name, host=host, port=port, normal=normal, ready=ready)

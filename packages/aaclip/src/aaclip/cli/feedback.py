@@ -118,8 +118,7 @@ def feedback(
     heading, *rows = loops.format_loops(looped.loops)
     title = f"held-out images: {looped.held_out:,}" if looped.held_out else "no images held out"
     cli.print_table(heading, rows, title=title)
-    for note in looped.notes:
-        cli.console.print(note, soft_wrap=True)
+    cli.print_notes(looped.notes)
     cli.print_files("run", [looped.run.path])
     cli.print_files("plot", looped.plots)
     if len(looped.loops) > 1 and looped.held_out:

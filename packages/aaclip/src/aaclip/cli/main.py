@@ -1,14 +1,13 @@
 """The command `aaclip`: verbs that parse, call one function and print."""
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Column
 
-from aaclip.cli.data import Format, Root, data
+from aaclip.cli.data import Format, Model, Root, data
 from aaclip.cli.deploy import add_deploy_verbs
 from aaclip.cli.series import add_series_verbs
 from aaclip.released import flags
@@ -18,7 +17,6 @@ from clip_common.cli import ConfigName, Overrides, Resume, console
 app = cli.Application("aaclip", help="Zero-shot anomaly detection: train once, then find defects in anything.")
 app.add_typer(data, name="data")
 
-Model = Annotated[str, typer.Argument(metavar="RUN-or-CLIP", help="Run, saved detector, or CLIP: ViT-L-14-336:openai.")]
 Normal = Annotated[list[str], typer.Argument(help="Normal images: files, a folder or a glob.")]
 Name = Annotated[str, typer.Option(help="What the images show: any noun.")]
 Tile = Annotated[
@@ -29,12 +27,6 @@ Tile = Annotated[
 ]
 LISTED = 10
 """Number of pictures whose verdicts are printed."""
-
-
-def print_notes(notes: Iterable[str]) -> None:
-    """Print one line for each note."""
-    for note in notes:
-        console.print(note, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -118,7 +110,7 @@ def train(
         settings = released.resolve(save_path, config=config, overrides=given, resume=resume)
         trained = released.train(settings, save_path=save_path, stage=stage, reporter=cli.progress)
     path = trained.run.path
-    print_notes(trained.notes)
+    cli.print_notes(trained.notes)
     if trained.left:
         cli.print_files("run", [path])
         console.print(
@@ -175,7 +167,7 @@ def run_test(
     )
     heading, *rows = format_table(scored.evaluation.classes)
     cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=scored.title)
-    print_notes(scored.notes)
+    cli.print_notes(scored.notes)
     cli.print_files("written to", scored.files)
     cli.check_all_read(scored.evaluation.failures, of=scored.images, what="images")
 
@@ -290,7 +282,7 @@ def predict(
         console.print(f"and {len(found.lines) - LISTED:,} more")
     if found.threshold is None:
         console.print("no verdicts yet: aaclip calibrate sets a threshold, --threshold gives one")
-    print_notes(note_unfitted(source, detector.score))
+    cli.print_notes(note_unfitted(source, detector.score))
     cli.print_files("written to", [found.folder, *([found.page] if found.page else [])])
     cli.check_all_read(found.failures, of=found.images, what="images")
 
@@ -368,7 +360,7 @@ def import_checkpoint(
         if not found.text:
             console.print("no text_adapter.pth: plain CLIP embeds the classes, as after --text_epoch 0")
         console.print(f"detector in {out}", soft_wrap=True)
-        print_notes(note_unfitted(out, UNFITTED))
+        cli.print_notes(note_unfitted(out, UNFITTED))
     else:
         start = ["stages.text.epochs=0", f"start={out}", "data.root=SET"]
         command = shlex.join(["aaclip", "train", "--config", str(config), *found.told, *(overrides or []), *start])

@@ -59,8 +59,7 @@ def compare(
         cli.print_table([Column(name, overflow="fold") for name in heading], rows, title=row.label)
     heading, *rows = format_means(compared.rows)
     cli.print_table([Column(name, overflow="fold") for name in heading], rows, title="mean over the classes")
-    for note in compared.notes:
-        cli.console.print(note, soft_wrap=True)
+    cli.print_notes(compared.notes)
     cli.print_files("written to", [*compared.files, *compared.plots])
     cli.check_all_read(compared.failures, of=compared.images, what="images")
 

@@ -69,7 +69,7 @@ def few_shot(records: Sequence[Record], *, shot: int, seed: int) -> list[Record]
                 f"class {class_name}: {len(of_kind)} {'anomalous' if anomalous else 'normal'} image(s), "
                 f"data.shot={shot} needs {shot // 2}: lower the shot, or leave the class out of data.classes"
             )
-        chosen += sorted(of_kind, key=lambda record: _hash_key(record, seed))[: shot // 2]
+        chosen += shuffle_records(of_kind, seed=seed)[: shot // 2]
     return chosen
 
 
@@ -88,7 +88,7 @@ def split_held_out(records: Sequence[Record], *, share: float, seed: int) -> tup
     held = set()
     for of_kind in kinds.values() if share else ():
         count = min(max(1, round(share * len(of_kind))), len(of_kind) - 1)
-        held |= {record.image for record in sorted(of_kind, key=lambda record: _hash_key(record, seed))[:count]}
+        held |= {record.image for record in shuffle_records(of_kind, seed=seed)[:count]}
     if share and not held:
         raise DataError(
             f"no image can be held out: none of {len(kinds)} kinds (class, normal or anomalous) has two: give more "

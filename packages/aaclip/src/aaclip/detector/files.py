@@ -161,12 +161,8 @@ def list_loops(run: Path) -> dict[int, Path]:
 
 
 def _write_loop(file: Path, stored: Stored) -> None:
-    contexts = {} if stored.contexts is None else {"image": stored.contexts.image, "text": stored.contexts.text}
-    names = {kind: sorted(own) for kind, own in contexts.items()}
-    tensors = {
-        f"contexts.{kind}.{row}": contexts[kind][name].half() for kind in names for row, name in enumerate(names[kind])
-    }
-    content = make_marker(_describe(stored) | {"contexts": names or None}, package=PACKAGE, format=FORMAT)
+    tensors, names = ({}, None) if stored.contexts is None else _pack_contexts(stored.contexts, prefix="contexts.")
+    content = make_marker(_describe(stored) | {"contexts": names}, package=PACKAGE, format=FORMAT)
     write_tensors(file, {**stored.state, **_embeddings(stored), **tensors}, metadata={PACKAGE: json.dumps(content)})
 
 
@@ -177,11 +173,7 @@ def _read_loop(file: Path) -> Stored:
         raise TensorsError(f"{file} is no loop of a feedback run that this version of {PACKAGE} wrote: train it again")
     contexts = None
     if content["contexts"] is not None:
-        kinds = (
-            {name: state.pop(f"contexts.{kind}.{row}").float() for row, name in enumerate(content["contexts"][kind])}
-            for kind in ("image", "text")
-        )
-        contexts = Contexts(*kinds)
+        contexts = _unpack_contexts(state, content["contexts"], prefix="contexts.")
     return _restore(content, state, source=file, memories={}, contexts=contexts)
 
 
@@ -288,10 +280,27 @@ def _read_memories(file: Path) -> dict[str, Memory]:
     }
 
 
-def _write_contexts(file: Path, contexts: Contexts) -> None:
+def _pack_contexts(contexts: Contexts, *, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Return contexts as tensors of half precision by kind and row, and the class of each row."""
     kinds = {"image": contexts.image, "text": contexts.text}
     names = {kind: sorted(own) for kind, own in kinds.items()}
-    state = {f"{kind}.{row}": kinds[kind][name].half() for kind in names for row, name in enumerate(names[kind])}
+    tensors = {
+        f"{prefix}{kind}.{row}": kinds[kind][name].half() for kind in names for row, name in enumerate(names[kind])
+    }
+    return tensors, names
+
+
+def _unpack_contexts(state: dict[str, Tensor], names: Mapping[str, Sequence[str]], *, prefix: str = "") -> Contexts:
+    """Take what `_pack_contexts` returned out of `state`."""
+    kinds = (
+        {name: state.pop(f"{prefix}{kind}.{row}").float() for row, name in enumerate(names[kind])}
+        for kind in ("image", "text")
+    )
+    return Contexts(*kinds)
+
+
+def _write_contexts(file: Path, contexts: Contexts) -> None:
+    state, names = _pack_contexts(contexts)
     write_tensors(file, state, metadata={"contexts": json.dumps(names)})
 
 
@@ -306,10 +315,7 @@ def _read_contexts(file: Path, classes: Sequence[str]) -> Contexts:
             f"{file.parent} holds no context of any class, which its cross-attention needs: copy {file.name} too, or "
             "train it again"
         )
-    state, names = read_tensors(file), json.loads(read_metadata(file)["contexts"])
-    contexts = Contexts(
-        *({name: state[f"{kind}.{row}"].float() for row, name in enumerate(names[kind])} for kind in ("image", "text"))
-    )
+    contexts = _unpack_contexts(read_tensors(file), json.loads(read_metadata(file)["contexts"]))
     if not contexts.image or (lacking := sorted(set(classes) - contexts.text.keys())):
         what = f"no context of {lacking[0]!r}" if contexts.image else "no image context of any class"
         raise TensorsError(f"{file} holds {what}, which cross-attention needs: copy the detector's folder again")

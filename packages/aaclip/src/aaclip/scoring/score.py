@@ -10,6 +10,7 @@ from aaclip.data import DataError, Record, read_dataset
 from aaclip.data.records import group_by_class
 from aaclip.data.selection import check_not_trained_on
 from aaclip.detector.detector import Detector
+from aaclip.detector.files import is_saved
 from aaclip.detector.fitting import note_unfitted
 from aaclip.models.backbone import read_backbone
 from aaclip.models.names import find_domain
@@ -98,7 +99,8 @@ def score(
         remember_training_split(detector, root, images=memory, format=format)
     with reporter(f"scoring {len(records):,} images") as progress:
         evaluation = evaluate(detector, records, batch_size=batch_size, progress=progress)
-    home = Path(source) if Path(source).is_dir() else Path("results") / source
+    home = Path(source) if is_saved(source) else Path("results") / source
+    home = home.with_suffix("") if home.is_file() else home  # beside the file of a loop
     title = f"{detector.name} on {root.resolve().name}"
     note = f"{sum(evaluation.images.values()):,} images, {detector.size} pixels."
     notes = note_unnamed(detector.config.prompts, detector.prompts, classes) + note_unfitted(source, detector.score)
@@ -125,7 +127,7 @@ def open_for_test(source: str | Path, *, overrides: Sequence[str]) -> Detector:
     Raises:
         ValueError: An override that this test does not depend on, or that is part of a run.
     """
-    plain = not Path(source).is_dir()
+    plain = not is_saved(source)
     known = PLAIN if plain else PLAIN[-1:]
     if other := [text for text in overrides if not text.startswith(known)]:
         reason = "because plain CLIP is not trained" if plain else "because the rest is part of the run"

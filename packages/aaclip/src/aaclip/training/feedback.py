@@ -13,7 +13,14 @@ from torch import Tensor
 
 from aaclip.config import Config
 from aaclip.data import Record, save_list
-from aaclip.data.selection import HELD_OUT_LIST, TRAINING_LIST, hash_file, read_hashes, split_held_out
+from aaclip.data.selection import (
+    HELD_OUT_LIST,
+    TRAINING_LIST,
+    find_training_list,
+    hash_file,
+    read_hashes,
+    split_held_out,
+)
 from aaclip.detector.detector import Detector
 from aaclip.detector.files import name_loop, read_detector
 from aaclip.models.prompts import note_unnamed
@@ -26,7 +33,7 @@ from aaclip.training.fits import Job, embed_training_classes, train_image, train
 from aaclip.training.loops import LoopImageStage, LoopTextStage
 from aaclip.training.stages import mark_resumed
 from clip_common.config import ConfigError, to_yaml
-from clip_common.devices import check_one_device, pick_device
+from clip_common.devices import check_one_device
 from clip_common.loader import epoch_seed
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -152,7 +159,6 @@ def run_loops(
     for name, records in ((TRAINING_LIST, job.records), (HELD_OUT_LIST, held_out)):
         if not (run.path / name).exists():
             save_list(records, run.path / name, root=root)
-    job.model.to(pick_device(config.trainer.devices))
     notes = note_start(config, held_out)
     loops: list[Loop] = []
     seen: dict[str, Tensor] = {}
@@ -309,8 +315,8 @@ def format_loops(loops: Sequence[Loop]) -> list[list[str]]:
 
 def note_start(config: Config, held_out: Sequence[Record]) -> list[str]:
     """Return a line if the run that this one starts from learned from held-out images."""
-    file = None if config.start is None else Path(config.start) / TRAINING_LIST
-    if file is None or not file.exists():
+    file = None if config.start is None else find_training_list(Path(config.start))
+    if file is None:
         return []
     learned = set(read_hashes(file))
     known = sum(hash_file(record.image) in learned for record in held_out)

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import MultiStepLR
 
 from aaclip.config import FeedbackConfig
 from aaclip.data import Batch
@@ -78,12 +76,13 @@ class LoopImageStage(ImageStage):
     def configure_optimizers(self) -> dict[str, Any]:
         if self.feedback.optimizer == "adamw":
             return optimizer_and_schedule(self, make_optim(self.feedback, lr=self.stage.lr))
-        optimizer: Optimizer = self._adam(self.stage.lr)
+        return super().configure_optimizers()
+
+    def list_milestones(self) -> list[int]:
+        """Return shares of the loop's steps, as steps."""
         assert self.trainer is not None
         steps = int(self.trainer.estimated_stepping_batches)
-        milestones = [round(share * steps) for share in self.feedback.milestones]
-        scheduler = MultiStepLR(optimizer, milestones=milestones, gamma=0.5)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return [round(share * steps) for share in self.feedback.milestones]
 
 
 def make_optim(feedback: FeedbackConfig, *, lr: float) -> OptimConfig:

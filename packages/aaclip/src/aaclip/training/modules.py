@@ -170,8 +170,12 @@ class ImageStage(Stage):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self._adam(self.stage.lr)
-        scheduler = MultiStepLR(optimizer, milestones=self.stage.milestones, gamma=0.5)
+        scheduler = MultiStepLR(optimizer, milestones=self.list_milestones(), gamma=0.5)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def list_milestones(self) -> list[int]:
+        """Return the steps at which the learning rate is halved."""
+        return self.stage.milestones
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.log_losses(self.compute_losses(batch))

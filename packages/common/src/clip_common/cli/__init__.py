@@ -18,6 +18,7 @@ from clip_common.cli.display import (
     check_no_problems,
     console,
     print_files,
+    print_notes,
     print_table,
     progress,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "check_no_problems",
     "console",
     "print_files",
+    "print_notes",
     "print_table",
     "progress",
 ]

@@ -68,6 +68,12 @@ def print_table(header: Sequence[str | Column], rows: Iterable[Sequence[str]], *
     console.print(table)
 
 
+def print_notes(notes: Iterable[str]) -> None:
+    """Print one line for each note, as it is."""
+    for note in notes:
+        console.print(note, soft_wrap=True, markup=False)
+
+
 def print_files(label: str, files: Iterable[Path]) -> None:
     """Print one line for each file, e.g. `plot   runs/first/plots/loss.png`."""
     for file in files:

@@ -37,7 +37,9 @@ class PrefixConfig:
     where the rate is one over the width of the merged tokens, so wide tokens need a lower one than adapters do."""
 
     def __post_init__(self) -> None:
-        check_least(self, "prefix", merge=1, image_size=1, lr=0)
+        check_least(self, "prefix", merge=1, image_size=1)
+        if self.lr is not None and not self.lr >= 0:
+            raise ConfigError(f"prefix.lr: expected a learning rate from 0, or null, got {self.lr}")
         if self.start == "words" and self.projector != "linear":
             raise ConfigError(
                 f"prefix.start=words has a closed form for one matrix only: set prefix.projector=linear, not "
