@@ -3,7 +3,7 @@
 Shapes: B images, T tokens (class token first), L patches, F width of the tower, D shared width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,19 +81,29 @@ class ImageAdapter(nn.Module):
             images_B3HW: Preprocessed pixels.
             attend: Cross-attention (B, T, F) -> (B, T, F) between the first block and its adapter.
         """
+        norm = get_image_trunk(tower).norm
+        walk = self.walk(tower, images_B3HW, depth=max(self.levels), attend=attend)
+        return [norm(x_BTF[:, 1:]) for number, x_BTF in enumerate(walk, start=1) if number in self.levels]
+
+    def walk(
+        self,
+        tower: VisionTower,
+        images_B3HW: Tensor,
+        *,
+        depth: int,
+        attend: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Yield the tokens (B, T, F) after each of the first `depth` blocks and its adapter; see `patches`."""
         trunk = get_image_trunk(tower)
         x_BTF = trunk.embed(images_B3HW)
-        patches = []
-        for number, block in enumerate(trunk.blocks[: max(self.levels)], start=1):
+        for number, block in enumerate(trunk.blocks[:depth]):
             x_BTF = block(x_BTF)
-            if number == 1 and attend is not None:
+            if number == 0 and attend is not None:
                 x_BTF = attend(x_BTF)
-            if number <= len(self.layers):
-                adapted_BTF = self.layers[number - 1](x_BTF)
+            if number < len(self.layers):
+                adapted_BTF = self.layers[number](x_BTF)
                 x_BTF = mix(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
-            if number in self.levels:
-                patches.append(trunk.norm(x_BTF[:, 1:]))
-        return patches
+            yield x_BTF
 
     def embed_patches(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """Return unit embeddings (B, L, D) of the patches of each level."""

@@ -3,6 +3,7 @@
 Shapes: B images, T tokens (class token first), L patches, F width of the image tower, D shared width.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,7 @@ from torch import Tensor
 from aaclip.config import FeedbackConfig
 from aaclip.data import Batch
 from aaclip.models import AnomalyModel
-from aaclip.models.adapters import mix
 from aaclip.models.contexts import TextContexts
-from aaclip.models.vision import get_image_trunk
 from aaclip.training.modules import TRAINED, ImageStage, TextStage
 from clip_common.config import OptimConfig
 from clip_common.training import optimizer_and_schedule
@@ -122,12 +121,8 @@ def read_fork_context(model: AnomalyModel, images_B3HW: Tensor) -> Tensor:
         model: Read without cross-attention.
         images_B3HW: Preprocessed pixels.
     """
-    adapter, trunk = model.image_adapter, get_image_trunk(model.image_tower)
-    x_BTF = trunk.embed(images_B3HW)
-    for number, block in enumerate(trunk.blocks[: len(adapter.layers) + 1]):
-        x_BTF = block(x_BTF)
-        if number < len(adapter.layers):
-            adapted_BTF = adapter.layers[number](x_BTF)
-            x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
+    adapter = model.image_adapter
+    walk = adapter.walk(model.image_tower, images_B3HW, depth=len(adapter.layers) + 1)
+    x_BTF = deque(walk, maxlen=1).pop()  # the last one, without keeping the others
     patches_BLD: Tensor = adapter.segmentation[0](x_BTF[:, 1:])
     return patches_BLD
