@@ -74,6 +74,29 @@ def test_a_block_gives_what_the_block_of_open_clip_gives_and_the_same_gradient(q
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_images_go_through_a_block_a_few_at_a_time(monkeypatch):
+    trunk = small().image_tower.trunk
+    whole = [*walk(trunk, IMAGES), trunk.features(IMAGES)]
+    calls = []
+    monkeypatch.setattr(AttentionBlock, "_run", lambda *given, run=AttentionBlock._run: calls.append(1) or run(*given))
+    monkeypatch.setattr("clip_common.backbones.open_clip_trunks.IN_CACHE", 2 * 17)  # two images of 16 patches
+    parts = [*walk(trunk, IMAGES), trunk.features(IMAGES)]
+    assert len(calls) == 2 * 3 + 2 * 2  # two parts a block, of three and of two blocks
+    for part, one in zip(parts, whole, strict=True):
+        torch.testing.assert_close(part, one, rtol=0, atol=1e-6)
+
+
+def test_a_step_keeps_no_hidden_tokens_of_a_frozen_block():
+    trunk = small().image_tower.trunk.requires_grad_(False)
+    kept: list[tuple[int, ...]] = []
+    x = torch.randn(2, 17, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda one: one):
+        trunk.blocks[0](x).sum().backward()
+    assert kept
+    assert (2, 17, 4 * 32) not in kept
+
+
 def test_the_parts_of_a_block_make_another_attention():
     block = small().image_tower.trunk.blocks[0]
     module, x = block.module, torch.randn(2, 17, 32)
