@@ -60,7 +60,7 @@ def model_of(width: int, size: int, blocks: int) -> AnomalyModel:
         levels=None,
         surgery=SurgeryConfig(),
         adapters=AdapterConfig(image_blocks=ADAPTERS),
-        heads=HeadConfig(class_token=False),
+        heads=HeadConfig(detection="mean"),
     )
     model.text_adapter.requires_grad_(False)
     return model

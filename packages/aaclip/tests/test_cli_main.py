@@ -84,7 +84,7 @@ def test_config_of_unknown_names(aaclip):
 
 
 def test_info_counts_what_is_frozen_and_what_is_trained(aaclip, overrides):
-    released = ["adapters.kind=linear", "heads.activation=none", "heads.class_token=false"]
+    released = ["adapters.kind=linear", "heads.activation=none", "heads.detection=mean"]
     printed = succeeded(aaclip("info", *overrides, *released))
     rows = {line.split("  ")[1].strip(): line for line in printed.splitlines() if line.startswith("  ")}
     assert "frozen" in rows["image tower"]

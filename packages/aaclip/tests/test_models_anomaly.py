@@ -104,18 +104,26 @@ def reference_image(tower, module, images):
     patches = [normalize(module.segmentation[i](t), dim=-1) for i, t in enumerate(tokens)]
     if module.detection is None:
         return patches, normalize(tower(images).pooled, dim=-1)
-    return patches, normalize(module.detection(tokens[-1]), dim=-1).mean(1)
+    if module.pools_levels:
+        return patches, torch.stack([normalize(module.detection(t), dim=-1).mean(1) for t in tokens]).mean(0)
+    embedded = normalize(module.detection(tokens[-1]), dim=-1)
+    if module.query is None:
+        return patches, embedded.mean(1)
+    weights = (embedded @ module.query.weight[0]).softmax(1)
+    return patches, torch.einsum("bl,bld->bd", weights, embedded)
 
 
-@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("detection", ["class_token", "mean", "attention", "levels"])
 @pytest.mark.parametrize("activation", ["relu", "none"])
-def test_image_equals_the_reference(bundle, activation, class_token):
-    heads = HeadConfig(activation=activation, class_token=class_token)
+def test_image_equals_the_reference(bundle, activation, detection):
+    heads = HeadConfig(activation=activation, detection=detection)
     module = ImageAdapter(bundle.image_tower, levels=[2, 4, 8], adapters=AdapterConfig(), heads=heads)
-    patches, detection = reference_image(bundle.image_tower, module, IMAGES)
+    if module.query is not None:
+        torch.nn.init.normal_(module.query.weight, std=5.0)
+    patches, embedding = reference_image(bundle.image_tower, module, IMAGES)
     features = module(bundle.image_tower, IMAGES)
     torch.testing.assert_close(features.levels, patches)
-    torch.testing.assert_close(features.detection, detection)
+    torch.testing.assert_close(features.detection, embedding)
 
 
 class ValueAttention(nn.Module):

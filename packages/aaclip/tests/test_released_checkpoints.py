@@ -87,7 +87,7 @@ def test_the_numbers_and_the_heads_are_told_from_the_keys(small, tmp_path, text_
     detector = loaded(tmp_path, [*small, f"levels={[2, 4, 6, 8][:levels]}"])
     adapters, heads = detector.config.adapters, detector.config.heads
     assert (adapters.text_blocks, adapters.image_blocks, adapters.kind) == (text_blocks, image_blocks, "linear")
-    assert (heads.activation, heads.class_token) == ("leaky" if relu else "none", False)
+    assert (heads.activation, heads.detection) == ("leaky" if relu else "none", "mean")
     tokens_BLF = torch.randn(2, 5, 32)
     own = image["seg_proj"][0].fc(tokens_BLF)
     assert torch.equal(detector.model.image_adapter.segmentation[0](tokens_BLF), own)  # the slope of .01 too
@@ -103,7 +103,9 @@ def test_the_numbers_and_the_heads_are_told_from_the_keys(small, tmp_path, text_
         ("adapters.kind=bottleneck", "adapters.kind=linear, not bottleneck"),
         ("adapters.final_init=clip", "adapters.final_init=xavier, not clip"),
         ("heads.activation=relu", "heads.activation=none, not relu"),
-        ("heads.class_token=true", "heads.class_token=false, not True"),
+        ("heads.detection=class_token", "heads.detection=mean, not class_token"),
+        ("heads.detection=attention", "heads.detection=mean, not attention"),
+        ("heads.detection=levels", "heads.detection=mean, not levels"),
         ("levels=[2, 4, 6]", "has heads for 2 levels, but levels=[2, 4, 6] names 3: give the 2 blocks"),
     ],
 )

@@ -23,7 +23,7 @@ SLIPS = [
     "adapters.kind=linear",
     "adapters.final_init=xavier",
     "heads.activation=none",
-    "heads.class_token=false",
+    "heads.detection=mean",
     "loss.classification_scale=1",
     "prompts.set=compact",
     "stages.text.levels_in_loss=last",
@@ -120,7 +120,7 @@ def test_in_stage_1_the_last_level_overwrites_the_others(bundle, config, batch, 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("scale", [1, 100])
 def test_in_stage_2_the_released_cross_entropy_is_of_bare_cosines(bundle, config, batch, scale):
-    model, config = made(bundle, config, f"loss.classification_scale={scale}", "heads.class_token=false")
+    model, config = made(bundle, config, f"loss.classification_scale={scale}", "heads.detection=mean")
     text_D2 = normalize(torch.randn(24, 2, generator=torch.Generator().manual_seed(1)), dim=0)
     stage = ImageStage(model, config.stages.image, config.loss, classes={"mug": text_D2}, contexts={})
     loss = stage.training_step(batch, 0)

@@ -66,7 +66,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
         "adapters.norm_preserving=false",
         "adapters.final_init=xavier",
         "heads.activation=none",
-        "heads.class_token=false",
+        "heads.detection=mean",
+        "heads.detection=attention",
+        "heads.detection=levels",
         "preprocess.statistics=imagenet",
         "prompts.set=full",
         "prompts.renormalise=false",
@@ -103,7 +105,7 @@ def test_each_field_changes_the_weights_that_come_out(trained, override):
 
 def test_the_image_as_a_whole_is_trained_where_it_is_not_clip_s_own(trained):
     """With the frozen class token there is no head, no loss of it, and so no factor of its cosines."""
-    own, scaled = "heads.class_token=false", "loss.classification_scale=1"
+    own, scaled = "heads.detection=mean", "loss.classification_scale=1"
     assert not same(weights(trained(own)), weights(trained(own, scaled)))
     assert same(weights(trained()), weights(trained(scaled)))
     heads = [name for name in weights(trained(own)) if name.startswith("image_adapter.detection")]

@@ -104,10 +104,11 @@ class HeadConfig:
     activation: Literal["relu", "leaky", "none"] = "relu"
     """`relu`: matrix with bias, then LeakyReLU 0.2; `leaky`: matrix without bias, then LeakyReLU 0.01 (`--relu` of the
     released code); `none`: matrix without bias (official)."""
-    class_token: bool = True
-    """Embedding of the image as a whole. True: the class token of the frozen tower, which stage 1 adds to patches; it
-    takes a second pass when an image is scored. False (official): the mean of the adapted patches through a head of its
-    own, which memorises the training classes."""
+    detection: Literal["class_token", "mean", "attention", "levels"] = "class_token"
+    """Embedding of the image as a whole. `class_token`: of the frozen tower, which stage 1 adds to patches; it takes a
+    second pass when an image is scored. `mean` (official): of the adapted patches of the last level through a head of
+    its own, which memorises the training classes; `attention`: the same, weighted by a softmax over patches of their
+    product with a learned query, which starts at 0; `levels`: mean over the patches of all levels."""
 
 
 @dataclass

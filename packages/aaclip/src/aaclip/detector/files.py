@@ -28,7 +28,7 @@ from clip_common.runs.folder import is_run
 from clip_common.runs.opening import MARKER, find_model, make_marker, read_marker, write_marker
 from clip_common.tensors import TensorsError, check_fit, read_metadata, read_tensors, write_tensors
 
-PACKAGE, FORMAT = "aaclip", 4
+PACKAGE, FORMAT = "aaclip", 5
 WEIGHTS, MEMORY, CONTEXTS = "model.safetensors", "memory.safetensors", "contexts.safetensors"
 CROSS = ("text_cross_attn.", "image_cross_attn.")
 LOOP = re.compile(r"loop_(\d+)_final\.safetensors")

@@ -148,6 +148,8 @@ class AnomalyModel(FrozenCLIP):
         }
         if self.image_adapter.detection is not None:
             parts["detection head"] = (self.image_adapter.detection, "stage 2")
+        if self.image_adapter.query is not None:
+            parts["detection query"] = (self.image_adapter.query, "stage 2")
         if self.text_cross_attn is not None and self.image_cross_attn is not None:
             parts["text cross-attention"] = (self.text_cross_attn, "stage 1")
             parts["image cross-attention"] = (self.image_cross_attn, "stage 2")

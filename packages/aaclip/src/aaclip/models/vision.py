@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils import skip_init
 
 from aaclip.config import AdapterConfig, HeadConfig
 from aaclip.models.adapters import make_adapter, make_head, mix
@@ -21,8 +22,8 @@ class ImageFeatures(NamedTuple):
 
     Attributes:
         levels: Unit patch embeddings (B, L, D), one tensor for each level.
-        detection: (B, D) of the image as a whole: the frozen tower's unit class embedding, or the mean over patches of
-            unit embeddings of the last level, whose own length is not one.
+        detection: (B, D) of the image as a whole: the frozen tower's unit class embedding, or a mean over patches of
+            unit embeddings (`HeadConfig.detection`), whose own length is not one.
     """
 
     levels: list[Tensor]
@@ -56,7 +57,13 @@ class ImageAdapter(nn.Module):
         self.levels = check_levels(levels, depth=depth)
         self.layers = nn.ModuleList(make_adapter(adapters.kind, width) for _ in range(blocks))
         self.segmentation = nn.ModuleList(make_head(width, out, activation=heads.activation) for _ in self.levels)
-        self.detection = None if heads.class_token else make_head(width, out, activation=heads.activation)
+        self.pools_levels = heads.detection == "levels"
+        own = heads.detection != "class_token"
+        self.detection = make_head(width, out, activation=heads.activation) if own else None
+        self.query: nn.Linear | None = None
+        if heads.detection == "attention":
+            self.query = skip_init(nn.Linear, out, 1, bias=False)
+            nn.init.zeros_(self.query.weight)
         self.weight = adapters.image_weight
         self.norm_preserving = adapters.norm_preserving
 
@@ -68,8 +75,16 @@ class ImageAdapter(nn.Module):
         if self.detection is None:
             detection_BD = embed_class_token(tower, images_B3HW)
         else:
-            detection_BD = normalize(self.detection(patches[-1]), dim=-1).mean(dim=1)
+            pooled_BLF = torch.cat(patches, dim=1) if self.pools_levels else patches[-1]
+            detection_BD = self._pool(normalize(self.detection(pooled_BLF), dim=-1))
         return ImageFeatures(self.embed_patches(patches), detection_BD)
+
+    def _pool(self, embedded_BLD: Tensor) -> Tensor:
+        """Return (B, D): the mean of patches, weighted if there is a query."""
+        if self.query is None:
+            return embedded_BLD.mean(dim=1)
+        weights_BL1 = self.query(embedded_BLD).softmax(dim=1)
+        return (weights_BL1 * embedded_BLD).sum(dim=1)
 
     def patches(
         self, tower: VisionTower, images_B3HW: Tensor, *, attend: Callable[[Tensor], Tensor] | None = None

@@ -98,10 +98,10 @@ def check_heads(config: Config, state: Mapping[str, Tensor], *, file: Path) -> N
             f"{printable(file)} has heads for {heads} levels, but levels={config.levels} names {len(config.levels)}: "
             f"give the {heads} blocks that the heads read, levels=[…]"
         )
-    if not config.heads.class_token and "image_adapter.detection.0.weight" not in state:
+    if config.heads.detection != "class_token" and "image_adapter.detection.0.weight" not in state:
         raise ValueError(
-            f"{printable(file)} has no head det_proj: get the file again, or set heads.class_token=true, which reads "
-            "CLIP's own class token instead"
+            f"{printable(file)} has no head det_proj: get the file again, or set heads.detection=class_token, which "
+            "reads CLIP's own class token instead"
         )
 
 

@@ -69,7 +69,7 @@ def tell_image(theirs: Weights, *, file: Path) -> list[str]:
         f"adapters.image_blocks={adapters}",
         *kind,
         f"heads.activation={heads.pop()}",
-        *(["heads.class_token=false"] if detection else []),
+        *(["heads.detection=mean"] if detection else []),
     ]
 
 
