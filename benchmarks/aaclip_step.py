@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from aaclip.config import AdapterConfig, HeadConfig, LossConfig, SurgeryConfig
 from aaclip.models import AnomalyModel, Evidence
-from aaclip.models.adapters import mix
 from aaclip.models.maps import probability_map
 from aaclip.models.vision import ImageFeatures, get_image_trunk
 from aaclip.training.losses import segmentation_loss
@@ -94,8 +93,8 @@ class Straightforward(nn.Module):
             x_BTF = x_BTF + attended_BTF
             x_BTF = x_BTF + block.mlp(block.ln_2(x_BTF))
             if number <= len(adapter.layers):
-                adapted_BTF = adapter.layers[number - 1](x_BTF)
-                x_BTF = mix(x_BTF, adapted_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
+                layer = adapter.layers[number - 1]
+                x_BTF = layer.mix(x_BTF, layer(x_BTF))
             if number in adapter.levels:
                 patches.append(self.trunk.norm(x_BTF[:, 1:]))
         levels = [normalize(head(x), dim=-1) for head, x in zip(adapter.segmentation, patches, strict=True)]

@@ -31,7 +31,6 @@ from aaclip.data import AnomalyDataset, collate
 from aaclip.detector.calibration import top_mean
 from aaclip.detector.detector import Detector
 from aaclip.models import AnomalyModel
-from aaclip.models.adapters import mix
 from aaclip.models.backbone import make_model
 from aaclip.models.maps import BLUR, TEMPERATURE
 from aaclip.models.vision import get_image_trunk
@@ -70,8 +69,8 @@ def run_tower(detector: Detector, images_B3SS: Tensor, *, adapted: bool) -> tupl
         x_BTF = x_BTF + attended_BTF
         x_BTF = x_BTF + block.mlp(block.ln_2(x_BTF))
         if adapted and number <= len(adapter.layers):
-            added_BTF = adapter.layers[number - 1](x_BTF)
-            x_BTF = mix(x_BTF, added_BTF, weight=adapter.weight, norm_preserving=adapter.norm_preserving)
+            layer = adapter.layers[number - 1]
+            x_BTF = layer.mix(x_BTF, layer(x_BTF))
         if number in adapter.levels:
             patches.append(trunk.norm(x_BTF[:, 1:]))
     return patches, x_BTF

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from aaclip.config import AdapterConfig, Config, HeadConfig
 from aaclip.models import PlainCLIP
-from aaclip.models.adapters import make_adapter, make_final_projection, make_head, mix
+from aaclip.models.adapters import Adapter, make_final_projection, make_head
 from aaclip.models.backbone import make_model
 from aaclip.models.text import TextAdapter
 from aaclip.models.vision import ImageAdapter
@@ -21,6 +21,10 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def make_adapter(kind, width, norm="tokens"):
+    return Adapter(AdapterConfig(kind=kind, norm=norm), width, weight=0.1, grid=True)
 
 
 def test_the_three_adapters_are_what_their_documents_say():
@@ -57,9 +61,9 @@ def test_the_final_map_starts_from_clip_s_or_from_random_numbers():
 
 def test_the_mix_by_hand():
     x, a = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
-    assert mix(x, a, weight=0.1, norm_preserving=True).tolist() == [[pytest.approx(2.7), pytest.approx(4.1)]]
-    assert mix(x, a, weight=0.1, norm_preserving=False).tolist() == [[pytest.approx(2.7), pytest.approx(3.8)]]
-    silent = mix(x, torch.zeros(1, 2), weight=0.1, norm_preserving=True)
+    assert make_adapter("linear", 2).mix(x, a).tolist() == [[pytest.approx(2.7), pytest.approx(4.1)]]
+    assert make_adapter("linear", 2, "none").mix(x, a).tolist() == [[pytest.approx(2.7), pytest.approx(3.8)]]
+    silent = make_adapter("linear", 2).mix(x, torch.zeros(1, 2))
     assert silent.tolist() == [[pytest.approx(2.7), pytest.approx(3.6)]]
 
 

@@ -63,7 +63,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
         "adapters.image_blocks=3",
         "adapters.text_weight=0.3",
         "adapters.image_weight=0.3",
-        "adapters.norm_preserving=false",
+        "adapters.kind=lora",
+        "adapters.kind=conv",
+        "adapters.placement=last",
+        "adapters.placement=spread",
+        "adapters.position=parallel",
+        "adapters.norm=none",
+        "adapters.norm=layer",
+        "adapters.norm=learned",
         "adapters.final_init=xavier",
         "heads.activation=none",
         "heads.detection=mean",
@@ -101,6 +108,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
 )
 def test_each_field_changes_the_weights_that_come_out(trained, override):
     assert not same(weights(trained()), weights(trained(*override.split(";"))))
+
+
+def test_the_rank_is_that_of_the_low_rank_updates(trained):
+    for rank in (8, 2):
+        found = weights(trained("adapters.kind=lora", f"adapters.rank={rank}"))
+        assert found["image_adapter.layers.0.query.0.weight"].shape == (rank, 32)
 
 
 def test_the_image_as_a_whole_is_trained_where_it_is_not_clip_s_own(trained):

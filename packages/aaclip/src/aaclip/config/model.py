@@ -43,18 +43,29 @@ class SurgeryConfig:
 class AdapterConfig:
     """Small trainable modules inside the frozen towers."""
 
-    kind: Literal["bottleneck", "mlp", "linear"] = "bottleneck"
-    """`bottleneck` d → d/2 → d (LeakyReLU 0.2), `mlp` d → d → d, `linear` one matrix without bias (LeakyReLU 0.01)."""
+    kind: Literal["bottleneck", "mlp", "linear", "lora", "conv"] = "bottleneck"
+    """`bottleneck` d → d/2 → d (LeakyReLU 0.2), `mlp` d → d → d, `linear` one matrix without bias (LeakyReLU 0.01).
+    `conv`: bottleneck with a depthwise 3 x 3 convolution over the grid of patches, which starts as the identity; the
+    class token passes it by, and in the text tower, which has no grid, it is `bottleneck`. `lora`: a low-rank update of
+    the block's own query and value matrices, which starts at zero; weights, `position` and `norm` do not apply."""
+    rank: int = 8
+    """Rank of `lora`."""
+    placement: Literal["first", "last", "spread"] = "first"
+    """Blocks that are adapted, given their number n: the first, the last, or block ⌊k·depth/n⌋ for k = 1 … n. The depth
+    of the image tower ends at the last of `levels`, behind which nothing is read."""
+    position: Literal["after", "parallel"] = "after"
+    """The adapter reads the block's output, or (`parallel`) its input; it is mixed into the output."""
     text_blocks: int | None = field(default=None, metadata={"alias": "text_adapt_until"})
-    """Number of first text blocks with an adapter after them; null: a quarter of all (3 of 12)."""
+    """Number of text blocks with an adapter; null: a quarter of all (3 of 12)."""
     image_blocks: int | None = field(default=None, metadata={"alias": "image_adapt_until"})
-    """Number of first image blocks with an adapter after them; null: a quarter of all (6 of 24)."""
+    """Number of image blocks with an adapter; null: a quarter of all (6 of 24), at most the last of `levels`."""
     text_weight: float = 0.1
     """Share of the adapter in x = w·a + (1 − w)·x, in the text tower."""
     image_weight: float = 0.1
     """The same in the image tower."""
-    norm_preserving: bool = True
-    """Scale each token of the adapter's output to the norm of its input."""
+    norm: Literal["tokens", "none", "layer", "learned"] = "tokens"
+    """Scale of the adapter's output: to the norm of the token that it is mixed into (`tokens`), that times a learned
+    factor that starts at 1 (`learned`), its own (`none`), or a layer norm with its parameters (`layer`)."""
     final_init: Literal["clip", "xavier"] = "clip"
     """Start of the map that replaces CLIP's text projection: that projection, or random numbers (official)."""
 
@@ -62,6 +73,9 @@ class AdapterConfig:
         for name in ("text_weight", "image_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"adapters.{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        check_least("adapters.rank", self.rank, least=1, what="a whole number")
+        if self.kind == "lora" and self.position == "parallel":
+            raise ConfigError("adapters.position=parallel: lora changes the block itself: set adapters.position=after")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils import skip_init
 
 from aaclip.config import AdapterConfig, HeadConfig
-from aaclip.models.adapters import make_adapter, make_head, mix
+from aaclip.models.adapters import Adapters, make_head
 from clip_common.backbones import BackboneError, VisionTower
 from clip_common.backbones.open_clip_trunks import AttentionBlock, OpenClipVision
 
@@ -31,7 +31,7 @@ class ImageFeatures(NamedTuple):
 
 
 class ImageAdapter(nn.Module):
-    """Everything that stage 2 trains: adapters after the first blocks, a head for each level, and if configured one for
+    """Everything that stage 2 trains: adapters of some blocks, a head for each level, and if configured one for
     detection.
 
     Args:
@@ -49,13 +49,10 @@ class ImageAdapter(nn.Module):
     ) -> None:
         super().__init__()
         trunk = get_image_trunk(tower)
-        depth = len(trunk.blocks)
-        blocks = depth // 4 or 1 if adapters.image_blocks is None else adapters.image_blocks
-        if not 0 <= blocks <= depth:
-            raise ValueError(f"adapters.image_blocks={blocks}: the image tower has {depth} blocks")
-        width, out = trunk.width, trunk.embed_dim
+        depth, width, out = len(trunk.blocks), trunk.width, trunk.embed_dim
         self.levels = check_levels(levels, depth=depth)
-        self.layers = nn.ModuleList(make_adapter(adapters.kind, width) for _ in range(blocks))
+        read = trunk.blocks[: self.levels[-1]]
+        self.layers = Adapters(adapters, tower="image", blocks=read, depth=depth, width=width)
         self.segmentation = nn.ModuleList(make_head(width, out, activation=heads.activation) for _ in self.levels)
         self.pools_levels = heads.detection == "levels"
         own = heads.detection != "class_token"
@@ -64,8 +61,6 @@ class ImageAdapter(nn.Module):
         if heads.detection == "attention":
             self.query = skip_init(nn.Linear, out, 1, bias=False)
             nn.init.zeros_(self.query.weight)
-        self.weight = adapters.image_weight
-        self.norm_preserving = adapters.norm_preserving
 
     def forward(
         self, tower: VisionTower, images_B3HW: Tensor, *, attend: Callable[[Tensor], Tensor] | None = None
@@ -108,17 +103,9 @@ class ImageAdapter(nn.Module):
         depth: int,
         attend: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[Tensor]:
-        """Yield the tokens (B, T, F) after each of the first `depth` blocks and its adapter; see `patches`."""
+        """Return the tokens (B, T, F) after each of the first `depth` blocks and its adapter; see `patches`."""
         trunk = get_image_trunk(tower)
-        x_BTF = trunk.embed(images_B3HW)
-        for number, block in enumerate(trunk.blocks[:depth]):
-            x_BTF = block(x_BTF)
-            if number == 0 and attend is not None:
-                x_BTF = attend(x_BTF)
-            if number < len(self.layers):
-                adapted_BTF = self.layers[number](x_BTF)
-                x_BTF = mix(x_BTF, adapted_BTF, weight=self.weight, norm_preserving=self.norm_preserving)
-            yield x_BTF
+        return self.layers.walk(trunk.blocks[:depth], trunk.embed(images_B3HW), attend=attend)
 
     def embed_patches(self, patches: Sequence[Tensor]) -> list[Tensor]:
         """Return unit embeddings (B, L, D) of the patches of each level."""

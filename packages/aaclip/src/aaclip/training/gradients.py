@@ -1,7 +1,7 @@
 """How much gradient reaches each trained module, with and without cross-attention beside it.
 
 `alone` is the norm of a module's gradient without the other kind of module: adapters without cross-attention, or
-cross-attention with adapters of weight 0. `together` is the norm with both, as in training. Their ratio is the share
+cross-attention with adapters left out. `together` is the norm with both, as in training. Their ratio is the share
 that is left: unscaled cross-attention is many times as large as the tokens it is added to, and starves the adapters.
 """
 
@@ -146,10 +146,8 @@ def measure_mode(model: AnomalyModel, config: Config, records: Sequence[Record],
     """Return the gradients of every module: alone, and together."""
     adapters = measure_norms(model, config, records, attends=False)
     together = measure_norms(model, config, records, attends=True)
-    weights = model.text_adapter.weight, model.image_adapter.weight
-    model.text_adapter.weight = model.image_adapter.weight = 0.0
-    attention = measure_norms(model, config, records, attends=True)
-    model.text_adapter.weight, model.image_adapter.weight = weights
+    with model.text_adapter.layers.left_out(), model.image_adapter.layers.left_out():
+        attention = measure_norms(model, config, records, attends=True)
     return [
         GradientRow(mode, name, alone=(attention if CROSS in name else adapters)[name], together=norm)
         for name, norm in together.items()

@@ -122,7 +122,7 @@ def read_fork_context(model: AnomalyModel, images_B3HW: Tensor) -> Tensor:
         images_B3HW: Preprocessed pixels.
     """
     adapter = model.image_adapter
-    walk = adapter.walk(model.image_tower, images_B3HW, depth=len(adapter.layers) + 1)
+    walk = adapter.walk(model.image_tower, images_B3HW, depth=max(adapter.layers.places, default=0) + 1)
     x_BTF = deque(walk, maxlen=1).pop()  # the last one, without keeping the others
     patches_BLD: Tensor = adapter.segmentation[0](x_BTF[:, 1:])
     return patches_BLD

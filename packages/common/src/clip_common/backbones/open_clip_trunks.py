@@ -44,6 +44,10 @@ def without_attention_maps() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+Update = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From normed tokens (B, T, F) to what is added to the queries and to the values of a block, (B, T, F) each."""
+
+
 class AttentionBlock(Block):
     """A residual attention block of open_clip, run without its attention map (B, H, T, T), whole or in parts.
 
@@ -62,18 +66,27 @@ class AttentionBlock(Block):
         """H, the number of heads."""
         return self.module.attn.num_heads
 
-    def __call__(self, x_BTF: Tensor) -> Tensor:
+    def __call__(self, x_BTF: Tensor, *, update: Update | None = None) -> Tensor:
+        """Return the tokens (B, T, F) after the block; `update` adds to its own queries and values."""
         if x_BTF.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             images = max(1, IN_CACHE // x_BTF.shape[1])
-            return torch.cat([self._run(part_BTF) for part_BTF in x_BTF.split(images)])
-        return self._run(x_BTF)
+            return torch.cat([self._run(part_BTF, update) for part_BTF in x_BTF.split(images)])
+        return self._run(x_BTF, update)
 
-    def _run(self, x_BTF: Tensor) -> Tensor:
-        attention = self.module.attn
-        mixed_BT3F = linear(self.norm(x_BTF), attention.in_proj_weight, attention.in_proj_bias)
-        query_BHTd, key_BHTd, value_BHTd = (self.split(part_BTF) for part_BTF in mixed_BT3F.chunk(3, dim=-1))
-        attended_BHTd = scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd)
+    def _run(self, x_BTF: Tensor, update: Update | None) -> Tensor:
+        attention, normed_BTF = self.module.attn, self.norm(x_BTF)
+        mixed_BT3F = linear(normed_BTF, attention.in_proj_weight, attention.in_proj_bias)
+        query_BTF, key_BTF, value_BTF = mixed_BT3F.chunk(3, dim=-1)
+        if update is not None:
+            more_query_BTF, more_value_BTF = update(normed_BTF)
+            query_BTF, value_BTF = query_BTF + more_query_BTF, value_BTF + more_value_BTF
+        heads = [self.split(part_BTF) for part_BTF in (query_BTF, key_BTF, value_BTF)]
+        attended_BHTd = scaled_dot_product_attention(*heads, attn_mask=self.mask(x_BTF.shape[1]))
         return self.add_mlp(self.add_attention(x_BTF, self.project(self.join(attended_BHTd))))
+
+    def mask(self, length: int) -> Tensor | None:
+        """Return the mask (T, T) of the attention among `length` tokens; None: every token sees all."""
+        return None
 
     def norm(self, x_BTF: Tensor) -> Tensor:
         """Return the input of the attention: the tokens after the first layer norm."""
@@ -116,8 +129,8 @@ class AttentionBlock(Block):
         return hidden_BTM
 
 
-class CausalBlock(Block):
-    """A block of a causal text transformer of open_clip, with its mask (L, L) cut to the length of its tokens."""
+class MaskedBlock(Block):
+    """A block of another kind in a causal text transformer, which knows no parts."""
 
     def __init__(self, module: nn.Module, mask_LL: Tensor) -> None:
         super().__init__(module)
@@ -126,6 +139,22 @@ class CausalBlock(Block):
     def __call__(self, x_BLF: Tensor) -> Tensor:
         length = x_BLF.shape[1]
         return self.module(x_BLF, attn_mask=self.mask_LL[:length, :length])
+
+
+class CausalBlock(AttentionBlock):
+    """A block of a causal text transformer of open_clip, with its mask (L, L) cut to the length of its tokens."""
+
+    def __init__(self, module: ResidualAttentionBlock, mask_LL: Tensor) -> None:
+        super().__init__(module)
+        self.mask_LL = mask_LL
+
+    def __call__(self, x_BLF: Tensor, *, update: Update | None = None) -> Tensor:
+        if update is None:
+            return self.module(x_BLF, attn_mask=self.mask(x_BLF.shape[1]))
+        return super().__call__(x_BLF, update=update)
+
+    def mask(self, length: int) -> Tensor:
+        return self.mask_LL[:length, :length]
 
 
 class OpenClipVision(VisionTrunk):
@@ -272,7 +301,8 @@ class OpenClipText(TextTrunk):
 
     @property
     def blocks(self) -> list[Block]:
-        return [CausalBlock(module, self.text.attn_mask) for module in self.text.transformer.resblocks]
+        modules, mask_LL = self.text.transformer.resblocks, self.text.attn_mask
+        return [(CausalBlock if type(one) is ResidualAttentionBlock else MaskedBlock)(one, mask_LL) for one in modules]
 
     @property
     def projection(self) -> nn.Parameter | nn.Linear | None:
