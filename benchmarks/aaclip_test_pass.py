@@ -69,7 +69,7 @@ def run_tower(detector: Detector, images_B3SS: Tensor, *, adapted: bool) -> tupl
         x_BTF = x_BTF + attended_BTF
         x_BTF = x_BTF + block.mlp(block.ln_2(x_BTF))
         if adapted and number <= len(adapter.layers):
-            layer = adapter.layers[number - 1]
+            layer: Any = adapter.layers[number - 1]
             x_BTF = layer.mix(x_BTF, layer(x_BTF))
         if number in adapter.levels:
             patches.append(trunk.norm(x_BTF[:, 1:]))

@@ -72,7 +72,7 @@ def test_no_adapter_is_behind_the_last_level(bundle):
             bundle.image_tower, levels=[2, 5], adapters=AdapterConfig(placement=placement), heads=HeadConfig()
         )
         assert module.layers.places == places
-    told = AdapterConfig(image_blocks=3)
+    told = AdapterConfig(image_blocks=3, placement="last")
     with pytest.raises(ValueError, match="image tower has 8 blocks, of which the first 2 are read"):
         ImageAdapter(bundle.image_tower, levels=[1, 2], adapters=told, heads=HeadConfig())
     own = ImageAdapter(bundle.image_tower, levels=[1], adapters=AdapterConfig(), heads=HeadConfig())

@@ -58,7 +58,8 @@ class AdapterConfig:
     text_blocks: int | None = field(default=None, metadata={"alias": "text_adapt_until"})
     """Number of text blocks with an adapter; null: a quarter of all (3 of 12)."""
     image_blocks: int | None = field(default=None, metadata={"alias": "image_adapt_until"})
-    """Number of image blocks with an adapter; null: a quarter of all (6 of 24), at most the last of `levels`."""
+    """Number of image blocks with an adapter; null: a quarter of all (6 of 24), at most the last of `levels`. More of
+    the first than that have no effect, and stay untrained; more of the others are refused."""
     text_weight: float = 0.1
     """Share of the adapter in x = w·a + (1 − w)·x, in the text tower."""
     image_weight: float = 0.1

@@ -104,7 +104,8 @@ class LowRankUpdate(nn.Module):
         )
         self.scale = ALPHA / rank
         for pair in (self.query, self.value):
-            nn.init.zeros_(pair[1].weight)
+            for parameter in pair[1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x_BTF: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is added to queries and to values, (B, T, F) each, for normed tokens."""
@@ -136,9 +137,12 @@ class Adapters(nn.ModuleList):
         count = config.text_blocks if text else config.image_blocks
         if count is None:
             count = min(depth // 4 or 1, len(blocks))
-        if not 0 <= count <= len(blocks):
-            read = "" if len(blocks) == depth else f", of which the first {len(blocks)} are read"
-            raise ValueError(f"adapters.{tower}_blocks={count}: the {tower} tower has {depth} blocks{read}")
+        most = depth if config.placement == "first" else len(blocks)  # released files may hold some that are not read
+        if not 0 <= count <= most:
+            raise ValueError(
+                f"adapters.{tower}_blocks={count}: the {tower} tower has {depth} blocks"
+                + (f", of which the first {most} are read" if most < depth else "")
+            )
         if config.kind == "lora":
             if not all(isinstance(block, AttentionBlock) for block in blocks):
                 raise BackboneError(
