@@ -130,6 +130,19 @@ def test_image_equals_the_reference(bundle, activation, detection):
     torch.testing.assert_close(features.detection, embedding)
 
 
+def test_an_untrained_query_takes_the_mean_and_a_trained_one_has_gradients(bundle):
+    found, modules = [], []
+    for detection in ("mean", "attention"):
+        torch.manual_seed(0)
+        heads = HeadConfig(detection=detection)
+        modules.append(ImageAdapter(bundle.image_tower, levels=[4, 8], adapters=AdapterConfig(), heads=heads))
+        found.append(modules[-1](bundle.image_tower, IMAGES).detection)
+    torch.testing.assert_close(found[0], found[1], atol=1e-7, rtol=1e-6)
+    assert modules[1].state_dict().keys() - modules[0].state_dict().keys() == {"query.weight"}
+    found[1][:, 0].sum().backward()
+    assert modules[1].query.weight.grad.abs().sum() > 0
+
+
 class ValueAttention(nn.Module):
     """V-V attention as research code has it: batch first, its own loop over heads."""
 

@@ -79,6 +79,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
         "preprocess.statistics=imagenet",
         "prompts.set=full",
         "prompts.renormalise=false",
+        "prompts.learned_tokens=4",
         "augment.rotation=30",
         "augment.rotation_p=0",
         "augment.crop=1.5",
@@ -89,6 +90,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained):
         "augment.jitter_p=0",
         "loss.focal_alpha=dynamic",
         "loss.orthogonal=3",
+        "loss.infonce=0.1",
+        "loss.orthogonal=0;loss.infonce=0.1",
+        "loss.infonce=0.1;loss.infonce_temperature=1",
+        "stages.order=joint",
         "stages.text.epochs=1",
         "stages.text.batch_size=4",
         "stages.text.lr=1e-2",
@@ -114,6 +119,13 @@ def test_the_rank_is_that_of_the_low_rank_updates(trained):
     for rank in (8, 2):
         found = weights(trained("adapters.kind=lora", f"adapters.rank={rank}"))
         assert found["image_adapter.layers.0.query.0.weight"].shape == (rank, 32)
+
+
+def test_the_temperature_of_infonce_counts_where_infonce_does(trained):
+    on, other = "loss.infonce=0.1", "loss.infonce_temperature=1"
+    assert same(weights(trained()), weights(trained(other)))
+    assert not same(weights(trained(on)), weights(trained(on, other)))
+    assert all(float(row["train/infonce"]) > 0 for row in read_rows(trained(on) / "metrics.csv")[:4])
 
 
 def test_the_image_as_a_whole_is_trained_where_it_is_not_clip_s_own(trained):

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from aaclip.training.losses import dice_loss, focal_loss, orthogonal_loss, segmentation_loss
+from aaclip.config import LossConfig
+from aaclip.training.losses import dice_loss, focal_loss, infonce_loss, orthogonal_loss, segmentation_loss
+from clip_common.config import ConfigError
 
 
 def released_focal(probabilities, target, gamma=2.0, smooth=1e-5):
@@ -72,3 +74,47 @@ def test_the_orthogonal_loss_by_hand():
     assert orthogonal_loss(right).item() == 0.0
     assert orthogonal_loss(same).item() == 1.0
     assert orthogonal_loss(torch.cat([right, same])).item() == 0.25  # the mean is squared, not each
+
+
+def test_infonce_by_hand():
+    """One class in two dimensions, three normal prompts against one abnormal one: each side weighs one half."""
+    normal = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    abnormal = torch.tensor([[0.0, 1.0]])
+    text = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # t_normal (1, 0), t_abnormal (0, 1)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))  # cosines 1 and 0, divided by 0.5
+    expected = ((2 * right + wrong) / 3 + right) / 2
+    assert infonce_loss([normal, abnormal], text, temperature=0.5).item() == pytest.approx(expected)
+    twice = infonce_loss([normal, abnormal] * 2, text.expand(2, -1, -1), temperature=0.5)
+    assert twice.item() == pytest.approx(expected)
+
+
+def test_infonce_pushes_the_sides_apart():
+    torch.manual_seed(0)
+    free = torch.randn(6, 8, requires_grad=True)
+    optimizer = torch.optim.SGD([free], lr=0.5)
+
+    def embed():
+        sides = torch.nn.functional.normalize(free, dim=1).split([4, 2])
+        means = torch.stack([torch.nn.functional.normalize(side.mean(0), dim=0) for side in sides], dim=1)
+        return sides, means[None]
+
+    cosines = []
+    for _ in range(20):
+        sides, text = embed()
+        cosines.append((text[0, :, 0] @ text[0, :, 1]).item())
+        optimizer.zero_grad()
+        infonce_loss(sides, text, temperature=0.5).backward()
+        optimizer.step()
+    assert cosines[-1] < cosines[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"infonce": -1.0}, "loss.infonce: expected a number from 0, got -1"),
+        ({"infonce_temperature": 0.0}, "loss.infonce_temperature: expected a number above 0, got 0"),
+    ],
+)
+def test_wrong_settings_of_infonce_are_one_line(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        LossConfig(**setting)

@@ -137,6 +137,12 @@ class PromptConfig:
     whose REAL_NAMES is read and never executed."""
     renormalise: bool = True
     """Scale the mean of the prompts' embeddings to unit length again."""
+    learned_tokens: int = 0
+    """Learned token embeddings between the start token and the words of every prompt (CoOp, Zhou et al. 2022), trained
+    in stage 1, shared by all prompts. They take places of the 77 that a prompt has."""
+
+    def __post_init__(self) -> None:
+        check_least("prompts.learned_tokens", self.learned_tokens, least=0, what="a whole number")
 
 
 @dataclass

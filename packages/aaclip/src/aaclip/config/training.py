@@ -29,6 +29,16 @@ class LossConfig:
     released code, with which a cosine hardly changes the loss."""
     orthogonal: float = field(default=0.1, metadata={"alias": "text_norm_weight"})
     """Weight of (mean of t_normal·t_abnormal)² in stage 1."""
+    infonce: float = 0.0
+    """Weight in stage 1 of InfoNCE: each prompt of a class against the normal and the abnormal embedding of the class.
+    It takes the place of the angle with `orthogonal` 0."""
+    infonce_temperature: float = 0.07
+    """What cosines are divided by in InfoNCE."""
+
+    def __post_init__(self) -> None:
+        check_least("loss.infonce", self.infonce, least=0)
+        if self.infonce_temperature <= 0:
+            raise ConfigError(f"loss.infonce_temperature: expected a number above 0, got {self.infonce_temperature:g}")
 
 
 @dataclass
@@ -72,6 +82,11 @@ class ImageStageConfig:
 class StagesConfig:
     """The two stages."""
 
+    order: Literal["separate", "joint"] = "separate"
+    """`separate`: stage 1, then stage 2; `joint`: both at once, end to end, with the epochs, batch size and milestones
+    of `image` and a learning rate for each. `aaclip feedback cross_attention.enabled=false` alternates: text, image,
+    text, …"""
+
     text: TextStageConfig = field(default_factory=TextStageConfig)
     image: ImageStageConfig = field(default_factory=ImageStageConfig)
 
@@ -79,6 +94,11 @@ class StagesConfig:
         for name, stage in (("text", self.text), ("image", self.image)):
             check_least(f"stages.{name}.epochs", stage.epochs, least=0, what="a whole number")
             check_least(f"stages.{name}.batch_size", stage.batch_size, least=1, what="a whole number")
+        if self.order == "joint" and self.text.cache_features:
+            raise ConfigError(
+                f"stages.text.cache_features={self.text.cache_features} with stages.order=joint: images are computed "
+                "anyway: set cache_features=0"
+            )
 
 
 @dataclass

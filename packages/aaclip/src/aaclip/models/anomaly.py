@@ -88,6 +88,7 @@ class AnomalyModel(FrozenCLIP):
         surgery: Of the view that stage 1 reads.
         adapters, heads: The trained modules.
         cross_attention: Between the towers; None, or not enabled: none.
+        learned_tokens: Number of learned token embeddings in every prompt.
 
     Raises:
         ValueError: Levels or blocks that the towers do not have.
@@ -103,6 +104,7 @@ class AnomalyModel(FrozenCLIP):
         adapters: AdapterConfig,
         heads: HeadConfig,
         cross_attention: CrossAttentionConfig | None = None,
+        learned_tokens: int = 0,
     ) -> None:
         super().__init__(bundle)
         self.levels = list(levels or choose_levels(self.image_tower))
@@ -111,7 +113,7 @@ class AnomalyModel(FrozenCLIP):
         self.vv_blocks = choose_vv_blocks(self.image_tower) if surgery.blocks is None else surgery.blocks
         if not 0 <= self.vv_blocks <= depth:
             raise ValueError(f"surgery.blocks={surgery.blocks}: the image tower has {depth} blocks")
-        self.text_adapter = TextAdapter(self.text_tower, adapters)
+        self.text_adapter = TextAdapter(self.text_tower, adapters, learned_tokens=learned_tokens)
         self.image_adapter = ImageAdapter(self.image_tower, levels=self.levels, adapters=adapters, heads=heads)
         if cross_attention is not None and cross_attention.enabled:
             text, image = get_text_trunk(self.text_tower), get_image_trunk(self.image_tower)
@@ -146,6 +148,8 @@ class AnomalyModel(FrozenCLIP):
             "image adapters": (self.image_adapter.layers, "stage 2"),
             "segmentation heads": (self.image_adapter.segmentation, "stage 2"),
         }
+        if self.text_adapter.tokens is not None:
+            parts["learned tokens"] = (self.text_adapter.tokens, "stage 1")
         if self.image_adapter.detection is not None:
             parts["detection head"] = (self.image_adapter.detection, "stage 2")
         if self.image_adapter.query is not None:
@@ -157,6 +161,10 @@ class AnomalyModel(FrozenCLIP):
             (name, sum(parameter.numel() for parameter in module.parameters()), state)
             for name, (module, state) in parts.items()
         ]
+
+    def check_texts(self, texts: list[str]) -> None:
+        """Raise ValueError if a text does not fit the text tower's context beside the learned tokens."""
+        self.text_adapter.make_room(self.text_tower, self.bundle.tokenizer(texts))
 
     def encode_text(self, texts: list[str], contexts_GLD: Tensor | None = None) -> Tensor:
         """Return (P, D) embeddings from the adapted text tower, not normalised.

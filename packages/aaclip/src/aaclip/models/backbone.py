@@ -85,7 +85,23 @@ def make_model(bundle: Bundle, config: Config) -> AnomalyModel:
         adapters=choose_adapters(config),
         heads=config.heads,
         cross_attention=config.cross_attention,
+        learned_tokens=choose_learned_tokens(config),
     )
+
+
+def choose_learned_tokens(config: Config) -> int:
+    """Return the number of learned tokens of a configuration.
+
+    Raises:
+        ValueError: There are some, and no text stage trains or loads them.
+    """
+    count = config.prompts.learned_tokens
+    if count and config.stages.text.epochs == 0 and config.start is None:
+        raise ValueError(
+            f"prompts.learned_tokens={count} with stages.text.epochs=0: stage 1 trains them: give it epochs, or a "
+            "start=RUN that has them"
+        )
+    return count
 
 
 def choose_adapters(config: Config) -> AdapterConfig:

@@ -140,10 +140,22 @@ def embed_classes(encode: Callable[[list[str]], Tensor], names: Sequence[str], p
         prompts: States and templates. Without `renormalise` the means keep their length (the reference document's
             slip).
     """
+    return average_prompts(embed_prompts(encode, names, prompts), prompts)
+
+
+def embed_prompts(encode: Callable[[list[str]], Tensor], names: Sequence[str], prompts: PromptSet) -> list[Tensor]:
+    """Return the unit embeddings (P, D) of the normal, then of the abnormal prompts of each name; see `embed_classes`.
+
+    They are 2 N tensors.
+    """
     texts = [prompts.prompts(name) for name in names]
     embedded_PD = normalize(encode([text for sides in texts for side in sides for text in side]), dim=-1)
-    sizes = [len(side) for sides in texts for side in sides]
-    means = torch.stack([part.mean(dim=0) for part in embedded_PD.split(sizes)])
+    return list(embedded_PD.split([len(side) for sides in texts for side in sides]))
+
+
+def average_prompts(sides: Sequence[Tensor], prompts: PromptSet) -> Tensor:
+    """Return the (N, D, 2) embedding of each name from what `embed_prompts` returned."""
+    means = torch.stack([side_PD.mean(dim=0) for side_PD in sides])
     if prompts.renormalise:
         means = normalize(means, dim=-1)
-    return means.unflatten(0, (len(names), 2)).transpose(1, 2)
+    return means.unflatten(0, (-1, 2)).transpose(1, 2)

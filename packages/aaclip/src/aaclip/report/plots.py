@@ -10,7 +10,10 @@ from clip_common.plots import GREY, PALETTE, Dots, draw_curves, draw_dots, make_
 LOSSES = {
     "train/loss": "all parts",
     "train/orthogonal": "normal against abnormal",
+    "train/infonce": "prompts against both sides",
     "train/classification": "images as a whole",
+    "train/text": "both stages at once: of texts",
+    "train/image": "both stages at once: of images",
 }
 
 

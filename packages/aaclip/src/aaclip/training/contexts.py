@@ -34,7 +34,8 @@ def load_start(model: AnomalyModel, start: str, *, config: Config) -> None:
     """
     source = Path(start)
     stored = read_detector(source)
-    check_same_adapters(stored.config, config, source=f"start={start}")
+    image = any(name.startswith("image_adapter.") for name in stored.state)
+    check_same_adapters(stored.config, config, source=f"start={start}", image=image)
     for what, tower in (("image", model.image_tower), ("text", model.text_tower)):
         check_fingerprint(
             fingerprint(tower),
@@ -45,14 +46,18 @@ def load_start(model: AnomalyModel, start: str, *, config: Config) -> None:
     load_trained(model, stored.state, source=source, start=True)
 
 
-def check_same_adapters(theirs: Config, ours: Config, *, source: str) -> None:
+def check_same_adapters(theirs: Config, ours: Config, *, source: str, image: bool = True) -> None:
     """Raise ValueError if trained adapters would compute something else in this configuration; sizes are not compared.
 
-    Fields that are null, told from the tower, fit anything here.
+    Fields that are null, told from the tower, fit anything here. Without `image` the heads are not compared either.
     """
     was, wanted = (
         {f"adapters.{key}": value for key, value in asdict(choose_adapters(config)).items()}
-        | {"backbone.activation": config.backbone.activation}
+        | {f"heads.{key}": value for key, value in asdict(config.heads).items() if image}
+        | {
+            "backbone.activation": config.backbone.activation,
+            "prompts.learned_tokens": config.prompts.learned_tokens,
+        }
         for config in (theirs, ours)
     )
     other = [key for key, value in was.items() if None not in (value, wanted[key]) and value != wanted[key]]

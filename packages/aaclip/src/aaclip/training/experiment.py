@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from aaclip.config import Config
 from aaclip.data import (
     DataError,
@@ -25,8 +27,16 @@ from aaclip.models.prompts import load_prompts, note_unnamed
 from aaclip.report.plots import draw_losses
 from aaclip.scoring.score import register
 from aaclip.training.contexts import load_start, name_contexts, read_text_contexts
-from aaclip.training.fits import Job, embed_training_classes, train_image, train_text
-from aaclip.training.stages import Stage, list_pending, list_stages, mark_resumed, read_config, resume_config
+from aaclip.training.fits import Job, embed_training_classes, train_image, train_joint, train_text
+from aaclip.training.stages import (
+    Stage,
+    check_joint,
+    list_pending,
+    list_stages,
+    mark_resumed,
+    read_config,
+    resume_config,
+)
 from clip_common.config import load_config, to_yaml
 from clip_common.devices import pick_device
 from clip_common.reporting import Progress, Reporter, silent
@@ -133,6 +143,7 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
         ValueError: See `train`.
     """
     list_stages(config, stage, run)
+    check_joint(config)
     check_trainer(config.trainer)
     records = read_training_records(config)
     if run is not None and (run.path / TRAINING_LIST).exists():
@@ -143,7 +154,11 @@ def prepare(config: Config, *, stage: Stage, run: Run | None = None) -> Job:
     if config.start is not None:
         load_start(model, config.start, config=config)
     model.to(pick_device(config.trainer.devices))
-    return Job(config, stage, records, model, load_prompts(config.prompts))
+    prompts = load_prompts(config.prompts)
+    if config.prompts.learned_tokens:
+        for name in sorted({record.class_name for record in records}):
+            model.check_texts(prompts.list_all(prompts.name_of(name)))
+    return Job(config, stage, records, model, prompts)
 
 
 def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -> Trained:
@@ -161,10 +176,15 @@ def run_job(job: Job, run: Run, *, resumed: bool, reporter: Reporter = silent) -
         shutil.rmtree(run.path / MODEL, ignore_errors=True)
         if not (run.path / TRAINING_LIST).exists():
             save_list(job.records, run.path / TRAINING_LIST, root=Path(str(config.data.root)))
-    image_contexts = train_text(job, run, resumed=resumed, reporter=reporter)
+    joint = config.stages.order == "joint"
+    image_contexts: dict[str, Tensor] = {}
+    if joint:
+        train_joint(job, run, resumed=resumed)
+    else:
+        image_contexts = train_text(job, run, resumed=resumed, reporter=reporter)
     classes = embed_training_classes(job, image_contexts)
     text_contexts = read_text_contexts(model, list(classes), job.prompts)
-    if job.stage != "text" or run.ledger.done("image"):
+    if not joint and (job.stage != "text" or run.ledger.done("image")):
         train_image(job, classes, text_contexts, run, resumed=resumed)
     if rank() != 0:
         return Trained(run, None, len(job.records))

@@ -89,6 +89,8 @@ def resolve(*, config: str | None = None, overrides: Sequence[str] = (), resume:
 def feedback(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Looped:
     """Train both stages in several loops, from the second on against the patches of the loop before.
 
+    Without cross-attention this is training in alternating order: text, image, text, …
+
     A killed run that is resumed ends with the weights of an uninterrupted one, bit for bit on a CPU.
 
     Args:
@@ -127,6 +129,8 @@ def feedback(config: Config, *, resume: Path | None = None, reporter: Reporter =
 def check_loops(config: Config) -> None:
     """Raise ValueError if loops cannot be trained with this configuration."""
     check_one_device(config.trainer, verb=VERB)
+    if config.stages.order == "joint":
+        raise ConfigError("stages.order=joint: loops train one stage after the other: set stages.order=separate")
     settings, attends = config.feedback, config.cross_attention.enabled
     if settings.freeze != "none":
         if config.start is None:

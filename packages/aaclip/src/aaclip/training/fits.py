@@ -19,8 +19,9 @@ from aaclip.models.contexts import Contexts
 from aaclip.models.prompts import PromptSet, embed_classes
 from aaclip.training.contexts import make_running_contexts, read_image_contexts
 from aaclip.training.features import FrozenViews
+from aaclip.training.joint import JointStage
 from aaclip.training.modules import ImageStage, StageData, TextStage
-from aaclip.training.stages import Stage
+from aaclip.training.stages import JOINT, Stage
 from clip_common.devices import pick_device
 from clip_common.reporting import Reporter
 from clip_common.runs import Run
@@ -128,8 +129,16 @@ def train_image(
     fit_stage(module, dataset, stage, config, run, phase=phase, resumed=resumed)
 
 
+def train_joint(job: Job, run: Run, *, resumed: bool) -> None:
+    """Train both stages at once; see `train_image` for the arguments."""
+    config, stages = job.config, job.config.stages
+    module = JointStage(job.model, stages, config.loss, prompts=job.prompts)
+    dataset = make_dataset(job.model, job.records, config, colour=True)
+    fit_stage(module, dataset, stages.image, config, run, phase=JOINT, resumed=resumed)
+
+
 def fit_stage(
-    module: TextStage | ImageStage,
+    module: TextStage | ImageStage | JointStage,
     dataset: AnomalyDataset | FrozenViews,
     stage: TextStageConfig | ImageStageConfig,
     config: Config,

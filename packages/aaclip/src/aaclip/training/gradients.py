@@ -190,7 +190,11 @@ def list_modules(model: AnomalyModel, *, text: bool) -> dict[str, nn.Module]:
     assert model.text_cross_attn is not None
     assert model.image_cross_attn is not None
     if text:
-        layers = {f"text adapter {number}": layer for number, layer in enumerate(model.text_adapter.layers)}
+        layers: dict[str, nn.Module] = {
+            f"text adapter {number}": layer for number, layer in enumerate(model.text_adapter.layers)
+        }
+        if model.text_adapter.tokens is not None:
+            layers["learned tokens"] = model.text_adapter.tokens
         return {f"text {CROSS}": model.text_cross_attn, **layers, "text projection": model.text_adapter.final}
     layers = {f"image adapter {number}": layer for number, layer in enumerate(model.image_adapter.layers)}
     return {f"image {CROSS}": model.image_cross_attn, **layers, "heads": model.image_adapter.segmentation}

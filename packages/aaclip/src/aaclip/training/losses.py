@@ -1,13 +1,15 @@
-"""Losses of the two stages. B images, H and W pixels, D shared width.
+"""Losses of the two stages. B images, C classes, P prompts, H and W pixels, D shared width.
 
 Two classes make one channel: p is the probability of abnormal, 1 − p that of normal, because softmax over two classes
 is the sigmoid of their difference.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 GAMMA = 2.0
 SMOOTH_FOCAL = 1e-5
@@ -62,3 +64,25 @@ def dice_loss(p_BHW: Tensor, masks_BHW: Tensor) -> Tensor:
 def orthogonal_loss(text_BD2: Tensor) -> Tensor:
     """Return (mean over images of t_normal·t_abnormal)², which is zero if the two are orthogonal."""
     return (text_BD2[..., 0] * text_BD2[..., 1]).sum(dim=1).mean() ** 2
+
+
+def infonce_loss(sides: Sequence[Tensor], text_CD2: Tensor, *, temperature: float) -> Tensor:
+    """Return the mean over prompts z of −ln(exp(z·t_own/τ) / (exp(z·t_normal/τ) + exp(z·t_abnormal/τ))).
+
+    Every side of a class weighs the same, however many prompts it has.
+
+    Args:
+        sides: Unit embeddings (P, D) of the normal, then of the abnormal prompts of each class: 2 C tensors.
+        text_CD2: t, the normal and abnormal embedding of each class.
+        temperature: τ.
+
+    Reference:
+        van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018, with the two embeddings
+        of a class as the candidates.
+    """
+    losses = []
+    for number, side_PD in enumerate(sides):
+        logits_P2 = side_PD @ text_CD2[number // 2] / temperature
+        own_P = torch.full((len(side_PD),), number % 2, device=side_PD.device)
+        losses.append(cross_entropy(logits_P2, own_P))
+    return torch.stack(losses).mean()
