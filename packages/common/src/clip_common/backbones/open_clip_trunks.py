@@ -80,8 +80,9 @@ class AttentionBlock(Block):
         if update is not None:
             more_query_BTF, more_value_BTF = update(normed_BTF)
             query_BTF, value_BTF = query_BTF + more_query_BTF, value_BTF + more_value_BTF
-        heads = [self.split(part_BTF) for part_BTF in (query_BTF, key_BTF, value_BTF)]
-        attended_BHTd = scaled_dot_product_attention(*heads, attn_mask=self.mask(x_BTF.shape[1]))
+        query_BHTd, key_BHTd, value_BHTd = (self.split(part_BTF) for part_BTF in (query_BTF, key_BTF, value_BTF))
+        mask_TT = self.mask(x_BTF.shape[1])
+        attended_BHTd = scaled_dot_product_attention(query_BHTd, key_BHTd, value_BHTd, attn_mask=mask_TT)
         return self.add_mlp(self.add_attention(x_BTF, self.project(self.join(attended_BHTd))))
 
     def mask(self, length: int) -> Tensor | None:
