@@ -14,19 +14,17 @@ import argparse
 import os
 from pathlib import Path
 
-import numpy as np
 from _measure import report
 
 from aaclip.config import Config
 from aaclip.data import Record
 from aaclip.detector.files import list_loops
-from aaclip.scoring.bootstrap import average_metrics, resample_differences
+from aaclip.scoring.bootstrap import compare_runs
 from aaclip.scoring.evaluation import Evaluation
-from aaclip.scoring.score import LABELS, read_test_records
+from aaclip.scoring.score import JUDGED, LABELS, read_test_records
 from aaclip.scoring.stored import hash_scoring
 from aaclip.series.compare import format_difference, score_source
 from aaclip.training.feedback import feedback, resolve
-from clip_common.metrics.bootstrap import paired_difference
 from clip_common.reporting import silent
 from clip_common.runs import Run
 from clip_common.runs.folder import is_run
@@ -36,7 +34,6 @@ from clip_common.synthetic.scenes import KINDS
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data"
 REAL = ("bottle", "magnetic_tile")
-KEYS = ("image/auroc", "pixel/auroc", "pixel/aupro")
 LOOPS = 3
 BASE = "as many epochs, no loops"
 
@@ -103,20 +100,15 @@ def make_rows(found: list[dict[str, Evaluation]], *, samples: int) -> list[dict[
         if not all(label in of_seed for of_seed in found):
             continue  # a plateau ended the loops of another seed
         row: dict[str, object] = {"model": label}
-        pairs = [
-            resample_differences(of_seed[label].scores, of_seed[BASE].scores, samples=samples, seed=seed)
-            for seed, of_seed in enumerate(found)
-        ]
-        observed = [average_metrics(one) for one, _ in pairs]
-        drawn = [average_metrics(many) for _, many in pairs]
-        for key in KEYS:
+        differences = {}
+        if label != BASE:
+            pairs = [(of_seed[label].scores, of_seed[BASE].scores) for of_seed in found]
+            differences = compare_runs(pairs, seeds=range(len(found)), samples=samples)
+        for key in JUDGED:
             values = [of_seed[label].mean[key] for of_seed in found]
             row[LABELS[key]] = " ".join(f"{value:.3f}" for value in values if value is not None)
-            if label != BASE:
-                difference_RS = np.stack([one[key] for one in drawn])
-                finite_S = np.isfinite(difference_RS).all(axis=0)
-                paired = paired_difference([one[key] for one in observed], difference_RS[:, finite_S], seed=0)
-                row[f"{LABELS[key]}, difference in points"] = format_difference(paired)
+            if key in differences:
+                row[f"{LABELS[key]}, difference in points"] = format_difference(differences[key])
         rows.append(row)
     return rows
 

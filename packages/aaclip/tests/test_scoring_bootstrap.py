@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from aaclip.scoring.bootstrap import compare_scores, draw_images, interval_of_mean
+from aaclip.scoring.bootstrap import compare_runs, compare_scores, draw_images, interval_of_mean
 from aaclip.scoring.evaluation import Evaluation
 from aaclip.scoring.metrics import METRICS, ClassMetrics
 from aaclip.scoring.stored import load_scores, save_scores
@@ -137,3 +137,25 @@ def test_scores_survive_a_file(tmp_path):
     assert found.classes == {name: dict(one.values) for name, one in scores.items()}
     assert compare_scores(scores, found.scores, samples=30).mean["pixel/aupro"].high == 0
     assert [one.names for one in found.scores.values()] == [one.names for one in scores.values()]
+
+
+def test_several_trainings_by_hand():
+    # differences of two trainings, +0.25 and 0: their mean is 0.125; a draw of trainings takes each with chance 1/2
+    labels = [True, True, False, False]
+    ours, theirs = {"nut": scores_of([4, 3, 1, 0], labels)}, {"nut": scores_of([0.9, 0.4, 0.6, 0.1], labels)}
+    found = compare_runs([(ours, theirs), (ours, ours)], seeds=[0, 0], samples=4000, judged=["image/auroc"])
+    paired = found["image/auroc"]
+    assert (paired.difference, paired.low) == (0.125, 0)
+    assert paired.high == pytest.approx(0.75, abs=0.25)  # both draws are the first training: 0.5 or 1 in a sixteenth
+    assert found["judged"] == paired
+
+
+def test_one_training_is_a_plain_comparison():
+    ours, theirs = ({"nut": whole(seed), "mug": whole(seed + 5)} for seed in (0, 1))
+    found = compare_runs([(ours, theirs)], seeds=[7], samples=200, judged=["image/auroc", "pixel/aupro"])
+    plain = compare_scores(ours, theirs, samples=200, seed=7).mean
+    for metric, paired in plain.items():
+        assert found[metric].difference == pytest.approx(paired.difference)
+        assert (found[metric].low, found[metric].high) == pytest.approx((paired.low, paired.high), abs=1e-9)
+    middle = (plain["image/auroc"].difference + plain["pixel/aupro"].difference) / 2
+    assert found["judged"].difference == pytest.approx(middle)

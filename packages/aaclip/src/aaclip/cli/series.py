@@ -8,7 +8,9 @@ from rich.table import Column
 
 from aaclip.cli.data import Format, Root
 from aaclip.cli.feedback import feedback
+from aaclip.config import AblationArea
 from clip_common import cli
+from clip_common.cli import ConfigName, Overrides
 
 inspect = cli.Application("inspect", help="Look into a trained run.")
 
@@ -17,6 +19,7 @@ def add_series_verbs(app: cli.Application) -> None:
     """Add the verbs to the command."""
     app.command()(feedback)
     app.command()(compare)
+    app.command()(ablate)
     app.add_typer(inspect, name="inspect")
 
 
@@ -62,6 +65,38 @@ def compare(
     cli.print_notes(compared.notes)
     cli.print_files("written to", [*compared.files, *compared.plots])
     cli.check_all_read(compared.failures, of=compared.images, what="images")
+
+
+def ablate(
+    test: Annotated[Path, typer.Option(metavar="SET", help="Labelled set that every arm is tested on.")],
+    overrides: Overrides = None,
+    config: ConfigName = None,
+    format: Format = "auto",
+    area: Annotated[AblationArea | None, typer.Option(help="Changes of one area; default: all.")] = None,
+) -> None:
+    """Train with one change at a time, with each of seeds=…, and compare each with none: CSV, Markdown and a plot.
+
+    The changes are other places, kinds and norms of adapters, learned prompt tokens and level weights, other heads for
+    the image as a whole, another loss and another order of the stages. Differences have 95 % intervals from a bootstrap
+    over images and seeds. Run the same command again to continue, or to add seeds or another area.
+
+    Examples:
+
+        aaclip ablate --config tiny data.root=parts/ --test unseen/
+
+        aaclip ablate --config tiny data.root=parts/ --test unseen/ --area norm seeds=[0,1,2,3,4]
+    """
+    from aaclip.series.ablation import ablate, compose_caption, format_ablation, resolve_ablation
+
+    settings, options = resolve_ablation(config=config, overrides=overrides or [])
+    ablation = ablate(
+        settings, test, format=format, area=area, seeds=options.seeds, reporter=cli.progress, announce=cli.announce
+    )
+    heading, *rows = format_ablation(ablation)
+    cli.print_table([Column(name, no_wrap=name == "minus base") for name in heading], rows)
+    cli.console.print(f"{compose_caption(ablation, settings)}\n")
+    cli.print_files("run", [ablation.folder])
+    cli.print_files("written to", ablation.files)
 
 
 @inspect.command()

@@ -17,6 +17,8 @@ from aaclip.config.model import (
     SurgeryConfig,
 )
 from aaclip.config.training import (
+    AblateConfig,
+    AblationArea,
     Config,
     FeedbackConfig,
     ImageStageConfig,
@@ -26,6 +28,8 @@ from aaclip.config.training import (
 )
 
 __all__ = [
+    "AblateConfig",
+    "AblationArea",
     "AdapterConfig",
     "AugmentConfig",
     "BackboneConfig",

@@ -208,3 +208,15 @@ class Config:
                 f"stages.text.cache_features={self.stages.text.cache_features} with surgery.axis=batch: patches depend "
                 "on the other images of a batch, which change from epoch to epoch: set cache_features=0 or axis=space"
             )
+
+
+AblationArea = Literal["placement", "adapter", "norm", "prompts", "levels", "detection", "loss", "order"]
+"""Parts of the training that `aaclip ablate` changes."""
+
+
+@dataclass
+class AblateConfig:
+    """Options of `aaclip ablate` beside the configuration of its runs."""
+
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Training seeds of each arm."""

@@ -29,19 +29,29 @@ def draw_losses(metrics: Path, folder: Path) -> list[Path]:
     return [draw_curves(metrics, LOSSES, folder / "loss.png", title="training losses, text stage, then image stage")]
 
 
-def draw_comparison(rows: Sequence[Dots], file: Path, *, metric: str) -> Path:
-    """Draw a metric of several detectors: every class, the mean with its interval, and differences from the first.
+def draw_comparison(
+    rows: Sequence[Dots],
+    file: Path,
+    *,
+    metric: str,
+    xlabels: tuple[str, str] = (
+        "each class; mean with 95 % interval",
+        "of the mean, 95 % interval (paired bootstrap)",
+    ),
+) -> Path:
+    """Draw a metric of several detectors on the left, and differences from the first on the right.
 
     Args:
         rows: One for each detector.
         file: The PNG.
         metric: The metric's name.
+        xlabels: What dots and lines of the left and the right side show.
     """
     return draw_dots(
         rows,
         file,
         titles=(metric, f"difference from {rows[0].label}"),
-        xlabels=("each class; mean with 95 % interval", "of the mean, 95 % interval (paired bootstrap)"),
+        xlabels=xlabels,
     )
 
 

@@ -154,6 +154,45 @@ def resample_differences(
     return observed, difference
 
 
+def compare_runs(
+    pairs: Sequence[tuple[Mapping[str, ClassScores], Mapping[str, ClassScores]]],
+    *,
+    seeds: Sequence[int],
+    samples: int = 1000,
+    judged: Sequence[str] = (),
+) -> dict[str, Paired]:
+    """Compare two detectors that were each trained several times, over draws of images and of trainings.
+
+    Args:
+        pairs: Scores by class of each training of ours, and of theirs on the same images. Differences are ours minus
+            theirs, of means over the classes.
+        seeds: Of the draws of images, one for each pair: the same number for pairs that scored the same images, so
+            that these are drawn alike.
+        samples: Number of resamples. Those for which a metric does not exist are left out of its interval.
+        judged: Metrics whose mean gets a difference too, under the name `judged`.
+
+    Returns:
+        Difference by metric, of the metrics that all pairs have.
+    """
+    found = [
+        resample_differences(ours, theirs, samples=samples, seed=seed)
+        for (ours, theirs), seed in zip(pairs, seeds, strict=True)
+    ]
+    means = [(average_metrics(observed), average_metrics(drawn)) for observed, drawn in found]
+    shared = [metric for metric in means[0][0] if all(metric in observed for observed, _ in means)]
+    if judged and set(judged) <= set(shared):
+        shared.append("judged")
+        for of in (side for both in means for side in both):
+            of["judged"] = np.mean([of[metric] for metric in judged], axis=0)
+    differences = {}
+    for metric in shared:
+        difference_RS = np.stack([drawn[metric] for _, drawn in means])
+        finite_S = np.isfinite(difference_RS).all(axis=0)
+        observed_R = [float(observed[metric]) for observed, _ in means]
+        differences[metric] = paired_difference(observed_R, difference_RS[:, finite_S], seed=0)
+    return differences
+
+
 def _pair(observed: Mapping[str, float], difference: Mapping[str, Floats], *, seed: int) -> dict[str, Paired]:
     """Return the paired difference of each metric, over the resamples in which it exists."""
     return {

@@ -34,6 +34,8 @@ LABELS = {
     "pixel/f1_max": "pixel F1-max",
     "pixel/aupro": "AUPRO@0.3",
 }
+JUDGED = ("image/auroc", "pixel/auroc", "pixel/aupro")
+"""Metrics that printed tables and plots show, and whose mean tells which of two detectors is better."""
 MISSING = "n/a"
 PLAIN = ("backbone.", "levels=", "preprocess.", "prompts.", "score.")
 """Starts of the overrides that a test of plain CLIP takes; of a saved detector, the last one."""

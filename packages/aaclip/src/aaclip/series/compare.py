@@ -16,6 +16,7 @@ from aaclip.report.plots import draw_comparison
 from aaclip.scoring.bootstrap import Differences, compare_scores, interval_of_mean
 from aaclip.scoring.evaluation import Evaluation, evaluate
 from aaclip.scoring.score import (
+    JUDGED,
     LABELS,
     choose_score,
     escape_markdown,
@@ -33,8 +34,6 @@ from clip_common.runs.files import write_text
 from clip_common.runs.folder import is_run
 from clip_common.tables import markdown_table
 
-SHOWN = ("image/auroc", "pixel/auroc", "pixel/aupro")
-"""Metrics of the printed tables and of the plots; the files have all."""
 BATCH = 8
 """Images at a time. It changes no score."""
 
@@ -68,7 +67,7 @@ class Comparison:
         images: Images of the set's test split, those that could not be read included.
         failures: Image that was not scored → what is wrong with it or with its mask.
         files: comparison.json, comparison.csv and comparison.md.
-        plots: One PNG for each of `SHOWN` that exists.
+        plots: One PNG for each of `JUDGED` that exists.
         notes: Lines about how the detectors scored.
     """
 
@@ -274,14 +273,14 @@ def write_comparison(rows: Sequence[Compared], folder: Path, *, title: str, imag
         MetricsCsv(temporary).extend(line for row in rows for line in _to_lines(row))
     write_text(files[2], to_markdown(rows, title=title))
     plots = []
-    for metric in SHOWN:
+    for metric in JUDGED:
         if rows[0].evaluation.mean[metric] is not None:
             file = folder / f"comparison-{metric.replace('/', '-')}.png"
             plots.append(draw_comparison([to_dots(row, metric) for row in rows], file, metric=LABELS[metric]))
     return Comparison(title, list(rows), images, dict(rows[0].evaluation.failures), files, plots)
 
 
-def format_means(rows: Sequence[Compared], *, metrics: Sequence[str] = SHOWN) -> list[list[str]]:
+def format_means(rows: Sequence[Compared], *, metrics: Sequence[str] = JUDGED) -> list[list[str]]:
     """Return the means over classes as rows of text, the heading first: a row for each detector, metrics in percent."""
     heading = ["run", *rows[0].losses, *(LABELS[metric] for metric in metrics)]
     losses = [[f"{loss:.4f}" for loss in row.losses.values()] for row in rows]
@@ -289,7 +288,7 @@ def format_means(rows: Sequence[Compared], *, metrics: Sequence[str] = SHOWN) ->
     return [heading, *([row.label, *own, *of] for row, own, of in zip(rows, losses, means, strict=True))]
 
 
-def format_classes(row: Compared, *, metrics: Sequence[str] = SHOWN) -> list[list[str]]:
+def format_classes(row: Compared, *, metrics: Sequence[str] = JUDGED) -> list[list[str]]:
     """Return one detector as rows of text, the heading first and the mean last: one row for each class, in percent."""
     heading = ["class", *(LABELS[metric] for metric in metrics)]
     classes = [[name, *_cells(values, row, name, metrics)] for name, values in row.evaluation.classes.items()]

@@ -25,7 +25,7 @@ from aaclip.detector.detector import Detector
 from aaclip.detector.files import name_loop, read_detector
 from aaclip.models.prompts import note_unnamed
 from aaclip.scoring.evaluation import evaluate
-from aaclip.scoring.score import LABELS, format_percent
+from aaclip.scoring.score import JUDGED, LABELS, format_percent
 from aaclip.training.contexts import name_contexts, read_text_contexts
 from aaclip.training.experiment import DETECTOR, finish, fit_score, prepare
 from aaclip.training.experiment import resolve as resolve_run
@@ -40,8 +40,6 @@ from clip_common.runs import Run
 from clip_common.runs.opening import MODEL
 
 VERB = "feedback"
-JUDGED = ("image/auroc", "pixel/auroc", "pixel/aupro")
-"""Metrics whose mean on the held-out images tells whether a loop is better than the one before."""
 
 Loop = dict[str, float | None]
 """Figures of a loop: `text/loss` and `image/loss`, means over the last epoch of a stage, and `JUDGED`."""
