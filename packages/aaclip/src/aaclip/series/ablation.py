@@ -62,7 +62,7 @@ ARMS = (
     Arm("detection", "attention over patches", ("heads.detection=attention",)),
     Arm("detection", "mean over patches of all levels", ("heads.detection=levels",)),
     Arm("loss", "InfoNCE instead of orthogonal", ("loss.orthogonal=0", "loss.infonce=0.1")),
-    Arm("order", "joint", ("stages.order=joint",)),
+    Arm("order", "joint", ("stages.order=joint", "stages.text.cache_features=0")),
     Arm("order", "alternating", alternating=True),
 )
 
