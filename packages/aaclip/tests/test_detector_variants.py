@@ -1,4 +1,4 @@
-"""Every variant of adapters through a detector's files and its exported forms: the same scores."""
+"""Every variant of the model through a detector's files and its exported forms: the same scores."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,10 @@ VARIANTS = [
     "adapters.norm=layer",
     "adapters.norm=learned",
     "adapters.kind=conv;adapters.placement=last;adapters.position=parallel;adapters.norm=learned",
+    "heads.detection=mean",
+    "heads.detection=attention",
+    "heads.detection=levels",
+    "prompts.learned_tokens=4",
 ]
 ARCHITECTURE = {
     "embed_dim": 16,
@@ -37,8 +41,10 @@ def make_detector(bundle, config):
     model = make_model(bundle, config)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in (*model.text_adapter.layers.parameters(), *model.image_adapter.layers.parameters()):
-            parameter += 0.2 * torch.randn_like(parameter)
+        parts = (model.text_adapter.layers, model.image_adapter.layers, model.text_adapter.tokens)
+        for part in (*parts, model.image_adapter.query):
+            for parameter in () if part is None else part.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
     return Detector(model, config, score=Logistic(a=20.0, b=0.3, c=0.1, images=8), device="cpu")
 
 
@@ -56,7 +62,8 @@ def test_a_saved_detector_scores_as_before(config, parts, tmp_path, variant):
     assert found == expected
 
 
-LORA, CONV, LAYER = VARIANTS[0], VARIANTS[-1], "adapters.norm=layer;adapters.placement=spread"
+LORA, CONV, LAYER = VARIANTS[0], VARIANTS[8], "adapters.norm=layer;adapters.placement=spread"
+MEAN, ATTENTION, LEVELS, TOKENS = VARIANTS[9:]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +87,23 @@ def test_an_exported_variant_scores_as_aaclip(parts, tmp_path, variant, format, 
     with detector.model.image_adapter.layers.left_out():
         without = score(detector, files)
     assert np.abs(np.subtract(without, score(detector, files))).max() > 10 * export.TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("variant", "format", "int8"),
+    [
+        *((variant, "onnx", False) for variant in (MEAN, ATTENTION, LEVELS, TOKENS)),
+        (ATTENTION, "onnx", True),
+        *((variant, "torch", False) for variant in (ATTENTION, LEVELS)),
+    ],
+)
+def test_an_exported_image_as_a_whole_scores_as_aaclip(parts, tmp_path, variant, format, int8):
+    """The classification alone counts, so that the scores are those of the head or of the texts."""
+    clip = load_clip("two-blocks", pretrained="random", model_config=ARCHITECTURE, seed=0)
+    detector = make_detector(clip, load_config(Config, overrides=["prompts.set=compact", variant]))
+    detector.score = Logistic(a=2.0, b=0.0, c=0.0, images=8)
+    file = tmp_path / f"nut{export.SUFFIXES[format]}"
+    files = find_images([parts / "mug" / "test"])[:4]
+    written = export.export_detector(detector, file, names=["mug"], images=files, format=format, int8=int8)
+    assert written.parity.images == 4
+    assert all(0.05 < one < 0.95 for one in score(detector, files))

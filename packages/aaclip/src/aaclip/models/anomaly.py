@@ -164,7 +164,9 @@ class AnomalyModel(FrozenCLIP):
 
     def check_texts(self, texts: list[str]) -> None:
         """Raise ValueError if a text does not fit the text tower's context beside the learned tokens."""
-        self.text_adapter.make_room(self.text_tower, self.bundle.tokenizer(texts))
+        tokens_PT = self.bundle.tokenizer(texts)
+        assert isinstance(tokens_PT, Tensor)
+        self.text_adapter.make_room(self.text_tower, tokens_PT)
 
     def encode_text(self, texts: list[str], contexts_GLD: Tensor | None = None) -> Tensor:
         """Return (P, D) embeddings from the adapted text tower, not normalised.
