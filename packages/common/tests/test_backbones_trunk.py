@@ -6,7 +6,8 @@ import transformers
 from torch.nn.functional import scaled_dot_product_attention
 
 from clip_common.backbones import BackboneError, load_clip
-from clip_common.backbones.open_clip_trunks import AttentionBlock, OpenClipVision, without_attention_maps
+from clip_common.backbones.open_clip_blocks import AttentionBlock, without_attention_maps
+from clip_common.backbones.open_clip_trunks import OpenClipVision
 from clip_common.backbones.vision_models import TransformersVision
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16}
@@ -80,21 +81,21 @@ def test_images_go_through_a_block_a_few_at_a_time(monkeypatch):
     whole = [*walk(trunk, IMAGES), trunk.features(IMAGES)]
     calls = []
     monkeypatch.setattr(AttentionBlock, "_run", lambda *given, run=AttentionBlock._run: calls.append(1) or run(*given))
-    monkeypatch.setattr("clip_common.backbones.open_clip_trunks.IN_CACHE", 2 * 17)  # two images of 16 patches
+    monkeypatch.setattr("clip_common.backbones.open_clip_blocks.IN_CACHE", 2 * 17)  # two images of 16 patches
     parts = [*walk(trunk, IMAGES), trunk.features(IMAGES)]
     assert len(calls) == 2 * 3 + 2 * 2  # two parts a block, of three and of two blocks
     for part, one in zip(parts, whole, strict=True):
         torch.testing.assert_close(part, one, rtol=0, atol=1e-6)
 
 
-def test_a_step_keeps_no_hidden_tokens_of_a_frozen_block():
+@pytest.mark.parametrize(("tokens", "kept"), [(129, 0), (128, 1)])  # above four times the width, and not
+def test_a_step_keeps_no_hidden_tokens_of_a_frozen_block_with_many_tokens(tokens, kept):
     trunk = small().image_tower.trunk.requires_grad_(False)
-    kept: list[tuple[int, ...]] = []
-    x = torch.randn(2, 17, 32, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda one: one):
+    shapes: list[tuple[int, ...]] = []
+    x = torch.randn(2, tokens, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: shapes.append(tuple(one.shape)) or one, lambda one: one):
         trunk.blocks[0](x).sum().backward()
-    assert kept
-    assert (2, 17, 4 * 32) not in kept
+    assert shapes.count((2, tokens, 4 * 32)) == kept
 
 
 def test_the_parts_of_a_block_make_another_attention():

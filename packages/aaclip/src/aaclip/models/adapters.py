@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 
 from aaclip.config import AdapterConfig
 from clip_common.backbones import BackboneError
-from clip_common.backbones.open_clip_trunks import AttentionBlock
+from clip_common.backbones.open_clip_blocks import AttentionBlock
 from clip_common.backbones.trunk import Block
 
 SLOPE = 0.2

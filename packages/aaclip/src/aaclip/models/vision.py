@@ -14,7 +14,8 @@ from torch.nn.utils import skip_init
 from aaclip.config import AdapterConfig, HeadConfig
 from aaclip.models.adapters import Adapters, make_head
 from clip_common.backbones import BackboneError, VisionTower
-from clip_common.backbones.open_clip_trunks import AttentionBlock, OpenClipVision
+from clip_common.backbones.open_clip_blocks import AttentionBlock
+from clip_common.backbones.open_clip_trunks import OpenClipVision
 
 
 class ImageFeatures(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from aaclip.models.vision import get_image_trunk
 from clip_common.backbones import VisionTower
-from clip_common.backbones.open_clip_trunks import AttentionBlock
+from clip_common.backbones.open_clip_blocks import AttentionBlock
 
 
 @torch.no_grad()
