@@ -91,8 +91,8 @@ class Result:
     def values(self, metric: str) -> list[float]:
         """Return a metric of each seed, or the mean of `JUDGED` under `judged`; empty if one lacks it."""
         names = JUDGED if metric == "judged" else (metric,)
-        found = [[of[name] for name in names] for of in self.metrics]
-        return [mean(of) for of in found if None not in of] if all(None not in of for of in found) else []
+        seeds = [[value for name in names if (value := of[name]) is not None] for of in self.metrics]
+        return [mean(values) for values in seeds] if all(len(values) == len(names) for values in seeds) else []
 
 
 @dataclass(frozen=True)
