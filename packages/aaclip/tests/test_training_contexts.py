@@ -1,5 +1,6 @@
 """Both stages with cross-attention: what it changes, what each field does, kill and resume, where a training starts."""
 
+import subprocess
 import sys
 
 import pytest
@@ -211,3 +212,24 @@ def test_a_start_of_another_clip_or_of_nothing_is_one_line(small, trained, other
         with pytest.raises(ValueError, match=match) as error:
             train(load_config(Config, overrides=[*small, *more]))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_one_model_with_a_context_of_each_class(small, tmp_path, trained, parts):
+    script = tmp_path / "script.py"  # a file: Lightning starts the second rank by the same command
+    script.write_text("from aaclip.cli.main import app\n\napp()\n", encoding="utf-8")
+    given = [*small, "name=two", ON, "trainer.devices=cpu:2", "trainer.strategy=ddp"]
+    process = subprocess.run([sys.executable, script, "train", *given], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs" / "aaclip").iterdir()
+    one = trained(ON)
+    found, expected = contexts(run), contexts(one)
+    assert found.keys() == expected.keys()
+    assert {name: tensor.shape for name, tensor in found.items()} == {name: of.shape for name, of in expected.items()}
+    for name, tensor in found.items():
+        assert tensor.isfinite().all(), name
+        assert tensor.abs().sum() > 0, name
+    assert not same(weights(run), weights(trained(ON, *UNTRAINED)))
+    assert all(0 <= score <= 1 for score in scores(run, parts))
+    phases = [row["phase"] for row in read_rows(run / "metrics.csv")]
+    assert set(phases) == {"text", "image"}

@@ -16,7 +16,7 @@ from clip_common.backbones.trunk import Block
 
 IN_CACHE = 1024
 """Tokens that a block takes at a time on a CPU, in whole images: what one operation writes is still in the cache when
-the next reads it. At ViT-B's widths and 518 pixels a block takes 0.87 of the time."""
+the next reads it."""
 
 
 @contextmanager
@@ -108,8 +108,8 @@ class AttentionBlock(Block):
         """Return the tokens plus the output of the MLP."""
         mlp = self.module.mlp
         recompute = x_BTF.requires_grad and torch.is_grad_enabled()
-        # half of what autograd would keep of a frozen block is the hidden tokens (B, T, M). Computing them again is a
-        # hundredth of a step if attention is most of it, as of 1,370 tokens of width 256, and a tenth at ViT-L's width
+        # half of what autograd would keep of a frozen block is the hidden tokens (B, T, M): to compute them again costs
+        # little where attention is most of a step, and a tenth of it at ViT-L's width
         if recompute and x_BTF.shape[1] > 4 * x_BTF.shape[2]:
             hidden_BTM = checkpoint(lambda x_BTF: mlp.gelu(self._hidden(x_BTF)), x_BTF, use_reentrant=False)
         elif recompute:  # autograd keeps both factors of QuickGELU, x · sigmoid(1.702 x); this keeps x alone
