@@ -1,11 +1,8 @@
 """Recursive refinement on questions about two objects: every number of loops, beside plain layers and none.
 
-    edgeglass data synthetic scenes/ --what questions --train 8000 --per-picture 8 --val 48 --test 192
-    edgeglass vlm --config tiny_vlm prefix.name=tiny data.root=scenes/ name=seeing
-    edgeglass data synthetic two/ --what questions --train 1000 --per-picture 12 --val 0 --test 96 --seed 5 \
-        --types compare,count_if,relation
-    uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/       # half an hour on two cores
-    uv run python benchmarks/edgeglass_trm.py runs/edgeglass/seeing two/ --table
+    uv run python benchmarks/edgeglass_trm.py            # the model of edgeglass_vlm_world.py; an hour of one core
+    uv run python benchmarks/edgeglass_trm.py --table    # what is finished
+    uv run python benchmarks/edgeglass_trm.py --quick    # few images, one seed: does it run
 
 The model that sees was trained on questions about one object, or a count of all, and is frozen here: its last hidden
 states are computed once. Every part below learns from them, in the same batches, questions that compare two objects,
@@ -32,6 +29,7 @@ import numpy as np
 import torch
 from _measure import report
 from _trm_baselines import use_plain_layers
+from edgeglass_vlm_world import add_options, draw, train_one
 from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -177,19 +175,18 @@ class Part(nn.Module):
             yield count_recursion_flops(trm, self.head.width, 70)
 
 
-def run_one(name: str, vlm: VLM, train: Prepared, test: Prepared, *, seed: int, epochs: int) -> dict[str, Any]:
-    """Train one part and return its size, compute, and the right answers of each question after each loop."""
+def run_one(name: str, vlm: VLM, train: Prepared, test: Prepared, *, seed: int) -> dict[str, Any]:
+    """Train one part for an epoch; return its size, its compute, and which answers are right after each loop."""
     torch.manual_seed(seed)
     part = Part(ARMS[name], vlm)
     start = time.perf_counter()
-    steps = epochs * len(train.rows)
+    steps = len(train.rows)
     if part.own:
         optimizer = torch.optim.AdamW(part.own, lr=LR, betas=(0.9, 0.95), weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
         )
-        order = np.random.default_rng(seed)
-        for number in np.concatenate([order.permutation(len(train.rows)) for _ in range(epochs)]):
+        for number in np.random.default_rng(seed).permutation(steps):
             loss = supervise(part.losses(train, int(number)), ARMS[name].trm.supervise)
             optimizer.zero_grad()
             loss.backward()
@@ -258,31 +255,34 @@ def half_interval(values_S: np.ndarray) -> float:
 def main() -> None:
     """Train what is not finished, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="run of `edgeglass vlm`")
-    parser.add_argument("questions", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs/trm"))
+    add_options(parser)
+    parser.add_argument("--parts", type=Path, default=Path("runs/trm"), help="folder of what each part answered")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.set_defaults(seeds=5)
     options = parser.parse_args()
-    options.runs.mkdir(parents=True, exist_ok=True)
+    parts = options.parts / "quick" if options.quick else options.parts
+    parts.mkdir(parents=True, exist_ok=True)
     if not options.table:
-        vlm = VLM.from_pretrained(options.model)
+        vlm = VLM.from_pretrained(train_one(options, seed=0))
         vlm.model.requires_grad_(False)
-        sets = read_conversations(replace(vlm.config.data, root=str(options.questions)))
+        counts = {"train": 60, "test": 24} if options.quick else {"train": 1000, "test": 96}
+        questions = draw(
+            parts / "questions", val=0, seed=5, per_picture=12, types=("compare", "count_if", "relation"), **counts
+        )
+        sets = read_conversations(replace(vlm.config.data, root=str(questions)))
         cache = FeatureCache(vlm.config.cache_folder / "features")
         train, test = (
             prepare(vlm, prepare_split(vlm, sets.splits[split], cache=cache, reporter=silent, name=split))
             for split in ("train", "test")
         )
-        for seed in range(options.seeds):
+        for seed in range(1 if options.quick else options.seeds):
             for name in ARMS:
-                file = options.runs / f"{name}-{seed}.json"
+                file = parts / f"{name}-{seed}.json"
                 if not file.exists():
-                    found = run_one(name, vlm, train, test, seed=seed, epochs=options.epochs)
+                    found = run_one(name, vlm, train, test, seed=seed)
                     file.write_text(json.dumps(found))
                     print(f"{name}, seed {seed}: {found['seconds']:.0f} s", flush=True)
-    report("edgeglass_trm", make_rows(options.runs), note="accuracy, mean over seeds ± half its 95 % interval")
+    report("edgeglass_trm", make_rows(parts), note="accuracy, mean over seeds ± half its 95 % interval")
 
 
 if __name__ == "__main__":

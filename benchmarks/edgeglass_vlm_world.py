@@ -1,13 +1,12 @@
 """Questions about held-out scenes of the procedural world: accuracy by type, beside the majority and swapped images.
 
-    uv run python benchmarks/edgeglass_vlm_world.py            # 16,000 scenes, 3 seeds: an hour of one core
+    uv run python benchmarks/edgeglass_vlm_world.py            # 16,000 scenes, 3 seeds: two hours of one core
     uv run python benchmarks/edgeglass_vlm_world.py --quick    # 400 scenes, one seed: does it run
 
 The tiny language model learns to read the patch tokens of the tiny CLIP (`--config tiny_vlm`), from three epochs of
 eight questions and three captions a scene. Each seed draws the projector, the adapters and the order anew, and is
 tested once on a world of its own: 200 questions of each type, balanced so that their words alone tell nothing.
-"majority" is one in
-the number of answers, "swapped" asks the model about the next image of the test.
+"majority" is one in the number of answers, "swapped" asks the model about the next image of the test.
 """
 
 import argparse
@@ -28,16 +27,16 @@ SIZE = 112
 
 def draw(folder: Path, **counts: Any) -> Path:
     """Return a folder of questions, drawn if it is absent."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     return folder if folder.exists() else write_questions(folder, size=SIZE, **counts)
 
 
-def run_one(options: argparse.Namespace, *, seed: int) -> ScoredVlm:
-    """Train one model and score it on a world of its own."""
+def train_one(options: argparse.Namespace, *, seed: int) -> Path:
+    """Return the run of a seed, trained if it is absent."""
     scenes = 400 if options.quick else options.scenes
     train = draw(
         options.folder / f"train-{scenes}", train=scenes, val=48, test=0, seed=11, per_picture=8, captions_per_picture=3
     )
-    test = draw(options.folder / f"test-{seed}", train=0, val=0, test=200, seed=100 + seed)
     run = options.folder / "runs" / "edgeglass" / f"world-{scenes}-{seed}"
     if not (run / "model" / "config.json").exists():
         overrides = [
@@ -52,21 +51,32 @@ def run_one(options: argparse.Namespace, *, seed: int) -> ScoredVlm:
             f"name={run.name}",
         ]
         train_vlm(load_config(VlmConfig, config="tiny_vlm", overrides=overrides, package="edgeglass"))
+    return run
+
+
+def score_one(options: argparse.Namespace, *, seed: int) -> ScoredVlm:
+    """Score the model of a seed on a world of its own."""
+    run = train_one(options, seed=seed)
+    test = draw(options.folder / f"test-{seed}", train=0, val=0, test=200, seed=100 + seed)
     return score_vlm(run, overrides=[f"data.root={test}"], control="swapped")
 
 
-def main() -> None:
-    """Train and score what is not finished, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which models are trained, and where."""
     parser.add_argument("--scenes", type=int, default=16_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--decoder", default="tiny")
     parser.add_argument("--folder", type=Path, default=Path("runs/vlm-world"))
     parser.add_argument("--quick", action="store_true")
+
+
+def main() -> None:
+    """Train and score what is not finished, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    scored = [run_one(options, seed=seed) for seed in range(1 if options.quick else options.seeds)]
+    scored = [score_one(options, seed=seed) for seed in range(1 if options.quick else options.seeds)]
     rows = []
     for type in scored[0].scores.accuracy:
         values = [one.scores.accuracy[type].value for one in scored]
