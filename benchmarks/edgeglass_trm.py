@@ -2,7 +2,7 @@
 
     uv run python benchmarks/edgeglass_trm.py            # the model of edgeglass_vlm_world.py; an hour of one core
     uv run python benchmarks/edgeglass_trm.py --table    # what is finished
-    uv run python benchmarks/edgeglass_trm.py --quick    # few images, one seed: does it run
+    uv run python benchmarks/edgeglass_trm.py --quick    # few images, one seed, some minutes: does it run
 
 The model that sees was trained on questions about one object, or a count of all, and is frozen here: its last hidden
 states are computed once. Every part below learns from them, in the same batches, questions that compare two objects,

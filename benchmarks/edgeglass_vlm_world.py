@@ -50,7 +50,8 @@ def train_one(options: argparse.Namespace, *, seed: int) -> Path:
             f"runs={options.folder / 'runs'}",
             f"name={run.name}",
         ]
-        train_vlm(load_config(VlmConfig, config="tiny_vlm", overrides=overrides, package="edgeglass"))
+        config = load_config(VlmConfig, config="tiny_vlm", overrides=overrides, package="edgeglass")
+        train_vlm(config, resume=run if run.exists() else None)
     return run
 
 
