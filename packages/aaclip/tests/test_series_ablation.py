@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers.commands import refused, succeeded
 
+from aaclip.cli.series import Area
 from aaclip.config import AblationArea, Config
 from aaclip.detector.detector import Detector
 from aaclip.scoring.score import JUDGED
@@ -54,7 +55,7 @@ def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def test_each_arm_changes_what_it_names_and_nothing_else(settings):
-    assert {arm.area for arm in ARMS} == set(get_args(AblationArea))
+    assert {arm.area for arm in ARMS} == set(get_args(AblationArea)) == set(get_args(Area))
     for arm in ARMS:
         if not arm.alternating:
             own, changed = (dict(_leaves(asdict(one))) for one in (settings, change(settings, arm)))

@@ -1,16 +1,18 @@
 """The verbs of `aaclip` that compare runs or train several times."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column
 
 from aaclip.cli.data import Format, Root
 from aaclip.cli.feedback import feedback
-from aaclip.config import AblationArea
 from clip_common import cli
 from clip_common.cli import ConfigName, Overrides
+
+Area = Literal["placement", "adapter", "norm", "prompts", "levels", "detection", "loss", "order"]
+"""`AblationArea` of the settings, which --help does not load."""
 
 inspect = cli.Application("inspect", help="Look into a trained run.")
 
@@ -72,7 +74,7 @@ def ablate(
     overrides: Overrides = None,
     config: ConfigName = None,
     format: Format = "auto",
-    area: Annotated[AblationArea | None, typer.Option(help="Changes of one area; default: all.")] = None,
+    area: Annotated[Area | None, typer.Option(help="Changes of one area; default: all.")] = None,
 ) -> None:
     """Train with one change at a time, with each of seeds=…, and compare each with none: CSV, Markdown and a plot.
 
