@@ -19,14 +19,15 @@ def find_regions(mask_HW: ArrayLike, map_HW: ArrayLike, *, least: int = 1) -> li
     Raises:
         ValueError: Mask and map differ in shape.
     """
-    from scipy.ndimage import find_objects, maximum
+    from scipy.ndimage import find_objects
 
     mask, scores = np.asarray(mask_HW, dtype=bool), np.asarray(map_HW)
     if mask.ndim != 2 or mask.shape != scores.shape:
         raise ValueError(f"expected a mask and a map of one shape (H, W), got {mask.shape} and {scores.shape}")
     regions_HW = label_regions(mask)
     area_R = np.bincount(regions_HW.ravel())[1:]
-    peak_R = maximum(scores, regions_HW, np.arange(1, len(area_R) + 1))
+    peak_R = np.full(len(area_R), -np.inf)
+    np.maximum.at(peak_R, regions_HW[mask] - 1, scores[mask])  # scipy's own maximum sorts all pixels of the picture
     found = [
         Region(columns.start, rows.start, columns.stop, rows.stop, area=int(area), peak=float(peak))
         for (rows, columns), area, peak in zip(find_objects(regions_HW), area_R, peak_R, strict=True)
