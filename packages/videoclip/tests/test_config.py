@@ -19,6 +19,7 @@ CHANGED = {
     "data.frames": ("", "6"),
     "data.size": ("", "24"),
     "data.maps": ("", "doctor2"),
+    "data.region_joints": ("data.maps=doctor1", "mean"),
     "data.control": ("", "centre"),
     "data.map_noise": ("", "0.3"),
     "data.map_scale": ("", "0.5"),

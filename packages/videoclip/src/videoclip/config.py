@@ -48,6 +48,9 @@ class DataConfig:
     maps: Literal["auto", "file", "doctor1", "doctor2", "both"] = "auto"
     """Which maps: the files; maps drawn from keypoints and the regions of one doctor or of both; or `auto`, the file
     of a clip that has one, otherwise a map drawn from the regions of both doctors."""
+    region_joints: Literal["maximum", "mean"] = "maximum"
+    """How a drawn map combines the joints of the attended regions: the strongest one at each pixel, so that every
+    joint reaches its confidence, or the mean of all (the source's), where one joint of many is faint."""
     control: Literal["none", "shuffled", "centre", "uniform", "random", "absent"] = "none"
     """Replacement for the maps, to measure what they are worth: another subject's map, a Gaussian in the centre, ones,
     noise blobs, or no map (`absent`)."""

@@ -16,7 +16,7 @@ from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import Pair, read_pair
 from videoclip.data.records import ClipRecord
 
-_VERSION = 1  # raise it when the same files would be decoded into other pixels
+_VERSION = 2  # raise it when the same files would be decoded into other pixels
 _IN_MEMORY = 32  # clips decoded before they are written
 
 
@@ -31,7 +31,8 @@ class ClipCache:
     Args:
         folder: Folder of all caches.
         records: The clips.
-        config: `frames`, `size` and `maps` decide the pixels; `on_error` decides whether an unreadable clip is skipped.
+        config: `frames`, `size`, `maps` and `region_joints` decide the pixels; `on_error` decides whether an unreadable
+            clip is skipped.
         channels: Channels of a map.
         progress: Called as `progress(done, total)` while clips are decoded, in threads.
 
@@ -121,5 +122,6 @@ def _key(records: Sequence[ClipRecord], config: DataConfig, *, channels: int) ->
         source = find_map_source(record, config, channels=channels)
         files = [record.video] if source is None else [record.video, source.file]
         states = [state_of(file) if file.exists() else f"{file} is absent" for file in files]
-        parts.append((record.clip_id, record.start_s, record.end_s, record.spans, states, source and source.regions))
+        drawn = source and (source.regions, source.combine)
+        parts.append((record.clip_id, record.start_s, record.end_s, record.spans, states, drawn))
     return key_of(parts)
