@@ -1,15 +1,17 @@
 """The labelled clips of a data set, decoded once, with their splits and datasets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_common.errors import DataError
 from clip_common.reporting import Reporter, silent
 from videoclip.config import Config, DataConfig
+from videoclip.config.switches import ClipFacts
 from videoclip.data.cache import ClipCache
 from videoclip.data.dataset import VideoMapDataset
-from videoclip.data.formats import check_labels, read_clips
+from videoclip.data.formats import check_labels, is_cut, read_clips
+from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import find_problems
 from videoclip.data.records import ClipRecord
 from videoclip.data.splits import Split, make_split, make_splits
@@ -56,8 +58,15 @@ class ClipSet:
         return Split(*map(self.readable, split.parts().values()))
 
 
-def load_clip_set(config: Config, *, reporter: Reporter = silent) -> ClipSet:
+def load_clip_set(
+    config: Config, *, check: Callable[[ClipFacts], None] | None = None, reporter: Reporter = silent
+) -> ClipSet:
     """Read the labelled clips of `data.root`; with `data.cache`, decode them once.
+
+    Args:
+        config: See `videoclip.config`.
+        check: Called before any clip is decoded; raises if the settings do not suit the set.
+        reporter: Shows progress.
 
     Raises:
         DataError: The set or its labels cannot be used; or, unless `data.on_error=skip`, a clip cannot be read.
@@ -68,6 +77,8 @@ def load_clip_set(config: Config, *, reporter: Reporter = silent) -> ClipSet:
     records = [record for record in records if record.label is not None]
     if not records:
         raise DataError(f"{data.root}: no clip has a label; training and testing need them")
+    if check is not None:
+        check(describe_clips(records, config))
     cache, skipped = None, {}
     if data.cache:
         folder = Path(data.cache_dir or Path(config.runs) / "cache") / "clips"
@@ -78,3 +89,15 @@ def load_clip_set(config: Config, *, reporter: Reporter = silent) -> ClipSet:
         with reporter("reading every clip once") as progress:
             skipped = find_problems(records, data, channels=channels, side=data.size, progress=progress)
     return ClipSet(records, cache, skipped)
+
+
+def describe_clips(records: Sequence[ClipRecord], config: Config) -> ClipFacts:
+    """Return what settings may depend on in a set's clips."""
+    data, channels = config.data, config.model.attn_in_channels
+    drawn = data.control in ("centre", "random")  # these need no maps of the set
+    return ClipFacts(
+        cut=is_cut(Path(str(data.root))),
+        folds=any(record.fold is not None for record in records),
+        maps=drawn or any(find_map_source(record, data, channels=channels) is not None for record in records),
+        regions=any(record.regions_doctor1 or record.regions_doctor2 for record in records),
+    )

@@ -1,7 +1,9 @@
 """`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, and controls with wrong maps."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
@@ -23,6 +25,7 @@ from clip_common.runs.series import (
 )
 from clip_common.tables import markdown_table
 from videoclip.config import AblateConfig, Config
+from videoclip.config.switches import ClipFacts, check_switches, find_idle
 from videoclip.data import Split
 from videoclip.data.clip_set import load_clip_set
 from videoclip.report.plots import draw_ablation
@@ -188,17 +191,13 @@ def ablate(
     check_choices("seeds", seeds, example="[0,1,2]")
     check_one_device(config.trainer, verb="ablate")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    rows = [row for row in ROWS if row.id in TABLES[table]]
+    check_rows(rows, config, table=table)
+    clips = load_clip_set(config, check=partial(check_rows, rows, config, table=table), reporter=reporter)
     splits = clips.splits(config.data)
     for split in splits:
         check_sizes(split, config)
     name = config.name or Path(str(config.data.root)).resolve().name
-    rows = [row for row in ROWS if row.id in TABLES[table]]
-    for row in rows:
-        try:
-            apply_overrides(config, resolve_switches(row, config))
-        except ValueError as error:
-            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
     series = open_series("ablate", config, package="videoclip", name=name)
     with series.locked():
         check_same_data(series, list_tested_clips(splits), what="clips or labels")
@@ -250,6 +249,32 @@ def ablate(
     return ablation
 
 
+def check_rows(rows: Sequence[Row], config: Config, facts: ClipFacts | None = None, *, table: Table) -> None:
+    """Raise ValueError if a row cannot be trained, if one of its switches changes nothing, or if a setting of `config`
+    changes nothing in any row.
+
+    Args:
+        rows: The rows of the table.
+        config: Configuration of every run, apart from the rows' switches.
+        facts: Of the data set; None leaves out what depends on it.
+        table: Its name, for the message.
+    """
+    settings = []
+    for row in rows:
+        try:
+            settings.append(apply_overrides(config, resolve_switches(row, config)))
+        except ValueError as error:
+            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
+        own = {text.partition("=")[0] for text in row.switches}
+        for idle in find_idle(settings[-1], facts):
+            if idle.key in own:
+                raise ValueError(f"row {row.id} of the table {table}: {idle.reason}: set that, or choose another table")
+    for row in ROWS:  # a setting may be meant for another table of the same series
+        with suppress(ValueError):
+            settings.append(apply_overrides(config, resolve_switches(row, config)))
+    check_switches(settings, facts)
+
+
 def choose_fold(config: Config, seed: int, splits: Sequence[Split]) -> int:
     """Return the part that a seed tests on."""
     return (config.data.fold + seed) % len(splits)
@@ -279,7 +304,7 @@ def run_row(
     row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
 ) -> tuple[Predictions, dict[str, float]]:
     """Return predictions and metrics of a row with one seed: train and test its run, or reuse its results."""
-    run = train_member(series, settings, train, reporter=reporter)
+    run = train_member(series, settings, partial(train, check=False), reporter=reporter)
     name = result_name(settings, apply_overrides(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"
     if name not in run.result or not file.exists():

@@ -15,13 +15,13 @@ from clip_common.runs.series import Announce, split_options
 from clip_common.tables import markdown_table
 from videoclip.config import Config, CrossValidationConfig
 from videoclip.data import Split, missing_classes
-from videoclip.data.clip_set import ClipSet, load_clip_set
+from videoclip.data.clip_set import ClipSet
 from videoclip.data.records import known_labels
 from videoclip.report.plots import draw_folds
 from videoclip.scoring.evaluation import Evaluation, evaluate
 from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import draw_evaluation, score_records
-from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, open_run
+from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, load_training_clips, open_run
 
 SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
@@ -92,7 +92,7 @@ def cross_validate(
     check_one_device(config.trainer, verb="cv")
     check_run(config, resume, verb="cv")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    clips = load_training_clips(config, check=resume is None, reporter=reporter)
     splits = clips.splits(config.data)
     if folds is not None and len(splits) != folds:
         raise DataError(f"folds={folds}: the set's own fold column holds {len(splits)} parts: leave folds out")

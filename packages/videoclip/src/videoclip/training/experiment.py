@@ -1,6 +1,7 @@
 """From a configuration to a run folder with a model, its metrics and its plots."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from clip_common.training import FitResult, check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 from videoclip.classifier.classifier import Classifier, Sampling
 from videoclip.config import Config
+from videoclip.config.switches import check_switches
 from videoclip.data import Split, SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.clip_set import ClipSet, load_clip_set
 from videoclip.data.records import known_labels
@@ -42,7 +44,7 @@ class Trained:
     plots: list[Path]
 
 
-def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
+def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent, check: bool = True) -> Trained:
     """Train as configured; select the weights with the best validation macro F1; leave a complete run folder.
 
     Args:
@@ -50,6 +52,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         resume: Run folder to continue, whose configuration `config` is; it ends with the weights of an uninterrupted
             run.
         reporter: Shows progress before and after the fit.
+        check: Whether to refuse a setting that changes nothing; false for one row of a table that shares settings.
 
     Raises:
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing but
@@ -57,7 +60,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     """
     check_run(config, resume, verb="train")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    clips = load_training_clips(config, check=check and resume is None, reporter=reporter)
     split = clips.split(config.data)
     check_sizes(split, config)
     run = open_run(config, verb="train", label=f"{config.method}-f{config.data.fold}", resume=resume)
@@ -93,6 +96,13 @@ def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv
         )
     if began != verb:
         raise ValueError(f"{resume} was begun by another verb: videoclip {began} --resume {resume}")
+
+
+def load_training_clips(config: Config, *, check: bool, reporter: Reporter) -> ClipSet:
+    """Return `load_clip_set`; if `check`, raise ConfigError for a setting that changes nothing with these clips."""
+    if check:
+        check_switches([config])
+    return load_clip_set(config, check=partial(check_switches, [config]) if check else None, reporter=reporter)
 
 
 def check_setup(config: Config) -> None:

@@ -4,10 +4,12 @@ The names are those of the published description (`model.map_guided`, `loss.clip
 unchanged. Nothing here imports torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig
+from videoclip.config.upstream import UPSTREAM
 
 
 def _check_range(name: str, value: float, *, least: float, most: float | None = None) -> None:
@@ -182,6 +184,9 @@ class LossConfig:
 @dataclass
 class Config:
     """A training run of videoclip."""
+
+    explained_keys: ClassVar[Mapping[str, str]] = UPSTREAM
+    """Advice for keys that are no fields, see `load_config`."""
 
     name: str | None = None
     """Name of the run folder; default: method, fold, seed and time. Required under torchrun and srun."""
