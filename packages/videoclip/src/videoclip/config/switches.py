@@ -20,13 +20,13 @@ class ClipFacts:
 
     Attributes:
         cut: Whether videos are cut into clips, as in the folder format; a manifest gives start and end.
-        folds: Whether the set assigns the parts of a cross-validation itself.
+        parts: Number of parts of a cross-validation, if the set assigns them itself.
         maps: Whether a clip has a map, after `data.maps` and `data.control`.
         regions: Whether doctors named regions.
     """
 
     cut: bool
-    folds: bool
+    parts: int | None
     maps: bool
     regions: bool
 
@@ -39,13 +39,13 @@ class Dependency:
         key: The setting, as in `section.field=value`.
         needs: The condition, in the words of a user who could set it.
         met: Whether a configuration meets it.
-        met_by: Whether a data set meets it.
+        met_by: Whether a configuration and its data set meet it.
     """
 
     key: str
     needs: str
     met: Callable[["Config"], Any] = lambda config: True
-    met_by: Callable[[ClipFacts], bool] = lambda facts: True
+    met_by: Callable[["Config", ClipFacts], bool] = lambda config, facts: True
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,17 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     *_on("data.cache_dir", "data.cache=true", lambda config: config.data.cache),
     *_on("split", "`videoclip test`, because training fits on train and selects on val", lambda config: False),
-    Dependency("data.clip_seconds", "videos to cut; the manifest gives start and end", met_by=lambda facts: facts.cut),
-    Dependency("data.folds", "a set without a fold column", met_by=lambda facts: not facts.folds),
-    Dependency("loss.positive", "clips with regions", met_by=lambda facts: facts.regions),
+    Dependency(
+        "data.clip_seconds", "videos to cut; the manifest gives start and end", met_by=lambda config, facts: facts.cut
+    ),
+    Dependency(
+        "data.folds",
+        "a set without a fold column, or with one of so many parts",
+        met_by=lambda config, facts: facts.parts in (None, config.data.folds),
+    ),
+    Dependency("loss.positive", "clips with regions", met_by=lambda config, facts: facts.regions),
     *(
-        Dependency(key, _MAPPED, met_by=lambda facts: facts.maps)
+        Dependency(key, _MAPPED, met_by=lambda config, facts: facts.maps)
         for key in (
             "data.maps",
             "data.map_noise",
@@ -203,7 +209,8 @@ def find_idle(config: "Config", facts: ClipFacts | None = None) -> list[IdleSwit
     return [
         IdleSwitch(row.key, given[row.key], row.needs)
         for row in DEPENDENCIES
-        if given[row.key] != defaults[row.key] and not (row.met(config) and (facts is None or row.met_by(facts)))
+        if given[row.key] != defaults[row.key]
+        and not (row.met(config) and (facts is None or row.met_by(config, facts)))
     ]
 
 

@@ -94,10 +94,11 @@ def load_clip_set(
 def describe_clips(records: Sequence[ClipRecord], config: Config) -> ClipFacts:
     """Return what settings may depend on in a set's clips."""
     data, channels = config.data, config.model.attn_in_channels
+    parts = {record.fold for record in records} - {None}
     drawn = data.control in ("centre", "random")  # these need no maps of the set
     return ClipFacts(
         cut=is_cut(Path(str(data.root))),
-        folds=any(record.fold is not None for record in records),
+        parts=len(parts) or None,
         maps=drawn or any(find_map_source(record, data, channels=channels) is not None for record in records),
         regions=any(record.regions_doctor1 or record.regions_doctor2 for record in records),
     )
