@@ -106,6 +106,7 @@ def test_from_no_data_to_a_tested_run(videoclip, tmp_path, monkeypatch, small):
     tiny = ["--config", "walking", "data.root=walks", *tiny, "data.batch_size=3", "name=first"]
     printed = succeeded(videoclip(*tiny))
     assert "first: validation subjects" in printed
+    assert "decoded clips: 0.1 MiB in runs/cache/clips, 9 of 9 added" in printed
     assert "Score it:  videoclip test runs/videoclip/first" in printed
     printed = succeeded(videoclip("test", "runs/videoclip/first"))
     assert "first: test of walks" in printed
@@ -116,6 +117,7 @@ def test_from_no_data_to_a_tested_run(videoclip, tmp_path, monkeypatch, small):
     assert "R@1" not in printed
     printed = succeeded(videoclip("train", "--resume", "runs/videoclip/first"))
     assert "first: validation subjects" in printed
+    assert "decoded clips: 0.1 MiB in runs/cache/clips, 0 of 9 added" in printed
 
 
 def test_cv_prints_mean_and_spread_and_keeps_the_table(videoclip, small, tmp_path):

@@ -63,6 +63,7 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     print_evaluation(trained.validation, title=f"{trained.run.name}: validation subjects")
     cli.print_files("run", [trained.run.path])
     cli.print_files("plot", trained.plots)
+    print_notes(trained.notes)
     console.print(f"\nScore it:  videoclip test {trained.run.path}", soft_wrap=True)
 
 
@@ -127,6 +128,7 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
     cli.print_files("run", [validated.run.path])
     cli.print_files("table", [validated.table])
     cli.print_files("plot", validated.plots)
+    print_notes(validated.notes)
 
 
 @app.command()
@@ -167,6 +169,7 @@ def ablate(
     console.print(f"{compose_caption(ablation, settings)}\n")
     cli.print_files("table", [ablation.table])
     cli.print_files("plot", [ablation.plot])
+    print_notes(ablation.notes)
 
 
 @app.command()
@@ -243,6 +246,12 @@ def overlay(
 
 
 cli.add_config_verb(app, package="videoclip", example="--config walking model.map_guided_type=channel > my.yaml")
+
+
+def print_notes(notes: list[str]) -> None:
+    """Print one line each."""
+    for note in notes:
+        console.print(note, soft_wrap=True)
 
 
 def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:

@@ -35,6 +35,10 @@ class ClipSet:
         """Return the clips that are not skipped."""
         return tuple(record for record in records if record.clip_id not in self.skipped)
 
+    def describe_cache(self) -> list[str]:
+        """Return a line about the size of the cache, or none without one."""
+        return [] if self.cache is None else [self.cache.describe()]
+
     def splits(self, config: DataConfig) -> list[Split]:
         """Return the split of every fold."""
         return [self._readable_split(split) for split in make_splits(self.records, config)]

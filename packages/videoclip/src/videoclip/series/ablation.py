@@ -140,6 +140,7 @@ class Ablation:
         subjects, clips: Number tested, over all seeds.
         table: The Markdown file.
         plot: The PNG.
+        notes: What else to tell a user, one line each.
     """
 
     folder: Path
@@ -150,6 +151,7 @@ class Ablation:
     clips: int
     table: Path
     plot: Path
+    notes: list[str]
 
 
 def resolve_ablation(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, AblateConfig]:
@@ -231,6 +233,7 @@ def ablate(
             clips=len(pooled[baseline]),
             table=series.path / f"ablation-{table}.md",
             plot=series.path / f"ablation-{table}.png",
+            notes=clips.describe_cache(),
         )
         write_text(ablation.table, render_markdown(ablation, config))
         named = {f"{result.row.id}  {result.row.what}": result for result in results}

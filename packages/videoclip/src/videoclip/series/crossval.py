@@ -40,6 +40,7 @@ class CrossValidated:
         pooled: Classification metrics over the test subjects of all folds, with intervals over subjects.
         table: The Markdown file.
         plots: PNG files.
+        notes: What else to tell a user, one line each.
     """
 
     run: Run
@@ -47,6 +48,7 @@ class CrossValidated:
     pooled: Evaluation
     table: Path
     plots: list[Path]
+    notes: list[str]
 
 
 def resolve_cross_validation(
@@ -117,6 +119,7 @@ def cross_validate(
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
                 *draw_evaluation(pooled, predictions, run.folder("plots"), prefix="pooled"),
             ],
+            notes=clips.describe_cache(),
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
         means = {name: average for name, (average, _) in summarise_folds(metrics).items()}

@@ -37,11 +37,13 @@ class Trained:
         run: The run folder; `model/` in it holds the best weights, `checkpoints/fit/last.ckpt` the last.
         validation: Metrics of the best weights on the validation split; None on ranks other than the first.
         plots: PNG files of the run.
+        notes: What else to tell a user, one line each.
     """
 
     run: Run
     validation: Evaluation | None
     plots: list[Path]
+    notes: list[str]
 
 
 def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent, check: bool = True) -> Trained:
@@ -67,7 +69,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     with run.locked():
         model, result = fit_split(split, clips, config, run, phase="fit", resume=resume is not None)
         if rank() != 0:
-            return Trained(run=run, validation=None, plots=[])
+            return Trained(run=run, validation=None, plots=[], notes=[])
         Classifier(model, Sampling.from_clips(split.train, config.data)).save_pretrained(run.folder("model"))
         predictions, validation = score_records(
             model, split.val, clips, config, train_labels=known_labels(split.train), reporter=reporter
@@ -80,7 +82,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
             *draw_training(run.path / "metrics.csv", run.folder("plots")),
             *draw_evaluation(validation, predictions, run.folder("plots"), prefix="val"),
         ]
-    return Trained(run=run, validation=validation, plots=plots)
+    return Trained(run=run, validation=validation, plots=plots, notes=clips.describe_cache())
 
 
 def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv"]) -> None:
