@@ -19,6 +19,7 @@ from videoclip.classifier.classifier import Classifier, VideoPrediction
 from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Sample, VideoMapDataset, make_split, read_clips, resolve_span
+from videoclip.data.clip_set import find_fingerprints
 from videoclip.report.overlay import write_overlay, write_sheet
 
 
@@ -177,7 +178,8 @@ def overlay_clips(
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips and config.split != "all":
             labelled = [record for record in records if record.label is not None]
-            records = make_split(labelled, config.data).parts()[config.split]
+            split = make_split(labelled, config.data, fingerprints=find_fingerprints(config))
+            records = split.parts()[config.split]
         out = out or source / "plots" / "overlays"
     else:
         config = load_config(Config, overrides=[*overrides, f"data.root={json.dumps(str(source))}"])

@@ -10,6 +10,7 @@ from videoclip.config import Config, DataConfig
 from videoclip.config.switches import ClipFacts
 from videoclip.data.cache import ClipCache
 from videoclip.data.dataset import VideoMapDataset
+from videoclip.data.fingerprints import fingerprint_videos
 from videoclip.data.formats import check_labels, is_cut, read_clips
 from videoclip.data.maps import find_map_source
 from videoclip.data.pairs import find_problems
@@ -25,11 +26,13 @@ class ClipSet:
         records: All of them. Splits are made from all, so that a broken file moves no subject to another part.
         cache: Their decoded pixels; None decodes each time.
         skipped: clip_id → problem, for clips that cannot be read and are left out.
+        fingerprints: Folder of the fingerprints of their videos; None computes them each time.
     """
 
     records: list[ClipRecord]
     cache: ClipCache | None
     skipped: dict[str, str]
+    fingerprints: Path | None
 
     def readable(self, records: Iterable[ClipRecord]) -> tuple[ClipRecord, ...]:
         """Return the clips that are not skipped."""
@@ -41,11 +44,12 @@ class ClipSet:
 
     def splits(self, config: DataConfig) -> list[Split]:
         """Return the split of every fold."""
-        return [self._readable_split(split) for split in make_splits(self.records, config)]
+        splits = make_splits(self.records, config, fingerprints=self.fingerprints)
+        return [self._readable_split(split) for split in splits]
 
     def split(self, config: DataConfig) -> Split:
         """Return the split of `config.fold`."""
-        return self._readable_split(make_split(self.records, config))
+        return self._readable_split(make_split(self.records, config, fingerprints=self.fingerprints))
 
     def dataset(self, records: Sequence[ClipRecord], config: Config, *, training: bool) -> VideoMapDataset:
         """Return a dataset of some of the clips; augmented if `training`."""
@@ -83,16 +87,28 @@ def load_clip_set(
         raise DataError(f"{data.root}: no clip has a label; training and testing need them")
     if check is not None:
         check(describe_clips(records, config))
-    cache, skipped = None, {}
+    cache, skipped, fingerprints = None, {}, find_fingerprints(config)
     if data.cache:
-        folder = Path(data.cache_dir or Path(config.runs) / "cache") / "clips"
         with reporter("decoding clips") as progress:
+            folder = find_cache_folder(config) / "clips"
             cache = ClipCache(folder, records, data, channels=channels, progress=progress)
         skipped = cache.problems
     elif data.on_error == "skip":
         with reporter("reading every clip once") as progress:
             skipped = find_problems(records, data, channels=channels, side=data.size, progress=progress)
-    return ClipSet(records, cache, skipped)
+    with reporter("looking for copies of videos") as progress:
+        fingerprint_videos((record.video for record in records), folder=fingerprints, progress=progress)
+    return ClipSet(records, cache, skipped, fingerprints)
+
+
+def find_cache_folder(config: Config) -> Path:
+    """Return the folder of all that is decoded once."""
+    return Path(config.data.cache_dir or Path(config.runs) / "cache")
+
+
+def find_fingerprints(config: Config) -> Path | None:
+    """Return the folder of the fingerprints of videos; None if `data.cache` is off."""
+    return find_cache_folder(config) / "fingerprints" if config.data.cache else None
 
 
 def describe_clips(records: Sequence[ClipRecord], config: Config) -> ClipFacts:

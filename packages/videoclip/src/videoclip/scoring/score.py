@@ -196,5 +196,5 @@ def select_from_other_set(
     before = tuple(record for record in read_clips(trained.data) if record.clip_id in known)
     # the same subject name in another set is another person; the same video is a leak
     renamed = tuple(replace(record, subject_id=f"{record.subject_id} of {config.data.root}") for record in records)
-    check_disjoint(Split(train=before, val=(), test=renamed))
+    check_disjoint(Split(train=before, val=(), test=renamed), fingerprints=clips.fingerprints)
     return records
