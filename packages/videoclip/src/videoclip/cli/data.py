@@ -19,6 +19,9 @@ Root = Annotated[
 def check(root: Root, overrides: Overrides = None) -> None:
     """Decode every clip and map, split into folds and look for leaks; list problems, and exit with 2 if there are any.
 
+    Warns of what can be used but is rarely meant: joints in one place or outside the picture, faint maps, frames of one
+    colour, names of subjects that differ only by case or zeros.
+
     Examples:
 
         videoclip data check gait/
@@ -52,6 +55,8 @@ def check(root: Root, overrides: Overrides = None) -> None:
         console.print(f"both doctors attended the same regions in {maps.agreeing} of {maps.two_doctors} clips")
     for note in report.notes:
         console.print(note, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
     cli.check_no_problems(root, report.problems)
     console.print("every clip and every map can be read, and no subject or video is in two parts of a fold")
 

@@ -28,7 +28,7 @@ _STILL = 0.5
 """Grey levels of 255, rms: changes below are the noise of an encoder."""
 _BLANK = 1.0
 """Grey levels of 255, rms: a picture that varies less is of one colour, and tells nothing."""
-_ALIKE, _ALIKE_STILL = 0.88, 0.99
+ALIKE, ALIKE_STILL = 0.88, 0.99
 """Correlation from which two videos are copies; two still ones may share most of their picture, the room."""
 
 Fingerprint = NDArray[np.int8]
@@ -71,13 +71,17 @@ def find_copy(mine: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> tup
     """
     if not mine or not others:
         return None
-    one_ND, other_ND = _normalise(mine), _normalise(others)
-    alike_NN = one_ND @ other_ND.T
-    least_N = np.array([_ALIKE if each[:-1].any() else _ALIKE_STILL for each in mine], dtype=np.float32)
+    alike_NN = correlate(mine, others)
+    least_N = np.array([ALIKE if each[:-1].any() else ALIKE_STILL for each in mine], dtype=np.float32)
     alike_NN[alike_NN < least_N[:, None]] = 0
     row, column = np.unravel_index(alike_NN.argmax(), alike_NN.shape)
     most = float(alike_NN[row, column])
     return (int(row), int(column), most) if most > 0 else None
+
+
+def correlate(mine: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> NDArray[np.float32]:
+    """Return the correlation of each fingerprint with each of the others, (N, M); 0 if only one of two is still."""
+    return _normalise(mine) @ _normalise(others).T
 
 
 def compute_fingerprint(frames_THW3: NDArray[np.uint8]) -> Fingerprint | None:

@@ -27,6 +27,8 @@ from videoclip.data.records import ClipRecord
 
 FRAMES_LAST = "maps of shape (height, width, frames) are read so, because they have as many frames as their videos"
 """What `frames_are_last` means."""
+NAMED_BY_CHECK = "`videoclip data check` names the clips"
+"""End of the warnings that maps were mended; they name no clip, so that each is shown once."""
 
 Floats = NDArray[np.float32]
 
@@ -150,7 +152,7 @@ def _draw_maps(source: MapSource, record: ClipRecord, config: DataConfig, *, sid
     assert source.combine is not None
     found = read_joints(source.file, record, config)
     for mended in found.mended:
-        warnings.warn(f"{mended}: `videoclip data check` names the clips", stacklevel=2)
+        warnings.warn(f"{mended}: {NAMED_BY_CHECK}", stacklevel=2)
     video = probe(record.video)
     joints_T173 = found.joints_L173 * np.array([side / video.width, side / video.height, 1], dtype=np.float32)
     return np.stack(
@@ -169,7 +171,7 @@ def _load_maps(file: Path, record: ClipRecord, config: DataConfig, *, channels: 
         order = find_map_order(file, record, channels=channels)
         array, most = read_array(file)
         if frames_are_last(array.shape, order):
-            warnings.warn(f"{FRAMES_LAST}: `videoclip data check` names the clips", stacklevel=2)
+            warnings.warn(f"{FRAMES_LAST}: {NAMED_BY_CHECK}", stacklevel=2)
         array_CLHW = arrange(array, order)
         rows_T = _select_rows(array_CLHW.shape[1], record, config)
         return np.asarray(array_CLHW[:, rows_T], dtype=np.float32) / np.float32(most)
