@@ -42,6 +42,7 @@ def encode(path: Path, frames: Frames, codec: str, *, scale: tuple[float, float]
     height, width = (round(side * factor / 2) * 2 for side, factor in zip(frames.shape[1:3], scale, strict=True))
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=FPS, options=options)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in frames:
             pixels = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))

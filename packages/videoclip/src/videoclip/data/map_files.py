@@ -151,7 +151,7 @@ def read_pictures(path: Path, rows_T: Sequence[int]) -> Floats:
     pixels_THW3 = read_frames_at(path, rows_T)
     if pixels_THW3.max() <= 1 and _video_is_binary(path, state_of(path)):
         return pixels_THW3.max(axis=-1).astype(np.float32)
-    return np.minimum(pixels_THW3 @ _LUMA / 255, 1)
+    return np.asarray((pixels_THW3 @ _LUMA / 255).clip(0, 1), dtype=np.float32)
 
 
 def _read_ones(file: Path) -> NDArray[np.uint8]:
