@@ -16,7 +16,7 @@ from videoclip.data.manifest import read_manifest
 from videoclip.series.ablation import ROWS, check_rows
 from videoclip.training.losses import VideoClipLoss
 
-FULL = ClipFacts(cut=True, parts=None, maps=True, regions=True)
+FULL = ClipFacts(cut=True, parts=None, maps=True, drawn=True, regions=True)
 GUIDED = "model.map_guided=true"
 CHANNEL = f"{GUIDED} model.map_guided_type=channel"
 PLAIN = "loss.clip_weight=0"
@@ -55,13 +55,16 @@ EXAMPLES = [
     ("data.control=shuffled", READS, PLAIN, f"{PLAIN} {GUIDED}"),
     ("data.map_noise=0.2", READS, PLAIN, f"{PLAIN} {TOKENS}"),
     ("data.map_scale=0.5", READS, PLAIN, f"{PLAIN} model.clip_classifier_source=fusion"),
+    ("data.region_joints=mean", READS, PLAIN, f"{PLAIN} {TOKENS}"),
     ("data.map_noise=0.2", "data.control other than absent", "data.control=absent", ""),
     ("data.map_scale=0.5", "data.control other than absent", "data.control=absent", ""),
     ("data.map_scale=0.5", "a reader of the map's scale", f"{PLAIN} {GUIDED} {TOKENS}", f"{PLAIN} {CHANNEL}"),
+    ("data.region_joints=mean", "maps drawn from keypoints", "data.maps=file", "data.maps=doctor1"),
     ("data.cache_dir=there", "data.cache=true", "data.cache=false", ""),
     ("split=val", "`videoclip test`", "", None),
     ("data.clip_seconds=2", "videos to cut", replace(FULL, cut=False), FULL),
     ("data.folds=4", "a set without a fold column", replace(FULL, parts=5), replace(FULL, parts=4)),
+    ("data.region_joints=mean", "clips whose maps are drawn", replace(FULL, drawn=False), FULL),
     ("loss.positive=regions", "clips with regions", replace(FULL, regions=False), FULL),
     ("data.maps=doctor1", "clips with maps", replace(FULL, maps=False), FULL),
     ("data.map_noise=0.1", "clips with maps", replace(FULL, maps=False), FULL),
@@ -167,9 +170,10 @@ def test_ablate_refuses_what_no_row_reads_and_rows_that_are_equal(overrides, mes
 def test_what_a_set_offers(walks):
     config = configured(f"data.root={walks}")
     records = read_manifest(walks / "manifest.csv")
-    assert describe_clips(records, config) == ClipFacts(cut=False, parts=5, maps=True, regions=True)
+    assert describe_clips(records, config) == ClipFacts(cut=False, parts=5, maps=True, drawn=False, regions=True)
+    assert describe_clips(records, configured(f"data.root={walks} data.maps=doctor1")).drawn
     bare = [replace(one, map=None, fold=None, regions_doctor1=(), regions_doctor2=()) for one in records]
-    assert describe_clips(bare, config) == ClipFacts(cut=False, parts=None, maps=False, regions=False)
+    assert describe_clips(bare, config) == ClipFacts(cut=False, parts=None, maps=False, drawn=False, regions=False)
     assert describe_clips(bare, configured(f"data.root={walks} data.control=random")).maps
 
 

@@ -22,12 +22,14 @@ class ClipFacts:
         cut: Whether videos are cut into clips, as in the folder format; a manifest gives start and end.
         parts: Number of parts of a cross-validation, if the set assigns them itself.
         maps: Whether a clip has a map, after `data.maps` and `data.control`.
+        drawn: Whether one of these maps is drawn from keypoints.
         regions: Whether doctors named regions.
     """
 
     cut: bool
     parts: int | None
     maps: bool
+    drawn: bool
     regions: bool
 
 
@@ -156,7 +158,7 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         "data.control=none or shuffled, because no other control has regions",
         lambda config: config.data.control in ("none", "shuffled"),
     ),
-    *_on("data.control data.map_noise data.map_scale", _READER, _reads_maps),
+    *_on("data.control data.map_noise data.map_scale data.region_joints", _READER, _reads_maps),
     *_on(
         "data.map_noise data.map_scale",
         "data.control other than absent",
@@ -172,6 +174,11 @@ DEPENDENCIES: tuple[Dependency, ...] = (
             or (config.model.map_guided and _gates_by_mean(config))
         ),
     ),
+    *_on(
+        "data.region_joints",
+        "maps drawn from keypoints (data.maps other than file, data.control=none or shuffled)",
+        lambda config: config.data.maps != "file" and config.data.control in ("none", "shuffled"),
+    ),
     *_on("data.cache_dir", "data.cache=true", lambda config: config.data.cache),
     *_on("split", "`videoclip test`, because training fits on train and selects on val", lambda config: False),
     Dependency(
@@ -181,6 +188,11 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         "data.folds",
         "a set without a fold column, or with one of so many parts",
         met_by=lambda config, facts: facts.parts in (None, config.data.folds),
+    ),
+    Dependency(
+        "data.region_joints",
+        "clips whose maps are drawn from keypoints (data.maps=doctor1, doctor2 or both)",
+        met_by=lambda config, facts: facts.drawn,
     ),
     Dependency("loss.positive", "clips with regions", met_by=lambda config, facts: facts.regions),
     *(

@@ -115,10 +115,12 @@ def describe_clips(records: Sequence[ClipRecord], config: Config) -> ClipFacts:
     """Return what settings may depend on in a set's clips."""
     data, channels = config.data, config.model.attn_in_channels
     parts = {record.fold for record in records} - {None}
-    drawn = data.control in ("centre", "random")  # these need no maps of the set
+    sources = [find_map_source(record, data, channels=channels) for record in records]
+    own = data.control not in ("centre", "random")  # these need no maps of the set
     return ClipFacts(
         cut=is_cut(Path(str(data.root))),
         parts=len(parts) or None,
-        maps=drawn or any(find_map_source(record, data, channels=channels) is not None for record in records),
+        maps=not own or any(sources),
+        drawn=own and any(source is not None and source.regions for source in sources),
         regions=any(record.regions_doctor1 or record.regions_doctor2 for record in records),
     )
