@@ -26,7 +26,7 @@ EACH = "model.gate_channels=each"
 READS = "a reader of maps (model.map_guided=true, loss.clip_weight above 0, model.lambda_token above 0, or "
 EXAMPLES = [
     # setting, what it needs, overrides that lack it, overrides or facts that have it
-    (GUIDED, "a loss that trains the video", f"{PLAIN} model.clip_classifier_source=attn", PLAIN),
+    (GUIDED, "a reader of the guided video", f"{PLAIN} model.clip_classifier_source=attn", PLAIN),
     ("model.map_guided_type=channel", GUIDED, "", GUIDED),
     (SIGMOID, GUIDED, "", GUIDED),
     ("model.map_guided_hidden_dim=8", GUIDED, "", CHANNEL),
@@ -39,6 +39,9 @@ EXAMPLES = [
     ("model.map_guided_hidden_dim=8", "=channel, or a backbone", GUIDED, f"{GUIDED} model.clip_backbone=2dcnn"),
     (EACH, "=spatiotemporal or weighted_pool", f"{CHANNEL} model.attn_in_channels=2", None),
     (EACH, "attn_in_channels above 1", GUIDED, f"{GUIDED} model.attn_in_channels=2"),
+    ("model.lambda_guide=2", "guide=predicted or mixed", GUIDED, f"{GUIDED} model.guide=mixed"),
+    ("model.guide_loss=mse", "guide=predicted or mixed", GUIDED, f"{GUIDED} model.guide=mixed"),
+    ("model.guide_loss=mse", "lambda_guide above 0", f"{GUIDED} model.guide=mixed model.lambda_guide=0", None),
     ("model.token_loss=kl", "lambda_token above 0", "", TOKENS),
     ("model.token_source=gated", "lambda_token above 0", GUIDED, f"{GUIDED} {TOKENS}"),
     (
@@ -50,8 +53,17 @@ EXAMPLES = [
     ("loss.exclude=none", "clip_weight above 0", PLAIN, ""),
     ("loss.positive=regions", "clip_weight above 0", PLAIN, ""),
     ("loss.temperature=0.1", "clip_weight above 0", PLAIN, ""),
+    ("model.align_tokens=gated", "clip_weight above 0", f"{PLAIN} {GUIDED} model.align_pool=mean", None),
+    ("model.align_pool=mean", "clip_weight above 0", PLAIN, ""),
     ("loss.exclude=none", "data.batches=shuffled", "data.batches=subject_unique", ""),
-    ("loss.positive=regions", "data.control=none or shuffled", "data.control=centre", "data.control=shuffled"),
+    ("loss.positive=regions", "data.control=none, shuffled or hidden", "data.control=centre", "data.control=shuffled"),
+    ("model.align_tokens=gated", "guidance", "model.align_pool=mean", f"model.align_pool=mean {GUIDED}"),
+    (
+        "model.map_dropout=0.5",
+        "a predicted map is never",
+        f"{GUIDED} model.guide=predicted",
+        f"{GUIDED} model.guide=mixed",
+    ),
     ("data.control=shuffled", READS, PLAIN, f"{PLAIN} {GUIDED}"),
     ("data.map_noise=0.2", READS, PLAIN, f"{PLAIN} {TOKENS}"),
     ("data.map_scale=0.5", READS, PLAIN, f"{PLAIN} model.clip_classifier_source=fusion"),

@@ -65,6 +65,19 @@ def test_a_run_leaves_a_model_its_numbers_who_was_where_and_its_pictures(small, 
     ]
 
 
+def test_the_weights_are_the_best_by_the_metric_that_selects(small):
+    trained = train(configured(small, "select=retrieval_r5", "optim.lr=1e-2", "trainer.max_epochs=4"))
+    logged = [row for row in rows(trained.run.path / "metrics.csv") if row["val/macro_f1"]]
+    found = [float(row["val/retrieval_r5"]) for row in logged]
+    assert len(set(found)) > 1
+    ways = [trained.validation.metrics[f"retrieval_r5_{way}"] for way in ("v2a", "a2v")]
+    assert sum(ways) / 2 == pytest.approx(max(found), abs=1e-6)
+    for row in logged:
+        assert float(row["val/retrieval_r5"]) == pytest.approx(
+            (float(row["val/retrieval_r5_v2a"]) + float(row["val/retrieval_r5_a2v"])) / 2
+        )
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small, trained):
     again = train(configured(small)).run.path
     assert same(weights(again), weights(trained()))

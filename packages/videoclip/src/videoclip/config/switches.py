@@ -74,15 +74,21 @@ class IdleSwitch:
         return f"{self.reason}: set that too, or leave {self.key} out"
 
 
-def _trains_video(config: "Config") -> bool:
-    """Return whether the loss reaches the video encoder."""
-    return bool(config.model.clip_classifier_source != "attn" or config.loss.clip_weight or config.model.lambda_token)
+def _reads_guided(config: "Config") -> bool:
+    """Return whether the loss depends on how the video's tokens were guided."""
+    model = config.model
+    aligns, teaches = config.loss.clip_weight, model.lambda_token
+    return bool(
+        model.clip_classifier_source != "attn"
+        or (aligns and model.align_tokens == "gated")
+        or (teaches and model.token_source == "gated")
+    )
 
 
 def _reads_maps(config: "Config") -> bool:
     """Return whether anything reads the maps in training."""
     model = config.model
-    guides = model.map_guided and _trains_video(config)
+    guides = model.map_guided and _reads_guided(config)
     return bool(guides or config.loss.clip_weight or model.lambda_token or model.clip_classifier_source != "video")
 
 
@@ -94,6 +100,7 @@ def _gates_by_mean(config: "Config") -> bool:
 _GUIDED = "model.map_guided=true"
 _TOKENS = "model.lambda_token above 0"
 _CONTRAST = "loss.clip_weight above 0"
+_PREDICTS = "model.guide=predicted or mixed"
 _3DCNN = "model.clip_backbone=3dcnn"
 _MAPPED = "clips with maps"
 _READER = f"a reader of maps ({_GUIDED}, {_CONTRAST}, {_TOKENS}, or model.clip_classifier_source=attn or fusion)"
@@ -107,8 +114,9 @@ def _on(keys: str, needs: str, met: Callable[["Config"], Any]) -> tuple[Dependen
 DEPENDENCIES: tuple[Dependency, ...] = (
     *_on(
         "model.map_guided",
-        f"a loss that trains the video encoder ({_CONTRAST}, or model.clip_classifier_source=video or fusion)",
-        _trains_video,
+        "a reader of the guided video (model.clip_classifier_source=video or fusion, model.align_tokens=gated, or "
+        "model.token_source=gated)",
+        _reads_guided,
     ),
     *_on(
         "model.map_guided_type model.map_guided_sigmoid_gate model.map_guided_hidden_dim model.gate_channels "
@@ -137,6 +145,8 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         lambda config: config.model.map_guided_type != "channel",
     ),
     *_on("model.gate_channels", "model.attn_in_channels above 1", lambda config: config.model.attn_in_channels > 1),
+    *_on("model.lambda_guide model.guide_loss", _PREDICTS, lambda config: config.model.guide != "map"),
+    *_on("model.guide_loss", "model.lambda_guide above 0", lambda config: config.model.lambda_guide),
     *_on("model.token_loss model.token_source", _TOKENS, lambda config: config.model.lambda_token),
     *_on(
         "model.token_source",
@@ -144,7 +154,7 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         lambda config: config.model.map_guided and config.model.map_guided_type != "weighted_pool",
     ),
     *_on(
-        "loss.exclude loss.positive loss.temperature",
+        "loss.exclude loss.positive loss.temperature model.align_tokens model.align_pool",
         _CONTRAST,
         lambda config: config.loss.clip_weight,
     ),
@@ -155,8 +165,18 @@ DEPENDENCIES: tuple[Dependency, ...] = (
     ),
     *_on(
         "loss.positive",
-        "data.control=none or shuffled, because no other control has regions",
-        lambda config: config.data.control in ("none", "shuffled"),
+        "data.control=none, shuffled or hidden, because no other control has regions",
+        lambda config: config.data.control in ("none", "shuffled", "hidden"),
+    ),
+    *_on(
+        "model.align_tokens",
+        f"guidance ({_GUIDED}), because without it no token is gated",
+        lambda config: config.model.map_guided,
+    ),
+    *_on(
+        "model.map_dropout",
+        "model.guide=map or mixed, because a predicted map is never hidden",
+        lambda config: config.model.guide != "predicted",
     ),
     *_on("data.control data.map_noise data.map_scale data.region_joints", _READER, _reads_maps),
     *_on(

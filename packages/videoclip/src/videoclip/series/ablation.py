@@ -1,4 +1,4 @@
-"""`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, and controls with wrong maps."""
+"""`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, wrong maps, and no map in the test."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,7 +34,7 @@ from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import result_name, score
 from videoclip.training.experiment import check_setup, check_sizes, train
 
-Table = Literal["all", "B", "C", "controls"]
+Table = Literal["all", "B", "C", "controls", "nomap"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Row:
     """One row of the table.
 
     Attributes:
-        id: Name as in the original table; controls have their own names.
+        id: Name as in the original table; controls and further rows have their own names.
         what: The method, in words.
         switches: Overrides of the configuration that define the method.
         run_of: Row whose runs it tests; None trains its own.
@@ -59,7 +59,8 @@ class Row:
 SIGMOID = "model.map_guided_sigmoid_gate"
 GUIDED = ("model.map_guided=true", "model.map_guided_type=spatiotemporal", f"{SIGMOID}=false")
 FULL = (*GUIDED, "model.lambda_token=0")
-ROWS = (
+PUBLISHED = ("model.align_pool=mean", "model.align_tokens=gated")
+TRAINED = (
     Row("B0", "cross-entropy only", ("model.map_guided=false", "loss.clip_weight=0", "model.lambda_token=0")),
     Row("B1", "CLIP alignment only", ("model.map_guided=false", "model.lambda_token=0")),
     Row("B2", "map-guided pooling only", (*GUIDED, "loss.clip_weight=0", "model.lambda_token=0")),
@@ -73,17 +74,37 @@ ROWS = (
     ),
     Row("C3 linear", "linear gate (the run of B3)", FULL, run_of="B3"),
     Row("C3 sigmoid", "sigmoid gate", (*GUIDED[:2], f"{SIGMOID}=true", "model.lambda_token=0")),
+    Row("published", "full method, aligned as published: gated tokens, their mean", (*FULL, *PUBLISHED)),
+)
+HIDDEN = tuple(
+    Row(f"{row.id} hidden", "the same, map hidden from guidance", row.switches, row.id, ("data.control=hidden",))
+    for row in TRAINED
+    if "model.map_guided=true" in row.switches and row.run_of is None
+)
+CONTROLS = (
     Row("shuffled", "full method, another subject's maps", (*FULL, "data.control=shuffled")),
     Row("centre", "full method, a Gaussian in the middle", (*FULL, "data.control=centre")),
     Row("uniform", "full method, the same map everywhere", (*FULL, "data.control=uniform")),
     Row("random", "full method, noise for maps", (*FULL, "data.control=random")),
     Row("absent", "full method, no map in the test", FULL, run_of="B3", tested=("data.control=absent",)),
 )
+PREDICTED = (*GUIDED, "model.lambda_token=0", "loss.clip_weight=0", "model.guide=predicted")
+MAPLESS = (
+    Row("predicted", "guided by a predicted map", PREDICTED, tested=("data.control=hidden",)),
+    Row(
+        "predicted shuffled",
+        "the same, trained on another subject's maps",
+        (*PREDICTED, "data.control=shuffled"),
+        tested=("data.control=hidden",),
+    ),
+)
+ROWS = (*(row for own in TRAINED for row in (own, *(h for h in HIDDEN if h.run_of == own.id))), *CONTROLS, *MAPLESS)
 TABLES: dict[str, tuple[str, ...]] = {
-    "B": ("B0", "B1", "B2", "B3", "B4"),
-    "C": ("B0", "C1", "C2", "C3 linear", "C3 sigmoid"),
-    "controls": ("B0", "B3", "shuffled", "centre", "uniform", "random", "absent"),
-    "all": tuple(row.id for row in ROWS),
+    "B": ("B0", "B1", "B2", "B2 hidden", "B3", "B3 hidden", "B4", "B4 hidden", "published", "published hidden"),
+    "C": ("B0", "C1", "C1 hidden", "C2", "C2 hidden", "C3 linear", "C3 sigmoid", "C3 sigmoid hidden"),
+    "controls": ("B0", "B3", *(row.id for row in CONTROLS)),
+    "nomap": ("B0", "B2", "B2 hidden", *(row.id for row in MAPLESS)),
+    "all": tuple(row.id for row in ROWS if row not in MAPLESS),
 }
 """Rows of each `--table`; the others are compared with the first."""
 COLUMNS = {
@@ -93,10 +114,13 @@ COLUMNS = {
     "retrieval_r5_v2a": "R@5 v→a",
     "retrieval_r1_a2v": "R@1 a→v",
     "retrieval_r5_a2v": "R@5 a→v",
+    "retrieval_r1_v2a_regions": "R@1 v→a, regions",
     "align_sim_gap": "align gap",
     "align_sim_corr": "align corr",
+    "map_corr": "map corr",
+    "map_pointing": "map pointing",
 }
-"""Metric → column: classification, D1 (retrieval) and D2 (similarity)."""
+"""Metric → column: classification, D1 (retrieval), D2 (similarity), and agreement of the model's own map."""
 FIGURE = "macro_f1"
 """Metric by which rows are compared."""
 

@@ -117,7 +117,9 @@ def cross_validate(
             table=write_text(run.path / "cross-validation.md", render_markdown(config, splits, metrics, pooled)),
             plots=[
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
-                *draw_evaluation(pooled, predictions, run.folder("plots"), prefix="pooled"),
+                *draw_evaluation(
+                    pooled, predictions, run.folder("plots"), prefix="pooled", classes=config.model.classes
+                ),
             ],
             notes=clips.describe_cache(),
         )

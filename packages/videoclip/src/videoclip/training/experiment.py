@@ -47,7 +47,7 @@ class Trained:
 
 
 def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent, check: bool = True) -> Trained:
-    """Train as configured; select the weights with the best validation macro F1; leave a complete run folder.
+    """Train as configured; select the weights by the best validation metric `select`; leave a complete run folder.
 
     Args:
         config: See `videoclip.config`.
@@ -80,7 +80,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         write_card(config, run, validation)
         plots = [
             *draw_training(run.path / "metrics.csv", run.folder("plots")),
-            *draw_evaluation(validation, predictions, run.folder("plots"), prefix="val"),
+            *draw_evaluation(validation, predictions, run.folder("plots"), prefix="val", classes=config.model.classes),
         ]
     return Trained(run=run, validation=validation, plots=plots, notes=clips.describe_cache())
 
@@ -160,6 +160,8 @@ def fit_split(
         "val": clips.dataset(split.val, config, training=False),
     }
     module, data = AlignmentModule(model, config), ClipData(datasets, config)
-    result = fit(module, data, config.trainer, run, monitor="val/macro_f1", mode="max", phase=phase, resume=resume)
+    result = fit(
+        module, data, config.trainer, run, monitor=f"val/{config.select}", mode="max", phase=phase, resume=resume
+    )
     load_weights(module, result.best)
     return model.eval().to(pick_device(config.trainer.devices)), result
