@@ -1,8 +1,8 @@
 """Fingerprints of videos, by which copies are found: remuxed, renamed, as pictures, scaled, or encoded again.
 
 Pictures of two people in one corridor are alike, so a fingerprint is what moves: the changes between eight frames that
-are spread over the video, as thumbnails. The correlation of two is at least .93 for copies (a quarter of the pixels, or
-half of the bits), and at most .83 for other walks, filmed by one camera in one corridor too
+are spread over the video, as thumbnails. The correlation of two is at least .92 for copies, such as a quarter of the
+pixels or H.264 at crf 35, and at most .79 for other people, filmed by one camera in one room too
 (`benchmarks/videoclip_copies.py`). Only a video in which nothing moves is compared by its picture.
 
 N videos; T = 8 frames; S = 32 pixels a side of a thumbnail.
