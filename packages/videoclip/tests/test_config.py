@@ -66,6 +66,9 @@ SAME = {"data.cache": "false", "data.cache_dir": "elsewhere", "data.workers": "1
 SHOWN_BY = {
     "name": "test_training_experiment.py: name=whole",
     "runs": "conftest.py: runs=",
+    "loss.teacher": "test_training_teacher.py: loss.teacher=",
+    "loss.distill_weight": "test_training_teacher.py: loss.distill_weight=",
+    "model.map_dropout_warmup": "test_training_teacher.py: model.map_dropout_warmup=",
     "select": "test_training_experiment.py: select=",
     "model.class_names": "test_classifier_focus.py: model.class_names=",
     "split": "test_scoring_score.py: split=val",
@@ -165,6 +168,8 @@ def test_it_changes_nothing_that_is_learnt(fitted, small, knob):
         ("model.lambda_guide=-1", "model.lambda_guide: expected a number from 0, got -1"),
         ("select=retrieval_r1 loss.clip_weight=0", "select=retrieval_r1: nothing is aligned with loss.clip_weight=0"),
         ("model.weights=x.pth", "model.weights: 3dcnn has no published weights: leave it null"),
+        ("model.map_dropout_warmup=2", "model.map_dropout_warmup: expected a number from 0 to 1, got 2"),
+        ("loss.distill_weight=0", "loss.distill_weight: expected a weight above 0, got 0"),
         ("loss.clip_weight=-1", "loss.clip_weight: expected a number from 0, got -1"),
         ("loss.temperature=0", "loss.temperature: expected a temperature above 0, or null to learn it, got 0"),
         ("model.map_guidde=true", "did you mean model.map_guided"),

@@ -64,6 +64,8 @@ EXAMPLES = [
         f"{GUIDED} model.guide=predicted",
         f"{GUIDED} model.guide=mixed",
     ),
+    ("model.map_dropout_warmup=0.5", "map_dropout above 0", GUIDED, f"{GUIDED} model.map_dropout=0.5"),
+    ("loss.distill_weight=2", "loss.teacher=RUN", "", "loss.teacher=there"),
     ("data.control=shuffled", READS, PLAIN, f"{PLAIN} {GUIDED}"),
     ("data.map_noise=0.2", READS, PLAIN, f"{PLAIN} {TOKENS}"),
     ("data.map_scale=0.5", READS, PLAIN, f"{PLAIN} model.clip_classifier_source=fusion"),
@@ -137,7 +139,7 @@ SEEN = [
     for example in EXAMPLES
     if example[0].startswith(("model.", "loss."))
     and isinstance(example[2], str)
-    and not example[0].startswith(("model.map_dropout", "model.map_guided_hidden_dim"))
+    and not example[0].startswith(("model.map_dropout", "model.map_guided_hidden_dim", "loss.distill_weight"))
     and "attn_in_channels" not in example[1]
     and "data." not in example[2]
 ]

@@ -148,6 +148,8 @@ class ModelConfig:
     """Weight of the guide loss, which makes the predicted map follow the clinician's."""
     guide_loss: Literal["corr", "kl", "mse"] = "kl"
     """As for `token_loss`, of the predicted map instead of the energy."""
+    map_dropout_warmup: float = 0.0
+    """Share of the training over which `map_dropout` rises from 0 to its value, linearly; 0 has it from the start."""
     lambda_token: float = 0.0
     """Weight of the token loss, which makes the energy of the video's tokens follow the map."""
     token_loss: Literal["corr", "kl", "mse"] = "corr"
@@ -166,6 +168,7 @@ class ModelConfig:
             ("map_guided_hidden_dim", 1), ("lambda_token", 0), ("lambda_guide", 0),
         ):  # fmt: skip
             _check_range(f"model.{name}", getattr(self, name), least=least)
+        _check_range("model.map_dropout_warmup", self.map_dropout_warmup, least=0, most=1)
         if self.class_names and len({*self.class_names}) != self.model_class_num:
             raise ConfigError(
                 f"model.class_names: expected {self.model_class_num} different names (model.model_class_num), got "
@@ -198,7 +201,8 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """Cross-entropy, plus clip_weight times the contrastive loss, plus lambda_token and lambda_guide times theirs."""
+    """Cross-entropy, plus clip_weight times the contrastive loss, plus lambda_token and lambda_guide times theirs, plus
+    distill_weight times the distillation."""
 
     clip_weight: float = 1.0
     """Weight of the contrastive loss between videos and maps; 0 disables it."""
@@ -206,11 +210,18 @@ class LossConfig:
     """`subject`: clips of one subject are not negatives of each other."""
     positive: Literal["none", "regions"] = "none"
     """`regions`: clips in which the same regions were attended are positives of each other."""
+    teacher: str | None = None
+    """Run folder of a model that is guided by maps, whose answers are taught beside the labels (distillation); it must
+    have been trained on no subject that this run validates or tests on."""
+    distill_weight: float = 1.0
+    """Weight of the distillation from `teacher`."""
     temperature: float | None = None
     """A fixed softmax temperature such as 0.07; null learns it, starting at 0.07."""
 
     def __post_init__(self) -> None:
         _check_range("loss.clip_weight", self.clip_weight, least=0)
+        if not self.distill_weight > 0:
+            raise ConfigError(f"loss.distill_weight: expected a weight above 0, got {self.distill_weight}")
         if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(
                 f"loss.temperature: expected a temperature above 0, or null to learn it, got {self.temperature}"

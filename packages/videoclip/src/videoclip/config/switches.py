@@ -89,7 +89,13 @@ def _reads_maps(config: "Config") -> bool:
     """Return whether anything reads the maps in training."""
     model = config.model
     guides = model.map_guided and _reads_guided(config)
-    return bool(guides or config.loss.clip_weight or model.lambda_token or model.clip_classifier_source != "video")
+    return bool(
+        guides
+        or config.loss.clip_weight
+        or config.loss.teacher
+        or model.lambda_token
+        or model.clip_classifier_source != "video"
+    )
 
 
 def _gates_by_mean(config: "Config") -> bool:
@@ -178,6 +184,8 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         "model.guide=map or mixed, because a predicted map is never hidden",
         lambda config: config.model.guide != "predicted",
     ),
+    *_on("model.map_dropout_warmup", "model.map_dropout above 0", lambda config: config.model.map_dropout),
+    *_on("loss.distill_weight", "loss.teacher=RUN", lambda config: config.loss.teacher),
     *_on("data.control data.map_noise data.map_scale data.region_joints", _READER, _reads_maps),
     *_on(
         "data.map_noise data.map_scale",

@@ -70,6 +70,7 @@ PARTS = {
     "train/loss_contrastive": "contrastive",
     "train/loss_token": "token",
     "train/loss_guide": "predicted map",
+    "train/loss_distillation": "distillation",
 }
 CHANCE = "train/loss_contrastive_chance"
 

@@ -26,6 +26,7 @@ from videoclip.scoring.evaluation import Evaluation
 from videoclip.scoring.score import draw_evaluation, registry_row, score_records
 from videoclip.training.card import write_card
 from videoclip.training.modules import AlignmentModule, ClipData
+from videoclip.training.teacher import load_teacher, open_teacher
 from videoclip.training.weights import load_torchvision_weights
 
 
@@ -114,6 +115,8 @@ def check_setup(config: Config) -> None:
     if config.model.weights is not None:
         encoder = build_video_encoder(config.model.clip_backbone, feature_dim=config.model.clip_feature_dim)
         load_torchvision_weights(encoder, Path(config.model.weights))
+    if config.loss.teacher is not None:
+        open_teacher(Path(config.loss.teacher), config)
 
 
 def check_sizes(split: Split, config: Config) -> None:
@@ -159,7 +162,8 @@ def fit_split(
         "train": clips.dataset(split.train, config, training=True),
         "val": clips.dataset(split.val, config, training=False),
     }
-    module, data = AlignmentModule(model, config), ClipData(datasets, config)
+    teacher = None if config.loss.teacher is None else load_teacher(Path(config.loss.teacher), config, split)
+    module, data = AlignmentModule(model, config, teacher=teacher), ClipData(datasets, config)
     result = fit(
         module, data, config.trainer, run, monitor=f"val/{config.select}", mode="max", phase=phase, resume=resume
     )

@@ -24,12 +24,18 @@ FLOOR = 1e-6
 """Share of the mean energy that is added to each token's before the logarithm, because ReLU leaves zeros."""
 
 
+PARTS = ("classification", "contrastive", "token", "guide", "distillation")
+SOFTNESS = 2.0
+"""Temperature of the distillation, at which the less likely classes still count."""
+
+
 @dataclass(frozen=True)
 class LossOutput:
-    """`total` = classification + clip_weight·contrastive + lambda_token·token + lambda_guide·guide; all scalars.
+    """The weighted sum `total`, and its parts, unweighted; all are scalars.
 
-    The parts are unweighted. A part with weight 0 is not computed and is 0. `contrastive_chance` is the contrastive
-    loss if all maps were alike to every video.
+    total = classification + clip_weight·contrastive + lambda_token·token + lambda_guide·guide
+    + distill_weight·distillation. A part with weight 0 is not computed and is 0. `contrastive_chance` is the
+    contrastive loss if all maps were alike to every video.
     """
 
     total: Tensor
@@ -37,12 +43,13 @@ class LossOutput:
     contrastive: Tensor
     token: Tensor
     guide: Tensor
+    distillation: Tensor
     contrastive_chance: Tensor
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """The parts by name, for a log."""
-        return {name: getattr(self, name) for name in ("classification", "contrastive", "token", "guide")}
+        return {name: getattr(self, name) for name in PARTS}
 
 
 class VideoClipLoss(nn.Module):
@@ -67,6 +74,7 @@ class VideoClipLoss(nn.Module):
         subject_B: Tensor,
         regions_B: Tensor,
         scale: Tensor | float,
+        taught_BK: Tensor | None = None,
     ) -> LossOutput:
         """Compute the loss of B clips; the contrastive part is over the clips of all processes.
 
@@ -79,9 +87,10 @@ class VideoClipLoss(nn.Module):
             subject_B: Equal ids are clips of one subject.
             regions_B: Equal ids are clips in which the same regions were attended.
             scale: One over the temperature.
+            taught_BK: Logits of a teacher; None without one.
         """
         classification = cross_entropy(output.logits, label_B)
-        contrastive = chance = token = guide = classification.new_zeros(())
+        contrastive = chance = token = guide = distillation = classification.new_zeros(())
         if self.config.clip_weight:
             assert output.video_embed is not None
             assert output.attn_embed is not None
@@ -104,15 +113,26 @@ class VideoClipLoss(nn.Module):
         settings = self.token_config
         if output.predicted_map is not None and settings.lambda_guide:
             guide = map_loss(output.predicted_map, map_BCTHW, valid_B=output.map_valid, kind=settings.guide_loss)
-        total = classification + self.config.clip_weight * contrastive
+        if taught_BK is not None:
+            distillation = distil(output.logits, taught_BK)
+        total = classification + self.config.clip_weight * contrastive + self.config.distill_weight * distillation
         total = total + settings.lambda_token * token + settings.lambda_guide * guide
-        return LossOutput(total, classification, contrastive, token, guide, contrastive_chance=chance)
+        return LossOutput(total, classification, contrastive, token, guide, distillation, chance)
 
 
 def cross_entropy(logits_BK: Tensor, label_B: Tensor) -> Tensor:
     """Return the mean cross-entropy over labelled clips; 0 without any."""
     total = F.cross_entropy(upcast(logits_BK), label_B, ignore_index=-1, reduction="sum")
     return total / (label_B != -1).sum().clamp_min(1)
+
+
+def distil(logits_BK: Tensor, taught_BK: Tensor) -> Tensor:
+    """Return T²·KL(softmax(taught / T) ‖ softmax(logits / T)), the mean over clips, with T = `SOFTNESS`.
+
+    Hinton et al., "Distilling the knowledge in a neural network" (2015).
+    """
+    own_BK, given_BK = ((upcast(x_BK) / SOFTNESS).log_softmax(dim=1) for x_BK in (logits_BK, taught_BK))
+    return SOFTNESS**2 * F.kl_div(own_BK, given_BK, reduction="batchmean", log_target=True)
 
 
 def token_loss(tokens_BCTHW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor, kind: MapLoss = "corr") -> Tensor:

@@ -27,11 +27,13 @@ class AlignmentModule(L.LightningModule):
     Args:
         model: Encoders, heads and classifier.
         config: The run's configuration.
+        teacher: A trained model whose answers are taught, guided by the maps; it is neither trained nor saved.
     """
 
-    def __init__(self, model: VideoAttentionCLIP, config: Config) -> None:
+    def __init__(self, model: VideoAttentionCLIP, config: Config, *, teacher: VideoAttentionCLIP | None = None) -> None:
         super().__init__()
         self.model = model
+        self.teachers = () if teacher is None else (teacher,)  # no submodule, which a checkpoint would hold
         self.config = config
         self.loss = VideoClipLoss(config.loss, token_config=config.model)
         for part in find_idle_parts(model, config):
@@ -53,8 +55,18 @@ class AlignmentModule(L.LightningModule):
         )
         return output
 
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers:
+            teacher.eval().to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.model.map_dropout = self.map_dropout
         output = self.forward_batch(batch, align=self.aligns)
+        taught_BK = None
+        for teacher in self.teachers:
+            with torch.no_grad():
+                shown = normalise(batch.video_B3THW), batch.map_BCTHW
+                taught_BK = teacher(*shown, valid_B=batch.valid_B, align=False).logits
         losses = self.loss(
             output,
             map_BCTHW=batch.map_BCTHW,
@@ -62,6 +74,7 @@ class AlignmentModule(L.LightningModule):
             subject_B=batch.subject_B,
             regions_B=batch.regions_B,
             scale=self.model.logit_scale(),
+            taught_BK=taught_BK,
         )
         if self.aligns:  # the mean ln of the number of candidates: some clips of a batch may be no negatives
             self.contrastive_log_b = float(losses.contrastive_chance)
@@ -69,6 +82,14 @@ class AlignmentModule(L.LightningModule):
         self.log("train/loss", losses.total, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, value in losses.parts.items()})
         return losses.total
+
+    @property
+    def map_dropout(self) -> float:
+        """Share of the clips whose map is hidden in this step: a function of the step alone."""
+        whole, warmup = self.config.model.map_dropout, self.config.model.map_dropout_warmup
+        if not warmup:
+            return whole
+        return whole * min(1.0, self.global_step / (warmup * float(self.trainer.estimated_stepping_batches)))
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Step, then clamp the scale; within the step, so that a checkpoint after it holds the clamped scale."""
