@@ -3,7 +3,9 @@
 Pictures of two people in one corridor are alike, so a fingerprint is what moves: the changes between eight frames that
 are spread over the video, as thumbnails. The correlation of two is at least .92 for copies, such as a quarter of the
 pixels or H.264 at crf 35, and at most .79 for other people, filmed by one camera in one room too
-(`benchmarks/videoclip_copies.py`). Only a video in which nothing moves is compared by its picture.
+(`benchmarks/videoclip_copies.py`). A fade, a lamp that flickers and a title are the same in many videos, so brightness
+and contrast of the frames are made equal, and each change counts alike. Only a video in which nothing moves is compared
+by its picture.
 
 N videos; T = 8 frames; S = 32 pixels a side of a thumbnail.
 """
@@ -22,12 +24,14 @@ from clip_common.reporting import Progress
 from clip_common.runs.files import write_atomically
 from videoclip.data.decoding import read_frames
 
-_VERSION = 1  # raise it when the same video would get another fingerprint
+_VERSION = 2  # raise it when the same video would get another fingerprint
 _FRAMES, _SIDE = 8, 32
-_STILL = 0.5
-"""Grey levels of 255, rms: changes below are the noise of an encoder."""
-_BLANK = 1.0
-"""Grey levels of 255, rms: a picture that varies less is of one colour, and tells nothing."""
+_STILL, _MOVING_FRAMES = 0.5, 3
+"""Grey levels of 255, rms: changes below are the noise of an encoder. A title that comes and goes makes two above."""
+_LEAST_CHANGE = 1.0
+"""Grey levels, rms: changes above count alike, changes below less, because encoders add noise to them."""
+_BLANK, _FLAT = 1.0, 4.0
+"""Grey levels, standard deviation: a picture below the first tells nothing; one below the second gains no contrast."""
 ALIKE, ALIKE_STILL = 0.88, 0.99
 """Correlation from which two videos are copies; two still ones may share most of their picture, the room."""
 
@@ -86,16 +90,24 @@ def correlate(mine: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> NDA
 
 def compute_fingerprint(frames_THW3: NDArray[np.uint8]) -> Fingerprint | None:
     """Return the fingerprint of T frames; None if they are of one colour."""
-    grey_TSS = np.stack([_shrink(frame_HW3) for frame_HW3 in frames_THW3])
+    grey_TSS = _equalise(np.stack([_shrink(frame_HW3) for frame_HW3 in frames_THW3]))
     changes_SS, picture_SS = np.diff(grey_TSS, axis=0), grey_TSS.mean(axis=0)
+    rms = np.sqrt((changes_SS**2).mean(axis=(1, 2), keepdims=True))
     values = np.zeros(grey_TSS.shape, dtype=np.float32)
-    if changes_SS.std() >= _STILL:
-        values[:-1] = changes_SS
+    if (rms >= _STILL).sum() >= _MOVING_FRAMES:
+        values[:-1] = changes_SS / np.maximum(rms, _LEAST_CHANGE)
     elif picture_SS.std() >= _BLANK:
-        values[-1] = picture_SS - picture_SS.mean()
+        values[-1] = picture_SS
     else:
         return None
     return np.rint(values * (127 / np.abs(values).max())).astype(np.int8)
+
+
+def _equalise(grey_TSS: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return frames of mean 0 and of one contrast, that of most of them."""
+    spread_T11 = grey_TSS.std(axis=(1, 2), keepdims=True)
+    gain_T11 = np.median(spread_T11) / np.maximum(spread_T11, _FLAT)
+    return np.asarray((grey_TSS - grey_TSS.mean(axis=(1, 2), keepdims=True)) * gain_T11, dtype=np.float32)
 
 
 def _shrink(frame_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:

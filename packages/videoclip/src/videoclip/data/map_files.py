@@ -147,7 +147,7 @@ def read_pictures(path: Path, rows_T: Sequence[int]) -> Floats:
         grey_THW = stack_frames([files[row] for row in rows_T], read=read_grey)
         if grey_THW.max() <= 1 and _folder_is_binary(path, state_of(path)):
             return stack_frames([files[row] for row in rows_T], read=_read_ones).astype(np.float32)
-        return grey_THW.astype(np.float32) / 255
+        return np.asarray(grey_THW / 255, dtype=np.float32)
     pixels_THW3 = read_frames_at(path, rows_T)
     if pixels_THW3.max() <= 1 and _video_is_binary(path, state_of(path)):
         return pixels_THW3.max(axis=-1).astype(np.float32)
