@@ -131,8 +131,8 @@ def read_plain_pickle(file: Path) -> Any:
             return _PlainUnpickler(stream).load()
     except _ForeignNameError as error:
         raise DataError(
-            f"{file}: refused, because it names {str(error):.80}, and reading that would run code: expected a pickle of "
-            "numbers, text, containers and NumPy arrays of numbers; save arrays with .numpy() and paths as text"
+            f"{file}: refused, because it names {error!s:.80}, and reading that would run code: expected a pickle "
+            "of numbers, text, containers and NumPy arrays; save tensors by .numpy(), paths as text"
         ) from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
