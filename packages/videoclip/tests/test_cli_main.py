@@ -16,7 +16,7 @@ from videoclip import Config
 from videoclip.data.manifest import read_manifest, write_manifest
 
 VERBS = ["train", "test", "cv", "ablate", "predict", "overlay", "config", "data check", "data render-maps"]
-VERBS += ["data synthetic"]
+VERBS += ["data import", "data synthetic"]
 
 GUIDED = "model.map_guided=true model.map_guided_type=spatiotemporal"
 SOURCE = [
