@@ -3,7 +3,6 @@
 F frames of the source, T frames asked for, H and W pixels. Seconds count from the first frame.
 """
 
-import math
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -26,6 +25,8 @@ SLACK_S = 0.1
 
 NUMPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
 """What numpy raises on damaged files."""
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def resolve_span(path: Path, *, start_s: float, end_s: float | None) -> tuple[fl
     return start_s, end_s
 
 
-def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int) -> NDArray[np.uint8]:
+def read_frames(
+    path: Path, *, start_s: float, end_s: float | None, frames: int, convert: Callable[[Pixels], Pixels] = np.asarray
+) -> Pixels:
     """Read T frames spread evenly over a clip (`planning.plan`), decoding only them and what they depend on.
 
     Args:
@@ -89,19 +92,24 @@ def read_frames(path: Path, *, start_s: float, end_s: float | None, frames: int)
             to a clip that is part of the source.
         start_s, end_s: As for `resolve_span`.
         frames: T.
+        convert: Applied to each frame, (H, W, 3) RGB, upright, as soon as it is read, so that only one frame is in
+            memory at its full size.
 
     Returns:
-        (T, H, W, 3) RGB, upright.
+        (T, H, W, 3) RGB, upright, or the stack of the converted frames.
 
     Raises:
         DataError: The source cannot be read, or the clip is not within it.
     """
     start, end = resolve_span(path, start_s=start_s, end_s=end_s)
-    return read_frames_at(path, plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames))
+    rows_T = plan(_timeline(path)[0], start_s=start, end_s=end, frames=frames)
+    return read_frames_at(path, rows_T, convert=convert)
 
 
-def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Read frames by their indices in the source, which may repeat: (T, H, W, 3) uint8 RGB.
+def read_frames_at(
+    path: Path, places_T: Sequence[int] | NDArray[np.int64], *, convert: Callable[[Pixels], Pixels] = np.asarray
+) -> Pixels:
+    """Read frames by their indices in the source, which may repeat: (T, H, W, 3) uint8 RGB, or converted frames.
 
     Raises:
         DataError: One of them cannot be read.
@@ -109,11 +117,12 @@ def read_frames_at(path: Path, places_T: Sequence[int] | NDArray[np.int64]) -> N
     places, inverse_T = np.unique(places_T, return_inverse=True)
     if path.is_dir():
         pictures = list_frames(path)
-        pixels = stack_frames([pictures[place] for place in places], read=_read_rgb)
+        pixels = stack_frames([pictures[place] for place in places], read=_read_rgb, convert=convert)
     elif path.suffix == ".npz":
-        pixels = _load_npz(path)[0][places]
+        frames_FHW3 = _load_npz(path)[0]
+        pixels = np.stack([convert(frames_FHW3[place]) for place in places])
     else:
-        pixels = packets.decode_frames(path, places.tolist())
+        pixels = np.stack(packets.decode_frames(path, places.tolist(), convert=convert))
     return pixels[inverse_T]
 
 
@@ -124,26 +133,6 @@ def read_times(path: Path) -> NDArray[np.float64]:
         DataError: The source does not exist or cannot be read.
     """
     return _timeline(path)[0]
-
-
-def read_seconds(path: Path) -> float:
-    """Return the length of a source of frames in seconds; no frame is decoded.
-
-    Raises:
-        DataError: The source does not exist or cannot be read.
-    """
-    if path.suffix != ".npz" or not path.is_file():
-        return _timeline(path)[1]
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("frames.npy") as stream:
-            if np.lib.format.read_magic(stream) != (1, 0):  # the only version that NumPy writes for plain arrays
-                return _timeline(path)[1]
-            shape = np.lib.format.read_array_header_1_0(stream)[0]
-        with np.load(path, allow_pickle=False) as arrays:
-            fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
-    except NUMPY_ERRORS:
-        return _timeline(path)[1]  # it says what is wrong with the file
-    return shape[0] / fps if shape and shape[0] and 0 < fps < math.inf else _timeline(path)[1]
 
 
 def list_frames(folder: Path) -> list[Path]:
@@ -161,23 +150,28 @@ def list_frames(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: (_natural(file.name), file.name))
 
 
-def stack_frames(files: Sequence[Path], *, read: Callable[[Path], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Read pictures of one size and stack them: (T, H, W, 3) or (T, H, W), as `read` gives each.
+def stack_frames(
+    files: Sequence[Path], *, read: Callable[[Path], Pixels], convert: Callable[[Pixels], Pixels] = np.asarray
+) -> Pixels:
+    """Read pictures of one size and stack them: (T, H, W, 3) or (T, H, W), as `read` and then `convert` give each.
 
     Raises:
         DataError: One cannot be read, or they differ in size.
     """
-    pixels: list[NDArray[np.uint8]] = []
+    pixels: list[Pixels] = []
+    shapes: list[tuple[int, ...]] = []
     for file in files:
-        pixels.append(read(file))
-        if pixels[-1].shape != pixels[0].shape:
-            sizes = " and ".join(f"{each.shape[1]}x{each.shape[0]}" for each in (pixels[0], pixels[-1]))
+        picture = read(file)
+        shapes.append(picture.shape)
+        if shapes[-1] != shapes[0]:
+            sizes = " and ".join(f"{width}x{height}" for height, width, *_ in (shapes[0], shapes[-1]))
             raise DataError(f"{file}: pictures of one clip differ in size ({sizes}): make them equal")
+        pixels.append(convert(picture))
     return np.stack(pixels)
 
 
 def _read_rgb(file: Path) -> NDArray[np.uint8]:
-    return np.asarray(read_image(file))
+    return np.array(read_image(file))
 
 
 def _natural(name: str) -> list[tuple[str, int, str]]:

@@ -1,10 +1,17 @@
 """Decode chosen frames of a video file: index its packets, then decode only the frames that these depend on.
 
-F frames in order of presentation, P packets in order of decoding.
+The index is made from the timestamps and key flags of the packets, without decoding. Neither can be trusted in every
+file: a file that shows signs of it is decoded once to index it, and each landing of a seek is checked against the
+index. Frames that cannot be reached by seeking are decoded from the start (`passes`).
+
+F frames in order of presentation, P packets in order of storage.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,14 +21,23 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video import VideoFrame, VideoStream
 from numpy.typing import NDArray
 
 from clip_common.errors import DataError
+from videoclip.data.containers import decode_in_order, iterate_packets, open_video, turn_upright
+from videoclip.data.passes import DecodingPass
 
 _SKIPPING = ("h264", "hevc", "mpeg4")  # decoders that can skip single frames on which no other frame depends
 _FPS = 25  # of a raw stream without a rate
+_VOP = b"\x00\x00\x01\xb6"  # start of a picture of MPEG-4 part 2
+_EMPTY_VOP = 19  # bytes of an MPEG-4 packet that may hold no picture; FFmpeg's decoder has the same bound
+_UNKNOWN = np.iinfo(np.int64).min  # timestamp of a packet without one
+_LARGE = 1920 * 1088  # pixels above which few files are decoded at once
+_LARGE_THREADS = 3  # each needs about 150 MB for 4K, and its allocator keeps them
+_LOCKS = tuple(threading.Lock() for _ in range(16))  # so that threads do not index one file at once
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,205 +47,299 @@ class PacketIndex:
     Attributes:
         times_F: Time at which each frame appears, in seconds after the first.
         seconds: End of the last frame.
-        pts_F: Timestamp of each frame in units of the file; None if the packets' timestamps are unreliable (H.264 in
-            AVI, raw streams): frames are counted from the start then.
         packet_F: Packet of each frame.
-        keys: Packets at which decoding can start, rising.
-        key_pts: Their timestamps.
-        key_seek: Timestamps to seek to, to reach them.
+        keys: Packets at which decoding can start, rising; none if frames can be decoded only from the start of the
+            file.
+        seek_P: Timestamps to seek to, to reach a packet.
+        pts_P: Timestamps of the packets, in units of the file.
+        size_P: Their sizes in bytes.
+        pixels: Height · width of the picture.
     """
 
     times_F: NDArray[np.float64]
     seconds: float
-    pts_F: NDArray[np.int64] | None
     packet_F: NDArray[np.int64]
     keys: NDArray[np.int64]
-    key_pts: NDArray[np.int64]
-    key_seek: NDArray[np.int64]
+    seek_P: NDArray[np.int64]
+    pts_P: NDArray[np.int64]
+    size_P: NDArray[np.int64]
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Packets:
+    """What a container says of its packets, in order of storage, and whether that may mislead.
+
+    Attributes:
+        pts_P, dts_P, duration_P: In units of the file; `_UNKNOWN` if not given.
+        size_P: In bytes.
+        key_P: Whether decoding can start there.
+        shown_P: Whether the packet is whole, and no edit list cuts it off.
+        irregular: Whether packets may hold other than one picture, or have timestamps of storage.
+        palette: Whether frames need the palette of the first packet.
+        second: Units of the file per second.
+        fps: Mean frames per second.
+        pixels: Height · width of the picture.
+    """
+
+    pts_P: NDArray[np.int64]
+    dts_P: NDArray[np.int64]
+    duration_P: NDArray[np.int64]
+    size_P: NDArray[np.int64]
+    key_P: NDArray[np.bool_]
+    shown_P: NDArray[np.bool_]
+    irregular: bool
+    palette: bool
+    second: float
+    fps: float
+    pixels: int
 
 
 def read_index(path: Path) -> PacketIndex:
     """Return the index of a file; it is read again only if the file changes.
 
+    No frame is decoded, unless timestamps are missing or may be misleading: then all are, once.
+
     Raises:
         DataError: Not a video file, or a file without frames.
     """
     status = path.stat()
-    return _read_index(path, status.st_size, status.st_mtime_ns)
+    with _LOCKS[hash(path) % len(_LOCKS)]:
+        return _read_index(path, status.st_size, status.st_mtime_ns)
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """Return height and width of the upright picture.
 
     Raises:
-        DataError: Not a video file, or its first frame cannot be decoded.
+        DataError: Not a video file, or no frame can be decoded.
     """
     status = path.stat()
     return _read_size(path, status.st_size, status.st_mtime_ns)
 
 
-def decode_frames(path: Path, rows: Sequence[int]) -> NDArray[np.uint8]:
+def decode_frames(path: Path, rows: Sequence[int], *, convert: Callable[[Pixels], Pixels]) -> list[Pixels]:
     """Decode frames by their indices in order of presentation, as upright RGB.
-
-    Decoding uses one thread, because many clips are decoded in parallel.
 
     Args:
         path: The file.
         rows: Rising indices.
+        convert: Applied to each frame, (H, W, 3), as soon as it is decoded: the frames of a clip are never in memory
+            together at their full size.
 
     Returns:
-        (len(rows), H, W, 3).
+        The converted frames.
 
     Raises:
         DataError: The file is damaged at these frames.
     """
     index = read_index(path)
-    with open_video(path) as (container, stream):
-        pixels = (_decode_by_seeking if index.pts_F is not None else _decode_from_start)(container, stream, index, rows)
+
+    def finish(frame: VideoFrame) -> Pixels:
+        return convert(turn_upright(frame))
+
+    if index.pixels > _LARGE:
+        pixels = _open_pool(os.getpid()).submit(_decode, path, index, rows, finish).result()
+    else:
+        pixels = _decode(path, index, rows, finish)
     lost = [row for row in rows if row not in pixels]
     if lost:
         raise DataError(f"{path}: the frame at {index.times_F[lost[0]]:.2f} s cannot be decoded: the file is damaged")
-    return np.stack([pixels[row] for row in rows])
+    return [pixels[row] for row in rows]
 
 
-@contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and yield it with its first video stream; errors of FFmpeg become DataErrors."""
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if container.format.name == "tty":  # FFmpeg draws any text as a picture of its letters
-                raise DataError(f"{path}: text, not a video")
-            # the cover picture of a sound file is a stream too
-            streams = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
-            if not streams:
-                raise DataError(f"{path}: holds no video")
-            streams[0].codec_context.thread_count = 1
-            yield container, streams[0]
-    except av.FFmpegError as error:
-        raise DataError(f"{path}: not a readable video ({error.strerror})") from error
+# -- the index -----------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)  # clips of one video follow each other
 def _read_index(path: Path, size: int, modified: int) -> PacketIndex:
     with open_video(path) as (container, stream):
-        packets = [
-            (packet.pts, packet.dts, packet.is_keyframe, packet.duration or 0, packet.is_discard)
-            for packet in _iterate_packets(container, stream)
-        ]
-        time_base, rate = stream.time_base or Fraction(1, 90_000), stream.average_rate or Fraction(_FPS)
-        # AVI numbers packets in order of storage, which differs from presentation if frames refer to later ones
-        misleading = container.format.name == "avi" and stream.codec_context.has_b_frames
-    first = next((place for place, packet in enumerate(packets) if packet[2]), None)
-    if first is None:
+        packets = _read_packets(container, stream)
+    pts_P, keys = packets.pts_P, np.flatnonzero(packets.key_P)
+    if not len(keys):
         raise DataError(f"{path}: holds no frame of video")
-    pts_P = [packet[0] for packet in packets if packet[0] is not None]
-    keys = np.array([place for place, packet in enumerate(packets) if packet[2]])
-    timed = len(set(pts_P)) == len(packets)
-    if not timed or (misleading and pts_P == sorted(pts_P)):
-        count = len(packets) - first
-        return PacketIndex(
-            np.arange(count) / float(rate), float(count / rate), None, first + np.arange(count), keys, keys, keys
-        )
-    pts = np.array(pts_P, dtype=np.int64)
-    # frames shown before the first key frame depend on frames that are not in the file; frames that an edit list cuts
-    # off are decoded but not shown
-    kept = np.array([not packet[4] for packet in packets])
-    shown = np.flatnonzero(kept & (pts >= pts[first]) & (np.arange(len(pts)) >= first))
-    if not len(shown):
+    packet_F = _sort_shown(packets) if _is_timed(pts_P) and not packets.irregular else _decode_order(path)
+    if not len(packet_F):
         raise DataError(f"{path}: holds no frame of video")
-    packet_F = shown[np.argsort(pts[shown])]
-    pts_F = pts[packet_F]
-    last = packets[int(packet_F[-1])][3] or round(1 / (rate * time_base))
+    timed = _is_timed(pts_P[packet_F])
+    ticks_F = pts_P[packet_F] if timed else packet_F
+    if not timed or packets.palette or (np.diff(ticks_F) <= 0).any():
+        # the timestamps belong to other frames: each frame takes its turn, and no seek can be checked
+        ticks_F, keys = np.sort(ticks_F), keys[:0]
+    second = packets.second if timed else packets.fps
+    last = packets.duration_P[packet_F[-1]] if timed else 1
     return PacketIndex(
-        times_F=(pts_F - pts_F[0]) * float(time_base),
-        seconds=float((pts_F[-1] - pts_F[0] + last) * time_base),
-        pts_F=pts_F,
+        times_F=(ticks_F - ticks_F[0]) / second,
+        seconds=float(ticks_F[-1] - ticks_F[0] + (last or round(second / packets.fps))) / second,
         packet_F=packet_F,
         keys=keys,
-        key_pts=pts[keys],
         # some containers index by decoding time, others by presentation time
-        key_seek=np.array([min(t for t in packets[key][:2] if t is not None) for key in keys], dtype=np.int64),
+        seek_P=np.where(packets.dts_P == _UNKNOWN, pts_P, np.minimum(pts_P, packets.dts_P)),
+        pts_P=pts_P,
+        size_P=packets.size_P,
+        pixels=packets.pixels,
     )
+
+
+def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
+    context = stream.codec_context
+    rows, irregular = [], False
+    for packet in iterate_packets(container, stream):
+        times = (_UNKNOWN if time is None else time for time in (packet.pts, packet.dts))
+        whole = not packet.is_corrupt
+        rows.append((
+            *times, packet.duration or 0, packet.size, whole and packet.is_keyframe, whole and not packet.is_discard
+        ))  # fmt: skip
+        irregular = irregular or _holds_other_than_one(context.name, packet)
+    facts_6P = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+    pts_P = facts_6P[0]
+    # packets are numbered in order of storage, which differs from presentation if frames refer to later ones
+    misleading = bool(context.has_b_frames) and not (np.diff(pts_P[pts_P != _UNKNOWN]) < 0).any()
+    palette = context.pix_fmt == "pal8"
+    return _Packets(
+        pts_P, *facts_6P[1:4], facts_6P[4] > 0, facts_6P[5] > 0,
+        irregular=irregular or misleading or palette, palette=palette,
+        second=float(1 / (stream.time_base or Fraction(1, 90_000))), fps=float(stream.average_rate or _FPS),
+        pixels=context.width * context.height,
+    )  # fmt: skip
+
+
+def _is_timed(pts: NDArray[np.int64]) -> bool:
+    """Return whether each packet has a timestamp of its own."""
+    return _UNKNOWN not in pts and len(np.unique(pts)) == len(pts)
+
+
+def _holds_other_than_one(codec: str, packet: "av.Packet[VideoStream]") -> bool:
+    """Return whether a packet may hold two pictures (packed B-frames of DivX and XviD), or none that is shown."""
+    if codec == "mpeg4":
+        return packet.size <= _EMPTY_VOP or bytes(packet).count(_VOP) != 1
+    return codec == "vp8" and not bytes(packet)[0] & 0x10
+
+
+def _sort_shown(packets: _Packets) -> NDArray[np.int64]:
+    """Return the packets that are shown, in order of their timestamps."""
+    # frames shown before the first key frame depend on frames that are not in the file
+    first = int(np.flatnonzero(packets.key_P)[0])
+    later_P = (packets.pts_P >= packets.pts_P[first]) & (np.arange(len(packets.pts_P)) >= first)
+    shown = np.flatnonzero(packets.shown_P & later_P)
+    return shown[np.argsort(packets.pts_P[shown])]
+
+
+def _decode_order(path: Path) -> NDArray[np.int64]:
+    """Return the packets in the order in which the decoder shows their frames, up to the last one that it can show."""
+    with open_video(path) as (container, stream):
+        decoded = [(place, frame is not None) for place, frame in decode_in_order(container, stream)]
+    last = max((row for row, (_, sound) in enumerate(decoded) if sound), default=-1)
+    return np.array([place for place, _ in decoded[: last + 1]], dtype=np.int64)
 
 
 @lru_cache(maxsize=256)
 def _read_size(path: Path, size: int, modified: int) -> tuple[int, int]:
-    height, width = decode_frames(path, [0]).shape[1:3]
-    return height, width
+    with open_video(path) as (container, stream):
+        for _, frame in decode_in_order(container, stream):
+            if frame is not None:
+                height, width = turn_upright(frame).shape[:2]
+                return height, width
+    raise DataError(f"{path}: no frame can be decoded")
 
 
-def _decode_by_seeking(
-    container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
-) -> dict[int, NDArray[np.uint8]]:
-    """Decode each group of pictures from its key packet to the last frame wanted, and nothing else."""
-    assert index.pts_F is not None
-    row_of = {int(index.pts_F[row]): row for row in rows}
-    pixels = {}
-    for key, group in groupby(rows, key=lambda row: _find_key(index, row)):
-        wanted = {int(index.packet_F[row]) for row in group}
-        for frame in _decode_group(container, stream, index, key=key, wanted=wanted):
-            row = row_of.get(-1 if frame.pts is None else frame.pts)
-            if row is not None and not frame.is_corrupt:
-                pixels[row] = _turn_upright(frame)
+# -- decoding ------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _open_pool(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process that decode large pictures; a fork does not have its parent's."""
+    return ThreadPoolExecutor(_LARGE_THREADS)
+
+
+@lru_cache(maxsize=4)
+def _open_pass(path: Path, size: int, modified: int, process: int) -> DecodingPass:
+    """Return the pass over a file that the clips of a process share; a fork must not move its parent's position."""
+    return DecodingPass(path, read_index(path).packet_F)
+
+
+def _decode(
+    path: Path, index: PacketIndex, rows: Sequence[int], finish: Callable[[VideoFrame], Pixels]
+) -> dict[int, Pixels]:
+    """Return row → pixels of the frames that can be decoded: by seeking, and those missed from the file's start."""
+    pixels = _decode_by_seeking(path, index, rows, finish) if len(index.keys) else {}
+    rest = [row for row in rows if row not in pixels]
+    if rest:
+        status = path.stat()
+        pixels |= _open_pass(path, status.st_size, status.st_mtime_ns, os.getpid()).read(rest, finish)
     return pixels
 
 
-def _decode_from_start(
-    container: InputContainer, stream: VideoStream, index: PacketIndex, rows: Sequence[int]
-) -> dict[int, NDArray[np.uint8]]:
-    """Decode all frames from the start to the last one wanted."""
-    wanted, pixels = set(rows), {}
-    for row, frame in enumerate(container.decode(stream)):
-        if row in wanted:
-            pixels[row] = _turn_upright(frame)
-        if row >= rows[-1]:
-            break
+def _decode_by_seeking(
+    path: Path, index: PacketIndex, rows: Sequence[int], finish: Callable[[VideoFrame], Pixels]
+) -> dict[int, Pixels]:
+    """Decode each group of pictures from its key packet to the last frame wanted, and nothing else."""
+    pixels = {}
+    with open_video(path) as (container, stream):
+        for key, group in groupby(rows, key=lambda row: _find_key(index, row)):
+            row_of = {int(index.packet_F[row]): row for row in group}
+            with suppress(av.FFmpegError):  # whether it is damage shows when the file is decoded from its start
+                for place, frame in _decode_group(container, stream, index, key=key, wanted=set(row_of)):
+                    if place in row_of:
+                        pixels[row_of[place]] = finish(frame)
     return pixels
 
 
 def _find_key(index: PacketIndex, row: int) -> int:
     """Return which of `keys` to decode a frame from: the last one that is neither stored nor shown after it."""
-    assert index.pts_F is not None
-    fit = (index.keys <= index.packet_F[row]) & (index.key_pts <= index.pts_F[row])
+    place = index.packet_F[row]
+    fit = (index.keys <= place) & (index.pts_P[index.keys] <= index.pts_P[place])
     return int(np.flatnonzero(fit)[-1])
 
 
 def _decode_group(
     container: InputContainer, stream: VideoStream, index: PacketIndex, *, key: int, wanted: set[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (packet, frame) from packet `keys[key]` to the last one wanted, skipping frames on which no other depends.
+
+    End early if the first frame is not a key frame, as the container said, or if a frame is damaged.
+    """
+    first, sound = int(index.keys[key]), False
+    for frame in _decode_packets(container, stream, index, key=key, wanted=wanted):
+        sound = (sound or (frame.pts == first and frame.key_frame)) and not frame.is_corrupt
+        if sound:
+            yield frame.pts, frame
+        elif frame.pts >= first and index.pts_P[frame.pts] >= index.pts_P[first]:
+            break
+
+
+def _decode_packets(
+    container: InputContainer, stream: VideoStream, index: PacketIndex, *, key: int, wanted: set[int]
 ) -> Iterator[VideoFrame]:
-    """Yield the frames from packet `key` to the last one wanted, skipping frames on which no other depends."""
-    context = stream.codec_context
-    skips = context.name in _SKIPPING
+    context, last = stream.codec_context, max(wanted)
     for place, packet in enumerate(_packets_from(container, stream, index, key), start=int(index.keys[key])):
-        if skips:
+        if packet.is_corrupt or not _is_at(packet, index, place):
+            return
+        if context.name in _SKIPPING:
             context.skip_frame = "DEFAULT" if place in wanted else "NONREF"
+        packet.pts = packet.dts = place  # the decoder hands it to the frame
         yield from packet.decode()
-        if place >= max(wanted):
+        if place == last:
             break
     yield from context.decode(None)
-    context.flush_buffers()
 
 
 def _packets_from(
     container: InputContainer, stream: VideoStream, index: PacketIndex, key: int
 ) -> Iterator["av.Packet[VideoStream]"]:
-    begin = int(index.key_pts[key])
-    for target in (int(index.key_seek[key]), int(index.key_seek[0])):  # a file's own table may lead past the key
-        container.seek(target, stream=stream)
-        packets = _iterate_packets(container, stream)
+    """Yield the packets from `keys[key]`; none if no seek leads there."""
+    place = int(index.keys[key])
+    # a table may lead past the key, and the first packet after a seek may be half a frame
+    for start in (place, int(index.keys[max(key - 1, 0)]), 0):
+        container.seek(int(index.seek_P[start]), stream=stream)
+        packets = iterate_packets(container, stream)
         for packet in packets:
-            if packet.pts == begin:
+            if packet.is_keyframe and _is_at(packet, index, place):
                 yield packet
                 yield from packets
                 return
 
 
-def _iterate_packets(container: InputContainer, stream: VideoStream) -> Iterator["av.Packet[VideoStream]"]:
-    """Return all packets except the incomplete last one of a truncated file and the empty one that ends the stream."""
-    return (packet for packet in container.demux(stream) if packet.size and not packet.is_corrupt)
-
-
-def _turn_upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """Return a frame as RGB, rotated as the file says, to the nearest quarter turn."""
-    pixels_HW3 = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels_HW3, k=round(frame.rotation / 90)) if frame.rotation else pixels_HW3  # type: ignore
+def _is_at(packet: "av.Packet[VideoStream]", index: PacketIndex, place: int) -> bool:
+    """Return whether a packet is the one at a place of the index."""
+    return packet.size == index.size_P[place] and packet.pts == index.pts_P[place]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -44,10 +46,16 @@ def read_pair(record: ClipRecord, config: DataConfig, *, channels: int, side: in
     Raises:
         DataError: One of the two cannot be read.
     """
-    frames_THW3 = read_frames(record.video, start_s=record.start_s, end_s=record.end_s, frames=config.frames)
-    frames_T3HW = torch.from_numpy(frames_THW3).permute(0, 3, 1, 2)
+
+    def resize(pixels_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        pixels_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1)
+        return functional.resize(pixels_3HW, [side, side], antialias=True).numpy()
+
+    frames_T3SS = read_frames(
+        record.video, start_s=record.start_s, end_s=record.end_s, frames=config.frames, convert=resize
+    )
     return Pair(
-        frames_T3SS=functional.resize(frames_T3HW, [side, side], antialias=True),
+        frames_T3SS=torch.from_numpy(frames_T3SS),
         map_CTSS=read_map(record, config, channels=channels, side=side),
     )
 

@@ -1,1 +1,0 @@
-"""The original project's data set: its file and column names, and its pickle of keypoints."""
