@@ -131,6 +131,12 @@ def test_a_start_of_another_kind_is_refused_with_what_fits(small, trained, was, 
         train(load_config(Config, overrides=[*small, now, f"start={trained(was)}"]))
 
 
+def test_the_rank_of_adapters_that_are_no_lora_does_not_matter_to_a_start(small, trained):
+    start = trained("adapters.rank=4")
+    done = train(load_config(Config, overrides=[*small, "adapters.rank=2", f"start={start}", "name=rank"]))
+    assert weights(done.run.path).keys() == weights(start).keys()
+
+
 def test_a_start_with_learned_tokens_trains_on(small, trained):
     start = trained(ON)
     done = train(load_config(Config, overrides=[*small, ON, f"start={start}", "stages.text.epochs=0", "name=on"]))

@@ -208,6 +208,12 @@ def test_freeze_modes_train_these_parts_alone(looped, trained, freeze, trained_p
     assert all(name.startswith(tuple(trained_parts)) for name in moved), moved
 
 
+def test_variant_b_of_a_text_tower_without_adapters_trains_what_there_is(looped, trained):
+    none = "adapters.text_blocks=0"
+    run = looped(none, f"start={trained(none)}", "feedback.freeze=variant_b", *NO_PLATEAU)
+    assert any(name.startswith("text_cross_attn") for name in changed(run, 1, 2))
+
+
 def figures(*means):
     return [{"image/auroc": mean, "pixel/auroc": mean, "pixel/aupro": None} for mean in means]
 

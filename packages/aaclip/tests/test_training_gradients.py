@@ -86,6 +86,11 @@ def test_a_trained_gate_is_the_run_s(trained, other_parts, tmp_path):
     assert gates == tuple(state[f"{part}_cross_attn.gate"].item() for part in ("text", "image"))
 
 
+def test_a_head_for_the_image_as_a_whole_has_a_row_of_its_own(trained, other_parts, tmp_path):
+    found = inspect_gradients(trained("heads.detection=mean"), other_parts, images=4, out=tmp_path)
+    assert [row.together > 0 for row in found.rows if row.module == "detection head"] == [True] * len(MODES)
+
+
 def test_rows_as_text():
     rows = [
         GradientRow(mode, name, alone=alone, together=0.5) for mode in MODES for name, alone in (("a", 2.0), ("b", 0.0))

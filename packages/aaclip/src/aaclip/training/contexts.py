@@ -49,10 +49,12 @@ def load_start(model: AnomalyModel, start: str, *, config: Config) -> None:
 def check_same_adapters(theirs: Config, ours: Config, *, source: str, image: bool = True) -> None:
     """Raise ValueError if trained adapters would compute something else in this configuration; sizes are not compared.
 
-    Fields that are null, told from the tower, fit anything here. Without `image` the heads are not compared either.
+    Fields that are null, told from the tower, fit anything here, and so does the rank of adapters that are no LoRA.
+    Without `image` the heads are not compared either.
     """
+    unread = () if ours.adapters.kind == "lora" else ("rank",)
     was, wanted = (
-        {f"adapters.{key}": value for key, value in asdict(choose_adapters(config)).items()}
+        {f"adapters.{key}": value for key, value in asdict(choose_adapters(config)).items() if key not in unread}
         | {f"heads.{key}": value for key, value in asdict(config.heads).items() if image}
         | {
             "backbone.activation": config.backbone.activation,

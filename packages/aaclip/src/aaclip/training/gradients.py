@@ -197,6 +197,8 @@ def list_modules(model: AnomalyModel, *, text: bool) -> dict[str, nn.Module]:
             layers["learned tokens"] = model.text_adapter.tokens
         return {f"text {CROSS}": model.text_cross_attn, **layers, "text projection": model.text_adapter.final}
     layers = {f"image adapter {number}": layer for number, layer in enumerate(model.image_adapter.layers)}
+    if model.image_adapter.detection is not None:
+        layers["detection head"] = model.image_adapter.detection
     return {f"image {CROSS}": model.image_cross_attn, **layers, "heads": model.image_adapter.segmentation}
 
 

@@ -107,7 +107,7 @@ def choose_trained(model: AnomalyModel, parts: tuple[str, ...], feedback: Feedba
     model.log_temperature.requires_grad_(False)
     model.level_logits.requires_grad_(False)
     if feedback.freeze == "variant_b":
-        first = [adapter.layers[0], *(adapter.segmentation[:1] if parts[0] == "image_adapter" else ())]
+        first = [*list(adapter.layers)[:1], *(adapter.segmentation[:1] if parts[0] == "image_adapter" else ())]
         for module in first:
             module.requires_grad_(True)
 
