@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from videoclip.config import LossConfig, ModelConfig
 from videoclip.models import VideoAttentionCLIP, normalise
+from videoclip.models.alignment import GRID
 from videoclip.training.losses import VideoClipLoss
 
 CONFIG = ModelConfig(map_guided=True, map_guided_type="spatiotemporal", lambda_token=0.1)
@@ -75,7 +76,7 @@ class Straightforward(nn.Module):
         self.model = copy.deepcopy(model)
         guided: Any = self.model.video_encoder
         self.video, self.maps = plain(guided.encoder.trunk), plain(self.model.attn_encoder.trunk)
-        self.alpha, self.video_head, self.attn_head = guided.alpha, guided.encoder.head, self.model.attn_encoder.head
+        self.alpha, self.video_head = guided.alpha, guided.encoder.head
 
     def loss(self, inputs: Inputs) -> Tensor:
         video, maps, labels, subjects = inputs
@@ -85,9 +86,11 @@ class Straightforward(nn.Module):
         g = (a - low) / (high - low)
         gated = x * (1 + self.alpha * g)
         video_feature = self.video_head((g * gated).sum((2, 3, 4)) / g.sum((2, 3, 4)))
-        attn_feature = self.attn_head(self.maps(maps).mean((2, 3, 4)))
-        v = F.normalize(self.model.video_projection(video_feature), dim=1)
-        m = F.normalize(self.model.attn_projection(attn_feature), dim=1)
+        seen, attended = (
+            F.adaptive_avg_pool3d(tokens, GRID).flatten(2).transpose(1, 2).flatten(1) for tokens in (x, self.maps(maps))
+        )
+        v = F.normalize(self.model.video_projection(seen), dim=1)
+        m = F.normalize(self.model.attn_projection(attended), dim=1)
         logits = self.model.logit_scale() * v @ m.T
         others = (subjects[:, None] == subjects) & ~torch.eye(len(subjects), dtype=torch.bool)
         logits = logits.masked_fill(others, float("-inf"))

@@ -16,6 +16,7 @@ from videoclip.data.manifest import read_manifest
 from videoclip.models import VideoAttentionCLIP
 
 GUIDED = ("model.map_guided=true",)
+pytestmark = pytest.mark.filterwarnings("ignore:no map is given")  # test_classifier_focus is about it
 
 
 @pytest.fixture
@@ -114,8 +115,6 @@ def test_where_it_looked_lies_where_the_map_is(trained, records, tmp_path):
     assert looked_THW.shape == (2, 16, 16)
     inside = looked_THW[:, :8, :8].sum()
     assert inside > 0.9 * looked_THW.sum()
-    blind = Classifier.from_pretrained(trained("model.clip_backbone=2dcnn")).predict(tmp_path / "noise.mp4")
-    assert blind.clips[0].looked_THW is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from videoclip.data.manifest import read_manifest
 
 PREDICT = "videoclip.classifier.predict"
 GUIDED = "model.map_guided=true"
+pytestmark = pytest.mark.filterwarnings("ignore:no map is given")  # test_classifier_focus is about it
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def test_several_videos_are_answered_and_drawn(trained, videos, tmp_path):
     assert [line["video"] for line in lines] == [str(video) for video in videos]
     for line, answer in zip(lines, answers, strict=True):
         assert line["probabilities"] == pytest.approx(answer.prediction.probabilities, abs=1e-6)
-        assert line["label"] == int(np.argmax(line["probabilities"]))
+        assert line["label"] == int(line["class"]) == int(np.argmax(line["probabilities"]))
         assert line["clips"][0].keys() == {"start_s", "end_s", "guided", "probabilities"}
         assert Image.open(answer.files[0]).size[0] > 4 * 96
 
@@ -51,12 +52,6 @@ def test_where_nothing_can_be_answered_nothing_is_written(trained, tmp_path):
     answers, problems = predict_videos(trained(), [tmp_path / "missing.mp4"], out=tmp_path / "out")
     assert (answers, len(problems)) == ([], 1)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_model_without_tokens_answers_without_a_picture(trained, videos, tmp_path):
-    answers, _ = predict_videos(trained("model.clip_backbone=2dcnn"), videos, out=tmp_path / "out")
-    assert [answer.files for answer in answers] == [[], []]
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
 
 
 def test_a_map_belongs_to_one_video(trained, walks, videos, tmp_path):
@@ -125,7 +120,8 @@ def test_clips_of_a_run_are_of_its_test_split_and_show_where_the_model_looked(tr
     assert all("predicted" in title for _, title in drawn)
     drawn.clear()
     overlay_clips(trained("model.clip_backbone=2dcnn"), count=1, out=tmp_path)
-    assert drawn[0][0] == ["clinician"]
+    overlay_clips(trained(GUIDED, "model.guide=predicted"), count=1, out=tmp_path)
+    assert [maps for maps, _ in drawn] == [["clinician", "model"], ["clinician", "predicted map", "model"]]
 
 
 def test_what_is_drawn_is_what_the_model_is_shown(trained, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from videoclip import Config
 from videoclip.data.manifest import read_manifest, write_manifest
 
 VERBS = ["train", "test", "cv", "ablate", "predict", "overlay", "config", "data check", "data render-maps"]
-VERBS += ["data synthetic"]
+VERBS += ["data import", "data synthetic"]
 
 GUIDED = "model.map_guided=true model.map_guided_type=spatiotemporal"
 SOURCE = [
@@ -106,16 +106,18 @@ def test_from_no_data_to_a_tested_run(videoclip, tmp_path, monkeypatch, small):
     tiny = ["--config", "walking", "data.root=walks", *tiny, "data.batch_size=3", "name=first"]
     printed = succeeded(videoclip(*tiny))
     assert "first: validation subjects" in printed
+    assert "decoded clips: 0.1 MiB in runs/cache/clips, 9 of 9 added" in printed
     assert "Score it:  videoclip test runs/videoclip/first" in printed
     printed = succeeded(videoclip("test", "runs/videoclip/first"))
     assert "first: test of walks" in printed
     assert "3 clips of 3 subjects, 3 with a map" in flat(printed)
-    assert "the baseline always predicts class 0" in flat(printed)
+    assert "the baseline always predicts class normal" in flat(printed)
     printed = succeeded(videoclip("test", "runs/videoclip/first", "data.control=absent"))
     assert "first: test-control=absent of walks" in printed
     assert "R@1" not in printed
     printed = succeeded(videoclip("train", "--resume", "runs/videoclip/first"))
     assert "first: validation subjects" in printed
+    assert "decoded clips: 0.1 MiB in runs/cache/clips, 0 of 9 added" in printed
 
 
 def test_cv_prints_mean_and_spread_and_keeps_the_table(videoclip, small, tmp_path):
@@ -145,6 +147,7 @@ def test_ablate_prints_a_table_that_fits_a_terminal(videoclip, small):
     refused(videoclip("ablate", "seeds=[a]", *small), "seeds: expected list[int]")
 
 
+@pytest.mark.filterwarnings("ignore:no map is given")
 def test_predict_answers_what_it_can_and_ends_with_two_where_it_cannot(videoclip, run, walks, tmp_path):
     video = walks / "videos" / "subject_00" / "clip_00.mp4"
     out = tmp_path / "out"

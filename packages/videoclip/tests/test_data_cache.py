@@ -1,10 +1,14 @@
-"""The cache holds what decoding gives, whole or not at all, and is made anew when anything in it would differ."""
+"""The cache holds what decoding gives, each clip whole or not at all, and decodes only clips that would differ."""
 
 import errno
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +45,11 @@ def opened(folder: Path, records, config=CONFIG, *, channels=1, progress=None) -
     return ClipCache(folder / "cache", records, config, channels=channels, progress=progress)
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    """Name → content of every file of the cache."""
+    return {path.name: path.read_bytes() for path in (folder / "cache").rglob("*") if path.is_file()}
+
+
 def test_it_holds_what_decoding_gives(records, tmp_path):
     seen = []
     cache = opened(tmp_path, records, progress=lambda *at: seen.append(at))
@@ -52,7 +61,7 @@ def test_it_holds_what_decoding_gives(records, tmp_path):
         for one in (cache[record], again[record]):
             assert torch.equal(one.frames_T3SS, pair.frames_T3SS)
             assert torch.equal(one.map_CTSS, pair.map_CTSS)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(files(tmp_path)) == 24  # frames and map of each
 
 
 def test_two_channels_lie_in_order(records, tmp_path):
@@ -68,41 +77,67 @@ def touched(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "decoded"),
     [
-        lambda records: (records, {"frames": 5}, 1),
-        lambda records: (records, {"size": 24}, 1),
-        lambda records: (records, {"maps": "doctor2"}, 1),
-        lambda records: (records, {"maps": "both"}, 2),
-        lambda records: (records[:-1], {}, 1),
-        lambda records: ([replace(records[0], start_s=0.25), *records[1:]], {}, 1),
-        lambda records: ([replace(records[0], end_s=0.5), *records[1:]], {}, 1),
-        lambda records: ([replace(records[0], spans="video"), *records[1:]], {}, 1),
-        lambda records: ([replace(records[0], map=records[1].map), *records[1:]], {}, 1),
-        lambda records: (touched(records[3].video), (records, {}, 1))[1],
-        lambda records: (touched(records[3].map), (records, {}, 1))[1],
+        (lambda records: (records, {"frames": 5}, 1), 12),
+        (lambda records: (records, {"size": 24}, 1), 12),
+        (lambda records: (records, {"maps": "doctor2"}, 1), 12),
+        (lambda records: (records, {"maps": "both"}, 2), 12),
+        (lambda records: (records[:-1], {}, 1), 0),
+        (lambda records: (records[::-1], {}, 1), 0),
+        (lambda records: ([replace(records[0], start_s=0.25), *records[1:]], {}, 1), 1),
+        (lambda records: ([replace(records[0], end_s=0.5), *records[1:]], {}, 1), 1),
+        (lambda records: ([replace(records[0], spans="video"), *records[1:]], {}, 1), 1),
+        (lambda records: ([replace(records[0], map=records[1].map), *records[1:]], {}, 1), 1),
+        (lambda records: ([*records, replace(records[0], clip_id="more", end_s=0.75)], {}, 1), 1),
+        (lambda records: ([*records, replace(records[0], clip_id="copy")], {}, 1), 0),
+        (lambda records: (touched(records[3].video), (records, {}, 1))[1], 1),
+        (lambda records: (touched(records[3].map), (records, {}, 1))[1], 1),
     ],
 )
-def test_whatever_changes_the_pixels_makes_another_cache(records, tmp_path, change):
-    before = opened(tmp_path, records)
+def test_only_clips_whose_pixels_change_are_decoded(records, tmp_path, change, decoded):
+    opened(tmp_path, records)
     records, knobs, channels = change(records)
-    after = opened(tmp_path, records, replace(CONFIG, **knobs), channels=channels)
-    assert before.folder != after.folder
+    config = replace(CONFIG, **knobs)
+    seen = []
+    cache = opened(tmp_path, records, config, channels=channels, progress=lambda *at: seen.append(at))
+    assert seen == [(done, decoded) for done in range(1, decoded + 1)]
+    assert cache.added == decoded
+    for record in records:
+        pair = read_pair(record, config, channels=channels, side=config.size)
+        assert torch.equal(cache[record].frames_T3SS, pair.frames_T3SS)
+        assert torch.equal(cache[record].map_CTSS, pair.map_CTSS)
+
+
+@pytest.mark.parametrize("knobs", [{"maps": "doctor2"}, {"maps": "both", "region_joints": "mean"}])
+def test_other_maps_leave_the_frames_as_they_are(records, tmp_path, monkeypatch, knobs):
+    opened(tmp_path, records)
+    monkeypatch.setattr(cache_module, "read_pair", lambda *arguments, **keywords: pytest.fail("a video was decoded"))
+    cache = opened(tmp_path, records, replace(CONFIG, **knobs))
+    assert cache.added == 12
+    assert len([name for name in files(tmp_path) if name.endswith(".frames")]) == 12
+    assert len([name for name in files(tmp_path) if name.endswith(".map")]) == 24
 
 
 def test_what_is_done_to_maps_afterwards_does_not(records, tmp_path):
-    before = opened(tmp_path, records)
+    opened(tmp_path, records)
     knobs = {"control": "random", "map_noise": 0.3, "map_scale": 2.0, "batch_size": 4, "fold": 1, "root": "elsewhere"}
     relabelled = [replace(record, label=0, fold=3) for record in records]
-    after = opened(tmp_path, relabelled, replace(CONFIG, **knobs), progress=no_decoding)
-    assert before.folder == after.folder
+    assert opened(tmp_path, relabelled, replace(CONFIG, **knobs), progress=no_decoding).added == 0
 
 
 def test_regions_matter_to_drawn_maps_only(records, tmp_path):
     other = [replace(record, regions_doctor2=("head",)) for record in records]
-    assert opened(tmp_path, records).folder == opened(tmp_path, other).folder
+    opened(tmp_path, records)
+    assert opened(tmp_path, other).added == 0
     drawn = replace(CONFIG, maps="doctor2")
-    assert opened(tmp_path, records, drawn).folder != opened(tmp_path, other, drawn).folder
+    assert [opened(tmp_path, some, drawn).added for some in (records, other)] == [12, 12]
+
+
+def test_a_clip_without_a_map_has_zeros_and_no_file(records, tmp_path):
+    cache = opened(tmp_path, [replace(records[0], map=None, keypoints=None)])
+    assert not cache[records[0]].map_CTSS.any()
+    assert [Path(name).suffix for name in files(tmp_path)] == [".frames"]
 
 
 def test_a_folder_of_frames_is_known_by_its_files(tmp_path):
@@ -113,23 +148,23 @@ def test_a_folder_of_frames_is_known_by_its_files(tmp_path):
     for number in range(4):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(frames / f"{number}.png")
     records = [ClipRecord("a", "anna", frames)]
-    before = opened(tmp_path, records)
+    opened(tmp_path, records)
     Image.new("RGB", (8, 8), (255, 0, 0)).save(frames / "2.png")
     after = opened(tmp_path, records)
-    assert before.folder != after.folder
+    assert after.added == 1
     assert after[records[0]].frames_T3SS[2, 0].min() == 255
 
 
-def test_another_reader_of_pictures_makes_another_cache(records, tmp_path, monkeypatch):
-    before = opened(tmp_path, records)
+def test_another_reader_of_pictures_decodes_anew(records, tmp_path, monkeypatch):
+    opened(tmp_path, records)
     monkeypatch.setattr("clip_common.images.VERSION", 99)
-    assert opened(tmp_path, records).folder != before.folder
+    assert opened(tmp_path, records).added == 12
 
 
-def test_a_pickled_cache_maps_its_file_again(records, tmp_path):
+def test_a_pickled_cache_holds_no_pixels(records, tmp_path):
     cache = opened(tmp_path, records)
     content = pickle.dumps(cache)
-    assert len(content) < cache.pixels.nbytes / 4
+    assert len(content) < sum(map(len, files(tmp_path).values())) / 4
     assert torch.equal(pickle.loads(content)[records[5]].frames_T3SS, cache[records[5]].frames_T3SS)
 
 
@@ -142,22 +177,76 @@ def test_what_it_gives_can_be_written_to(records, tmp_path):
 
 def test_two_writers_at_once_end_with_one_cache(records, tmp_path, monkeypatch):
     together = threading.Barrier(2, timeout=60)
-    write = cache_module.write_json
+    ready = cache_module.check_space
 
-    def both_ready(*arguments):
-        together.wait()  # both have decoded everything before either takes the name
-        return write(*arguments)
+    def both_ready(*arguments, **keywords):
+        together.wait()  # both miss every clip
+        return ready(*arguments, **keywords)
 
-    monkeypatch.setattr(cache_module, "write_json", both_ready)
+    monkeypatch.setattr(cache_module, "check_space", both_ready)
     made: list[ClipCache] = []
     writers = [threading.Thread(target=lambda: made.append(opened(tmp_path, records))) for _ in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
-    assert len(made) == 2
+    assert [cache.added for cache in made] == [12, 12]
     assert torch.equal(made[0][records[3]].frames_T3SS, made[1][records[3]].frames_T3SS)
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(files(tmp_path)) == 24
+
+
+def test_a_killed_run_leaves_whole_clips_and_the_next_one_continues(records, tmp_path):
+    """SIGKILL while the cache is written: no file is half a clip, and what was written is not decoded again."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from videoclip.config import DataConfig
+from videoclip.data import ClipCache, read_clips
+config = DataConfig(root=sys.argv[1], frames=4, size=32)
+kill = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 5 else None
+ClipCache(Path(sys.argv[2]), read_clips(config), config, channels=1, progress=kill)
+"""
+    arguments = [str(tmp_path / "walking"), str(tmp_path / "cache")]
+    killed = subprocess.run([sys.executable, "-c", script, *arguments], check=False, timeout=200)
+    assert killed.returncode == -signal.SIGKILL
+    kept = {name: content for name, content in files(tmp_path).items() if not name.startswith(".")}
+    assert {len(content) for content in kept.values()} == {4 * 3 * 32 * 32, 4 * 32 * 32}
+    cache = opened(tmp_path, records)
+    assert cache.added <= 12 - 5
+    for record in records:
+        assert torch.equal(cache[record].frames_T3SS, read_pair(record, CONFIG, channels=1, side=32).frames_T3SS)
+
+
+def test_a_file_that_a_power_failure_left_empty_is_written_anew(records, tmp_path):
+    opened(tmp_path, records)
+    next((tmp_path / "cache").rglob("*.frames")).write_bytes(b"")
+    assert opened(tmp_path, records).added == 1
+
+
+def test_files_that_no_run_has_opened_for_a_month_are_removed(records, tmp_path):
+    """Those of other clips, of killed writers and of the former format; not those of a run of today."""
+    opened(tmp_path, records)
+    old = tmp_path / "cache" / "0123456789abcdef01234567"  # a cache of all clips in one file
+    old.mkdir()
+    (old / "pixels.bin").write_bytes(bytes(100))
+    (tmp_path / "cache" / ".of-another-kind").write_bytes(b"")
+    day = 24 * 3600
+    for path in (tmp_path / "cache").rglob("*"):
+        if path.is_file():
+            os.utime(path, (time.time() - 29 * day,) * 2)
+    assert opened(tmp_path, records[:4]).removed == 0
+    for path in (tmp_path / "cache").rglob("*"):
+        if path.is_file():
+            os.utime(path, (path.stat().st_mtime - 2 * day,) * 2)
+    cache = opened(tmp_path, records[:4])
+    assert (cache.added, cache.removed) == (0, 17)  # frames and maps of eight clips, and the old format's file
+    assert len(files(tmp_path)) == 8 + 1
+    assert not old.exists()
+    kept = 4 * (4 * 3 * 32 * 32 + 4 * 32 * 32) / 2**20
+    expected = (
+        f"decoded clips: {kept:.1f} MiB in {tmp_path / 'cache'}, 0 of 4 added; 17 file(s) unused for 30 days removed"
+    )
+    assert cache.describe() == expected
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(records, tmp_path, monkeypatch):
@@ -168,14 +257,20 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(records, tmp_pat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(records, tmp_path, monkeypatch):
-    def full(stream, pair):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_disk_that_fills_up_is_left_as_it_was(records, tmp_path, monkeypatch):
+    opened(tmp_path, records[:2])
+    before = files(tmp_path)
+    write, count = cache_module.write_file, iter(range(100))
 
-    monkeypatch.setattr(cache_module, "_append", full)
+    def full(path, content):
+        if next(count) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(cache_module, "write_file", full)
     with pytest.raises(OSError, match=r"No space.*cache"):
         opened(tmp_path, records)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert files(tmp_path) == before
 
 
 def test_a_broken_clip_stops_or_is_left_out(records, tmp_path):
@@ -183,7 +278,6 @@ def test_a_broken_clip_stops_or_is_left_out(records, tmp_path):
     records[5].map.unlink()
     with pytest.raises(DataError, match=records[2].video.name):
         opened(tmp_path, records)
-    assert list((tmp_path / "cache").iterdir()) == []
 
     cache = opened(tmp_path, records, replace(CONFIG, on_error="skip"))
     assert list(cache.problems) == [records[2].clip_id, records[5].clip_id]
@@ -201,7 +295,6 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(records, tmp_path):
         record.video.write_bytes(b"gone")
     with pytest.raises(DataError, match="none of 12 clips can be read, the first: "):
         opened(tmp_path, records, replace(CONFIG, on_error="skip"))
-    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_repaired_clip_is_read_again(records, tmp_path):

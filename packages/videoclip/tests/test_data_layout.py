@@ -133,3 +133,38 @@ def test_a_broken_video_is_an_error_or_one_clip_to_leave_out(simple):
         read_clips(DataConfig(root=str(simple)))
     broken = read_clips(DataConfig(root=str(simple), on_error="skip"))[0]
     assert (broken.clip_id, broken.start_s, broken.end_s) == ("Zoë_back_000", 0, None)
+
+
+def test_reading_a_folder_decodes_nothing(tmp_path, monkeypatch):
+    """Its length is in a video's index, and in the header of an .npz; not even one frame is decoded for a size."""
+    filmed(tmp_path / "videos" / "anna" / "gait.mp4", seconds=2)
+    many = tmp_path / "videos" / "berta" / "gait.npz"
+    many.parent.mkdir()
+    np.savez_compressed(many, frames=np.zeros((25, 16, 16, 3), dtype=np.uint8), fps=10.0)
+    write(tmp_path / "labels.csv", "subject_id,label\nanna,0\nberta,1\n")
+
+    def decoded(*arguments, **keywords):
+        pytest.fail("pixels were read")
+
+    for place in ("packets.decode_frames", "packets.read_size", "decoding._load_npz"):
+        monkeypatch.setattr(f"videoclip.data.{place}", decoded)
+    records = read_clips(DataConfig(root=str(tmp_path)))
+    spans = [(record.subject_id, record.start_s, record.end_s) for record in records]
+    assert spans == [("anna", 0, 1), ("anna", 1, 2), ("berta", 0, 1), ("berta", 1, 2), ("berta", 2, 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"frames": np.zeros((0, 4, 4, 3), dtype=np.uint8)}, "expected `frames` of shape"),
+        ({"frames": np.zeros((4, 4, 4, 3), dtype=np.uint8), "fps": 0.0}, "expected `fps` above 0, got 0"),
+        ({"frames": np.zeros((4, 4, 4, 3), dtype=np.uint8), "fps": np.nan}, "expected `fps` above 0, got nan"),
+        ({"pixels": np.zeros((4, 4, 4, 3), dtype=np.uint8)}, "expected an .npz with an array `frames`"),
+    ],
+)
+def test_an_npz_without_a_length_is_refused(tmp_path, arrays, message):
+    (tmp_path / "videos" / "anna").mkdir(parents=True)
+    np.savez(tmp_path / "videos" / "anna" / "gait.npz", **arrays)
+    write(tmp_path / "labels.csv", "subject_id,label\nanna,0\n")
+    with pytest.raises(DataError, match=message):
+        read_clips(DataConfig(root=str(tmp_path)))

@@ -12,6 +12,7 @@ from videoclip.models import (
     Simple3DEncoder,
     SimpleCNNLSTMEncoder,
     VideoAttentionCLIP,
+    build_video_encoder,
     normalise,
 )
 from videoclip.training.losses import VideoClipLoss
@@ -82,17 +83,34 @@ def test_the_lstm_reads_the_order_of_frames():
     torch.testing.assert_close(encoder(video), encoder.head(states[:, -1]))
 
 
+@pytest.mark.parametrize("pool", ["grid", "mean"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_gives_features_and_learns(backbone):
-    model = model_of(clip_backbone=backbone, map_guided=True)
+def test_every_backbone_gives_features_and_learns(backbone, pool):
+    model = model_of(clip_backbone=backbone, map_guided=True, align_pool=pool)
     video, maps = inputs_of(size=32)
     output = model(video, maps)
-    assert output.video_feat.shape == output.attn_feat.shape == (3, 16)
+    assert output.video_feat.shape == (3, 16)
     assert output.logits.shape == (3, 3)
+    assert output.video_tokens.shape[:2] == (3, model.video_encoder.token_dim)
     (output.logits.sum() + output.attn_embed[:, 0].sum() + output.video_embed[:, 0].sum()).backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert missing == ["logit_scale.logit_scale"]
-    assert (output.video_tokens is not None) == (backbone == "3dcnn")
+    missing = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    unread = {"attn_encoder.head.weight", "attn_encoder.head.bias"} if pool == "grid" else set()
+    assert missing == {"logit_scale.logit_scale"} | unread
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_tokens_and_what_is_read_from_them_are_the_whole_encoder(backbone):
+    """torchvision's networks in their own words; the readout is all that the tokens do not need."""
+    torch.manual_seed(0)
+    encoder, (video, _) = build_video_encoder(backbone, feature_dim=16).eval(), inputs_of(size=32)
+    tokens = encoder.tokens(video)
+    torch.testing.assert_close(encoder(video), encoder.pooled(tokens), rtol=0, atol=0)
+    if backbone.endswith("18"):
+        torch.testing.assert_close(encoder(video), encoder.network(video), rtol=0, atol=0)
+    tokens.sum().backward()
+    unused = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
+    owned = {id(parameter) for part in encoder.readout for parameter in part.parameters()}
+    assert unused == {name for name, parameter in encoder.named_parameters() if id(parameter) in owned}
 
 
 @pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn", "cnn_lstm"])
@@ -108,9 +126,9 @@ def test_the_output_is_typed_and_embeddings_are_unit_vectors(backbone, half):
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
     assert output.video_gate is None
     assert output.map_valid.all()
+    assert output.gated_tokens is output.video_tokens
     if backbone == "3dcnn":
         assert output.video_tokens.shape == (3, 64, 2, 8, 8)
-        assert output.gated_tokens is output.video_tokens
 
 
 def test_the_defaults_are_the_documented_widths():
@@ -165,8 +183,8 @@ def test_only_a_guided_video_depends_on_its_map(knobs):
 
 @pytest.mark.parametrize("backbone", ["3dcnn", "2dcnn"])
 def test_an_invalid_map_leaves_the_video_as_it_is_without_guidance(backbone):
-    model = model_of(map_guided=True, clip_backbone=backbone).eval()
-    plain = model_of(clip_backbone=backbone).eval()
+    model = model_of(map_guided=True, clip_backbone=backbone, align_pool="mean").eval()
+    plain = model_of(clip_backbone=backbone, align_pool="mean").eval()
     state = {name.replace("video_encoder.encoder.", "video_encoder."): t for name, t in model.state_dict().items()}
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     video, maps = inputs_of()
@@ -219,7 +237,7 @@ def test_channels_of_a_map_guide_by_their_mean_or_each():
 
 @pytest.mark.parametrize("source", ["video", "attn", "fusion"])
 def test_the_classifier_reads_its_source(source):
-    model = model_of(clip_classifier_source=source).eval()
+    model = model_of(clip_classifier_source=source, align_pool="mean").eval()
     output = model(*inputs_of())
     features = {
         "video": output.video_feat,
@@ -236,7 +254,7 @@ def test_the_classifier_reads_its_source(source):
 def test_classification_alone_is_the_same_and_leaves_out_what_only_alignment_reads(source):
     model = model_of(clip_classifier_source=source, map_guided=True).eval()
     seen = []
-    model.attn_encoder.register_forward_hook(lambda *_: seen.append("map"))
+    model.attn_encoder.trunk.register_forward_hook(lambda *_: seen.append("map"))
     plain = model(*inputs_of(), align=False)
     assert seen == ([] if source == "video" else ["map"])
     assert (plain.video_embed, plain.attn_embed) == (None, None)

@@ -19,6 +19,7 @@ from videoclip.scoring.evaluation import evaluate
 from videoclip.scoring.predictions import Predictions
 from videoclip.scoring.score import draw_evaluation
 
+CLASSES = ["normal", "dragging foot", "stiff arm"]
 BLUE, ORANGE = (0x3B, 0x6F, 0xB6), (0xD9, 0x79, 0x2B)
 
 
@@ -32,6 +33,9 @@ def some(*, clips=24, seed=0, **changed):
         "label_N": label,
         "subject_N": np.arange(clips) // 3,
         "map_N": np.arange(clips),
+        "regions_N": np.arange(clips),
+        "agreement_N3": np.ones((clips, 3), np.float32),
+        "centre_N3": np.ones((clips, 3), np.float32),
         "valid_N": np.ones(clips, bool),
         "clip_ids": tuple(map(str, range(clips))),
     }
@@ -114,7 +118,7 @@ def test_similarity_of_correct_clips_alone_and_of_none(tmp_path):
     assert draw_similarity(*judged(one), tmp_path / "one.png").is_file()
     scored = evaluate(some(), train_labels=[0], classes=3, samples=5)
     for nothing in (some(valid_N=np.zeros(24, bool)), some(label_N=np.full(24, -1))):
-        draw_evaluation(scored, nothing, tmp_path, prefix="none")
+        draw_evaluation(scored, nothing, tmp_path, prefix="none", classes=CLASSES)
     assert [file.name for file in tmp_path.glob("*confusion.png")] == ["none-confusion.png"]
     assert not (tmp_path / "none-similarity.png").exists()
 
@@ -163,12 +167,15 @@ def test_a_run_with_cross_entropy_only_has_no_parts(tmp_path):
 def test_scores_are_drawn_into_the_run(tmp_path):
     run, predictions = new_run(tmp_path), some()
     evaluation = evaluate(predictions, train_labels=[0], classes=3, samples=5)
-    names = [plot.name for plot in draw_evaluation(evaluation, predictions, run.folder("plots"), prefix="test")]
+    names = [
+        plot.name
+        for plot in draw_evaluation(evaluation, predictions, run.folder("plots"), prefix="test", classes=CLASSES)
+    ]
     assert names == ["test-confusion.png", "test-confusion-subjects.png", "test-similarity.png"]
     assert {file.name for file in (run.path / "plots").iterdir()} == {*names}
     unmapped = some(valid_N=np.zeros(24, bool))
     evaluation = evaluate(unmapped, train_labels=[0], classes=3, samples=5)
-    assert len(draw_evaluation(evaluation, unmapped, tmp_path, prefix="val")) == 2
+    assert len(draw_evaluation(evaluation, unmapped, tmp_path, prefix="val", classes=CLASSES)) == 2
 
 
 def test_every_figure_of_folds_has_its_own_baseline(tmp_path, drawn):

@@ -1,7 +1,7 @@
 """From batches to predictions, from predictions to numbers, and two systems against one another."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +29,9 @@ def some(*, subjects=9, clips=4, classes=3, seed=0, skill=1.5, **changed):
         "label_N": label,
         "subject_N": 100 + 7 * subject,
         "map_N": np.arange(len(label)) // 2,
+        "regions_N": np.arange(len(label)) // 3,
+        "agreement_N3": generator.random((len(label), 3), dtype=np.float32),
+        "centre_N3": generator.random((len(label), 3), dtype=np.float32),
         "valid_N": np.ones(len(label), bool),
         "clip_ids": tuple(f"Gehweg ü {index}" for index in range(len(label))),
     }
@@ -37,9 +40,9 @@ def some(*, subjects=9, clips=4, classes=3, seed=0, skill=1.5, **changed):
 
 def same(one, other):
     return one.clip_ids == other.clip_ids and all(
-        np.array_equal(getattr(one, name), getattr(other, name))
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=getattr(one, name).dtype == np.float32)
         and getattr(one, name).dtype == getattr(other, name).dtype
-        for name in ("logits_NK", "video_embed_ND", "attn_embed_ND", "label_N", "subject_N", "map_N", "valid_N")
+        for name in (field.name for field in fields(Predictions) if field.name != "clip_ids")
     )
 
 
@@ -48,9 +51,11 @@ class FakeBatch:
     video_B3THW: torch.Tensor
     map_BCTHW: torch.Tensor
     valid_B: torch.Tensor
+    guides_B: torch.Tensor
     label_B: torch.Tensor
     subject_B: torch.Tensor
     map_B: torch.Tensor
+    regions_B: torch.Tensor
     clip_ids: tuple[str, ...]
     moved_to: str | None = None
 
@@ -66,12 +71,16 @@ class FakeModel(torch.nn.Module):
         self.dropout = torch.nn.Dropout(0.5)
         self.seen = []
 
-    def forward(self, video_B3THW, map_BCTHW, *, valid_B=None):
+    def forward(self, video_B3THW, map_BCTHW, *, valid_B=None, guides_B=None):
         assert torch.is_inference_mode_enabled()
         self.seen.append(valid_B)
         logits_BK = self.dropout(video_B3THW.mean((2, 3, 4)))
         return SimpleNamespace(
-            logits=logits_BK.bfloat16(), video_embed=logits_BK, attn_embed=map_BCTHW.mean((2, 3, 4)).expand(-1, 3)
+            logits=logits_BK.bfloat16(),
+            video_embed=logits_BK,
+            attn_embed=map_BCTHW.mean((2, 3, 4)).expand(-1, 3),
+            video_tokens=video_B3THW,
+            predicted_map=map_BCTHW,
         )
 
 
@@ -84,9 +93,11 @@ def batches(*sizes):
                 torch.randint(256, (size, 3, 2, 4, 4), generator=generator, dtype=torch.uint8),
                 torch.rand(size, 1, 2, 4, 4, generator=generator),
                 rows % 2 == 0,
+                rows % 2 == 0,
                 rows % 3,
                 rows // 2,
                 rows,
+                rows // 4,
                 tuple(f"clip {row}" for row in rows.tolist()),
             )
         )
@@ -106,7 +117,15 @@ def test_prediction_keeps_every_clip_of_ragged_batches_in_order():
     assert found.video_embed_ND == pytest.approx(expected.numpy())
     assert found.attn_embed_ND.dtype == np.float32
     assert torch.equal(torch.cat(model.seen), torch.from_numpy(found.valid_N))
-    for name, tensor in (("label_N", "label_B"), ("subject_N", "subject_B"), ("map_N", "map_B")):
+    # its predicted map is the clip's own map, where there is one
+    assert found.agreement_N3[found.valid_N] == pytest.approx(1)
+    assert np.isnan(found.agreement_N3[~found.valid_N]).all()
+    for name, tensor in (
+        ("label_N", "label_B"),
+        ("subject_N", "subject_B"),
+        ("map_N", "map_B"),
+        ("regions_N", "regions_B"),
+    ):
         assert getattr(found, name).tolist() == torch.cat([getattr(batch, tensor) for batch in loader]).tolist()
     assert same(predict(model, batches(9 - 4, 4)), predict(model, batches(9 - 4, 4)))
 
@@ -161,8 +180,12 @@ def test_the_numbers_by_name():
     expected = {level + name for level in levels for name in ("accuracy", "balanced_accuracy", "macro_f1")}
     expected |= {f"recall_{label}" for label in range(3)}
     expected |= {
-        f"retrieval_r{k}_{way}{suffix}" for k in (1, 5) for way in ("v2a", "a2v", "chance") for suffix in ("", "_group")
+        f"retrieval_r{k}_{way}{suffix}"
+        for k in (1, 5)
+        for way in ("v2a", "a2v", "chance")
+        for suffix in ("", "_group", "_regions")
     }
+    expected |= {f"{whose}_{measure}" for whose in ("map", "centre") for measure in ("corr", "iou", "pointing")}
     expected |= {f"align_sim_{name}" for name in ("correct", "incorrect", "gap", "corr")}
     assert set(found.metrics) == expected
     uncertain = {name for name in expected if not name.startswith(("majority", "recall")) and "chance" not in name}
@@ -251,19 +274,19 @@ def test_a_map_that_says_nothing_does_not_count():
     kept = np.flatnonzero(np.arange(36) % 3)
     whole = some()
     without = Predictions(
-        **{name: getattr(whole, name)[kept] for name in vars(whole) if name.endswith(("_N", "_NK", "_ND"))},
+        **{name: getattr(whole, name)[kept] for name in vars(whole) if name.endswith(("_N", "_NK", "_ND", "_N3"))},
         clip_ids=tuple(whole.clip_ids[row] for row in kept),
     )
     one, other = (evaluate(p, train_labels=[0], classes=3, samples=5).metrics for p in (with_zeros, without))
     names = [name for name in one if name.startswith(("retrieval", "align"))]
-    assert len(names) == 16
+    assert len(names) == 22
     assert {name: one[name] for name in names} == pytest.approx({name: other[name] for name in names})
 
 
 def test_clips_without_a_label_count_for_retrieval_alone():
     predictions = some(label_N=np.full(36, -1))
     found = evaluate(predictions, train_labels=[0], classes=3, samples=20)
-    assert {name.split("_")[0] for name in found.metrics} == {"retrieval"}
+    assert {name.split("_")[0] for name in found.metrics} == {"retrieval", "map", "centre"}
     assert found.labelled == 0
     assert found.confusion_KK.sum() == 0
     half = some(label_N=np.where(np.arange(36) < 18, some().label_N, -1))

@@ -134,10 +134,12 @@ def test_retrieval_is_the_reference_strict_and_by_map():
     attn /= np.linalg.norm(attn, axis=1, keepdims=True)
     video = attn + 0.5 * unit((30, 8), seed=2)
     of_map = np.arange(30) // 3 * 10  # three clips a map
-    found = score_retrieval(video, attn, of_map)
+    of_regions = np.arange(30) % 4
+    found = score_retrieval(video, attn, map_N=of_map, regions_N=of_regions)
     alone = [[index] for index in range(30)]
-    together = [np.flatnonzero(of_map == one).tolist() for one in of_map]
-    for k, (suffix, positives) in itertools.product((1, 5), (("", alone), ("_group", together))):
+    together, like = ([np.flatnonzero(of == one).tolist() for one in of] for of in (of_map, of_regions))
+    kinds = (("", alone), ("_group", together), ("_regions", like))
+    for k, (suffix, positives) in itertools.product((1, 5), kinds):
         expected = reference_recall(video / np.linalg.norm(video, axis=1, keepdims=True), attn, positives, k)
         assert found[f"retrieval_r{k}_v2a{suffix}"].tolist() == expected
         expected = reference_recall(attn, video / np.linalg.norm(video, axis=1, keepdims=True), positives, k)
@@ -147,7 +149,7 @@ def test_retrieval_is_the_reference_strict_and_by_map():
 
 def test_maps_that_are_one_share_a_strict_hit_and_are_each_a_hit_of_the_group():
     attn = np.eye(4, dtype=np.float32)[[0, 0, 1, 2]]  # the first two clips have one map
-    found = score_retrieval(attn, attn, np.array([9, 9, 4, 5]))
+    found = score_retrieval(attn, attn, map_N=np.array([9, 9, 4, 5]), regions_N=np.arange(4))
     assert found["retrieval_r1_v2a"].tolist() == [0.5, 0.5, 1, 1]
     assert found["retrieval_r1_v2a_group"].tolist() == [1, 1, 1, 1]
 
@@ -155,7 +157,7 @@ def test_maps_that_are_one_share_a_strict_hit_and_are_each_a_hit_of_the_group():
 def test_the_two_ways_differ_as_they_should():
     video = np.array([[1, 0], [1, 0.1]], np.float32)
     attn = np.array([[1, 0.2], [0, 1]], np.float32)
-    found = score_retrieval(video, attn, np.array([0, 1]))
+    found = score_retrieval(video, attn, map_N=np.array([0, 1]), regions_N=np.array([0, 1]))
     assert found["retrieval_r1_v2a"].tolist() == [1, 0]  # both clips lie nearest to the first map
     assert found["retrieval_r1_a2v"].tolist() == [0, 1]  # both maps lie nearest to the second clip
     assert found["retrieval_r5_v2a"].tolist() == [1, 1]  # all of two are among five
@@ -163,17 +165,18 @@ def test_the_two_ways_differ_as_they_should():
 
 def test_a_collapsed_model_retrieves_what_chance_does():
     same = np.ones((8, 4), np.float32)
-    for name, hits in score_retrieval(same, same, np.arange(8)).items():
+    for name, hits in score_retrieval(same, same, map_N=np.arange(8), regions_N=np.arange(8)).items():
         assert hits.mean() == pytest.approx(int(name[11]) / 8)
 
 
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=7))
 def test_chance_is_the_mean_over_all_orders(of_map):
-    count, chance = len(of_map), compute_chance(np.array(of_map))
+    count, chance = len(of_map), compute_chance(np.array(of_map), np.array(of_map)[::-1])
     for k in (1, 5):
         drawn = list(itertools.combinations(range(count), min(k, count)))
         hits = [any(of_map[item] == own for item in few) for own in of_map for few in drawn]
         assert chance[f"retrieval_r{k}_chance_group"] == pytest.approx(np.mean(hits))
+        assert chance[f"retrieval_r{k}_chance_regions"] == pytest.approx(np.mean(hits))  # the same sizes, reversed
         assert chance[f"retrieval_r{k}_chance"] == pytest.approx(min(1, k / count))
 
 

@@ -25,6 +25,7 @@ SWITCHES = {  # map_guided, type, sigmoid gate, clip_weight, lambda_token, contr
     "C1": (True, "channel", False, 2, 0, "none"),
     "C2": (True, "weighted_pool", False, 2, 0, "none"),
     "C3-sigmoid": (True, "spatiotemporal", True, 2, 0, "none"),
+    "published": (True, "spatiotemporal", False, 2, 0, "none"),
     "shuffled": (True, "spatiotemporal", False, 2, 0, "shuffled"),
     "centre": (True, "spatiotemporal", False, 2, 0, "centre"),
     "uniform": (True, "spatiotemporal", False, 2, 0, "uniform"),
@@ -72,7 +73,7 @@ def test_the_whole_table(small, steps, tmp_path, monkeypatch):
     said: list[str] = []
     config = configured(small, "loss.clip_weight=2", "model.map_guided_sigmoid_gate=true")
     found = ablate(config, seeds=[1], announce=said.append)
-    assert said[3] == "B3: full method, seed 1 (4 of 14)"
+    assert said[4] == "B3: full method, seed 1 (5 of 22)"
     runs = {run.name.removesuffix("-s1"): run for run in (found.folder / "videoclip").iterdir()}
     assert runs.keys() == SWITCHES.keys()  # B3's run serves the linear gate and the test without maps, too
     assert steps.count == len(SWITCHES)
@@ -86,13 +87,14 @@ def test_the_whole_table(small, steps, tmp_path, monkeypatch):
         assert (trained.trainer.seed, trained.data.fold) == (1, 1)
 
     table = cells(found.table)
-    assert list(table) == [*(row.id for row in ROWS), ""]
+    assert list(table) == [*TABLES["all"], ""]
     for result in found.results:
         line, metrics = table[result.row.id], result.metrics[0]
         assert line["accuracy"] == f"{metrics['accuracy']:.3f}"
         assert line["macro F1"] == f"{metrics['macro_f1']:.3f}"
-        shown = result.row.id not in ("B0", "B2", "uniform", "absent")
+        shown = result.row.id not in ("B0", "B2", "B2 hidden", "uniform", "absent")
         assert bool(line["R@1 v→a"]) == bool(line["R@5 a→v"]) == shown, result.row.id
+        assert bool(line["map corr"]) == (result.row.id not in ("uniform", "absent"))
         for switch in (*result.row.switches, *result.row.tested):
             assert f"`{switch}`" in line["switches"]
     assert table["C3 linear"]["macro F1"] == table["B3"]["macro F1"]
@@ -106,6 +108,13 @@ def test_the_whole_table(small, steps, tmp_path, monkeypatch):
     by_id = {result.row.id: result for result in found.results}
     assert by_id["B3"].metrics[0] == kept["test"]["metrics"]
     assert by_id["absent"].metrics[0] == kept["test-control=absent"]["metrics"]
+    assert by_id["B3 hidden"].metrics[0] == kept["test-control=hidden"]["metrics"]
+    # the embeddings hold no map, so hiding it changes none; as published, they do
+    for row, same in (("B3", True), ("C1", True), ("published", False)):
+        files = [runs[row] / f"predictions-test{name}.npz" for name in ("", "-control=hidden")]
+        seen, hidden = map(Predictions.load, files)
+        assert np.array_equal(seen.video_embed_ND, hidden.video_embed_ND) == same, row
+        assert not np.array_equal(seen.logits_NK, hidden.logits_NK), row
     said_of = [Predictions.load(b3 / f"predictions-test{name}.npz") for name in ("", "-control=absent")]
     assert said_of[0].valid_N.all()
     assert not said_of[1].valid_N.any()
@@ -116,26 +125,37 @@ def test_the_whole_table(small, steps, tmp_path, monkeypatch):
 
 def test_stopped_it_goes_on_typed_again_it_trains_nothing_and_more_trains_what_is_missing(small, steps, tmp_path):
     whole = ablate(configured(small, f"runs={tmp_path / 'whole'}"), table="B", seeds=[0])
-    assert steps.count == 5
+    assert steps.count == 6
     steps.count, steps.stop_at = 0, 3
     config = configured(small)
     with pytest.raises(RuntimeError, match="stopped here"):
         ablate(config, table="B", seeds=[0])
     steps.stop_at = -1
     again = ablate(config, table="B", seeds=[0])
-    assert steps.count == 5
+    assert steps.count == 6
     assert [result.metrics for result in again.results] == [result.metrics for result in whole.results]
     assert again.table.read_text() == whole.table.read_text()
 
     assert ablate(config, table="B", seeds=[0]).results == again.results
-    assert steps.count == 5
+    assert steps.count == 6
     assert len(ablate(config, table="B", seeds=[0, 1]).results[0].metrics) == 2
-    assert steps.count == 10
+    assert steps.count == 12
     found = ablate(config, table="C", seeds=[0])
-    assert steps.count == 13  # channel, weighted pooling, sigmoid; B0 and the linear gate lie there
+    assert steps.count == 15  # channel, weighted pooling, sigmoid; B0 and the linear gate lie there
     assert [result.row.id for result in found.results] == list(TABLES["C"])
     assert json.loads((found.folder / "result.json").read_text()).keys() == {"B", "C"}
     assert {file.name for file in found.folder.glob("*.md")} == {"ablation-B.md", "ablation-C.md"}
+
+
+def test_without_a_map_in_the_test_the_model_is_told_of_none(small):
+    """The rows of no map: what guides is predicted, in the shuffled control from other people's maps."""
+    found = ablate(configured(small, "loss.clip_weight=2"), table="nomap", seeds=[0])
+    assert [result.row.id for result in found.results] == list(TABLES["nomap"])
+    for name, control in (("predicted", "none"), ("predicted-shuffled", "shuffled")):
+        run = found.folder / "videoclip" / f"{name}-s0"
+        trained = load_config(Config, config=run / "config.yaml")
+        assert (trained.model.guide, trained.data.control) == ("predicted", control)
+        assert (run / "predictions-test-control=hidden.npz").exists()
 
 
 def test_seeds_test_on_different_people_and_the_means_are_numpys(small):

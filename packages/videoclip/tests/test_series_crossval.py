@@ -142,7 +142,7 @@ def test_killed_in_the_second_fold_it_ends_as_if_it_was_not(small, three, tmp_pa
 @pytest.mark.parametrize(
     ("overrides", "folds", "message"),
     [
-        ([], 3, "folds=3: the set's own fold column holds 5 parts: leave folds out"),
+        ([], 3, "data.folds=3 changes nothing: it needs a set without a fold column, or with one of so many parts"),
         (["data.batch_size=19"], None, "set data.batch_size to at most 18"),
         (["trainer.devices=cpu:2"], None, "cv trains one run after another on one device"),
     ],
@@ -151,6 +151,13 @@ def test_what_cannot_be_validated_is_refused_before_anything_is_trained(small, t
     with pytest.raises(ValueError, match=message):
         cross_validate(configured(small, *overrides), folds=folds)
     assert not (tmp_path / "runs" / "videoclip").exists()
+
+
+def test_the_default_number_of_folds_is_refused_too_if_the_column_has_another(small, walks, tmp_path):
+    records = [replace(record, fold=min(record.fold, 3)) for record in read_manifest(walks / "manifest.csv")]
+    root = write_manifest(records, tmp_path / "four.csv")
+    with pytest.raises(ValueError, match="folds=5: the set's own fold column holds 4 parts: leave folds out"):
+        cross_validate(configured(small, f"data.root={root}"), folds=5)
 
 
 def test_a_run_is_gone_on_with_by_the_verb_that_began_it(small, trained, tmp_path):

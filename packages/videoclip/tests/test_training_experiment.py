@@ -65,15 +65,28 @@ def test_a_run_leaves_a_model_its_numbers_who_was_where_and_its_pictures(small, 
     ]
 
 
+def test_the_weights_are_the_best_by_the_metric_that_selects(small):
+    trained = train(configured(small, "select=retrieval_r5", "optim.lr=1e-2", "trainer.max_epochs=4"))
+    logged = [row for row in rows(trained.run.path / "metrics.csv") if row["val/macro_f1"]]
+    found = [float(row["val/retrieval_r5"]) for row in logged]
+    assert len(set(found)) > 1
+    ways = [trained.validation.metrics[f"retrieval_r5_{way}"] for way in ("v2a", "a2v")]
+    assert sum(ways) / 2 == pytest.approx(max(found), abs=1e-6)
+    for row in logged:
+        assert float(row["val/retrieval_r5"]) == pytest.approx(
+            (float(row["val/retrieval_r5_v2a"]) + float(row["val/retrieval_r5_a2v"])) / 2
+        )
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(small, trained):
     again = train(configured(small)).run.path
     assert same(weights(again), weights(trained()))
     assert not same(weights(trained("trainer.seed=1")), weights(trained()))
 
 
-@pytest.mark.parametrize("override", ["data.cache=false", "data.workers=2"])
+@pytest.mark.parametrize("override", ["data.cache=false data.cache_dir=null", "data.workers=2"])
 def test_a_cache_and_loader_processes_change_nothing_but_the_time(trained, override):
-    assert same(weights(trained(override)), weights(trained()))
+    assert same(weights(trained(*override.split())), weights(trained()))
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is_also_where_it_was_moved(small, tmp_path):
@@ -191,6 +204,7 @@ def test_a_clip_that_cannot_be_read_stops_the_run_or_is_left_out_and_counted(sma
     names = [record.video.relative_to(walks / "videos").as_posix() for record in some]
     root = broken(walks, tmp_path / "broken", *names)
     overrides = ["name=holes", f"data.root={root}", f"data.cache={cached}"]
+    overrides += ["data.cache_dir=null"] if cached == "false" else []
     if cached == "true":
         with pytest.raises(DataError, match="videos/subject_"):
             train(configured(small, *overrides))
@@ -217,7 +231,7 @@ def test_a_part_of_which_nothing_can_be_read_is_refused(small, walks, tmp_path):
         ("data.batch_size=19", "data.batch_size=19 is more than the 18 training clips: set data.batch_size to at most"),
         ("data.batch_size=7 trainer.devices=cpu:2", "data.batch_size=7 does not divide among 2 devices"),
         ("data.batches=subject_unique data.batch_size=10", "9 training subjects do not fill a batch of 10 clips"),
-        ("data.fold=4 data.folds=6 data.fold=5", "data.fold=5: the fold column has parts 0 to 4"),
+        ("data.folds=6 data.fold=5", "data.folds=6 changes nothing: it needs a set without a fold column, or with one"),
         ("data.subjects=40", "data.subjects=40: expected 3 \\(one per class\\) to 9"),
         ("model.model_class_num=2", "set model.model_class_num=3"),
         ("trainer.devices=cpu:8", "6 validation clip\\(s\\) are too few for 8 devices"),

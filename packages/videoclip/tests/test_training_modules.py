@@ -20,11 +20,25 @@ GUIDANCE = (
     f"{GUIDED}=spatiotemporal model.map_guided_sigmoid_gate=true",
 )
 TOKENS = ("model.lambda_token=0", "model.lambda_token=1", "model.lambda_token=1 model.token_source=gated")
+POOLS = ("model.align_pool=mean", "model.align_pool=mean model.align_tokens=gated")
+PREDICTED = [
+    f"{GUIDED}={kind} model.guide={guide}"
+    for kind in ("spatiotemporal", "weighted_pool")
+    for guide in ("predicted", "mixed")
+]
 COMBINATIONS = [
     f"{guidance} model.clip_classifier_source={source} loss.clip_weight={weight} {tokens}"
     for guidance, source, weight, tokens in product(GUIDANCE, ("video", "attn", "fusion"), (0, 1), TOKENS)
     # refused: the token loss of an encoder without tokens, or of one that nobody reads
     if tokens == TOKENS[0] or not ("2dcnn" in guidance or (source == "attn" and not weight))
+]
+COMBINATIONS += [
+    f"{guidance} model.clip_classifier_source={source} {pool}"
+    for guidance, source, pool in product(GUIDANCE, ("video", "attn", "fusion"), POOLS)
+]
+COMBINATIONS += [
+    f"{guidance} loss.clip_weight={weight} model.lambda_guide={weighs}"
+    for guidance, weight, weighs in product(PREDICTED, (0, 1), (0, 1))
 ]
 
 
@@ -35,6 +49,7 @@ def batch_of(size=4, *, frames=4, side=16):
         video_B3THW=torch.randint(0, 256, (size, 3, frames, side, side), generator=generator, dtype=torch.uint8),
         map_BCTHW=torch.rand(size, 1, frames, side, side, generator=generator),
         valid_B=torch.ones(size, dtype=torch.bool),
+        guides_B=torch.ones(size, dtype=torch.bool),
         label_B=ids % 3,
         subject_B=ids,
         regions_B=ids,

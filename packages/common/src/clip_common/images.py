@@ -98,6 +98,21 @@ def read_grey(path: Path) -> NDArray[np.uint8]:
     return np.array(read_image(path).convert("L"))
 
 
+def read_binary(path: Path) -> NDArray[np.bool_] | None:
+    """Read a picture whose values are all 0 or 1 as a mask: (H, W), True at 1; None if it has other values.
+
+    Grey with more than 8 bits counts by its values in the file, every other picture by its luma.
+
+    Raises:
+        DataError: As for `read_image`.
+    """
+    name = printable(path)
+    with _opened(path, name) as image:
+        values_HW = np.asarray(image if image.mode in _WIDE else _as_rgb(image, name).convert("L"))
+    mask_HW = values_HW == 1
+    return mask_HW if np.array_equal(values_HW, mask_HW) else None
+
+
 def read_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Read a mask: (H, W), True on the defect.
 

@@ -50,18 +50,23 @@ def cache_folder(folder: Path, *, needed: int, what: str) -> Iterator[Path]:
         OSError: The disk filled up meanwhile.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if needed > free:
-        raise DataError(
-            f"{folder.parent}: {what} needs about {needed / 2**20:,.0f} MiB and the disk has "
-            f"{free / 2**20:,.0f} MiB free: set data.cache=false, or data.cache_dir to another disk"
-        )
+    check_space(folder.parent, needed=needed, what=what)
     try:
         with write_folder_atomically(folder) as draft:
             yield draft
     except OSError:
         if not folder.exists():  # otherwise the other process has made it from the same files
             raise
+
+
+def check_space(folder: Path, *, needed: int, what: str) -> None:
+    """Raise DataError if the disk of a folder has less room than `what` needs, in bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {what} needs about {needed / 2**20:,.0f} MiB and the disk has "
+            f"{free / 2**20:,.0f} MiB free: set data.cache=false, or data.cache_dir to another disk"
+        )
 
 
 class MappedPixels:

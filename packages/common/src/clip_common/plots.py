@@ -24,6 +24,7 @@ def draw_curves(
     title: str = "",
     ylabel: str = "",
     band: tuple[str, str] | None = None,
+    reference: str | None = None,
 ) -> Path:
     """Draw columns of a metrics.csv over the optimizer step and save a PNG.
 
@@ -37,6 +38,7 @@ def draw_curves(
         title: Heading.
         ylabel: Name and unit of the values.
         band: Two columns (lower, upper); the area between them is shaded, e.g. the 5th to the 95th percentile.
+        reference: One of `columns` that is a dashed grey line, such as the loss of chance.
 
     Returns:
         `path`.
@@ -65,7 +67,9 @@ def draw_curves(
         }
         label: str | None = labels[name]
         for part in _split_phases(x, at=[step for step, _ in boundaries]):
-            if len(x) > MANY_POINTS:
+            if name == reference:
+                axes.plot(x[part], _moving_mean(y[part]), label=label, color=GREY, linewidth=1.2, linestyle="--")
+            elif len(x) > MANY_POINTS:
                 axes.plot(x[part], y[part], color=style["color"], alpha=0.25, linewidth=0.7)
                 axes.plot(x[part], _moving_mean(y[part]), label=label, **style)
             else:

@@ -31,6 +31,9 @@ def load_config(
     `name: (canonical name, type)`. Such a key is checked like a field and kept in the dict; the function is called only
     for keys that are not fields. Other `dict[str, Any]` fields are free-form.
 
+    A schema may have a class attribute `explained_keys`: key, or section → advice, shown for a key that is no field,
+    such as one that another project has.
+
     Args:
         schema: Dataclass of dataclasses; fields are numbers, str, bool, Literal, optional ones, lists, tuples, dicts.
         config: Name of a YAML in the package's `configs/`, a path to one, or its content.
@@ -205,6 +208,10 @@ def _keys(schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _unknown_message(schema: type, key: str, *, section: str, siblings: Sequence[str]) -> str:
+    explained = getattr(schema, "explained_keys", {})
+    advice = explained.get(key) or explained.get(key.partition(".")[0])
+    if advice:
+        return f"{key}: unknown key; {advice}"
     if not siblings:
         return f"{key}: unknown key; {section} has no fields"
     known = list(_keys(schema))

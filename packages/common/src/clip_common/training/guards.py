@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections import deque
+from statistics import mean
 from typing import Any
 
 import lightning as L
@@ -11,6 +13,9 @@ from torch import Tensor
 
 CHANCE_MARGIN = 0.02
 CHANCE_STEPS = 200
+"""Steps over which the contrastive loss is averaged; half of the fit if that is fewer."""
+LEAST_STEPS = 20
+"""A mean over fewer steps says nothing."""
 
 
 class LossNotFiniteError(ValueError):
@@ -43,28 +48,32 @@ class FiniteLoss(Callback):
 
 
 class CollapseAlarm(Callback):
-    """Warns once if the contrastive loss stays at ln B, the loss of equal scores for all B candidates."""
+    """Warns once if the mean contrastive loss of many steps is ln B, the loss of equal scores for all B candidates.
+
+    The mean, because single losses scatter around chance by more than the margin, also when nothing is learned.
+    """
 
     def __init__(self) -> None:
-        self._steps = 0
-        self._warned = False
+        self._above: deque[float] | None = deque()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count consecutive steps at chance."""
+        """Compare the mean of the last steps with chance."""
         chance = getattr(pl_module, "contrastive_log_b", None)
-        if self._warned or chance is None:
+        if self._above is None or not chance:  # ln 1: a batch without a second candidate
             return
         metrics = trainer.callback_metrics
         loss = metrics.get("train/loss_contrastive", metrics.get("train/loss", math.nan))
-        at_chance = abs(float(loss) - chance) < CHANCE_MARGIN
-        self._steps = self._steps + 1 if at_chance else 0
-        if self._steps == CHANCE_STEPS:
-            self._warned = True
+        self._above.append(float(loss) - float(chance))
+        steps = min(CHANCE_STEPS, max(LEAST_STEPS, int(trainer.estimated_stepping_batches) // 2))
+        if len(self._above) > steps:
+            self._above.popleft()
+        if len(self._above) == steps and abs(mean(self._above)) < CHANCE_MARGIN:
+            self._above = None
             warnings.warn(
-                f"step {trainer.global_step}: for {CHANCE_STEPS} steps the contrastive loss has been within"
-                f" {CHANCE_MARGIN} of {chance:.3f} = ln B, so all B candidates get the same score. Embeddings may have"
-                " collapsed: lower optim.lr, warm up longer, or look at the data.",
+                f"step {trainer.global_step}: over the last {steps} steps the mean contrastive loss is within"
+                f" {CHANCE_MARGIN} of {float(chance):.3f} = ln B, so all B candidates get the same score. Embeddings"
+                " may have collapsed: lower optim.lr, warm up longer, or look at the data.",
                 stacklevel=1,
             )

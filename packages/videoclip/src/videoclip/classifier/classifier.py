@@ -1,5 +1,6 @@
 """The trained classifier: load it, predict videos, save it."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -15,15 +16,14 @@ from torch import Tensor
 from clip_common.devices import pick_device
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import load_state, read_tensors, write_tensors
+from videoclip.classifier.focus import locate_focus, predicted_map
 from videoclip.config import DataConfig, ModelConfig
 from videoclip.data import ClipRecord, read_pair
 from videoclip.data.decoding import resolve_span
 from videoclip.models import VideoAttentionCLIP, normalise
-from videoclip.models.clip_align import Output
-from videoclip.report.overlay import compute_energy
 
 WEIGHTS = "model.safetensors"
-FORMAT = 2
+FORMAT = 3
 """Version of the format that `save_pretrained` writes."""
 
 
@@ -57,15 +57,17 @@ class ClipPrediction:
         start_s, end_s: Start and end of the clip in the video, in seconds.
         probability_K: Probability of each class.
         frames_THW3: The frames that the model saw, uint8 RGB.
-        looked_THW: Energy of the tokens as pooled, 0 to 1, on their grid; None for a backbone without tokens.
-        guided: Whether a map guided the pooling.
+        looked_THW: Where the model looked, 0 to 1, on the grid of its tokens (`videoclip.classifier.focus`).
+        predicted_THW: The map that the model predicted, 0 to 1, on the same grid; None if it predicts none.
+        guided: Whether a given map guided the pooling.
     """
 
     start_s: float
     end_s: float
     probability_K: NDArray[np.float64]
     frames_THW3: NDArray[np.uint8]
-    looked_THW: NDArray[np.float32] | None
+    looked_THW: NDArray[np.float32]
+    predicted_THW: NDArray[np.float32] | None
     guided: bool
 
 
@@ -75,9 +77,11 @@ class VideoPrediction:
 
     Attributes:
         clips: The predictions of its clips.
+        classes: How each class is called.
     """
 
     clips: tuple[ClipPrediction, ...]
+    classes: tuple[str, ...]
 
     @property
     def probability_K(self) -> NDArray[np.float64]:
@@ -93,6 +97,11 @@ class VideoPrediction:
     def label(self) -> int:
         """The most likely class."""
         return int(self.probability_K.argmax())
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self.classes[self.label]
 
 
 class Classifier:
@@ -151,22 +160,25 @@ class Classifier:
         map: str | Path | None = None,
         keypoints: str | Path | None = None,
         regions: Sequence[str] = (),
+        strict: bool = False,
     ) -> VideoPrediction:
         """Predict the class probabilities of a video: those of each of its clips, and their mean.
 
         Args:
             video: A video file, an .npz of frames, or a folder of frames.
             start_s, end_s: Part of the video to classify, in seconds; default: all of it.
-            map: Attention map of the whole video; without one, a map-guided model pools evenly.
+            map: Attention map of the whole video.
             keypoints: COCO joints of the whole video, from which the map of `regions` is drawn.
             regions: Names of attended regions (`clip_common.regions.REGIONS`).
+            strict: Raise, instead of warning, if the model needs a map and gets none: it pools evenly then, which it
+                has not learned (`needs_map`).
 
         Raises:
             DataError: One line: a file that cannot be read.
             ValueError: A map for a model that uses none, no map for a model that classifies maps, or keypoints without
-                regions.
+                regions; with `strict`, no map for a model that needs one.
         """
-        self._check_map(map=map, keypoints=keypoints, regions=regions)
+        self._check_map(map=map, keypoints=keypoints, regions=regions, strict=strict)
         whole = ClipRecord(
             clip_id=Path(video).name,
             subject_id="",
@@ -183,9 +195,16 @@ class Classifier:
         edges = np.linspace(start_s, end_s, count + 1).tolist()
         clips = [replace(whole, start_s=a, end_s=b) for a, b in pairwise(edges)]
         config = DataConfig(frames=self.sampling.frames, size=self.sampling.size)
-        return VideoPrediction(tuple(self.predict_record(clip, config) for clip in clips))
+        classes = tuple(self.model.config.classes)
+        return VideoPrediction(tuple(self.predict_record(clip, config) for clip in clips), classes)
 
-    def _check_map(self, *, map: object, keypoints: object, regions: Sequence[str]) -> None:
+    @property
+    def needs_map(self) -> bool:
+        """Whether the model was trained with a map for every clip, and so has not learned to work without one."""
+        config = self.model.config
+        return config.map_guided and config.guide == "map" and not config.map_dropout
+
+    def _check_map(self, *, map: object, keypoints: object, regions: Sequence[str], strict: bool) -> None:
         if (keypoints is None) == bool(regions):
             raise ValueError("a map is drawn from keypoints and regions: give both, or neither")
         if map is not None and regions:
@@ -201,6 +220,14 @@ class Classifier:
                 f"this model classifies maps (model.clip_classifier_source={model.clip_classifier_source}): "
                 "give a map, or keypoints and regions"
             )
+        if not given and self.needs_map:
+            without = (
+                "no map is given, and this model has learned to classify with one alone: its answers are hardly better "
+                "than chance: give a map, or keypoints and regions, or use a model trained with model.guide=predicted"
+            )
+            if strict:
+                raise ValueError(without)
+            warnings.warn(without, stacklevel=3)
 
     def predict_record(self, record: ClipRecord, config: DataConfig) -> ClipPrediction:
         """Predict one clip of a data set, with the map that `config.maps` selects."""
@@ -220,17 +247,7 @@ class Classifier:
             end_s=end_s,
             probability_K=output.logits[0].double().softmax(dim=0).cpu().numpy(),
             frames_THW3=video_3THW.permute(1, 2, 3, 0).numpy(),
-            looked_THW=locate_focus(output),
-            guided=output.video_gate is not None and bool(output.map_valid[0]),
+            looked_THW=locate_focus(self.model, output),
+            predicted_THW=predicted_map(output),
+            guided=output.video_gate is not None and bool(output.guided[0]),
         )
-
-
-def locate_focus(output: Output) -> NDArray[np.float32] | None:
-    """Return the energy (T, H, W) of the first clip's tokens as pooled: gated, and weighted by its map."""
-    tokens_B64THW = output.gated_tokens
-    if tokens_B64THW is None:
-        return None
-    gate = output.video_gate
-    if gate is not None and gate.ndim == 5:
-        tokens_B64THW = tokens_B64THW * gate.mean(dim=1, keepdim=True)
-    return compute_energy(tokens_B64THW[0])

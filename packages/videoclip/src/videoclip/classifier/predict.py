@@ -15,10 +15,11 @@ from clip_common.runs import Run
 from clip_common.runs.files import write_text
 from clip_common.runs.folder import is_run
 from clip_common.tables import json_lines_text
-from videoclip.classifier.classifier import Classifier, VideoPrediction
+from videoclip.classifier.classifier import Classifier, ClipPrediction, VideoPrediction
 from videoclip.classifier.run_config import check_same_split_fields, is_training_set, load_run_config
 from videoclip.config import Config
 from videoclip.data import ClipRecord, Sample, VideoMapDataset, make_split, read_clips, resolve_span
+from videoclip.data.clip_set import find_fingerprints
 from videoclip.report.overlay import write_overlay, write_sheet
 
 
@@ -47,19 +48,19 @@ def predict_videos(
     map: Path | None = None,
     keypoints: Path | None = None,
     regions: Sequence[str] = (),
+    strict: bool = False,
     reporter: Reporter = silent,
 ) -> tuple[list[Answer], dict[Path, str]]:
     """Classify videos and draw where the model looked; skip and report videos that cannot be read.
 
-    Writes OUT/predictions.jsonl, one line per video, and for each video a sheet (PNG) and a clip (MP4) of overlays,
-    unless the backbone has no tokens.
+    Writes OUT/predictions.jsonl, one line per video, and for each video a sheet (PNG) and a clip (MP4) of overlays.
 
     Args:
         source: A run folder or a saved model.
         videos: The videos to classify.
         out: Folder of the results; made if missing.
         start_s, end_s: Part of each video to classify, in seconds.
-        map, keypoints, regions: See `Classifier.predict`; only for a single video.
+        map, keypoints, regions, strict: See `Classifier.predict`; a map is for a single video.
         reporter: Shows progress.
 
     Returns:
@@ -77,7 +78,13 @@ def predict_videos(
         for done, video in enumerate(videos, start=1):
             try:
                 prediction = classifier.predict(
-                    video, start_s=start_s, end_s=end_s, map=map, keypoints=keypoints, regions=regions
+                    video,
+                    start_s=start_s,
+                    end_s=end_s,
+                    map=map,
+                    keypoints=keypoints,
+                    regions=regions,
+                    strict=strict,
                 )
             except DataError as error:
                 problems[video] = str(error)
@@ -93,19 +100,24 @@ def predict_videos(
 def draw(prediction: VideoPrediction, place: Path) -> list[Path]:
     """Draw PLACE.png and PLACE.mp4 of a video's first clip; the title of the PNG tells the prediction."""
     clip = prediction.clips[0]
-    if clip.looked_THW is None:
-        return []
     place.parent.mkdir(parents=True, exist_ok=True)
-    shares = ", ".join(f"{label}: {100 * value:.0f} %" for label, value in enumerate(prediction.probabilities))
-    title = f"class {prediction.label} ({shares})" + (", guided by the map" if clip.guided else "")
+    shares = ", ".join(
+        f"{name}: {100 * value:.0f} %" for name, value in zip(prediction.classes, prediction.probabilities, strict=True)
+    )
+    title = f"class {prediction.name} ({shares})" + (", guided by the map" if clip.guided else "")
     if len(prediction.clips) > 1:
         title += f"; the first of {len(prediction.clips)} clips"
     picture, film = (place.with_name(f"{place.name}.{kind}") for kind in ("png", "mp4"))  # names may hold dots
     fps = playback_fps(clip.frames_THW3, start_s=clip.start_s, end_s=clip.end_s)
     return [
-        write_sheet(clip.frames_THW3, {"model": clip.looked_THW}, picture, title=title),
+        write_sheet(clip.frames_THW3, _name_maps(clip), picture, title=title),
         write_overlay(clip.frames_THW3, clip.looked_THW, film, fps=fps),
     ]
+
+
+def _name_maps(clip: ClipPrediction) -> dict[str, NDArray[np.float32]]:
+    predicted = {} if clip.predicted_THW is None else {"predicted map": clip.predicted_THW}
+    return predicted | {"model": clip.looked_THW}
 
 
 def playback_fps(frames_THW3: NDArray[np.uint8], *, start_s: float, end_s: float) -> int:
@@ -119,6 +131,7 @@ def as_dict(answer: Answer) -> dict[str, object]:
     return {
         "video": str(answer.video),
         "label": prediction.label,
+        "class": prediction.name,
         "probabilities": [round(value, 6) for value in prediction.probabilities],
         "clips": [
             {
@@ -177,7 +190,8 @@ def overlay_clips(
         records: Sequence[ClipRecord] = read_clips(config.data)
         if not clips and config.split != "all":
             labelled = [record for record in records if record.label is not None]
-            records = make_split(labelled, config.data).parts()[config.split]
+            split = make_split(labelled, config.data, fingerprints=find_fingerprints(config))
+            records = split.parts()[config.split]
         out = out or source / "plots" / "overlays"
     else:
         config = load_config(Config, overrides=[*overrides, f"data.root={json.dumps(str(source))}"])
@@ -205,12 +219,12 @@ def overlay_clip(
     control = config.data.control
     title, maps = record.clip_id, {"clinician" if control == "none" else f"{control} map": seen_THW}
     if record.label is not None:
-        title += f", class {record.label}"
+        title += f", class {config.model.classes[record.label]}"
     if classifier is not None:
         prediction = classifier.predict_shown(record, sample.video_3THW, sample.map_CTHW)
-        title += f", predicted {int(prediction.probability_K.argmax())} ({100 * prediction.probability_K.max():.0f} %)"
-        if prediction.looked_THW is not None:
-            maps["model"] = prediction.looked_THW
+        likely = config.model.classes[int(prediction.probability_K.argmax())]
+        title += f", predicted {likely} ({100 * prediction.probability_K.max():.0f} %)"
+        maps |= _name_maps(prediction)
     name = record.clip_id.replace("/", "_")
     shown_THW = maps.get("model", seen_THW)
     start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)

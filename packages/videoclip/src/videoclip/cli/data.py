@@ -1,4 +1,4 @@
-"""The commands `videoclip data …`: check a data set, draw its maps, or make a synthetic one."""
+"""The commands `videoclip data …`: check a data set, draw its maps, import the original one, or make one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,9 @@ import typer
 from clip_common import cli
 from clip_common.cli import NewFolder, Overrides, console
 
-data = cli.Application("data", help="Check a data set, draw its maps, or make a synthetic one.")
+data = cli.Application(
+    "data", help="Check a data set, draw its maps, import the original one, or make a synthetic one."
+)
 
 Root = Annotated[
     Path, typer.Argument(help="A manifest, a folder with one, or a folder of videos/.", show_default=False)
@@ -18,6 +20,9 @@ Root = Annotated[
 @data.command()
 def check(root: Root, overrides: Overrides = None) -> None:
     """Decode every clip and map, split into folds and look for leaks; list problems, and exit with 2 if there are any.
+
+    Warns of what can be used but is rarely meant: joints in one place or outside the picture, faint maps, frames of one
+    colour, names of subjects that differ only by case or zeros.
 
     Examples:
 
@@ -52,6 +57,8 @@ def check(root: Root, overrides: Overrides = None) -> None:
         console.print(f"both doctors attended the same regions in {maps.agreeing} of {maps.two_doctors} clips")
     for note in report.notes:
         console.print(note, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", soft_wrap=True)
     cli.check_no_problems(root, report.problems)
     console.print("every clip and every map can be read, and no subject or video is in two parts of a fold")
 
@@ -78,6 +85,36 @@ def render_maps(
         console.print(
             f"{len(without)} clip(s) have no map, because they lack keypoints or regions, such as {without[0]}"
         )
+
+
+@data.command("import")
+def import_original(
+    root: Annotated[Path, typer.Argument(help="The folder clinical_CLIP_dataset/.", show_default=False)],
+    out: NewFolder,
+    classes: Annotated[
+        int, typer.Option(min=2, max=3, help="3: ASD, DHS, LCS_HipOA (and Normal as a fourth); 2: ASD and others.")
+    ] = 3,
+    folds: Annotated[int, typer.Option(min=3, help="Number of parts of a cross-validation, by patient.")] = 5,
+) -> None:
+    """Turn the original project's data set into a manifest: one-second clips, doctors' regions, joints, folds.
+
+    Videos stay where they are. Nothing in the pickle of joints is executed. docs/videoclip.md lists what is mended.
+
+    Example:
+
+        videoclip data import clinical_CLIP_dataset/ gait/
+    """
+    from videoclip.released.dataset import import_dataset
+
+    with cli.progress("importing videos") as progress:
+        imported = import_dataset(root, out, classes=classes, folds=folds, progress=progress)
+    for note in imported.notes:
+        console.print(note, soft_wrap=True)
+    people = ", ".join(f"{label} {name} ({count})" for label, (name, count) in enumerate(imported.patients.items()))
+    console.print(f"{imported.clips} clips of {imported.videos} videos; labels (patients): {people}", soft_wrap=True)
+    console.print(
+        f"Check it:  videoclip data check {out} model.model_class_num={len(imported.patients)}", soft_wrap=True
+    )
 
 
 @data.command()

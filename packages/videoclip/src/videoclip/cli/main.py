@@ -32,6 +32,7 @@ class AblationTable(StrEnum):
     B = "B"
     C = "C"
     controls = "controls"
+    nomap = "nomap"
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
@@ -60,9 +61,12 @@ def train(overrides: Overrides = None, config: ConfigName = None, resume: Resume
     trained = run_training(settings, resume=resume, reporter=cli.progress)
     if trained.validation is None:  # another rank reports
         return
-    print_evaluation(trained.validation, title=f"{trained.run.name}: validation subjects")
+    print_evaluation(
+        trained.validation, title=f"{trained.run.name}: validation subjects", classes=settings.model.classes
+    )
     cli.print_files("run", [trained.run.path])
     cli.print_files("plot", trained.plots)
+    print_notes(trained.notes)
     console.print(f"\nScore it:  videoclip test {trained.run.path}", soft_wrap=True)
 
 
@@ -86,7 +90,11 @@ def score(run: RunFolder, overrides: Overrides = None) -> None:
     from videoclip.scoring.score import score as score_run
 
     tested = score_run(run, overrides=overrides or [], reporter=cli.progress)
-    print_evaluation(tested.evaluation, title=f"{run.name}: {tested.name} of {tested.config.data.root}")
+    print_evaluation(
+        tested.evaluation,
+        title=f"{run.name}: {tested.name} of {tested.config.data.root}",
+        classes=tested.config.model.classes,
+    )
     cli.print_files("written to", tested.files)
 
 
@@ -127,15 +135,17 @@ def cv(overrides: Overrides = None, config: ConfigName = None, resume: Resume = 
     cli.print_files("run", [validated.run.path])
     cli.print_files("table", [validated.table])
     cli.print_files("plot", validated.plots)
+    print_notes(validated.notes)
 
 
 @app.command()
 def ablate(
     overrides: Overrides = None,
     config: ConfigName = None,
-    table: Annotated[AblationTable, typer.Option(help="Rows: B0 to B4, C1 to C3, wrong maps, or all.")] = (
-        AblationTable.all
-    ),
+    table: Annotated[
+        AblationTable,
+        typer.Option(help="Rows: B0 to B4, C1 to C3, wrong maps, no map in the test; or all of the first."),
+    ] = (AblationTable.all),
 ) -> None:
     """Fill the experiment table: train each row with each of seeds=…, test it on unseen subjects, compare with row B0.
 
@@ -157,16 +167,20 @@ def ablate(
     whole = [Column(header, no_wrap=True) for header in ("", "macro F1", "minus B0 (95 % interval)")]
     compared = Table(whole[0], "method", *whole[1:], box=box.SIMPLE, padding=(0, 1, 0, 0))
     others = [name for name in COLUMNS if name != FIGURE]
-    figures = Table("means", *(COLUMNS[name] for name in others), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    halves = others[:5], others[5:]  # one table would not fit a terminal
+    means = [Table("means", *(COLUMNS[name] for name in half), box=box.SIMPLE, padding=(0, 1, 0, 0)) for half in halves]
     for result in ablation.results:
         compared.add_row(result.row.id, result.row.what, result.cell(FIGURE), format_difference(result.against))
-        figures.add_row(result.row.id, *(result.cell(name, spread=False) for name in others))
+        for half, table_of_means in zip(halves, means, strict=True):
+            table_of_means.add_row(result.row.id, *(result.cell(name, spread=False) for name in half))
     compared.add_row("", "always the most frequent class", f"{ablation.majority[FIGURE]:.3f}", "")
     console.print(compared)
-    console.print(figures)
+    for table_of_means in means:
+        console.print(table_of_means)
     console.print(f"{compose_caption(ablation, settings)}\n")
     cli.print_files("table", [ablation.table])
     cli.print_files("plot", [ablation.plot])
+    print_notes(ablation.notes)
 
 
 @app.command()
@@ -179,10 +193,14 @@ def predict(
     map: Annotated[Path | None, typer.Option(help="Attention map (.npy, video, folder of pictures).")] = None,
     keypoints: Annotated[Path | None, typer.Option(help="COCO joints (.npy) from which --regions are drawn.")] = None,
     regions: Annotated[str, typer.Option(help="Attended regions, separated by commas: foot,shoulder.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse to answer without a map that the model needs.")] = (
+        False
+    ),
 ) -> None:
     """Predict the classes of videos and draw where the model looked.
 
-    Videos that cannot be read are skipped and listed; the exit code is 2 then.
+    Videos that cannot be read are skipped and listed; the exit code is 2 then. A model that was trained with maps alone
+    says so if it gets none; one trained with model.guide=predicted needs none.
 
     Examples:
 
@@ -203,15 +221,16 @@ def predict(
         map=map,
         keypoints=keypoints,
         regions=[name.strip() for name in regions.split(",") if name.strip()],
+        strict=strict,
         reporter=cli.progress,
     )
     if answers:
-        classes = range(len(answers[0].prediction.probabilities))
+        classes = answers[0].prediction.classes
         rows = []
         for answer in answers:
             prediction = answer.prediction
             cells = (f"{value:.3f}" for value in prediction.probabilities)
-            rows.append((str(answer.video), str(len(prediction.clips)), str(prediction.label), *cells))
+            rows.append((str(answer.video), str(len(prediction.clips)), prediction.name, *cells))
         cli.print_table(["video", "clips", "class", *(f"p({label})" for label in classes)], rows)
         cli.print_files("picture", [answer.files[0] for answer in answers if answer.files])
         cli.print_files("written to", [out / "predictions.jsonl"])
@@ -245,7 +264,13 @@ def overlay(
 cli.add_config_verb(app, package="videoclip", example="--config walking model.map_guided_type=channel > my.yaml")
 
 
-def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
+def print_notes(notes: list[str]) -> None:
+    """Print one line each."""
+    for note in notes:
+        console.print(note, soft_wrap=True)
+
+
+def print_evaluation(evaluation: "Evaluation", *, title: str, classes: list[str]) -> None:
     """Print metrics with their intervals, and the majority baseline or chance."""
     table = Table("", "", "95 % interval", "baseline", title=Text(title), box=box.SIMPLE)
     for name, label, baseline in FIGURES:
@@ -256,13 +281,13 @@ def print_evaluation(evaluation: "Evaluation", *, title: str) -> None:
         against = f"{evaluation.metrics[baseline]:.3f}" if baseline in evaluation.metrics else ""
         table.add_row(label, f"{evaluation.metrics[name]:.3f}", between, against)
     console.print(table)
-    recalls = [evaluation.metrics.get(f"recall_{label}") for label in range(len(evaluation.confusion_KK))]
-    console.print(
-        "recall of each class: " + ", ".join("no clips" if value is None else f"{value:.3f}" for value in recalls)
-    )
+    recalls = {name: evaluation.metrics.get(f"recall_{label}") for label, name in enumerate(classes)}
+    shares = (f"{name} {'no clips' if value is None else f'{value:.3f}'}" for name, value in recalls.items())
+    console.print(f"recall of each class: {', '.join(shares)}")
     console.print(
         f"{evaluation.clips:,} clips of {evaluation.subjects:,} subjects, {evaluation.mapped:,} with a map; intervals "
-        f"are a bootstrap over subjects; the baseline always predicts class {evaluation.majority}, or is chance\n"
+        "are a bootstrap over subjects; the baseline always predicts class "
+        f"{classes[evaluation.majority]}, or is chance, or a Gaussian in the centre\n"
     )
 
 
@@ -276,6 +301,11 @@ FIGURES = (
     ("retrieval_r5_v2a", "R@5 video → map", "retrieval_r5_chance"),
     ("retrieval_r1_a2v", "R@1 map → video", "retrieval_r1_chance"),
     ("retrieval_r5_a2v", "R@5 map → video", "retrieval_r5_chance"),
+    ("retrieval_r1_v2a_regions", "R@1 video → map, same regions", "retrieval_r1_chance_regions"),
+    ("retrieval_r1_a2v_regions", "R@1 map → video, same regions", "retrieval_r1_chance_regions"),
+    ("map_corr", "own map: correlation with the clinician's", "centre_corr"),
+    ("map_iou", "own map: IoU above half", "centre_iou"),
+    ("map_pointing", "own map: pointing game", "centre_pointing"),
     ("align_sim_correct", "similarity, correct clips", ""),
     ("align_sim_incorrect", "similarity, incorrect clips", ""),
     ("align_sim_gap", "their gap", ""),

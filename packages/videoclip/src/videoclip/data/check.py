@@ -1,6 +1,8 @@
 """`videoclip data check`: count the clips of a data set and find what would stop a run."""
 
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -10,10 +12,11 @@ from clip_common.reporting import Progress
 from videoclip.config import DataConfig
 from videoclip.data.decoding import resolve_span
 from videoclip.data.formats import check_labels, read_clips
-from videoclip.data.maps import find_map_source
+from videoclip.data.maps import NAMED_BY_CHECK, find_map_source
 from videoclip.data.pairs import read_pair
 from videoclip.data.records import ClipRecord
-from videoclip.data.splits import Split, check_disjoint, missing_classes, subject_folds
+from videoclip.data.splits import Split, check_disjoint, fold_name, missing_classes, subject_folds
+from videoclip.data.symptoms import find_symptoms
 
 
 @dataclass(slots=True)
@@ -68,12 +71,14 @@ class CheckReport:
         maps: Statistics of the maps.
         problems: Lines that say what would stop a run.
         notes: Lines that name classes without validation or test clips in a fold.
+        warnings: Lines that name clips and subjects that can be used, but are rarely what was meant.
     """
 
     counts: list[Count]
     maps: MapStatistics
     problems: list[str]
     notes: list[str]
+    warnings: list[str]
 
     @property
     def ok(self) -> bool:
@@ -90,6 +95,7 @@ class _ClipReport:
     focus: float | None = None
     constant: bool = False
     problem: str | None = None
+    symptoms: tuple[str, ...] = ()
 
 
 def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Progress | None = None) -> CheckReport:
@@ -118,7 +124,8 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
     except DataError as error:
         problems.append(str(error))
     seen: dict[str, _ClipReport] = {}
-    with ThreadPoolExecutor() as pool:  # FFmpeg decodes without the interpreter lock
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # FFmpeg decodes without the interpreter lock
+        warnings.filterwarnings("ignore", message=f".*{re.escape(NAMED_BY_CHECK)}")
         inspected = pool.map(lambda record: _inspect_clip(record, config, channels=channels), records)
         for done, (record, one) in enumerate(zip(records, inspected, strict=True), start=1):
             seen[record.clip_id] = one
@@ -133,21 +140,45 @@ def check(config: DataConfig, *, classes: int, channels: int = 1, progress: Prog
             for number, split in enumerate(splits)
             for part, labels in missing_classes(split).items()
         ],
+        warnings=_warn_of_subjects(records) + _warn_of_clips(seen),
     )
 
 
 def _inspect_clip(record: ClipRecord, config: DataConfig, *, channels: int) -> _ClipReport:
     try:
         start_s, end_s = resolve_span(record.video, start_s=record.start_s, end_s=record.end_s)
-        map_CTSS = read_pair(record, config, channels=channels, side=config.size).map_CTSS
+        pair = read_pair(record, config, channels=channels, side=config.size)
+        symptoms = tuple(find_symptoms(record, pair, config, channels=channels))
         mapped = find_map_source(record, config, channels=channels) is not None
     except DataError as error:
         return _ClipReport(problem=f"clip {record.clip_id}: {error}")
-    most = map_CTSS.max()
+    map_CTSS, most = pair.map_CTSS, pair.map_CTSS.max()
+    report = _ClipReport(seconds=end_s - start_s, symptoms=symptoms)
     if not mapped or map_CTSS.min() == most:
-        return _ClipReport(seconds=end_s - start_s, constant=mapped)
+        return replace(report, constant=mapped)
     focus = (map_CTSS >= most / 2).float().mean()
-    return _ClipReport(seconds=end_s - start_s, mean=float(map_CTSS.float().mean()) / 255, focus=float(focus))
+    return replace(report, mean=float(map_CTSS.float().mean()) / 255, focus=float(focus))
+
+
+def _warn_of_subjects(records: Iterable[ClipRecord]) -> list[str]:
+    spellings: dict[str, dict[str, None]] = {}
+    for record in records:
+        spellings.setdefault(fold_name(record.subject_id), {})[record.subject_id] = None
+    return [
+        f"subjects {' and '.join(names)} differ only by case or zeros: one person needs one subject_id"
+        for names in spellings.values()
+        if len(names) > 1
+    ]
+
+
+def _warn_of_clips(seen: Mapping[str, _ClipReport]) -> list[str]:
+    clips: dict[str, list[str]] = {}
+    for name, one in seen.items():
+        for symptom in one.symptoms:
+            clips.setdefault(symptom, []).append(name)
+    return [
+        f"{len(names)} clip(s), such as {', '.join(names[:3])}: {symptom}" for symptom, names in sorted(clips.items())
+    ]
 
 
 def _count_clips(

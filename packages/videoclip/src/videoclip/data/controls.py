@@ -51,7 +51,7 @@ def assign_donors(
 
 
 def apply_control(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:
-    """Return the map that replaces a clip's own, (C, T, S, S) float; `none` and `shuffled` leave it unchanged.
+    """Return the map that replaces a clip's own, (C, T, S, S) float; `none`, `shuffled` and `hidden` keep it.
 
     `centre`: a Gaussian in the centre, σ = 0.25·S. `uniform`: ones. `random`: in each channel four blobs like those of
     maps drawn from joints, each moving from one random place to another. `absent`: zeros.
@@ -62,12 +62,18 @@ def apply_control(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, s
     if config.control == "absent":
         return torch.zeros_like(map_CTSS)
     if config.control == "centre":
-        falling_S = torch.exp(-(((torch.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * _CENTRE**2))
-        return (falling_S[:, None] * falling_S).expand(map_CTSS.shape).contiguous()
+        return centre_prior(map_CTSS)
     if config.control == "random":
         rng = _generator(record, seed, stream=1)
         return torch.from_numpy(np.stack([_draw_blobs(rng, frames=frames, side=side) for _ in range(channels)]))
     return map_CTSS
+
+
+def centre_prior(like: Tensor) -> Tensor:
+    """Return a Gaussian in the centre of each picture (…, S, S), 0 to 1, of the shape of a tensor."""
+    side = like.shape[-1]
+    falling_S = torch.exp(-(((torch.arange(side) + 0.5) / side - 0.5) ** 2) / (2 * _CENTRE**2))
+    return (falling_S[:, None] * falling_S).expand(like.shape).contiguous()
 
 
 def disturb_map(map_CTSS: Tensor, record: ClipRecord, config: DataConfig, *, seed: int) -> Tensor:

@@ -29,6 +29,7 @@ class Sample:
         video_3THW: uint8 RGB.
         map_CTHW: float32.
         valid: Whether the clip has a map that is not constant.
+        guides: Whether its map may guide the pooling (`control=hidden`: it may not).
         label: The class; -1 if unknown.
         index: Position in the dataset.
         subject, regions, map: Numbers, see `Batch`.
@@ -38,6 +39,7 @@ class Sample:
     video_3THW: Tensor
     map_CTHW: Tensor
     valid: bool
+    guides: bool
     label: int
     index: int
     subject: int
@@ -53,7 +55,7 @@ class Batch:
     Attributes:
         video_B3THW: uint8 RGB.
         map_BCTHW: float32.
-        valid_B: Bool, see `Sample.valid`.
+        valid_B, guides_B: Bool, see `Sample`.
         label_B: Long, -1 if unknown.
         subject_B: Long, equal for clips of one subject.
         regions_B: Long, equal if the maps shown are of the same set of regions; unique for a clip without regions or
@@ -65,6 +67,7 @@ class Batch:
     video_B3THW: Tensor
     map_BCTHW: Tensor
     valid_B: Tensor
+    guides_B: Tensor
     label_B: Tensor
     subject_B: Tensor
     regions_B: Tensor
@@ -146,6 +149,7 @@ class VideoMapDataset(Dataset[Sample]):
             video_3THW=frames_T3HW.transpose(0, 1),
             map_CTHW=map_CTHW,
             valid=bool(map_CTHW.max() > map_CTHW.min()),
+            guides=self.config.control != "hidden",
             label=-1 if record.label is None else record.label,
             index=index,
             subject=self.subjects[index],
@@ -170,6 +174,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         video_B3THW=torch.stack([sample.video_3THW for sample in samples]),
         map_BCTHW=torch.stack([sample.map_CTHW for sample in samples]),
         valid_B=torch.tensor([sample.valid for sample in samples]),
+        guides_B=torch.tensor([sample.guides for sample in samples]),
         label_B=torch.tensor([sample.label for sample in samples]),
         subject_B=torch.tensor([sample.subject for sample in samples]),
         regions_B=torch.tensor([sample.regions for sample in samples]),
@@ -179,7 +184,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _attended_regions(record: ClipRecord, config: DataConfig) -> frozenset[str] | None:
-    if config.control not in ("none", "shuffled"):
+    if config.control not in ("none", "shuffled", "hidden"):
         return None  # a control must not learn from the doctors' regions
     of_1, of_2 = set(record.regions_doctor1), set(record.regions_doctor2)
     regions = {"doctor1": of_1, "doctor2": of_2}.get(config.maps, of_1 | of_2)

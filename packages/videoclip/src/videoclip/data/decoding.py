@@ -3,6 +3,7 @@
 F frames of the source, T frames asked for, H and W pixels. Seconds count from the first frame.
 """
 
+import math
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -133,6 +134,26 @@ def read_times(path: Path) -> NDArray[np.float64]:
         DataError: The source does not exist or cannot be read.
     """
     return _timeline(path)[0]
+
+
+def read_seconds(path: Path) -> float:
+    """Return the length of a source of frames in seconds; no frame is decoded.
+
+    Raises:
+        DataError: The source does not exist or cannot be read.
+    """
+    if path.suffix != ".npz" or not path.is_file():
+        return _timeline(path)[1]
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("frames.npy") as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):  # the only version that NumPy writes for plain arrays
+                return _timeline(path)[1]
+            shape = np.lib.format.read_array_header_1_0(stream)[0]
+        with np.load(path, allow_pickle=False) as arrays:
+            fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
+    except NUMPY_ERRORS:
+        return _timeline(path)[1]  # it says what is wrong with the file
+    return shape[0] / fps if shape and shape[0] and 0 < fps < math.inf else _timeline(path)[1]
 
 
 def list_frames(folder: Path) -> list[Path]:

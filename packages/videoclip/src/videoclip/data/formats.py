@@ -43,6 +43,11 @@ def read_clips(config: DataConfig) -> list[ClipRecord]:
     return read_manifest(root, require_files=config.on_error == "raise")
 
 
+def is_cut(root: Path) -> bool:
+    """Return whether a data set is a folder of videos/, which are cut into clips, rather than a manifest."""
+    return root.is_dir() and not any((root / name).is_file() for name in MANIFESTS)
+
+
 def check_labels(records: Sequence[ClipRecord], classes: int) -> None:
     """Raise DataError if a label is beyond the model's classes.
 

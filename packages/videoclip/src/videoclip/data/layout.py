@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clip_common.errors import DataError
 from clip_common.tables import read_table
-from videoclip.data.decoding import probe
+from videoclip.data.decoding import read_seconds
 from videoclip.data.manifest import compose_name, parse_name, parse_whole_number
 from videoclip.data.records import ClipRecord
 
@@ -71,7 +71,7 @@ def cut_spans(seconds: float, *, clip_seconds: float) -> list[tuple[float, float
 
 def _cut_video(video: Path, *, clip_seconds: float, skip: bool) -> Sequence[tuple[float, float | None]]:
     try:
-        return cut_spans(probe(video).seconds, clip_seconds=clip_seconds)
+        return cut_spans(read_seconds(video), clip_seconds=clip_seconds)
     except DataError:
         if not skip:
             raise

@@ -1,15 +1,16 @@
 """Train, validation and test splits by subject: no subject, and no copy of a video, is in two of them."""
 
-import hashlib
+import re
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from clip_common.errors import DataError
 from videoclip.config import DataConfig
+from videoclip.data.copies import check_no_copies
 from videoclip.data.lowdata import hash_key, keep_clips, keep_subjects
 from videoclip.data.records import ClipRecord, group_by_subject
 
@@ -29,8 +30,13 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
-def make_split(records: Sequence[ClipRecord], config: DataConfig) -> Split:
+def make_split(records: Sequence[ClipRecord], config: DataConfig, *, fingerprints: Path | None = None) -> Split:
     """Return the split of `config.fold`, checked for leaks and reduced by `subjects` and `train_fraction`.
+
+    Args:
+        records: All clips.
+        config: The fold, and what is kept of the training part.
+        fingerprints: As for `check_disjoint`.
 
     Raises:
         DataError: As `subject_folds`, `check_disjoint` and `keep_subjects`; or no such fold, or a class without
@@ -39,21 +45,23 @@ def make_split(records: Sequence[ClipRecord], config: DataConfig) -> Split:
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
     if config.fold >= len(splits):
         raise DataError(f"data.fold={config.fold}: the fold column has parts 0 to {len(splits) - 1}")
+    check_disjoint(splits[config.fold], fingerprints=fingerprints)
     return _reduce_training(splits[config.fold], config)
 
 
-def make_splits(records: Sequence[ClipRecord], config: DataConfig) -> list[Split]:
+def make_splits(records: Sequence[ClipRecord], config: DataConfig, *, fingerprints: Path | None = None) -> list[Split]:
     """Return what `make_split` returns, for every fold.
 
     Raises:
         DataError: As `make_split`.
     """
     splits = subject_folds(records, folds=config.folds, seed=config.split_seed)
+    for split in splits:
+        check_disjoint(split, fingerprints=fingerprints)
     return [_reduce_training(split, config) for split in splits]
 
 
 def _reduce_training(split: Split, config: DataConfig) -> Split:
-    check_disjoint(split)
     train: Sequence[ClipRecord] = split.train
     if config.subjects is not None:
         train = keep_subjects(train, count=config.subjects, seed=config.split_seed)
@@ -113,62 +121,40 @@ def missing_classes(split: Split) -> dict[str, tuple[int, ...]]:
     return {name: tuple(sorted(every - own)) for name, own in classes.items() if every - own}
 
 
-def check_disjoint(split: Split) -> None:
+def check_disjoint(split: Split, *, fingerprints: Path | None = None) -> None:
     """Raise DataError if a subject, or a video of the same content, is in two parts of a split.
 
-    Files are compared by content, so that copies under other names are found; only files of equal size are read. The
-    content of a folder of frames is that of its files.
+    Names that differ only by case or leading zeros may be one subject. Videos are compared as `check_no_copies` does.
+
+    Args:
+        split: The parts.
+        fingerprints: Folder of the videos' fingerprints; None computes those that this process does not know.
 
     Raises:
-        DataError: Names the subject, or the two videos.
+        DataError: Names the subjects, or the two videos.
     """
-    subject_in: dict[str, str] = {}
-    same_size: dict[int, list[tuple[str, str, Path]]] = defaultdict(list)
+    named: dict[str, tuple[str, str]] = {}
     for part, records in split.parts().items():
-        for record in records:
-            if subject_in.setdefault(record.subject_id, part) != part:
+        for subject in dict.fromkeys(record.subject_id for record in records):
+            other, in_part = named.setdefault(fold_name(subject), (subject, part))
+            if in_part != part and other == subject:
+                raise DataError(f"subject {subject} is in {in_part} and in {part}: a subject belongs to one part")
+            if in_part != part:
                 raise DataError(
-                    f"subject {record.subject_id} is in {subject_in[record.subject_id]} and in {part}: "
-                    "a subject belongs to one part"
+                    f"subjects {other} in {in_part} and {subject} in {part} differ only by case or zeros: give both "
+                    "one subject_id if they are one person, otherwise names that differ more"
                 )
-        for subject, video in sorted({(record.subject_id, record.video) for record in records}):
-            same_size[_file_state(video)[0]].append((part, subject, video))
-    same_size.pop(0, None)  # missing or empty: nothing to learn from
-    for videos in same_size.values():
-        if len({part for part, _, _ in videos}) > 1:
-            _check_no_copies(videos)
+    check_no_copies(split.parts(), fingerprints=fingerprints)
 
 
-def _check_no_copies(videos: Iterable[tuple[str, str, Path]]) -> None:
-    first: dict[bytes, tuple[str, str, Path]] = {}
-    for part, subject, video in videos:
-        in_part, of_subject, other = first.setdefault(_hash_content(video, *_file_state(video)), (part, subject, video))
-        if in_part != part:
-            raise DataError(
-                f"{other} of subject {of_subject} in {in_part} and {video} of subject {subject} in {part} have "
-                "the same content: give both one subject_id, or leave one out"
-            )
+def fold_name(subject: str) -> str:
+    """Return a subject's name without what spellings of one name differ by: case, and zeros before a number."""
+    return re.sub(r"0+(?=\d)", _drop_leading_zeros, unicodedata.normalize("NFKC", subject).casefold())
 
 
-def _file_state(video: Path) -> tuple[int, int]:
-    """Return size in bytes and time of change in ns; of a folder, the sum and the latest; (0, 0) if missing."""
-    states = [file.stat() for file in _files(video)]
-    return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
-
-
-@cache
-def _hash_content(video: Path, size: int, changed_ns: int) -> bytes:
-    digests = []
-    for file in _files(video):
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").digest())
-    return hashlib.sha256(b"".join(sorted(digests))).digest()  # frames under other names are the same frames
-
-
-def _files(video: Path) -> Iterable[Path]:
-    if video.is_dir():
-        return [file for file in video.iterdir() if file.is_file() and file.name[0] != "."]
-    return [video] if video.exists() else []
+def _drop_leading_zeros(zeros: re.Match[str]) -> str:
+    inside = zeros.start() > 0 and zeros.string[zeros.start() - 1].isdigit()
+    return zeros[0] if inside else ""  # 100 keeps its zeros
 
 
 def _parts_of_column(people: _ClipsOfSubject) -> list[set[str]]:

@@ -1,7 +1,7 @@
 """The whole model: from a video and an attention map to class logits and embeddings in one space.
 
 Legend: B clips, C channels of a map, T frames, H and W pixels, F clip_feature_dim, D clip_embed_dim, K classes; tokens
-are (B, 64, T, H, W) of a coarser grid.
+are (B, W, T, H, W) of a coarser grid, 64 values each in the small encoders.
 """
 
 import math
@@ -13,8 +13,16 @@ from torch.nn import functional as F
 
 from clip_common.losses import LogitScale
 from videoclip.config import ModelConfig
-from videoclip.models.encoders import Simple3DEncoder, build_video_encoder
-from videoclip.models.pooling import MapGuidedVideoEncoder, build_gate, gate_by_summary, varies
+from videoclip.models.alignment import GRID, pool_on_grid
+from videoclip.models.encoders import TOKEN_DIM, Encoder, Simple3DEncoder, build_video_encoder
+from videoclip.models.pooling import (
+    MapGuidedVideoEncoder,
+    MapPredictor,
+    build_gate,
+    gate_by_summary,
+    resize_to_grid,
+    varies,
+)
 from videoclip.models.stem import upcast
 
 MEAN = (0.43216, 0.394666, 0.37645)
@@ -33,13 +41,17 @@ class Output:
     """Output of the model for a batch.
 
     Attributes:
-        logits: (B, K).
+        logits: (B, K), of the guided feature.
         video_embed, attn_embed: (B, D) unit vectors, float32; None if `align` is false.
-        video_feat, attn_feat: (B, F), before projection; `attn_feat` is None if nothing reads it.
-        video_tokens: (B, 64, T, H, W), before any gate; None unless the backbone is 3dcnn.
+        video_feat: (B, F), guided.
+        attn_feat: (B, F); None if nothing reads it.
+        video_tokens: Tokens of the video before any gate.
         video_gate: Gate from the map: (B, C or 1, T, H, W) over tokens, (B, 64) over their channels, or (B, F) over the
             feature of another backbone; None without `map_guided`.
         map_valid: (B,) bool: whether the clip has a map that is not constant.
+        guided: (B,) bool: whether that map guided the pooling.
+        predicted_map: (B, 1, T, H, W) on the grid of the tokens, not negative, the sum of each clip 1: where the model
+            expects a clinician to look; None with `guide=map`.
         token_gain: Factor of the gate on the tokens; None without one.
     """
 
@@ -48,17 +60,17 @@ class Output:
     attn_embed: Tensor | None
     video_feat: Tensor
     attn_feat: Tensor | None
-    video_tokens: Tensor | None
+    video_tokens: Tensor
     video_gate: Tensor | None
     map_valid: Tensor
+    guided: Tensor
+    predicted_map: Tensor | None
     token_gain: Tensor | None
 
     @property
-    def gated_tokens(self) -> Tensor | None:
-        """x̃ (B, 64, T, H, W): x·(1 + α·g) or x·gate; the tokens themselves if no gate acts on them."""
-        if self.video_tokens is None or self.token_gain is None:
-            return self.video_tokens
-        return self.video_tokens * self.token_gain
+    def gated_tokens(self) -> Tensor:
+        """x̃: x·(1 + α·g) or x·gate; the tokens themselves if no gate acts on them."""
+        return self.video_tokens if self.token_gain is None else self.video_tokens * self.token_gain
 
 
 class VideoAttentionCLIP(nn.Module):
@@ -74,64 +86,88 @@ class VideoAttentionCLIP(nn.Module):
         super().__init__()
         self.config = config
         self.temperature = temperature
+        self.map_dropout = config.map_dropout
         width = config.clip_feature_dim
-        self.map_gate = None
+        self.map_gate = self.map_predictor = None
+        self.video_encoder: Encoder | MapGuidedVideoEncoder
         if config.map_guided and config.clip_backbone == "3dcnn":
-            self.video_encoder: nn.Module = MapGuidedVideoEncoder(config)
+            self.video_encoder = MapGuidedVideoEncoder(config)
+            if config.guide != "map":
+                self.map_predictor = MapPredictor(TOKEN_DIM)
         else:
             self.video_encoder = build_video_encoder(config.clip_backbone, feature_dim=width)
             if config.map_guided:
                 self.map_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, width)
         self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
-        self.video_projection = _build_projection(width, config.clip_embed_dim)
-        self.attn_projection = _build_projection(width, config.clip_embed_dim)
+        self.video_projection, self.attn_projection = (
+            _build_projection(math.prod(GRID) * tokens if config.align_pool == "grid" else width, config.clip_embed_dim)
+            for tokens in (self.video_encoder.token_dim, TOKEN_DIM)
+        )
         self.classifier = nn.Linear(width, config.model_class_num)
         start = {} if temperature is None else {"init": -math.log(temperature)}
         self.logit_scale = LogitScale(learned=temperature is None, **start)
 
     def forward(
-        self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor | None = None, align: bool = True
+        self,
+        video_B3THW: Tensor,
+        map_BCTHW: Tensor,
+        *,
+        valid_B: Tensor | None = None,
+        guides_B: Tensor | None = None,
+        align: bool = True,
     ) -> Output:
         """Encode, align and classify.
 
-        In training, a share `map_dropout` of the clips, drawn by torch's generator, is not guided; the map encoder
-        sees every map.
+        In training, the maps of a share `map_dropout` of the clips, drawn by torch's generator, do not guide; the map
+        encoder sees every map.
 
         Args:
             video_B3THW: From `normalise`.
             map_BCTHW: Not negative.
-            valid_B: False for a clip without a map, which is not guided; None if all have one. A constant map is never
-                valid.
+            valid_B: False for a clip without a map; None if all have one. A constant map is never valid.
+            guides_B: False for a clip whose map must not guide, though it is valid; None if all may.
             align: Whether to compute the embeddings; the map encoder runs only for them and for a classifier that
                 reads it.
         """
+        config, encoder = self.config, self.video_encoder
         map_valid_B = varies(map_BCTHW) if valid_B is None else varies(map_BCTHW) & valid_B
-        guides_B = map_valid_B
-        if self.training and self.config.map_dropout:
-            guides_B = guides_B & (torch.rand(len(guides_B), device=guides_B.device) >= self.config.map_dropout)
+        guided_B = map_valid_B if guides_B is None else map_valid_B & guides_B
+        if self.training and self.map_dropout:
+            guided_B = guided_B & (torch.rand(len(guided_B), device=guided_B.device) >= self.map_dropout)
+        if config.guide == "predicted":
+            guided_B = torch.zeros_like(guided_B)
 
-        tokens = gate = gain = None
-        encoder = self.video_encoder
+        tokens = encoder.tokens(video_B3THW)
+        gate = gain = predicted = None
         if isinstance(encoder, MapGuidedVideoEncoder):
-            guided = encoder(video_B3THW, map_BCTHW, valid_B=guides_B)
-            video_BF, tokens, gate, gain = guided.feature, guided.tokens, guided.gate, guided.gain
-        elif type(encoder) is Simple3DEncoder:  # no other encoder's tokens are used
-            tokens = encoder.tokens(video_B3THW)
-            video_BF = encoder.pooled(tokens)
+            guiding, counts_B = map_BCTHW, guided_B
+            if self.map_predictor is not None:
+                predicted = self.map_predictor(tokens)
+                guiding, counts_B = choose_map(map_BCTHW, predicted, guided_B), torch.ones_like(guided_B)
+            pooled = encoder.pool(tokens, guiding, valid_B=counts_B)
+            video_BF, gate, gain = pooled.feature, pooled.gate, pooled.gain
         else:
-            video_BF = encoder(video_B3THW)
-        if self.map_gate is not None:
-            gate = gate_by_summary(self.map_gate, map_BCTHW, guides_B)
-            video_BF = video_BF * gate
+            video_BF = encoder.pooled(tokens)
+            if self.map_gate is not None:
+                gate = gate_by_summary(self.map_gate, map_BCTHW, guided_B)
+                video_BF = video_BF * gate
 
-        attn_BF = video_embed = attn_embed = None
-        classified_BF, source = video_BF, self.config.clip_classifier_source
+        attn_BF = attn_tokens = video_embed = attn_embed = None
+        classified_BF, source = video_BF, config.clip_classifier_source
         if align or source != "video":
-            attn_BF = self.attn_encoder(map_BCTHW)
-            classified_BF = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}[source]
+            attn_tokens = self.attn_encoder.tokens(map_BCTHW)
+            if source != "video" or config.align_pool == "mean":
+                attn_BF = self.attn_encoder.pooled(attn_tokens)
+                classified_BF = {"video": video_BF, "attn": attn_BF, "fusion": (video_BF + attn_BF) / 2}[source]
         if align:
-            video_embed = F.normalize(upcast(self.video_projection(video_BF)), dim=1)
-            attn_embed = F.normalize(upcast(self.attn_projection(attn_BF)), dim=1)
+            assert attn_tokens is not None
+            if config.align_pool == "grid":
+                seen, attended = pool_on_grid(tokens), pool_on_grid(attn_tokens)
+            else:
+                assert attn_BF is not None
+                seen, attended = video_BF if config.align_tokens == "gated" else encoder.pooled(tokens), attn_BF
+            video_embed = F.normalize(upcast(self.video_projection(seen)), dim=1)
+            attn_embed = F.normalize(upcast(self.attn_projection(attended)), dim=1)
         return Output(
             logits=self.classifier(classified_BF),
             video_embed=video_embed,
@@ -141,8 +177,16 @@ class VideoAttentionCLIP(nn.Module):
             video_tokens=tokens,
             video_gate=gate,
             map_valid=map_valid_B,
+            guided=guided_B,
+            predicted_map=predicted,
             token_gain=gain,
         )
+
+
+def choose_map(map_BCTHW: Tensor, predicted_B1THW: Tensor, guided_B: Tensor) -> Tensor:
+    """Return the maps that guide, on the grid of the tokens: those of `guided_B`, else the predicted ones."""
+    given, _ = resize_to_grid(map_BCTHW, predicted_B1THW.shape[2:])
+    return torch.where(guided_B[:, None, None, None, None], given, resize_to_grid(predicted_B1THW, given.shape[2:])[0])
 
 
 def _build_projection(width: int, out: int) -> nn.Sequential:

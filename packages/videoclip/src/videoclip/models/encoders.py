@@ -1,7 +1,7 @@
-"""Video and map encoders behind one interface: (B, C, T, H, W) → features (B, F).
+"""Video and map encoders behind one interface: (B, C, T, H, W) → tokens → features (B, F).
 
-Legend: B clips, C channels of a video or a map, T frames, H and W pixels, F feature_dim; tokens are (B, 64, T, H, W) of
-a coarser grid.
+Legend: B clips, C channels of a video or a map, T frames, H and W pixels, F feature_dim; tokens are (B, D, T, H, W) of
+a coarser grid, D values each.
 """
 
 import torch
@@ -14,9 +14,37 @@ TOKEN_DIM = 64
 """Width of the small encoders' tokens."""
 FRAME_DIM = 256
 """Width of the frame features that the LSTM reads, and of its state."""
+RESIDUAL_DIM = 512
+"""Width of the tokens of torchvision's networks."""
 
 
-class Simple3DEncoder(nn.Module):
+class Encoder(nn.Module):
+    """An encoder in two steps: tokens, and the feature that is read from them.
+
+    Attributes:
+        token_dim: D.
+    """
+
+    token_dim = TOKEN_DIM
+
+    @property
+    def readout(self) -> list[nn.Module]:
+        """The parts that only `pooled` uses."""
+        raise NotImplementedError
+
+    def tokens(self, x_BCTHW: Tensor) -> Tensor:
+        """Return the tokens (B, D, T, H, W), not negative, of a grid coarser than the clip or map."""
+        raise NotImplementedError
+
+    def pooled(self, tokens_BDTHW: Tensor) -> Tensor:
+        """Return the feature (B, F) of tokens."""
+        raise NotImplementedError
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self.pooled(self.tokens(x_BCTHW))
+
+
+class Simple3DEncoder(Encoder):
     """Conv-BN-ReLU-MaxPool-Conv-BN-ReLU over time and space, mean over the tokens, Linear.
 
     Args:
@@ -32,8 +60,13 @@ class Simple3DEncoder(nn.Module):
         self.trunk = _build_trunk(in_channels, kernel=self.kernel, pool=self.pool)
         self.head = nn.Linear(TOKEN_DIM, feature_dim)
 
+    @property
+    def readout(self) -> list[nn.Module]:
+        """The last layer."""
+        return [self.head]
+
     def tokens(self, x_BCTHW: Tensor) -> Tensor:
-        """Return the tokens (B, 64, T/2, H/2, W/2), not negative."""
+        """Return the tokens (B, 64, T/2, H/2, W/2)."""
         tokens: Tensor = self.trunk(x_BCTHW)
         return tokens
 
@@ -41,9 +74,6 @@ class Simple3DEncoder(nn.Module):
         """Return the feature (B, F) of the tokens' mean."""
         feature_BF: Tensor = self.head(tokens_B64THW.mean(dim=(2, 3, 4)))
         return feature_BF
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        return self.pooled(self.tokens(x_BCTHW))
 
 
 class Simple2DEncoder(Simple3DEncoder):
@@ -53,7 +83,7 @@ class Simple2DEncoder(Simple3DEncoder):
     pool = (1, 2, 2)
 
 
-class SimpleCNNLSTMEncoder(nn.Module):
+class SimpleCNNLSTMEncoder(Encoder):
     """Features of each frame, an LSTM over them, and Linear on its last state."""
 
     def __init__(self, in_channels: int, feature_dim: int) -> None:
@@ -63,15 +93,28 @@ class SimpleCNNLSTMEncoder(nn.Module):
         self.lstm = nn.LSTM(FRAME_DIM, FRAME_DIM, batch_first=True)
         self.head = nn.Linear(FRAME_DIM, feature_dim)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        frames_BT64 = self.frames(x_BCTHW).mean(dim=(3, 4)).transpose(1, 2)
+    @property
+    def readout(self) -> list[nn.Module]:
+        """All but the frames' convolutions."""
+        return [self.frame_head, self.lstm, self.head]
+
+    def tokens(self, x_BCTHW: Tensor) -> Tensor:
+        """Return the tokens of each frame, (B, 64, T, H/2, W/2)."""
+        tokens: Tensor = self.frames(x_BCTHW)
+        return tokens
+
+    def pooled(self, tokens_B64THW: Tensor) -> Tensor:
+        """Return the feature (B, F) of the LSTM's last state over the frames' means."""
+        frames_BT64 = tokens_B64THW.mean(dim=(3, 4)).transpose(1, 2)
         _, (last_1BS, _) = self.lstm(self.frame_head(frames_BT64))
         feature_BF: Tensor = self.head(last_1BS[0])
         return feature_BF
 
 
-class TorchvisionEncoder(nn.Module):
+class TorchvisionEncoder(Encoder):
     """r3d_18, mc3_18 or r2plus1d_18 with a Linear of its own; on a CPU it runs in float32 whatever the autocast."""
+
+    token_dim = RESIDUAL_DIM
 
     def __init__(self, name: str, feature_dim: int) -> None:
         super().__init__()
@@ -79,9 +122,23 @@ class TorchvisionEncoder(nn.Module):
         self.network = getattr(torchvision.models.video, name)(weights=None)
         self.network.fc = nn.Linear(self.network.fc.in_features, feature_dim)
 
-    def forward(self, x_B3THW: Tensor) -> Tensor:
+    @property
+    def readout(self) -> list[nn.Module]:
+        """The last layer."""
+        return [self.network.fc]
+
+    def tokens(self, x_B3THW: Tensor) -> Tensor:
+        """Return the output of the last stage, (B, 512, T/8, H/16, W/16)."""
+        network = self.network
         with torch.autocast("cpu", enabled=False):  # see `videoclip.models.stem.conv3d`
-            feature_BF: Tensor = self.network(x_B3THW)
+            for stage in (network.stem, network.layer1, network.layer2, network.layer3, network.layer4):
+                x_B3THW = stage(x_B3THW)
+        return x_B3THW
+
+    def pooled(self, tokens_BDTHW: Tensor) -> Tensor:
+        """Return the feature (B, F) of the tokens' mean."""
+        with torch.autocast("cpu", enabled=False):
+            feature_BF: Tensor = self.network.fc(self.network.avgpool(tokens_BDTHW).flatten(1))
         return feature_BF
 
 
@@ -94,7 +151,7 @@ def _build_trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential
     )
 
 
-def build_video_encoder(backbone: str, *, feature_dim: int) -> nn.Module:
+def build_video_encoder(backbone: str, *, feature_dim: int) -> Encoder:
     """Return the encoder that `model.clip_backbone` names, with random weights.
 
     Args:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from videoclip.config import ModelConfig
 from videoclip.models.encoders import TOKEN_DIM, Simple3DEncoder
-from videoclip.models.stem import upcast
+from videoclip.models.stem import Conv3d, upcast
 
 EVEN = 1e-4
 """A map whose values differ by less than this share of the largest is constant; the difference is rounding."""
@@ -54,6 +54,8 @@ class MapGuidedVideoEncoder(nn.Module):
         config: The section `model`: `map_guided_type`, `map_guided_sigmoid_gate`, `gate_channels`, and the sizes.
     """
 
+    token_dim = TOKEN_DIM
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kind = config.map_guided_type
@@ -70,14 +72,30 @@ class MapGuidedVideoEncoder(nn.Module):
                 )
 
     def forward(self, video_B3THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> PooledVideo:
-        """Encode and pool videos.
+        """Encode and pool videos: `pool` of `tokens`."""
+        return self.pool(self.tokens(video_B3THW), map_BCTHW, valid_B=valid_B)
+
+    def tokens(self, video_B3THW: Tensor) -> Tensor:
+        """Return the tokens (B, 64, T, H, W) of normalised frames, which no map has touched."""
+        return self.encoder.tokens(video_B3THW)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Return the feature (B, F) of the tokens' mean, which no map has touched."""
+        return self.encoder.pooled(tokens)
+
+    @property
+    def readout(self) -> list[nn.Module]:
+        """The last layer."""
+        return self.encoder.readout
+
+    def pool(self, tokens: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor) -> PooledVideo:
+        """Gate and pool tokens.
 
         Args:
-            video_B3THW: Normalised frames.
+            tokens: From `tokens`.
             map_BCTHW: Maps of any size, not negative.
             valid_B: Whether the map guides; False pools evenly.
         """
-        tokens = self.encoder.tokens(video_B3THW)
         if self.channel_gate is not None:
             gate_B64 = gate_by_summary(self.channel_gate, map_BCTHW, valid_B & varies(map_BCTHW))
             feature = self.encoder.head(tokens.mean(dim=(2, 3, 4)) * gate_B64)  # the mean of x·gate, without x·gate
@@ -94,6 +112,17 @@ class MapGuidedVideoEncoder(nn.Module):
         pooled_B64 = (tokens.flatten(2) @ weights.mean(dim=1).flatten(1)[:, :, None].to(tokens.dtype)).squeeze(2)
         gain = None if self.alpha is None else 1 + opened.mean(dim=1, keepdim=True)
         return PooledVideo(self.encoder.head(pooled_B64), tokens, gate, gain)
+
+
+class MapPredictor(nn.Sequential):
+    """Tokens (B, D, T, H, W) to where a clinician would look: (B, 1, T, H, W), a softmax over the T·H·W tokens."""
+
+    def __init__(self, token_dim: int) -> None:
+        super().__init__(Conv3d(token_dim, 16, (3, 3, 3)), nn.ReLU(inplace=True), Conv3d(16, 1, (1, 1, 1)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits_B1THW = upcast(super().forward(tokens))
+        return logits_B1THW.flatten(1).softmax(dim=1).view_as(logits_B1THW)
 
 
 def resize_to_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]:

@@ -45,10 +45,14 @@ def compute_energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
 
     The token loss compares it with the map. Constant energy becomes zeros.
     """
-    energy_THW = tokens_CTHW.detach().float().square().mean(dim=0)
-    low, high = energy_THW.aminmax()
-    stretched_THW = (energy_THW - low) / (high - low) if high > low else torch.zeros_like(energy_THW)
-    return stretched_THW.cpu().numpy()
+    return stretch(tokens_CTHW.detach().float().square().mean(dim=0))
+
+
+def stretch(map_THW: Tensor) -> NDArray[np.float32]:
+    """Return a map scaled to 0 to 1 over the clip; a constant one becomes zeros."""
+    low, high = map_THW.aminmax()
+    stretched_THW = (map_THW - low) / (high - low) if high > low else torch.zeros_like(map_THW)
+    return stretched_THW.float().cpu().numpy()
 
 
 def overlay(frames_THW3: NDArray[np.uint8], map_THW: ArrayLike | Tensor) -> NDArray[np.uint8]:

@@ -59,7 +59,9 @@ def draw_training(metrics: Path, folder: Path) -> list[Path]:
     ]
     if len(weighted) > 1:  # a part without weight is always 0
         parts = {name: label for name, label in PARTS.items() if name in weighted} | {"train/loss": "weighted sum"}
-        plots.append(draw_curves(metrics, parts, folder / "parts.png", title="Parts of the training loss"))
+        parts |= {CHANCE: "contrastive, all maps alike (ln B)"}
+        file, title = folder / "parts.png", "Parts of the training loss"
+        plots.append(draw_curves(metrics, parts, file, title=title, reference=CHANCE))
     return plots
 
 
@@ -67,13 +69,17 @@ PARTS = {
     "train/loss_classification": "cross-entropy",
     "train/loss_contrastive": "contrastive",
     "train/loss_token": "token",
+    "train/loss_guide": "predicted map",
+    "train/loss_distillation": "distillation",
 }
+CHANCE = "train/loss_contrastive_chance"
 
 
 def draw_scores(
     folder: Path,
     *,
     prefix: str,
+    classes: Sequence[str],
     confusion_KK: NDArray[np.int64],
     subject_confusion_KK: NDArray[np.int64],
     similarity_N: NDArray[np.floating],
@@ -84,6 +90,7 @@ def draw_scores(
     Args:
         folder: Where the PNG files go.
         prefix: Beginning of their names.
+        classes: How each class is called.
         confusion_KK, subject_confusion_KK: Counts; rows are true classes, columns predicted ones.
         similarity_N, correct_N: Of the clips with a map and a label; without any, similarity has no plot.
 
@@ -91,8 +98,8 @@ def draw_scores(
         The PNG files.
     """
     plots = [
-        draw_confusion(confusion_KK, folder / f"{prefix}-confusion.png"),
-        draw_confusion(subject_confusion_KK, folder / f"{prefix}-confusion-subjects.png", of="subjects"),
+        draw_confusion(confusion_KK, folder / f"{prefix}-confusion.png", names=classes),
+        draw_confusion(subject_confusion_KK, folder / f"{prefix}-confusion-subjects.png", names=classes, of="subjects"),
     ]
     if len(similarity_N):
         plots.append(draw_similarity(similarity_N, correct_N, folder / f"{prefix}-similarity.png"))

@@ -18,6 +18,7 @@ from clip_common.metrics.bootstrap import (
     paired_difference,
     percentile_intervals,
 )
+from videoclip.scoring.agreement import MEASURES
 from videoclip.scoring.metrics import (
     Floats,
     Ints,
@@ -81,8 +82,9 @@ def evaluate(
 
     `accuracy`, `balanced_accuracy`, `macro_f1` and `recall_0`, … count clips; `subject_…` count subjects, by the mean
     probability over their clips; `majority_…` and `majority_subject_…` are those of always predicting the most
-    frequent training class. `retrieval_…` and `align_sim_…` are as in `videoclip.scoring.metrics`. Clips without a
-    label count for retrieval only.
+    frequent training class. `retrieval_…` and `align_sim_…` are as in `videoclip.scoring.metrics`; `map_corr`,
+    `map_iou` and `map_pointing` are the agreement of the map that the model makes with the clip's, `centre_…` that of
+    a Gaussian in the centre (`videoclip.scoring.agreement`). Clips without a label do not count for classification.
 
     Args:
         predictions: Predictions of one model.
@@ -116,7 +118,7 @@ def evaluate(
         always_KK[:, common] = table_KK.sum(1)
         metrics |= keep_finite({f"majority_{level}{name}": v for name, v in score_confusion(always_KK[None]).items()})
     if scored.retrieves:
-        metrics |= compute_chance(predictions.map_N[predictions.valid_N])
+        metrics |= compute_chance(predictions.map_N[predictions.valid_N], predictions.regions_N[predictions.valid_N])
     intervals = {}
     if scored.subjects > 1:
         drawn = scored.resampled(samples=samples, seed=seed)
@@ -205,7 +207,10 @@ class _Resampled:
         self.retrieves = int(valid_N.sum()) > 1
         self.hits = (
             score_retrieval(
-                predictions.video_embed_ND[valid_N], predictions.attn_embed_ND[valid_N], predictions.map_N[valid_N]
+                predictions.video_embed_ND[valid_N],
+                predictions.attn_embed_ND[valid_N],
+                map_N=predictions.map_N[valid_N],
+                regions_N=predictions.regions_N[valid_N],
             )
             if self.retrieves
             else {}
@@ -237,6 +242,11 @@ class _Resampled:
         weights_SV = weights_SG[:, self.subject_N[predictions.valid_N]]
         for name, hits_V in self.hits.items():
             metrics[name] = divide(weights_SV @ hits_V, weights_SV.sum(1))
+        for prefix, measured_N3 in (("map", predictions.agreement_N3), ("centre", predictions.centre_N3)):
+            for name, values_N in zip(MEASURES, measured_N3.T, strict=True):
+                known_N = np.isfinite(values_N)
+                weights_SK = weights_SG[:, self.subject_N[known_N]]
+                metrics[f"{prefix}_{name}"] = divide(weights_SK @ values_N[known_N], weights_SK.sum(1))
         judged_N = predictions.judged_N
         if judged_N.any():
             metrics |= score_alignment(

@@ -110,38 +110,44 @@ def average_by_subject(probability_NK: Floats, label_N: Ints, subject_N: Ints) -
     )
 
 
-def score_retrieval(video_ND: NDArray[Any], attn_ND: NDArray[Any], map_N: Ints) -> dict[str, Floats]:
+def score_retrieval(
+    video_ND: NDArray[Any], attn_ND: NDArray[Any], *, map_N: Ints, regions_N: Ints
+) -> dict[str, Floats]:
     """Return for each of at least two clips whether its map is among the first K (`v2a`), and vice versa (`a2v`): (N,).
 
     `retrieval_r1_v2a` and so on count only a clip's own map; among tied maps, such as those of one file, the hit is the
-    expected share. `…_group` count every clip of the same map.
+    expected share. `…_group` count every clip of the same map, `…_regions` every clip in which the same regions were
+    attended.
     """
     videos, maps = torch.from_numpy(video_ND), torch.from_numpy(attn_ND)
-    own = torch.arange(len(map_N))
-    _, group_N = np.unique(map_N, return_inverse=True)
-    members = [np.flatnonzero(group_N == group) for group in range(group_N.max() + 1)]
     hits_of: dict[str, Floats] = {}
-    for way, queries_ND, gallery_ND in (("v2a", videos, maps), ("a2v", maps, videos)):
-        for suffix, positives in (("", own), ("_group", [members[group] for group in group_N])):
+    for suffix, group_N in _name_groups(map_N, regions_N).items():
+        positives = [np.flatnonzero(group_N == group).tolist() for group in group_N]
+        for way, queries_ND, gallery_ND in (("v2a", videos, maps), ("a2v", maps, videos)):
             hits = retrieval_metrics(queries_ND, gallery_ND, positives, ks=KS).per_query
             hits_of |= {f"retrieval_r{k}_{way}{suffix}": hits[f"R@{k}"] for k in KS}
     return hits_of
 
 
-def compute_chance(map_N: Ints) -> dict[str, float]:
-    """Return the metrics of a random order, `retrieval_r1_chance`, … and `…_chance_group`, the same both ways.
+def compute_chance(map_N: Ints, regions_N: Ints) -> dict[str, float]:
+    """Return the metrics of a random order, `retrieval_r1_chance`, `…_chance_group` and `…_chance_regions`, both ways.
 
     k draws from N without replacement miss all of a clip's g positives with probability C(N − g, k) / C(N, k).
     """
     N = len(map_N)
-    _, group_N, sizes = np.unique(map_N, return_inverse=True, return_counts=True)
     chance = {}
-    for k in KS:
-        drawn = min(k, N)
-        miss_G = np.array([comb(N - int(size), drawn) / comb(N, drawn) for size in sizes])
-        chance[f"retrieval_r{k}_chance"] = drawn / N
-        chance[f"retrieval_r{k}_chance_group"] = float(np.mean(1 - miss_G[group_N]))
+    for suffix, group_N in _name_groups(map_N, regions_N).items():
+        _, inverse_N, sizes = np.unique(group_N, return_inverse=True, return_counts=True)
+        for k in KS:
+            drawn = min(k, N)
+            miss_G = np.array([comb(N - int(size), drawn) / comb(N, drawn) for size in sizes])
+            chance[f"retrieval_r{k}_chance{suffix}"] = float(np.mean(1 - miss_G[inverse_N]))
     return chance
+
+
+def _name_groups(map_N: Ints, regions_N: Ints) -> dict[str, Ints]:
+    """Return suffix of a metric → numbers that are equal for clips that count as one another's positives."""
+    return {"": np.arange(len(map_N)), "_group": map_N, "_regions": regions_N}
 
 
 def score_alignment(similarity_N: Floats, correct_N: NDArray[np.bool_], weights_SN: NDArray[Any]) -> dict[str, Floats]:

@@ -21,6 +21,7 @@ from clip_common.reporting import Progress
 from clip_common.runs import write_atomically
 from videoclip.data.records import ClipRecord
 from videoclip.models import Output, VideoAttentionCLIP, normalise
+from videoclip.scoring.agreement import agreements
 from videoclip.scoring.metrics import Floats, Ints, cosine
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class Predictions:
         label_N: Classes; -1 if unknown.
         subject_N: Equal for clips of one subject.
         map_N: Equal for clips whose maps have one origin.
+        regions_N: Equal for clips in which the same regions were attended.
+        agreement_N3: How well the map that the model makes agrees with the clip's (`agreement.MEASURES`); NaN without.
+        centre_N3: The same of a Gaussian in the centre.
         valid_N: Whether the clip has a map that is not constant; other clips are left out of retrieval.
         clip_ids: Names of the clips.
     """
@@ -47,6 +51,9 @@ class Predictions:
     label_N: Ints
     subject_N: Ints
     map_N: Ints
+    regions_N: Ints
+    agreement_N3: NDArray[np.float32]
+    centre_N3: NDArray[np.float32]
     valid_N: NDArray[np.bool_]
     clip_ids: tuple[str, ...]
 
@@ -83,6 +90,10 @@ class Predictions:
 
         assert output.video_embed is not None
         assert output.attn_embed is not None
+        ours_B3, centre_B3 = (
+            torch.where(batch.valid_B[:, None], measured_B3, torch.nan)
+            for measured_B3 in agreements(output, batch.map_BCTHW)
+        )
         return cls(
             logits_NK=floats(output.logits),
             video_embed_ND=floats(output.video_embed),
@@ -90,6 +101,9 @@ class Predictions:
             label_N=batch.label_B.cpu().numpy(),
             subject_N=batch.subject_B.cpu().numpy(),
             map_N=batch.map_B.cpu().numpy(),
+            regions_N=batch.regions_B.cpu().numpy(),
+            agreement_N3=floats(ours_B3),
+            centre_N3=floats(centre_B3),
             valid_N=batch.valid_B.cpu().numpy(),
             clip_ids=tuple(batch.clip_ids),
         )
@@ -171,7 +185,9 @@ def predict(
     with original_errors():
         for batch in loader:
             moved = batch.to(device)
-            output = model(normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B)
+            output = model(
+                normalise(moved.video_B3THW), moved.map_BCTHW, valid_B=moved.valid_B, guides_B=moved.guides_B
+            )
             parts.append(Predictions.from_output(output, moved))
             if progress is not None:
                 progress(len(parts), len(loader))

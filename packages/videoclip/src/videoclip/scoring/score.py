@@ -78,7 +78,7 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
         files = [
             predictions.save(run.path / f"predictions-{name}.npz"),
             run.write_result(run.result | {name: evaluation.as_dict() | {"overrides": list(overrides)}}),
-            *draw_evaluation(evaluation, predictions, run.folder("plots"), prefix=name),
+            *draw_evaluation(evaluation, predictions, run.folder("plots"), prefix=name, classes=config.model.classes),
         ]
         run.register(registry_row(config, name) | evaluation.metrics)
     return Scored(config, name, evaluation, predictions, files)
@@ -103,12 +103,15 @@ def score_records(
     return predictions, evaluate(predictions, train_labels=train_labels, classes=config.model.model_class_num)
 
 
-def draw_evaluation(evaluation: Evaluation, predictions: Predictions, folder: Path, *, prefix: str) -> list[Path]:
+def draw_evaluation(
+    evaluation: Evaluation, predictions: Predictions, folder: Path, *, prefix: str, classes: Sequence[str]
+) -> list[Path]:
     """Draw the plots of a scored set into a folder, named PREFIX-….png; return their files."""
     judged_N = predictions.judged_N
     return draw_scores(
         folder,
         prefix=prefix,
+        classes=classes,
         confusion_KK=evaluation.confusion_KK,
         subject_confusion_KK=evaluation.subject_confusion_KK,
         similarity_N=predictions.similarity_N[judged_N],
@@ -196,5 +199,5 @@ def select_from_other_set(
     before = tuple(record for record in read_clips(trained.data) if record.clip_id in known)
     # the same subject name in another set is another person; the same video is a leak
     renamed = tuple(replace(record, subject_id=f"{record.subject_id} of {config.data.root}") for record in records)
-    check_disjoint(Split(train=before, val=(), test=renamed))
+    check_disjoint(Split(train=before, val=(), test=renamed), fingerprints=clips.fingerprints)
     return records

@@ -1,7 +1,9 @@
-"""`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, and controls with wrong maps."""
+"""`videoclip ablate`: fill the experiment table: rows B0 to B4, C1 to C3, wrong maps, and no map in the test."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
@@ -23,6 +25,7 @@ from clip_common.runs.series import (
 )
 from clip_common.tables import markdown_table
 from videoclip.config import AblateConfig, Config
+from videoclip.config.switches import ClipFacts, check_switches, find_idle
 from videoclip.data import Split
 from videoclip.data.clip_set import load_clip_set
 from videoclip.report.plots import draw_ablation
@@ -31,7 +34,7 @@ from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import result_name, score
 from videoclip.training.experiment import check_setup, check_sizes, train
 
-Table = Literal["all", "B", "C", "controls"]
+Table = Literal["all", "B", "C", "controls", "nomap"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Row:
     """One row of the table.
 
     Attributes:
-        id: Name as in the original table; controls have their own names.
+        id: Name as in the original table; controls and further rows have their own names.
         what: The method, in words.
         switches: Overrides of the configuration that define the method.
         run_of: Row whose runs it tests; None trains its own.
@@ -56,7 +59,8 @@ class Row:
 SIGMOID = "model.map_guided_sigmoid_gate"
 GUIDED = ("model.map_guided=true", "model.map_guided_type=spatiotemporal", f"{SIGMOID}=false")
 FULL = (*GUIDED, "model.lambda_token=0")
-ROWS = (
+PUBLISHED = ("model.align_pool=mean", "model.align_tokens=gated")
+TRAINED = (
     Row("B0", "cross-entropy only", ("model.map_guided=false", "loss.clip_weight=0", "model.lambda_token=0")),
     Row("B1", "CLIP alignment only", ("model.map_guided=false", "model.lambda_token=0")),
     Row("B2", "map-guided pooling only", (*GUIDED, "loss.clip_weight=0", "model.lambda_token=0")),
@@ -70,17 +74,37 @@ ROWS = (
     ),
     Row("C3 linear", "linear gate (the run of B3)", FULL, run_of="B3"),
     Row("C3 sigmoid", "sigmoid gate", (*GUIDED[:2], f"{SIGMOID}=true", "model.lambda_token=0")),
+    Row("published", "full method, aligned as published: gated tokens, their mean", (*FULL, *PUBLISHED)),
+)
+HIDDEN = tuple(
+    Row(f"{row.id} hidden", "the same, map hidden from guidance", row.switches, row.id, ("data.control=hidden",))
+    for row in TRAINED
+    if "model.map_guided=true" in row.switches and row.run_of is None
+)
+CONTROLS = (
     Row("shuffled", "full method, another subject's maps", (*FULL, "data.control=shuffled")),
     Row("centre", "full method, a Gaussian in the middle", (*FULL, "data.control=centre")),
     Row("uniform", "full method, the same map everywhere", (*FULL, "data.control=uniform")),
     Row("random", "full method, noise for maps", (*FULL, "data.control=random")),
     Row("absent", "full method, no map in the test", FULL, run_of="B3", tested=("data.control=absent",)),
 )
+PREDICTED = (*GUIDED, "model.lambda_token=0", "loss.clip_weight=0", "model.guide=predicted")
+MAPLESS = (
+    Row("predicted", "guided by a predicted map", PREDICTED, tested=("data.control=hidden",)),
+    Row(
+        "predicted shuffled",
+        "the same, trained on another subject's maps",
+        (*PREDICTED, "data.control=shuffled"),
+        tested=("data.control=hidden",),
+    ),
+)
+ROWS = (*(row for own in TRAINED for row in (own, *(h for h in HIDDEN if h.run_of == own.id))), *CONTROLS, *MAPLESS)
 TABLES: dict[str, tuple[str, ...]] = {
-    "B": ("B0", "B1", "B2", "B3", "B4"),
-    "C": ("B0", "C1", "C2", "C3 linear", "C3 sigmoid"),
-    "controls": ("B0", "B3", "shuffled", "centre", "uniform", "random", "absent"),
-    "all": tuple(row.id for row in ROWS),
+    "B": ("B0", "B1", "B2", "B2 hidden", "B3", "B3 hidden", "B4", "B4 hidden", "published", "published hidden"),
+    "C": ("B0", "C1", "C1 hidden", "C2", "C2 hidden", "C3 linear", "C3 sigmoid", "C3 sigmoid hidden"),
+    "controls": ("B0", "B3", *(row.id for row in CONTROLS)),
+    "nomap": ("B0", "B2", "B2 hidden", *(row.id for row in MAPLESS)),
+    "all": tuple(row.id for row in ROWS if row not in MAPLESS),
 }
 """Rows of each `--table`; the others are compared with the first."""
 COLUMNS = {
@@ -90,10 +114,13 @@ COLUMNS = {
     "retrieval_r5_v2a": "R@5 v→a",
     "retrieval_r1_a2v": "R@1 a→v",
     "retrieval_r5_a2v": "R@5 a→v",
+    "retrieval_r1_v2a_regions": "R@1 v→a, regions",
     "align_sim_gap": "align gap",
     "align_sim_corr": "align corr",
+    "map_corr": "map corr",
+    "map_pointing": "map pointing",
 }
-"""Metric → column: classification, D1 (retrieval) and D2 (similarity)."""
+"""Metric → column: classification, D1 (retrieval), D2 (similarity), and agreement of the model's own map."""
 FIGURE = "macro_f1"
 """Metric by which rows are compared."""
 
@@ -137,6 +164,7 @@ class Ablation:
         subjects, clips: Number tested, over all seeds.
         table: The Markdown file.
         plot: The PNG.
+        notes: What else to tell a user, one line each.
     """
 
     folder: Path
@@ -147,6 +175,7 @@ class Ablation:
     clips: int
     table: Path
     plot: Path
+    notes: list[str]
 
 
 def resolve_ablation(*, config: str | None, overrides: Sequence[str]) -> tuple[Config, AblateConfig]:
@@ -188,17 +217,13 @@ def ablate(
     check_choices("seeds", seeds, example="[0,1,2]")
     check_one_device(config.trainer, verb="ablate")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    rows = [row for row in ROWS if row.id in TABLES[table]]
+    check_rows(rows, config, table=table)
+    clips = load_clip_set(config, check=partial(check_rows, rows, config, table=table), reporter=reporter)
     splits = clips.splits(config.data)
     for split in splits:
         check_sizes(split, config)
     name = config.name or Path(str(config.data.root)).resolve().name
-    rows = [row for row in ROWS if row.id in TABLES[table]]
-    for row in rows:
-        try:
-            apply_overrides(config, resolve_switches(row, config))
-        except ValueError as error:
-            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
     series = open_series("ablate", config, package="videoclip", name=name)
     with series.locked():
         check_same_data(series, list_tested_clips(splits), what="clips or labels")
@@ -232,6 +257,7 @@ def ablate(
             clips=len(pooled[baseline]),
             table=series.path / f"ablation-{table}.md",
             plot=series.path / f"ablation-{table}.png",
+            notes=clips.describe_cache(),
         )
         write_text(ablation.table, render_markdown(ablation, config))
         named = {f"{result.row.id}  {result.row.what}": result for result in results}
@@ -248,6 +274,32 @@ def ablate(
         }
         series.write_result(series.result | {table: {"seeds": list(seeds), "rows": rows_as_dicts}})
     return ablation
+
+
+def check_rows(rows: Sequence[Row], config: Config, facts: ClipFacts | None = None, *, table: Table) -> None:
+    """Raise ValueError if a row cannot be trained, if one of its switches changes nothing, or if a setting of `config`
+    changes nothing in any row.
+
+    Args:
+        rows: The rows of the table.
+        config: Configuration of every run, apart from the rows' switches.
+        facts: Of the data set; None leaves out what depends on it.
+        table: Its name, for the message.
+    """
+    settings = []
+    for row in rows:
+        try:
+            settings.append(apply_overrides(config, resolve_switches(row, config)))
+        except ValueError as error:
+            raise ValueError(f"row {row.id} of the table {table}: {error}") from error
+        own = {text.partition("=")[0] for text in row.switches}
+        for idle in find_idle(settings[-1], facts):
+            if idle.key in own:
+                raise ValueError(f"row {row.id} of the table {table}: {idle.reason}: set that, or choose another table")
+    for row in ROWS:  # a setting may be meant for another table of the same series
+        with suppress(ValueError):
+            settings.append(apply_overrides(config, resolve_switches(row, config)))
+    check_switches(settings, facts)
 
 
 def choose_fold(config: Config, seed: int, splits: Sequence[Split]) -> int:
@@ -279,7 +331,7 @@ def run_row(
     row: Row, settings: Config, series: Run, *, reporter: Reporter = silent
 ) -> tuple[Predictions, dict[str, float]]:
     """Return predictions and metrics of a row with one seed: train and test its run, or reuse its results."""
-    run = train_member(series, settings, train, reporter=reporter)
+    run = train_member(series, settings, partial(train, check=False), reporter=reporter)
     name = result_name(settings, apply_overrides(settings, row.tested))
     file = run.path / f"predictions-{name}.npz"
     if name not in run.result or not file.exists():

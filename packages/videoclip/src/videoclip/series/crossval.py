@@ -15,13 +15,13 @@ from clip_common.runs.series import Announce, split_options
 from clip_common.tables import markdown_table
 from videoclip.config import Config, CrossValidationConfig
 from videoclip.data import Split, missing_classes
-from videoclip.data.clip_set import ClipSet, load_clip_set
+from videoclip.data.clip_set import ClipSet
 from videoclip.data.records import known_labels
 from videoclip.report.plots import draw_folds
 from videoclip.scoring.evaluation import Evaluation, evaluate
 from videoclip.scoring.predictions import Predictions, pool_predictions
 from videoclip.scoring.score import draw_evaluation, score_records
-from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, open_run
+from videoclip.training.experiment import check_run, check_setup, check_sizes, fit_split, load_training_clips, open_run
 
 SHOWN = (
     "accuracy", "balanced_accuracy", "macro_f1", "majority_accuracy", "retrieval_r1_v2a", "retrieval_r5_v2a",
@@ -40,6 +40,7 @@ class CrossValidated:
         pooled: Classification metrics over the test subjects of all folds, with intervals over subjects.
         table: The Markdown file.
         plots: PNG files.
+        notes: What else to tell a user, one line each.
     """
 
     run: Run
@@ -47,6 +48,7 @@ class CrossValidated:
     pooled: Evaluation
     table: Path
     plots: list[Path]
+    notes: list[str]
 
 
 def resolve_cross_validation(
@@ -92,7 +94,7 @@ def cross_validate(
     check_one_device(config.trainer, verb="cv")
     check_run(config, resume, verb="cv")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    clips = load_training_clips(config, check=resume is None, reporter=reporter)
     splits = clips.splits(config.data)
     if folds is not None and len(splits) != folds:
         raise DataError(f"folds={folds}: the set's own fold column holds {len(splits)} parts: leave folds out")
@@ -115,8 +117,11 @@ def cross_validate(
             table=write_text(run.path / "cross-validation.md", render_markdown(config, splits, metrics, pooled)),
             plots=[
                 draw_folds(metrics, run.folder("plots") / "folds.png"),
-                *draw_evaluation(pooled, predictions, run.folder("plots"), prefix="pooled"),
+                *draw_evaluation(
+                    pooled, predictions, run.folder("plots"), prefix="pooled", classes=config.model.classes
+                ),
             ],
+            notes=clips.describe_cache(),
         )
         run.write_result({"folds": metrics, "pooled": pooled.as_dict(), "skipped_clips": len(clips.skipped)})
         means = {name: average for name, (average, _) in summarise_folds(metrics).items()}

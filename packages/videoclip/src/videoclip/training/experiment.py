@@ -1,6 +1,7 @@
 """From a configuration to a run folder with a model, its metrics and its plots."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from clip_common.training import FitResult, check_trainer, fit, load_weights
 from clip_common.training.determinism import seed_everything
 from videoclip.classifier.classifier import Classifier, Sampling
 from videoclip.config import Config
+from videoclip.config.switches import check_switches
 from videoclip.data import Split, SubjectUniqueBatchSampler, number_subjects
 from videoclip.data.clip_set import ClipSet, load_clip_set
 from videoclip.data.records import known_labels
@@ -24,6 +26,7 @@ from videoclip.scoring.evaluation import Evaluation
 from videoclip.scoring.score import draw_evaluation, registry_row, score_records
 from videoclip.training.card import write_card
 from videoclip.training.modules import AlignmentModule, ClipData
+from videoclip.training.teacher import load_teacher, open_teacher
 from videoclip.training.weights import load_torchvision_weights
 
 
@@ -35,21 +38,24 @@ class Trained:
         run: The run folder; `model/` in it holds the best weights, `checkpoints/fit/last.ckpt` the last.
         validation: Metrics of the best weights on the validation split; None on ranks other than the first.
         plots: PNG files of the run.
+        notes: What else to tell a user, one line each.
     """
 
     run: Run
     validation: Evaluation | None
     plots: list[Path]
+    notes: list[str]
 
 
-def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent) -> Trained:
-    """Train as configured; select the weights with the best validation macro F1; leave a complete run folder.
+def train(config: Config, *, resume: Path | None = None, reporter: Reporter = silent, check: bool = True) -> Trained:
+    """Train as configured; select the weights by the best validation metric `select`; leave a complete run folder.
 
     Args:
         config: See `videoclip.config`.
         resume: Run folder to continue, whose configuration `config` is; it ends with the weights of an uninterrupted
             run.
         reporter: Shows progress before and after the fit.
+        check: Whether to refuse a setting that changes nothing; false for one row of a table that shares settings.
 
     Raises:
         ValueError: One line for anything in the data, the model or the configuration that cannot be used; nothing but
@@ -57,14 +63,14 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     """
     check_run(config, resume, verb="train")
     check_setup(config)
-    clips = load_clip_set(config, reporter=reporter)
+    clips = load_training_clips(config, check=check and resume is None, reporter=reporter)
     split = clips.split(config.data)
     check_sizes(split, config)
     run = open_run(config, verb="train", label=f"{config.method}-f{config.data.fold}", resume=resume)
     with run.locked():
         model, result = fit_split(split, clips, config, run, phase="fit", resume=resume is not None)
         if rank() != 0:
-            return Trained(run=run, validation=None, plots=[])
+            return Trained(run=run, validation=None, plots=[], notes=[])
         Classifier(model, Sampling.from_clips(split.train, config.data)).save_pretrained(run.folder("model"))
         predictions, validation = score_records(
             model, split.val, clips, config, train_labels=known_labels(split.train), reporter=reporter
@@ -75,9 +81,9 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         write_card(config, run, validation)
         plots = [
             *draw_training(run.path / "metrics.csv", run.folder("plots")),
-            *draw_evaluation(validation, predictions, run.folder("plots"), prefix="val"),
+            *draw_evaluation(validation, predictions, run.folder("plots"), prefix="val", classes=config.model.classes),
         ]
-    return Trained(run=run, validation=validation, plots=plots)
+    return Trained(run=run, validation=validation, plots=plots, notes=clips.describe_cache())
 
 
 def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv"]) -> None:
@@ -95,6 +101,13 @@ def check_run(config: Config, resume: Path | None, *, verb: Literal["train", "cv
         raise ValueError(f"{resume} was begun by another verb: videoclip {began} --resume {resume}")
 
 
+def load_training_clips(config: Config, *, check: bool, reporter: Reporter) -> ClipSet:
+    """Return `load_clip_set`; if `check`, raise ConfigError for a setting that changes nothing with these clips."""
+    if check:
+        check_switches([config])
+    return load_clip_set(config, check=partial(check_switches, [config]) if check else None, reporter=reporter)
+
+
 def check_setup(config: Config) -> None:
     """Raise ValueError if the trainer's settings, the batch size on so many devices, or the weights cannot be used."""
     divide_batch(config.data.batch_size, world=device_count(config.trainer))
@@ -102,6 +115,8 @@ def check_setup(config: Config) -> None:
     if config.model.weights is not None:
         encoder = build_video_encoder(config.model.clip_backbone, feature_dim=config.model.clip_feature_dim)
         load_torchvision_weights(encoder, Path(config.model.weights))
+    if config.loss.teacher is not None:
+        open_teacher(Path(config.loss.teacher), config)
 
 
 def check_sizes(split: Split, config: Config) -> None:
@@ -147,7 +162,10 @@ def fit_split(
         "train": clips.dataset(split.train, config, training=True),
         "val": clips.dataset(split.val, config, training=False),
     }
-    module, data = AlignmentModule(model, config), ClipData(datasets, config)
-    result = fit(module, data, config.trainer, run, monitor="val/macro_f1", mode="max", phase=phase, resume=resume)
+    teacher = None if config.loss.teacher is None else load_teacher(Path(config.loss.teacher), config, split)
+    module, data = AlignmentModule(model, config, teacher=teacher), ClipData(datasets, config)
+    result = fit(
+        module, data, config.trainer, run, monitor=f"val/{config.select}", mode="max", phase=phase, resume=resume
+    )
     load_weights(module, result.best)
     return model.eval().to(pick_device(config.trainer.devices)), result

@@ -3,7 +3,6 @@
 B clips of a batch, K classes, D the width of the shared space.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ from clip_common.training import ResumableLoader, ShuffledBatchSampler, optimize
 from videoclip.config import Config
 from videoclip.data import Batch, SubjectUniqueBatchSampler, VideoMapDataset, collate, number_subjects
 from videoclip.models import Output, VideoAttentionCLIP, normalise
-from videoclip.scoring.metrics import score_classification
+from videoclip.models.pooling import MapGuidedVideoEncoder
+from videoclip.scoring.metrics import KS, score_classification, score_retrieval
 from videoclip.training.losses import VideoClipLoss
 
 
@@ -27,18 +27,18 @@ class AlignmentModule(L.LightningModule):
     Args:
         model: Encoders, heads and classifier.
         config: The run's configuration.
+        teacher: A trained model whose answers are taught, guided by the maps; it is neither trained nor saved.
     """
 
-    def __init__(self, model: VideoAttentionCLIP, config: Config) -> None:
+    def __init__(self, model: VideoAttentionCLIP, config: Config, *, teacher: VideoAttentionCLIP | None = None) -> None:
         super().__init__()
         self.model = model
+        self.teachers = () if teacher is None else (teacher,)  # no submodule, which a checkpoint would hold
         self.config = config
         self.loss = VideoClipLoss(config.loss, token_config=config.model)
         for part in find_idle_parts(model, config):
             part.requires_grad_(False)
         self.aligns = config.loss.clip_weight > 0
-        if self.aligns:
-            self.contrastive_log_b = math.log(config.data.batch_size)
         self.validated: list[tuple[Tensor, ...]] = []
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -50,11 +50,23 @@ class AlignmentModule(L.LightningModule):
 
     def forward_batch(self, batch: Batch, *, align: bool) -> Output:
         """Run the model on a batch; compute embeddings only if `align`."""
-        output: Output = self.model(normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B, align=align)
+        output: Output = self.model(
+            normalise(batch.video_B3THW), batch.map_BCTHW, valid_B=batch.valid_B, guides_B=batch.guides_B, align=align
+        )
         return output
 
+    def on_fit_start(self) -> None:
+        for teacher in self.teachers:
+            teacher.eval().to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.model.map_dropout = self.map_dropout
         output = self.forward_batch(batch, align=self.aligns)
+        taught_BK = None
+        for teacher in self.teachers:
+            with torch.no_grad():
+                shown = normalise(batch.video_B3THW), batch.map_BCTHW
+                taught_BK = teacher(*shown, valid_B=batch.valid_B, align=False).logits
         losses = self.loss(
             output,
             map_BCTHW=batch.map_BCTHW,
@@ -62,10 +74,22 @@ class AlignmentModule(L.LightningModule):
             subject_B=batch.subject_B,
             regions_B=batch.regions_B,
             scale=self.model.logit_scale(),
+            taught_BK=taught_BK,
         )
+        if self.aligns:  # the mean ln of the number of candidates: some clips of a batch may be no negatives
+            self.contrastive_log_b = float(losses.contrastive_chance)
+            self.log("train/loss_contrastive_chance", losses.contrastive_chance)
         self.log("train/loss", losses.total, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, value in losses.parts.items()})
         return losses.total
+
+    @property
+    def map_dropout(self) -> float:
+        """Share of the clips whose map is hidden in this step: a function of the step alone."""
+        whole, warmup = self.config.model.map_dropout, self.config.model.map_dropout_warmup
+        if not warmup:
+            return whole
+        return whole * min(1.0, self.global_step / (warmup * float(self.trainer.estimated_stepping_batches)))
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Step, then clamp the scale; within the step, so that a checkpoint after it holds the clamped scale."""
@@ -73,30 +97,64 @@ class AlignmentModule(L.LightningModule):
         self.model.logit_scale.clamp_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self.forward_batch(batch, align=False)
-        self.validated.append((output.logits.float().cpu(), batch.label_B.cpu()))
+        output = self.forward_batch(batch, align=self.aligns)
+        kept = [output.logits.float(), batch.label_B]
+        if self.aligns:
+            assert output.video_embed is not None
+            assert output.attn_embed is not None
+            kept += [output.video_embed, output.attn_embed, output.map_valid, batch.map_B, batch.regions_B]
+        self.validated.append(tuple(tensor.cpu() for tensor in kept))
 
     def on_validation_epoch_end(self) -> None:
-        logits_NK, label_N = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
+        columns = [torch.cat(parts) for parts in zip(*gather_from_ranks(self.validated), strict=True)]
         self.validated = []
+        logits_NK, label_N = columns[:2]
         metrics = score_classification(logits_NK.argmax(dim=1), label_N, classes=self.config.model.model_class_num)
         self.log_dict({f"val/{name}": metrics[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")})
         self.log("val/loss", torch.nn.functional.cross_entropy(logits_NK, label_N))
+        if self.aligns:
+            self.log_dict({f"val/{name}": value for name, value in average_retrieval(*columns[2:]).items()})
 
     def describe_batch(self, batch: Batch) -> str:
         """Return the names of a batch's clips, for the message about a loss that is not finite."""
         return ", ".join(batch.clip_ids)
 
 
-def find_idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module]:
+def average_retrieval(
+    video_ND: Tensor, attn_ND: Tensor, valid_N: Tensor, map_N: Tensor, regions_N: Tensor
+) -> dict[str, float]:
+    """Return the retrieval metrics of the clips with maps, and `retrieval_r1` and `…_r5`, the means of both ways."""
+    if int(valid_N.sum()) < 2:
+        return {}
+    video, attn, maps, regions = (column[valid_N].numpy() for column in (video_ND, attn_ND, map_N, regions_N))
+    found = {name: float(hits_N.mean()) for name, hits_N in score_retrieval(
+        video, attn, map_N=maps, regions_N=regions
+    ).items()}  # fmt: skip
+    both = {f"retrieval_r{k}": (found[f"retrieval_r{k}_v2a"] + found[f"retrieval_r{k}_a2v"]) / 2 for k in KS}
+    return found | both
+
+
+def find_idle_parts(model: VideoAttentionCLIP, config: Config) -> list[nn.Module | nn.Parameter]:
     """Return the parts of the model that the loss does not reach, to be frozen: DDP would wait for their gradients."""
-    if config.loss.clip_weight:
-        return []
-    idle: list[nn.Module | None] = [model.video_projection, model.attn_projection, model.logit_scale]
-    if config.model.clip_classifier_source == "video":
-        idle.append(model.attn_encoder)
-    if config.model.clip_classifier_source == "attn":
-        idle += [model.video_encoder, model.map_gate]
+    source, aligns, settings = config.model.clip_classifier_source, config.loss.clip_weight > 0, config.model
+    means_align = aligns and settings.align_pool == "mean"
+    idle: list[nn.Module | nn.Parameter | None] = []
+    if not aligns:
+        idle += [model.video_projection, model.attn_projection, model.logit_scale]
+    if source == "video":
+        if not aligns:
+            idle.append(model.attn_encoder)
+        elif not means_align:
+            idle.append(model.attn_encoder.head)
+    if source == "attn" and not (means_align and settings.align_tokens == "gated"):  # nothing reads the guided feature
+        encoder = model.video_encoder
+        idle.append(model.map_gate)
+        if isinstance(encoder, MapGuidedVideoEncoder):
+            idle += [encoder.alpha, encoder.sigmoid_gate, encoder.channel_gate]
+        if not aligns:
+            idle.append(encoder)
+        elif not means_align:
+            idle += encoder.readout
     return [part for part in idle if part is not None]
 
 

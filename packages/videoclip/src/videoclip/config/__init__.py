@@ -4,10 +4,12 @@ The names are those of the published description (`model.map_guided`, `loss.clip
 unchanged. Nothing here imports torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from clip_common.config import ConfigError, OptimConfig, TrainerConfig
+from videoclip.config.upstream import UPSTREAM
 
 
 def _check_range(name: str, value: float, *, least: float, most: float | None = None) -> None:
@@ -48,9 +50,12 @@ class DataConfig:
     maps: Literal["auto", "file", "doctor1", "doctor2", "both"] = "auto"
     """Which maps: the files; maps drawn from keypoints and the regions of one doctor or of both; or `auto`, the file
     of a clip that has one, otherwise a map drawn from the regions of both doctors."""
-    control: Literal["none", "shuffled", "centre", "uniform", "random", "absent"] = "none"
+    region_joints: Literal["maximum", "mean"] = "maximum"
+    """How a drawn map combines the joints of the attended regions: the strongest one at each pixel, so that every
+    joint reaches its confidence, or the mean of all (the source's), where one joint of many is faint."""
+    control: Literal["none", "shuffled", "centre", "uniform", "random", "absent", "hidden"] = "none"
     """Replacement for the maps, to measure what they are worth: another subject's map, a Gaussian in the centre, ones,
-    noise blobs, or no map (`absent`)."""
+    noise blobs, or no map (`absent`); `hidden` keeps the map for retrieval, but hides it from guidance."""
     map_noise: float = 0.0
     """Standard deviation of noise added to the maps, which range from 0 to 1."""
     map_scale: float = 1.0
@@ -108,6 +113,8 @@ class ModelConfig:
     """Width of the shared space in which videos and maps are aligned."""
     model_class_num: int = 3
     """Number of classes; labels run from 0 to model_class_num − 1."""
+    class_names: list[str] = field(default_factory=list)
+    """Names of the classes in the order of their labels, for answers, tables and pictures; empty: their numbers."""
     attn_in_channels: int = 1
     """Channels of a map; 2 with data.maps=both gives each doctor one channel."""
     clip_backbone: Literal["3dcnn", "2dcnn", "cnn_lstm", "r3d_18", "mc3_18", "r2plus1d_18"] = "3dcnn"
@@ -128,6 +135,21 @@ class ModelConfig:
     """Feature to classify: the video's, the map's, or the average of both."""
     map_dropout: float = 0.0
     """Share of training clips whose map does not guide, so that the model also learns to work without one."""
+    align_pool: Literal["grid", "mean"] = "grid"
+    """Tokens before each projection: the mean of each cell of a grid, 2 in time and 4 × 4 in space, which keeps places;
+    or the mean of all, as published, which throws them away."""
+    align_tokens: Literal["ungated", "gated"] = "ungated"
+    """Tokens of the video's embedding, with align_pool=mean. `gated`, as published, are weighted by the very map that
+    the embedding is to find."""
+    guide: Literal["map", "predicted", "mixed"] = "map"
+    """Guide by the clinician's map; by a map that the model predicts from the video; or by the clinician's where there
+    is one and it is not hidden (`map_dropout`), else by the predicted one."""
+    lambda_guide: float = 1.0
+    """Weight of the guide loss, which makes the predicted map follow the clinician's."""
+    guide_loss: Literal["corr", "kl", "mse"] = "kl"
+    """As for `token_loss`, of the predicted map instead of the energy."""
+    map_dropout_warmup: float = 0.0
+    """Share of the training over which `map_dropout` rises from 0 to its value, linearly; 0 has it from the start."""
     lambda_token: float = 0.0
     """Weight of the token loss, which makes the energy of the video's tokens follow the map."""
     token_loss: Literal["corr", "kl", "mse"] = "corr"
@@ -135,14 +157,36 @@ class ModelConfig:
     token_source: Literal["ungated", "gated"] = "ungated"
     """Tokens whose energy is compared: `gated` ones follow the map whatever the encoder does."""
 
+    @property
+    def classes(self) -> list[str]:
+        """How each class is called: by its name, or its number."""
+        return self.class_names or [str(label) for label in range(self.model_class_num)]
+
     def __post_init__(self) -> None:
         for name, least in (
             ("clip_feature_dim", 1), ("clip_embed_dim", 1), ("model_class_num", 2), ("attn_in_channels", 1),
-            ("map_guided_hidden_dim", 1), ("lambda_token", 0),
+            ("map_guided_hidden_dim", 1), ("lambda_token", 0), ("lambda_guide", 0),
         ):  # fmt: skip
             _check_range(f"model.{name}", getattr(self, name), least=least)
+        _check_range("model.map_dropout_warmup", self.map_dropout_warmup, least=0, most=1)
+        if self.class_names and len({*self.class_names}) != self.model_class_num:
+            raise ConfigError(
+                f"model.class_names: expected {self.model_class_num} different names (model.model_class_num), got "
+                f"{', '.join(self.class_names)}"
+            )
         if not 0 <= self.map_dropout < 1:
             raise ConfigError(f"model.map_dropout: expected a share from 0 to below 1, got {self.map_dropout}")
+        if self.align_tokens == "gated" and self.align_pool != "mean":
+            raise ConfigError(
+                f"model.align_tokens=gated pools as published: set model.align_pool=mean, got {self.align_pool}"
+            )
+        if self.guide != "map" and not (
+            self.map_guided and self.clip_backbone == "3dcnn" and self.map_guided_type != "channel"
+        ):
+            raise ConfigError(
+                f"model.guide={self.guide}: a predicted map guides the tokens of clip_backbone=3dcnn: set "
+                "model.map_guided=true and model.map_guided_type=spatiotemporal or weighted_pool, or model.guide=map"
+            )
         if self.lambda_token and self.clip_backbone != "3dcnn":
             raise ConfigError(
                 f"model.lambda_token: the token loss needs the tokens of clip_backbone=3dcnn, "
@@ -157,7 +201,8 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """Cross-entropy, plus clip_weight times the contrastive loss, plus model.lambda_token times the token loss."""
+    """Cross-entropy, plus clip_weight times the contrastive loss, plus lambda_token and lambda_guide times theirs, plus
+    distill_weight times the distillation."""
 
     clip_weight: float = 1.0
     """Weight of the contrastive loss between videos and maps; 0 disables it."""
@@ -165,11 +210,18 @@ class LossConfig:
     """`subject`: clips of one subject are not negatives of each other."""
     positive: Literal["none", "regions"] = "none"
     """`regions`: clips in which the same regions were attended are positives of each other."""
+    teacher: str | None = None
+    """Run folder of a model that is guided by maps, whose answers are taught beside the labels (distillation); it must
+    have been trained on no subject that this run validates or tests on."""
+    distill_weight: float = 1.0
+    """Weight of the distillation from `teacher`."""
     temperature: float | None = None
     """A fixed softmax temperature such as 0.07; null learns it, starting at 0.07."""
 
     def __post_init__(self) -> None:
         _check_range("loss.clip_weight", self.clip_weight, least=0)
+        if not self.distill_weight > 0:
+            raise ConfigError(f"loss.distill_weight: expected a weight above 0, got {self.distill_weight}")
         if self.temperature is not None and not self.temperature > 0:
             raise ConfigError(
                 f"loss.temperature: expected a temperature above 0, or null to learn it, got {self.temperature}"
@@ -180,10 +232,15 @@ class LossConfig:
 class Config:
     """A training run of videoclip."""
 
+    explained_keys: ClassVar[Mapping[str, str]] = UPSTREAM
+    """Advice for keys that are no fields, see `load_config`."""
+
     name: str | None = None
     """Name of the run folder; default: method, fold, seed and time. Required under torchrun and srun."""
     runs: str = "runs"
     """Folder of all run folders and their registry."""
+    select: Literal["macro_f1", "accuracy", "balanced_accuracy", "retrieval_r1", "retrieval_r5"] = "macro_f1"
+    """Validation metric that selects the weights and stops early; retrieval is the mean of both ways."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Split that `videoclip test` scores; `all` needs a data set that the run was not trained on. Training ignores it:
     it fits on `train` and selects on `val`."""
@@ -202,9 +259,12 @@ class Config:
         name: str = model.clip_backbone
         if model.map_guided:
             name += f"-{model.map_guided_type}" + ("-sigmoid" if model.map_guided_sigmoid_gate else "")
+        name += "" if model.guide == "map" else f"-{model.guide}"
         return name + ("-clip" if self.loss.clip_weight else "") + ("-token" if model.lambda_token else "")
 
     def __post_init__(self) -> None:
+        if self.select.startswith("retrieval") and not self.loss.clip_weight:
+            raise ConfigError(f"select={self.select}: nothing is aligned with loss.clip_weight=0: set select=macro_f1")
         if self.model.lambda_token and self.model.clip_classifier_source == "attn" and not self.loss.clip_weight:
             raise ConfigError(
                 "model.lambda_token: with clip_classifier_source=attn and loss.clip_weight=0 nothing reads the video "

@@ -1,0 +1,37 @@
+"""Keys of the original project's configuration that are not fields here, and what to write instead."""
+
+UPSTREAM: dict[str, str] = {
+    "model.map_guided_alpha": "α of the spatiotemporal gate is learned and starts at 1: leave it out",
+    "model.map_guided_weighted_pool": "set model.map_guided_type=weighted_pool",
+    "model.map_guided_retrieval": "`videoclip test` always measures retrieval: leave it out",
+    "model.clip_init_temperature": "the temperature is learned from 0.07; loss.temperature=… fixes it",
+    "loss.clip_temperature": "the temperature is learned from 0.07; loss.temperature=… fixes it",
+    "model.backbone": "the model is always the aligned one: choose its encoder by model.clip_backbone=…; plain "
+    "cross-entropy is loss.clip_weight=0 model.map_guided=false",
+    "model.model": "choose the video encoder by model.clip_backbone=…",
+    "model.clip_backbone_depth": "deeper video encoders are model.clip_backbone=r3d_18, mc3_18 and r2plus1d_18",
+    "model.clip_backbone_pretrained": "set model.clip_backbone=r3d_18 and model.weights=FILE",
+    "model.attn_backbone_pretrained": "the map encoder is trained from scratch: leave it out",
+    "model.shuffle_region": "set data.control=shuffled",
+    "data.num_workers": "set data.workers",
+    "data.img_size": "set data.size",
+    "data.doctor_results_path": "run `videoclip data import` once, then set data.root to its folder",
+    "data.skeleton_path": "run `videoclip data import` once, then set data.root to its folder",
+    "paths": "run `videoclip data import` once, then set data.root to its folder",
+    "train.max_epochs": "set trainer.max_epochs",
+    "train.clip_duration": "set data.clip_seconds for a folder of videos/; a manifest gives start and end",
+    "train.uniform_temporal_subsample_num": "set data.frames",
+    "train.attn_map": "set model.map_guided=false loss.clip_weight=0 to train without maps",
+    "train.experiment": "set name",
+    "train.gpu_num": "set trainer.devices",
+    "train.gpu": "set trainer.devices",
+    "train.fold": "the number of folds is data.folds; `videoclip cv` trains all of them",
+    "train.folds": "data.fold=0 trains one of them, `videoclip cv` all",
+    "train.seed": "set trainer.seed",
+    "train.precision": "set trainer.precision",
+    "train.fast_dev_run": "set trainer.fast_dev_run",
+    "train": "this section is trainer here",
+    "optimizer": "this section is optim here: optim.lr=…",
+    "log_path": "the folder of all runs is runs=…, a run's own is name=…",
+}
+"""Key, or a section for all other keys in it → advice."""
