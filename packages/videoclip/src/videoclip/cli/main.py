@@ -303,7 +303,7 @@ FIGURES = (
     ("retrieval_r5_a2v", "R@5 map → video", "retrieval_r5_chance"),
     ("retrieval_r1_v2a_regions", "R@1 video → map, same regions", "retrieval_r1_chance_regions"),
     ("retrieval_r1_a2v_regions", "R@1 map → video, same regions", "retrieval_r1_chance_regions"),
-    ("map_corr", "own map: correlation with the clinician's", "centre_corr"),
+    ("map_corr", "own map: correlation", "centre_corr"),
     ("map_iou", "own map: IoU above half", "centre_iou"),
     ("map_pointing", "own map: pointing game", "centre_pointing"),
     ("align_sim_correct", "similarity, correct clips", ""),
