@@ -1,7 +1,7 @@
 """Fingerprints of videos, by which copies are found: remuxed, renamed, as pictures, scaled, or encoded again.
 
 Pictures of two people in one corridor are alike, so a fingerprint is what moves: the changes between eight frames that
-are spread over the video, as thumbnails. The correlation of two is at least .92 for copies, such as a quarter of the
+are spread over the video, as thumbnails. The correlation of two is at least .91 for copies, such as a quarter of the
 pixels or H.264 at crf 35, and at most .79 for other people, filmed by one camera in one room too
 (`benchmarks/videoclip_copies.py`). A fade, a lamp that flickers and a title are the same in many videos, so brightness
 and contrast of the frames are made equal, and each change counts alike. Only a video in which nothing moves is compared
