@@ -90,7 +90,11 @@ def correlate(mine: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> NDA
 
 def compute_fingerprint(frames_THW3: NDArray[np.uint8]) -> Fingerprint | None:
     """Return the fingerprint of T frames; None if they are of one colour."""
-    grey_TSS = _equalise(np.stack([_shrink(frame_HW3) for frame_HW3 in frames_THW3]))
+    return _describe(np.stack([_shrink(frame_HW3) for frame_HW3 in frames_THW3]))
+
+
+def _describe(thumbnails_TSS: NDArray[np.uint8]) -> Fingerprint | None:
+    grey_TSS = _equalise(thumbnails_TSS.astype(np.float32))
     changes_SS, picture_SS = np.diff(grey_TSS, axis=0), grey_TSS.mean(axis=0)
     rms = np.sqrt((changes_SS**2).mean(axis=(1, 2), keepdims=True))
     values = np.zeros(grey_TSS.shape, dtype=np.float32)
@@ -110,9 +114,8 @@ def _equalise(grey_TSS: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((grey_TSS - grey_TSS.mean(axis=(1, 2), keepdims=True)) * gain_T11, dtype=np.float32)
 
 
-def _shrink(frame_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
-    grey = Image.fromarray(frame_HW3).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(grey, dtype=np.float32)
+def _shrink(frame_HW3: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(frame_HW3).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX))
 
 
 def _normalise(prints: Sequence[Fingerprint]) -> NDArray[np.float32]:
@@ -136,6 +139,6 @@ def _fingerprint(video: Path, folder: Path | None) -> Fingerprint | None:
 
 def _compute(video: Path) -> Fingerprint | None:
     try:
-        return compute_fingerprint(read_frames(video, start_s=0, end_s=None, frames=_FRAMES))
+        return _describe(read_frames(video, start_s=0, end_s=None, frames=_FRAMES, convert=_shrink))
     except DataError:  # whoever reads its clips is told
         return None
