@@ -1,6 +1,6 @@
 """Peak memory of caching twelve clips of 4K: frames resized one by one, and all frames of a clip decoded first.
 
-    uv run python benchmarks/videoclip_memory.py            # 3840 x 2160: a minute
+    uv run python benchmarks/videoclip_memory.py            # 3840 x 2160: some minutes
     uv run python benchmarks/videoclip_memory.py --quick    # 640 x 360: a smoke test
 
 Four files of three seconds in H.264, each cut into three clips of sixteen frames, as a phone films and a config reads.

@@ -1,5 +1,6 @@
 """The frames that are planned are the frames that come out, of any file; what cannot be read says so."""
 
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clip_common.video import write_video
 from videoclip.data import DataError, plan, probe, read_frames
 from videoclip.data.decoding import list_frames, read_frames_at
 
@@ -292,6 +294,33 @@ def test_pictures_that_differ_in_size_or_are_none_are_refused(tmp_path):
     (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes()[:60])
     with pytest.raises(DataError, match=r"1\.png: not a readable image"):
         read_frames(tmp_path, start_s=0, end_s=None, frames=2)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "npz"])
+def test_frames_are_converted_one_by_one(tmp_path, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(12, 720, 1280, 3), dtype=np.uint8)
+    path = tmp_path / "a.npz" if kind == "npz" else tmp_path / "a"
+    if kind == "npz":
+        np.savez(path, frames=pixels)
+        probe(path)  # an .npz is in memory as a whole
+    elif kind == "folder":
+        path.mkdir()
+        for number, picture_HW3 in enumerate(pixels):
+            Image.fromarray(picture_HW3).save(path / f"{number}.bmp")
+    else:
+        write_video(path, pixels, fps=12)
+    whole = read_frames(path, start_s=0, end_s=None, frames=12)
+    read_frames(path, start_s=0, end_s=None, frames=2, convert=shrink)
+    tracemalloc.start()
+    small = read_frames(path, start_s=0, end_s=None, frames=12, convert=shrink)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(small, whole[:, ::4, ::4])
+    assert peak < 4 * pixels[0].nbytes
+
+
+def shrink(pixels_HW3: np.ndarray) -> np.ndarray:
+    return pixels_HW3[::4, ::4].copy()
 
 
 def test_pictures_of_sixteen_bits_keep_their_range(tmp_path):

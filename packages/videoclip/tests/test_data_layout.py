@@ -51,7 +51,6 @@ def simple(tmp_path) -> Path:
     filmed(tmp_path / "videos/subject_x/gait.mp4", seconds=2.6)
     filmed(tmp_path / "videos/Zoë/there.mp4", seconds=1)
     filmed(tmp_path / "videos/Zoë/back.mp4", seconds=1.3)
-    write(tmp_path / "videos/Zoë/notes.txt", "x")
     write(tmp_path / "videos/.DS_Store", "x")
     write(tmp_path / "attention_maps/subject_x/attention.npy", "x")
     write(tmp_path / "attention_maps/Zoë/back.npy", "x")
@@ -168,3 +167,22 @@ def test_an_npz_without_a_length_is_refused(tmp_path, arrays, message):
     write(tmp_path / "labels.csv", "subject_id,label\nanna,0\n")
     with pytest.raises(DataError, match=message):
         read_clips(DataConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", [".mts", ".wmv", ".vob", ".MPG", ".m4v", ".avi", ".ts", ".3gp"])
+def test_videos_of_any_camera_are_found(simple, suffix):
+    (simple / "videos/Zoë/back.mp4").rename(simple / f"videos/Zoë/back{suffix}")
+    assert [record.video.name for record in read_layout(simple, clip_seconds=1)][:2] == [f"back{suffix}", "there.mp4"]
+
+
+def test_what_is_left_out_is_counted(simple):
+    for name in ("videos/Zoë/notes.txt", "videos/subject_x/a.TXT", "videos/Zoë/README", "attention_maps/Zoë/a.fig"):
+        write(simple / name, "x")
+    write(simple / "videos/Zoë/.DS_Store", "x")
+    told = r"4 file\(s\) left out \(2 of \.txt, 1 of no suffix, 1 of \.fig\), such as videos/Zoë/README"
+    with pytest.warns(UserWarning, match=told):
+        assert len(read_layout(simple, clip_seconds=1)) == 5
+    for video in (simple / "videos").glob("*/*.mp4"):
+        video.unlink()
+    with pytest.raises(DataError, match=rf"no videos; expected videos/SUBJECT/NAME\.mp4; {told}"):
+        read_layout(simple, clip_seconds=1)

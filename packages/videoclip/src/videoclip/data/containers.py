@@ -1,7 +1,7 @@
 """Video files as FFmpeg reads them: opening, packets in order of storage, and all frames in order of presentation."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, dropwhile
 from pathlib import Path
 
@@ -75,12 +75,16 @@ def _decode_each(
     """Yield (packet, frame) as the decoder gives them, and (packet, None) for a damaged packet."""
     for place, packet in packets:
         packet.pts = packet.dts = place  # the decoder hands it to the frame
-        frames: Sequence[VideoFrame | None] = [None]
-        if not packet.is_corrupt:
-            with suppress(av.FFmpegError):
-                frames = packet.decode()
-        yield from ((place if frame is None else frame.pts, frame) for frame in frames)
-    yield from ((frame.pts, frame) for frame in stream.codec_context.decode(None))
+        try:
+            yield from (number_frames(packet.decode()) if not packet.is_corrupt else [(place, None)])
+        except av.FFmpegError:
+            yield place, None
+    yield from number_frames(stream.codec_context.decode(None))
+
+
+def number_frames(frames: Iterable[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+    """Yield (packet, frame), with the number that the packet had as timestamp, without frames made up to fill a gap."""
+    return ((frame.pts, frame) for frame in frames if frame.pts is not None)
 
 
 def turn_upright(frame: VideoFrame) -> NDArray[np.uint8]:

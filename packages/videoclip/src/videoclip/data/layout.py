@@ -1,6 +1,7 @@
 """The folder format: videos/SUBJECT/NAME.mp4, attention_maps/SUBJECT/NAME.npy and labels.csv, cut into clips."""
 
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from videoclip.data.manifest import compose_name, parse_name, parse_whole_number
 from videoclip.data.records import ClipRecord
 
 VIDEOS, MAPS, LABELS = "videos", "attention_maps", "labels.csv"
-_VIDEO_FILES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".npz"))
+_VIDEO_FILES = frozenset((
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".avi", ".divx", ".mkv", ".webm", ".ogv", ".flv", ".wmv", ".asf",
+    ".mpg", ".mpeg", ".m2v", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".mxf", ".dv", ".npz",
+))  # fmt: skip
 _MAP_FILES = _VIDEO_FILES | {".npy"}
 
 
@@ -21,7 +25,8 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
     A video belongs to the subject whose folder it is in, and is cut into clips of `clip_seconds` (see `cut_spans`). A
     folder in a subject's folder is a video, or a map, of frames. A map belongs to the video of the same name, or, if
     the subject has one map and one video, to that video; it spans the whole video. labels.csv has the columns
-    subject_id,label or video,label, with video as in videos/SUBJECT/NAME.mp4; an empty label is unknown.
+    subject_id,label or video,label, with video as in videos/SUBJECT/NAME.mp4; an empty label is unknown. Other files
+    are left out, with a warning that counts them.
 
     Args:
         root: The folder.
@@ -32,8 +37,12 @@ def read_layout(root: Path, *, clip_seconds: float, skip: bool = False) -> list[
         DataError: A file in the wrong place, or a video without a line in labels.csv.
     """
     videos_of = {folder.name: _list_entries(folder, _VIDEO_FILES) for folder in _list_subjects(root / VIDEOS)}
+    left_out = _describe_left_out(root)
     if not any(videos_of.values()):
-        raise DataError(f"{root / VIDEOS}: no videos; expected {VIDEOS}/SUBJECT/NAME.mp4")
+        found = f"; {left_out}" if left_out else ""
+        raise DataError(f"{root / VIDEOS}: no videos; expected {VIDEOS}/SUBJECT/NAME.mp4{found}")
+    if left_out:
+        warnings.warn(f"{root}: {left_out}", stacklevel=2)
     strangers = [folder for folder in _list_subjects(root / MAPS) if folder.name not in videos_of]
     if strangers:
         raise DataError(
@@ -98,6 +107,22 @@ def _list_entries(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
             raise DataError(f"{folder}: {entries[name].name} and {entry.name} have the same name: rename one of them")
         entries[name] = entry
     return entries
+
+
+def _describe_left_out(root: Path) -> str:
+    """Return how many files in the folders of subjects are of no kind that is read, and of which kinds; else ""."""
+    left_out = [
+        entry
+        for folder, suffixes in ((root / VIDEOS, _VIDEO_FILES), (root / MAPS, _MAP_FILES))
+        for subject in _list_subjects(folder)
+        for entry in sorted(subject.iterdir())
+        if entry.name[0] != "." and not entry.is_dir() and entry.suffix.lower() not in suffixes
+    ]
+    if not left_out:
+        return ""
+    kinds = Counter(entry.suffix.lower() or "no suffix" for entry in left_out)
+    counts = ", ".join(f"{count} of {kind}" for kind, count in kinds.most_common())
+    return f"{len(left_out)} file(s) left out ({counts}), such as {left_out[0].relative_to(root)}"
 
 
 def _match_maps(folder: Path, videos: dict[str, Path]) -> dict[str, Path]:

@@ -25,7 +25,7 @@ from av.video import VideoFrame, VideoStream
 from numpy.typing import NDArray
 
 from clip_common.errors import DataError
-from videoclip.data.containers import decode_in_order, iterate_packets, open_video, turn_upright
+from videoclip.data.containers import decode_in_order, iterate_packets, number_frames, open_video, turn_upright
 from videoclip.data.passes import DecodingPass
 
 _SKIPPING = ("h264", "hevc", "mpeg4")  # decoders that can skip single frames on which no other frame depends
@@ -197,11 +197,18 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     misleading = bool(context.has_b_frames) and not (np.diff(pts_P[pts_P != _UNKNOWN]) < 0).any()
     palette = context.pix_fmt == "pal8"
     return _Packets(
-        pts_P, *facts_6P[1:4], facts_6P[4] > 0, facts_6P[5] > 0,
-        irregular=irregular or misleading or palette, palette=palette,
-        second=float(1 / (stream.time_base or Fraction(1, 90_000))), fps=float(stream.average_rate or _FPS),
+        pts_P=pts_P,
+        dts_P=facts_6P[1],
+        duration_P=facts_6P[2],
+        size_P=facts_6P[3],
+        key_P=facts_6P[4] > 0,
+        shown_P=facts_6P[5] > 0,
+        irregular=irregular or misleading or palette,
+        palette=palette,
+        second=float(1 / (stream.time_base or Fraction(1, 90_000))),
+        fps=float(stream.average_rate or _FPS),
         pixels=context.width * context.height,
-    )  # fmt: skip
+    )
 
 
 def _is_timed(pts: NDArray[np.int64]) -> bool:
@@ -300,12 +307,12 @@ def _decode_group(
     End early if the first frame is not a key frame, as the container said, or if a frame is damaged.
     """
     first, sound = int(index.keys[key]), False
-    for frame in _decode_packets(container, stream, index, key=key, wanted=wanted):
-        sound = (sound or (frame.pts == first and frame.key_frame)) and not frame.is_corrupt
+    for place, frame in number_frames(_decode_packets(container, stream, index, key=key, wanted=wanted)):
+        sound = (sound or (place == first and frame.key_frame)) and not frame.is_corrupt
         if sound:
-            yield frame.pts, frame
-        elif frame.pts >= first and index.pts_P[frame.pts] >= index.pts_P[first]:
-            break
+            yield place, frame
+        elif index.pts_P[place] >= index.pts_P[first]:
+            return
 
 
 def _decode_packets(

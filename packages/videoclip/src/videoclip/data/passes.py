@@ -29,7 +29,8 @@ class DecodingPass:
         self.path = path
         self.row_of = {int(place): row for row, place in enumerate(packet_F)}
         self._frames: Iterator[tuple[int, VideoFrame | None]] = iter(())
-        self._row, self._frame = _END, None
+        self._row = _END
+        self._frame: VideoFrame | None = None
         self._turn = threading.Condition()
         self._waiting: list[int] = []
         self._busy = False
@@ -53,7 +54,7 @@ class DecodingPass:
     def _advance(
         self, rows: Sequence[int], convert: Callable[[VideoFrame], NDArray[np.uint8]]
     ) -> dict[int, NDArray[np.uint8]]:
-        pixels = {}
+        pixels: dict[int, NDArray[np.uint8]] = {}
         if rows[0] < self._row:
             self._frames, self._row, self._frame = self._decode(), -1, None
         for row in rows:
