@@ -247,8 +247,8 @@ def write_ablation(ablation: Ablation, config: Config, *, suffix: str) -> list[P
         draw_comparison(
             [_to_dots(result) for result in ablation.results],
             files[2],
-            metric="mean of image AUROC, pixel AUROC and AUPRO",
-            xlabels=("each seed, and their mean", "95 % interval (paired bootstrap over images and seeds)"),
+            metric="mean of three metrics",
+            xlabels=("each seed, and their mean", "95 % interval over images and seeds"),
         )
     return [file for file in files if file.exists()]
 
