@@ -14,8 +14,8 @@ from torch import Tensor
 CHANCE_MARGIN = 0.02
 CHANCE_STEPS = 200
 """Steps over which the contrastive loss is averaged; half of the fit if that is fewer."""
-LEAST_STEPS = 20
-"""A mean over fewer steps says nothing."""
+LEAST_STEPS = 50
+"""A mean over fewer steps says nothing: a model that will learn may still be at chance."""
 
 
 class LossNotFiniteError(ValueError):
