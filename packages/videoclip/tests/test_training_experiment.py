@@ -320,16 +320,17 @@ def test_one_subject_has_no_interval_and_the_card_says_none(small, walks, tmp_pa
 
 @pytest.mark.slow
 def test_the_full_method_learns_what_is_wrong_with_walks_of_people_it_never_saw(tmp_path):
-    """60 people, 12 of them tested. Always the same class is 0.17; seen: 0.54 on this part, 0.52 on the next."""
+    """60 people, 12 of them tested. Always the same class is 0.17; seen: 0.52. R@5 by chance is 0.14; seen: 0.67."""
     root = write_walking(tmp_path / "walks", subjects=60, clips_per_subject=3, size=64, fps=8)
     overrides = [f"data.root={root}", f"runs={tmp_path / 'runs'}", "data.size=64", "data.batch_size=8"]
-    overrides += ["model.map_guided=true", "model.clip_feature_dim=64", "optim.lr=3e-3"]
+    overrides += ["model.map_guided=true", "model.clip_feature_dim=64", "optim.lr=5e-4"]
     overrides += ["trainer.precision=32-true", "trainer.devices=cpu"]
     scores = {}
     for name, extra in (
         ("untrained", ["optim.lr=0", "optim.weight_decay=0", "trainer.max_epochs=1"]),
-        ("full", ["trainer.max_epochs=10"]),
+        ("full", ["trainer.max_epochs=20"]),
     ):
         run = train(configured(overrides, f"name={name}", *extra)).run
-        scores[name] = score(run.path).evaluation.metrics["macro_f1"]
-    assert scores["untrained"] < 0.4 < scores["full"]
+        scores[name] = score(run.path).evaluation.metrics
+    assert scores["untrained"]["macro_f1"] < 0.4 < scores["full"]["macro_f1"]
+    assert scores["untrained"]["retrieval_r5_v2a"] < 0.3 < scores["full"]["retrieval_r5_v2a"]
