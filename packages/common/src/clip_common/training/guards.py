@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import deque
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import lightning as L
@@ -69,7 +69,7 @@ class CollapseAlarm(Callback):
         steps = min(CHANCE_STEPS, max(LEAST_STEPS, int(trainer.estimated_stepping_batches) // 2))
         if len(self._above) > steps:
             self._above.popleft()
-        if len(self._above) == steps and abs(mean(self._above)) < CHANCE_MARGIN:
+        if len(self._above) == steps and abs(fmean(self._above)) < CHANCE_MARGIN:
             self._above = None
             warnings.warn(
                 f"step {trainer.global_step}: over the last {steps} steps the mean contrastive loss is within"

@@ -100,7 +100,7 @@ class VideoPrediction:
 
     @property
     def name(self) -> str:
-        """How it is called."""
+        """Name of the most likely class."""
         return self.classes[self.label]
 
 

@@ -4,7 +4,6 @@ C channels of a map, T frames, S = `size` pixels of height and width.
 """
 
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from torch import Tensor
 from clip_common.errors import DataError
 from clip_common.pixels import check_space, key_of, state_of
 from clip_common.reporting import Progress
+from clip_common.runs import write_atomically
 from videoclip.config import DataConfig
 from videoclip.data.maps import find_map_source, read_map
 from videoclip.data.pairs import Pair, read_pair
@@ -231,13 +231,8 @@ def _read_pixels(path: Path) -> Tensor:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all; of two writers the last one wins, with the same pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _mark_used(entries: Sequence[_Entry]) -> None:

@@ -134,6 +134,17 @@ def resize_to_grid(map_BCTHW: Tensor, size: torch.Size) -> tuple[Tensor, Tensor]
     return (a_BCTHW - low) / span, vary_BC
 
 
+def token_energy(tokens_BDTHW: Tensor) -> Tensor:
+    """Return the energy of tokens, the mean over their values of the squares, (B, 1, T, H, W) float32 or more."""
+    return upcast(tokens_BDTHW).square().mean(dim=1, keepdim=True)
+
+
+def correlate(x_BN: Tensor, y_BN: Tensor) -> Tensor:
+    """Return Pearson's correlation of each pair of rows, (B,); NaN for a constant row."""
+    x_BN, y_BN = (F.normalize(z_BN - z_BN.mean(dim=1, keepdim=True), dim=1, eps=0.0) for z_BN in (x_BN, y_BN))
+    return (x_BN * y_BN).sum(dim=1)
+
+
 def varies(x: Tensor) -> Tensor:
     """Return whether each x[b] varies by more than rounding, (B,) bool."""
     low_B, high_B = x.flatten(1).aminmax(dim=1)

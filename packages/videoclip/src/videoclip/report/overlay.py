@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from clip_common.heatmap import blend
 from clip_common.runs import write_atomically
 from clip_common.video import write_video
+from videoclip.models.pooling import token_energy
 
 COLUMNS = 8
 """Maximum number of frames on a contact sheet; a longer clip is sampled evenly."""
@@ -45,7 +46,7 @@ def compute_energy(tokens_CTHW: Tensor) -> NDArray[np.float32]:
 
     The token loss compares it with the map. Constant energy becomes zeros.
     """
-    return stretch(tokens_CTHW.detach().float().square().mean(dim=0))
+    return stretch(token_energy(tokens_CTHW.detach()[None])[0, 0])
 
 
 def stretch(map_THW: Tensor) -> NDArray[np.float32]:

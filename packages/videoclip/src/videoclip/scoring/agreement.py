@@ -8,8 +8,7 @@ from torch import Tensor
 
 from videoclip.data.controls import centre_prior
 from videoclip.models import Output
-from videoclip.models.pooling import resize_to_grid
-from videoclip.models.stem import upcast
+from videoclip.models.pooling import correlate, resize_to_grid, token_energy
 
 MEASURES = ("corr", "iou", "pointing")
 """Pearson's correlation; intersection over union of the cells above half; whether the hottest cell is one of them."""
@@ -32,7 +31,7 @@ def measure_agreement(made_B1THW: Tensor, map_BCTHW: Tensor) -> Tensor:
     union_B = (inside_BN | above_BN).sum(dim=1)
     found_B3 = torch.stack(
         [
-            torch.cosine_similarity(_centre(e_BN), _centre(a_BN), dim=1),
+            correlate(e_BN, a_BN),
             (inside_BN & above_BN).sum(dim=1) / union_B,
             inside_BN.gather(1, e_BN.argmax(dim=1, keepdim=True))[:, 0].float(),
         ],
@@ -48,10 +47,6 @@ def agreements(output: Output, map_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
     """
     made = output.predicted_map
     if made is None:
-        made = upcast(output.video_tokens).square().mean(dim=1, keepdim=True)
+        made = token_energy(output.video_tokens)
     centre = centre_prior(map_BCTHW[:, :1]).to(made)
     return measure_agreement(made, map_BCTHW), measure_agreement(centre, map_BCTHW)
-
-
-def _centre(x_BN: Tensor) -> Tensor:
-    return x_BN - x_BN.mean(dim=1, keepdim=True)

@@ -122,7 +122,9 @@ def score_retrieval(
     videos, maps = torch.from_numpy(video_ND), torch.from_numpy(attn_ND)
     hits_of: dict[str, Floats] = {}
     for suffix, group_N in _name_groups(map_N, regions_N).items():
-        positives = [np.flatnonzero(group_N == group).tolist() for group in group_N]
+        _, inverse_N, sizes = np.unique(group_N, return_inverse=True, return_counts=True)
+        members = [rows.tolist() for rows in np.split(np.argsort(inverse_N, kind="stable"), np.cumsum(sizes)[:-1])]
+        positives = [members[group] for group in inverse_N]
         for way, queries_ND, gallery_ND in (("v2a", videos, maps), ("a2v", maps, videos)):
             hits = retrieval_metrics(queries_ND, gallery_ND, positives, ks=KS).per_query
             hits_of |= {f"retrieval_r{k}_{way}{suffix}": hits[f"R@{k}"] for k in KS}

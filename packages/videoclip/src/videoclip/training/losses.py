@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from clip_common.losses import contrastive_loss
 from videoclip.config import LossConfig, ModelConfig
 from videoclip.models import Output
-from videoclip.models.pooling import resize_to_grid, varies
+from videoclip.models.pooling import correlate, resize_to_grid, token_energy, varies
 from videoclip.models.stem import upcast
 
 MapLoss = Literal["corr", "kl", "mse"]
@@ -106,11 +106,10 @@ class VideoClipLoss(nn.Module):
             contrastive = compare(scale=scale)
             with torch.no_grad():
                 chance = compare(scale=0.0)
-        if self.token_config.lambda_token:
-            tokens = output.gated_tokens if self.token_config.token_source == "gated" else output.video_tokens
-            assert tokens is not None  # the configuration makes sure
-            token = token_loss(tokens, map_BCTHW, valid_B=output.map_valid, kind=self.token_config.token_loss)
         settings = self.token_config
+        if settings.lambda_token:
+            tokens = output.gated_tokens if settings.token_source == "gated" else output.video_tokens
+            token = token_loss(tokens, map_BCTHW, valid_B=output.map_valid, kind=settings.token_loss)
         if output.predicted_map is not None and settings.lambda_guide:
             guide = map_loss(output.predicted_map, map_BCTHW, valid_B=output.map_valid, kind=settings.guide_loss)
         if taught_BK is not None:
@@ -140,8 +139,7 @@ def token_loss(tokens_BCTHW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor, kind
 
     See `map_loss`.
     """
-    energy_B1THW = upcast(tokens_BCTHW).square().mean(dim=1, keepdim=True)
-    return map_loss(energy_B1THW, map_BCTHW, valid_B=valid_B, kind=kind)
+    return map_loss(token_energy(tokens_BCTHW), map_BCTHW, valid_B=valid_B, kind=kind)
 
 
 def map_loss(e_B1THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor, kind: MapLoss = "corr") -> Tensor:
@@ -171,8 +169,7 @@ def map_loss(e_B1THW: Tensor, map_BCTHW: Tensor, *, valid_B: Tensor, kind: MapLo
 
 
 def _decorrelation(e_BN: Tensor, a_BN: Tensor) -> Tensor:
-    e_BN, a_BN = (F.normalize(x_BN - x_BN.mean(dim=1, keepdim=True), dim=1, eps=0.0) for x_BN in (e_BN, a_BN))
-    return 1 - (e_BN * a_BN).sum(dim=1)
+    return 1 - correlate(e_BN, a_BN)
 
 
 def _divergence(e_BN: Tensor, a_BN: Tensor) -> Tensor:
