@@ -5,7 +5,6 @@ F frames of the source, T frames asked for, H and W pixels. Seconds count from t
 
 import math
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +16,13 @@ from numpy.typing import NDArray
 from clip_common.errors import DataError
 from clip_common.images import IMAGE_SUFFIXES, read_image, read_size
 from videoclip.data import packets
+from videoclip.data.numpy_files import NUMPY_ERRORS, open_numpy
 from videoclip.data.planning import even_times, plan
 
 ASSUMED_FPS = 25.0
 """Frames per second of a folder of pictures, and of an .npz without `fps`."""
 SLACK_S = 0.1
 """How far a clip's `end_s` may exceed the length of its video: players round, and the sound may be longer."""
-
-NUMPY_ERRORS = (OSError, ValueError, EOFError, SyntaxError, KeyError, zipfile.BadZipFile)
-"""What numpy raises on damaged files."""
 
 Pixels = NDArray[np.uint8]
 
@@ -145,11 +142,11 @@ def read_seconds(path: Path) -> float:
     if path.suffix != ".npz" or not path.is_file():
         return _timeline(path)[1]
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("frames.npy") as stream:
-            if np.lib.format.read_magic(stream) != (1, 0):  # the only version that NumPy writes for plain arrays
-                return _timeline(path)[1]
-            shape = np.lib.format.read_array_header_1_0(stream)[0]
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_numpy(path) as arrays:
+            with arrays.zip.open("frames.npy") as stream:
+                if np.lib.format.read_magic(stream) != (1, 0):  # the only version that NumPy writes for plain arrays
+                    return _timeline(path)[1]
+                shape = np.lib.format.read_array_header_1_0(stream)[0]
             fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
     except NUMPY_ERRORS:
         return _timeline(path)[1]  # it says what is wrong with the file
@@ -232,7 +229,7 @@ def _load_npz(path: Path) -> tuple[NDArray[np.uint8], float]:
 @lru_cache(maxsize=1)  # a clip needs it several times, and clips of one video follow each other
 def _npz(path: Path, size: int, modified: int) -> tuple[NDArray[np.uint8], float]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_numpy(path) as arrays:
             frames_FHW3 = arrays["frames"]
             fps = float(arrays["fps"]) if "fps" in arrays else ASSUMED_FPS
     except NUMPY_ERRORS as error:

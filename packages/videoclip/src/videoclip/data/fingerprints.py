@@ -23,6 +23,7 @@ from clip_common.pixels import key_of, state_of
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_atomically
 from videoclip.data.decoding import read_frames
+from videoclip.data.numpy_files import open_numpy
 
 _VERSION = 2  # raise it when the same video would get another fingerprint
 _FRAMES, _SIDE = 8, 32
@@ -128,7 +129,8 @@ def _fingerprint(video: Path, folder: Path | None) -> Fingerprint | None:
     if state not in _known:
         file = None if folder is None else folder / f"{key_of(['fingerprint', _VERSION, state])}.npy"
         if file is not None and file.exists():
-            _known[state] = np.load(file)
+            with open_numpy(file) as kept:
+                _known[state] = kept
         else:
             _known[state] = own = _compute(video)
             if file is not None and own is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_common.errors import DataError
-from videoclip.data.decoding import NUMPY_ERRORS
+from videoclip.data.numpy_files import NUMPY_ERRORS, open_numpy
 
 SHARES = "keypoints from 0 to 1 are read as shares of the picture's width and height"
 PERCENT = "confidences of keypoints up to 100 are read as per cent"
@@ -73,7 +73,8 @@ def load_joints(file: Path, *, width: int, height: int) -> Joints:
 
 def _load(file: Path) -> Floats:
     try:
-        joints_L173 = np.array(np.load(file, allow_pickle=False), dtype=np.float32)
+        with open_numpy(file) as array:
+            joints_L173 = np.array(array, dtype=np.float32)
     except NUMPY_ERRORS as error:
         raise DataError(f"{file}: expected an .npy of keypoints ({error})") from error
     if joints_L173.ndim != 3 or joints_L173.shape[1:] != (17, 3) or not len(joints_L173):

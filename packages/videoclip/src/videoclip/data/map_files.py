@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from clip_common.errors import DataError
 from clip_common.images import read_binary, read_grey
 from clip_common.pixels import state_of
-from videoclip.data.decoding import NUMPY_ERRORS, list_frames, read_frames_at, read_times, stack_frames
+from videoclip.data.decoding import list_frames, read_frames_at, read_times, stack_frames
+from videoclip.data.numpy_files import NUMPY_ERRORS, open_numpy
 
 _ORDERS = {2: ("HW",), 3: ("LHW", "HWL"), 4: ("CLHW", "LCHW", "LHWC", "HWCL", "HWLC")}
 """Orders of the axes that are read, by their number; the first is the one that the documentation asks for."""
@@ -102,11 +103,10 @@ def read_array(file: Path) -> tuple[NDArray[np.generic], float]:
 @lru_cache(maxsize=1)  # clips of one video follow each other, and one map may span them
 def _read_array(file: Path, size: int, modified: int) -> tuple[NDArray[np.generic], float]:
     try:
-        array = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-        if file.suffix == ".npz":
-            with array as arrays:
-                names = arrays.files
-                array = arrays["map" if "map" in names or len(names) != 1 else names[0]]
+        with open_numpy(file, mmap_mode="r" if file.suffix == ".npy" else None) as array:
+            if file.suffix == ".npz":
+                names = array.files
+                array = array["map" if "map" in names or len(names) != 1 else names[0]]
     except NUMPY_ERRORS as error:
         raise DataError(f"{file}: expected a map as .npy, or as .npz with an array `map` ({error})") from error
     if array.ndim not in _ORDERS or not array.size or array.dtype.kind not in "buif":
