@@ -59,6 +59,21 @@ def test_a_map_that_moves_changes_what_the_grid_sees_and_not_the_mean():
     assert changes["grid"] > 0.05
 
 
+def test_clips_start_out_less_alike_with_the_grids_norm():
+    """Without it, tokens that are never negative leave every clip near every other, and training stays at ln B."""
+    model, (video, maps) = model_of(), clips_of(16)
+    alike = {}
+    for norm in (True, False):
+        if not norm:
+            for projection in (model.video_projection, model.attn_projection):
+                projection[0] = torch.nn.Identity()
+        seen = model(video, maps)
+        for name, embed in {"video": seen.video_embed, "map": seen.attn_embed}.items():
+            alike[name, norm] = (embed @ embed.T).triu(1).sum().item() / (16 * 15 / 2)
+    assert alike["video", True] < alike["video", False]
+    assert alike["map", True] < alike["map", False]
+
+
 @pytest.mark.parametrize("pool", ["grid", "mean"])
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_embedding_of_a_video_does_not_hold_its_map(guide, pool):

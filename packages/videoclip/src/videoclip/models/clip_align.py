@@ -100,8 +100,7 @@ class VideoAttentionCLIP(nn.Module):
                 self.map_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, width)
         self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
         self.video_projection, self.attn_projection = (
-            _build_projection(math.prod(GRID) * tokens if config.align_pool == "grid" else width, config.clip_embed_dim)
-            for tokens in (self.video_encoder.token_dim, TOKEN_DIM)
+            _build_projection(config, token_dim) for token_dim in (self.video_encoder.token_dim, TOKEN_DIM)
         )
         self.classifier = nn.Linear(width, config.model_class_num)
         start = {} if temperature is None else {"init": -math.log(temperature)}
@@ -189,5 +188,12 @@ def choose_map(map_BCTHW: Tensor, predicted_B1THW: Tensor, guided_B: Tensor) -> 
     return torch.where(guided_B[:, None, None, None, None], given, resize_to_grid(predicted_B1THW, given.shape[2:])[0])
 
 
-def _build_projection(width: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, out), nn.GELU(), nn.Dropout(0.1), nn.Linear(out, out), nn.LayerNorm(out))
+def _build_projection(config: ModelConfig, token_dim: int) -> nn.Sequential:
+    out = config.clip_embed_dim
+    width, first = config.clip_feature_dim, []
+    if config.align_pool == "grid":
+        width = math.prod(GRID) * token_dim
+        first = [nn.LayerNorm(width)]  # tokens are not negative, so that all clips start out alike without it
+    return nn.Sequential(
+        *first, nn.Linear(width, out), nn.GELU(), nn.Dropout(0.1), nn.Linear(out, out), nn.LayerNorm(out)
+    )
