@@ -168,9 +168,9 @@ def test_a_full_disk_while_caching_images_leaves_nothing(clipse, small, tmp_path
 
 def test_a_damaged_run_is_refused(clipse, trained, tmp_path):
     run = shutil.copytree(trained(), tmp_path / "damaged")
-    weights = run / "model" / "model.safetensors"
+    weights = run / "model" / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(clipse("eval", run), "model.safetensors")
+    refused(clipse("eval", run), "open_clip_model.safetensors")
 
 
 @pytest.mark.parametrize("override", ["loss.name=siglip", "model.pretrained=openai", "trainer.seed=5", "name=other"])

@@ -185,7 +185,7 @@ def test_the_tokenizer_of_a_local_clip(evil, tmp_path, refused, options):
     save_bundle(load_clip("small", model_config=CONFIG), tmp_path / "saved")
     text = CONFIG["text_cfg"] | {"hf_tokenizer_name": "some/words", "tokenizer_kwargs": options}
     name = write_clip(evil, text)
-    shutil.copy(tmp_path / "saved" / "model.safetensors", evil / "open_clip_model.safetensors")
+    shutil.copy(tmp_path / "saved" / "open_clip_model.safetensors", evil / "open_clip_model.safetensors")
     refused(load_clip, name)
 
 

@@ -41,8 +41,8 @@ def cached(tmp_path, monkeypatch):
     for folder in (snapshot, repository / "blobs", repository / "refs"):
         folder.mkdir(parents=True)
     (repository / "refs" / "main").write_text("0123abcd")
-    for source, name in (("model.safetensors", "open_clip_model.safetensors"), ("open_clip_config.json",) * 2):
-        content = (tmp_path / "saved" / source).read_bytes()
+    for name in ("open_clip_model.safetensors", "open_clip_config.json"):
+        content = (tmp_path / "saved" / name).read_bytes()
         blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
         blob.write_bytes(content)
         (snapshot / name).symlink_to(blob)

@@ -63,7 +63,7 @@ def test_an_argument_without_a_use_is_refused(name, arguments):
 
 def test_weights_in_half_precision_load_at_another_size(small, tmp_path):
     save_bundle(small, tmp_path)
-    file = tmp_path / "model.safetensors"
+    file = tmp_path / "open_clip_model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
     ours = load_clip(f"local-dir:{tmp_path}", image_size=56)
     assert {parameter.dtype for parameter in ours.image_tower.parameters()} == {torch.float32}
@@ -104,11 +104,16 @@ def test_files_and_folders_that_are_wrong_are_one_line(small, tmp_path):
     refused("open_clip_config.json", name=f"local-dir:{tmp_path}")
     refused("local-dir:", name=str(tmp_path))
     save_bundle(small, tmp_path / "saved")
-    weights = tmp_path / "saved" / "model.safetensors"
+    weights = tmp_path / "saved" / "open_clip_model.safetensors"
     refused("file of weights", "model=", name=str(weights))
-    refused("does not fit", "model.safetensors", model_config=config(vision={"width": 48}), pretrained=str(weights))
+    refused(
+        "does not fit",
+        "open_clip_model.safetensors",
+        model_config=config(vision={"width": 48}),
+        pretrained=str(weights),
+    )
     weights.write_bytes(weights.read_bytes()[:-1000])
-    refused("truncated", "model.safetensors", name=f"local-dir:{tmp_path / 'saved'}")
+    refused("truncated", "open_clip_model.safetensors", name=f"local-dir:{tmp_path / 'saved'}")
     weights.unlink()
     refused("has no weights", name=f"local-dir:{tmp_path / 'saved'}")
     (tmp_path / "other").mkdir()

@@ -117,12 +117,12 @@ def refused(folder, *words: str):
 def test_damage_is_one_line(small, tmp_path):
     refused(tmp_path / "nothing", "nothing", "config.json")
     save_bundle(small, tmp_path)
-    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    config, weights = tmp_path / "config.json", tmp_path / "open_clip_model.safetensors"
     whole, content = weights.read_bytes(), config.read_text()
     weights.write_bytes(whole[:-1000])
-    refused(tmp_path, "model.safetensors", "truncated")
+    refused(tmp_path, "open_clip_model.safetensors", "truncated")
     weights.unlink()
-    refused(tmp_path, "model.safetensors", "no such file")
+    refused(tmp_path, "open_clip_model.safetensors", "no such file")
     weights.write_bytes(whole)
     config.write_text(content[:100])
     refused(tmp_path, "config.json")
@@ -145,8 +145,8 @@ def test_damage_is_one_line(small, tmp_path):
 def test_weights_and_configuration_of_two_saves_are_told_apart(small, tmp_path):
     save_bundle(small, tmp_path / "one")
     save_bundle(load_clip("small", model_config=CONFIG, seed=5, activation="quick_gelu"), tmp_path / "two")
-    (tmp_path / "two" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
-    refused(tmp_path / "one", "was not written with this model.safetensors")
+    (tmp_path / "two" / "open_clip_model.safetensors").replace(tmp_path / "one" / "open_clip_model.safetensors")
+    refused(tmp_path / "one", "was not written with this open_clip_model.safetensors")
 
 
 def test_a_full_disk_leaves_the_former_model_whole(small, tmp_path, monkeypatch):

@@ -19,7 +19,15 @@ from clip_common.backbones.quiet import quiet_bitsandbytes
 from clip_common.backbones.shipped import find_shipped
 from clip_common.backbones.spec import BackboneError
 
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+"""Names of the weights beside an open_clip_config.json, in the order of open_clip's preference."""
 CONFIG = "open_clip_config.json"
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")

@@ -202,7 +202,7 @@ def _find_in_folder(folder: Path, *, name: str) -> Origin:
     if not file.is_file():
         raise BackboneError(f"{name}: expected a folder with {CONFIG} and weights in it; there is no {file}")
     config, preprocess = _read_config(file)
-    candidates = [folder / name for name in (*WEIGHTS, "model.safetensors", "pytorch_model.bin")]
+    candidates = [folder / name for name in WEIGHTS]
     found = [*filter(Path.is_file, candidates), *sorted(folder.glob("*.safetensors")), *sorted(folder.glob("*.pt"))]
     if not found:
         raise BackboneError(f"{folder} has no weights: expected one of {', '.join(file.name for file in candidates)}")

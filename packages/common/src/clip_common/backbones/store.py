@@ -1,8 +1,8 @@
-"""Saving a bundle to a folder, config.json and model.safetensors, and loading it without a network.
+"""Saving a bundle to a folder, config.json and weights, and loading it without a network.
 
-A CLIP is written whole, with open_clip's names and an open_clip_config.json, so that `local-dir:` of open_clip and of
-`load_clip` read it too. A dual is written as its heads alone: loading takes its trunks from where they were, and checks
-their fingerprints.
+A CLIP is written whole, with open_clip's names of tensors and files, so that `local-dir:` and, once the folder is on
+the hub, `hf-hub:` of open_clip and of `load_clip` read it too. A dual is written as its heads alone: loading takes its
+trunks from where they were, and checks their fingerprints.
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from clip_common.backbones.dual import collect_heads, load_dual
 from clip_common.backbones.encoder import Bundle, ImageFeed
 from clip_common.backbones.frozen import fingerprint, is_frozen
-from clip_common.backbones.huggingface import CONFIG
+from clip_common.backbones.huggingface import CONFIG, WEIGHTS
 from clip_common.backbones.open_clip import Origin, build_network, make_bundle
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError
@@ -27,6 +27,8 @@ from clip_common.tensors import check_fit, read_tensors, write_tensors
 
 TEXT_CONFIG = "text_config"
 """Subfolder with the configuration of a text tower that is a transformers model."""
+STORED = {"open_clip": (WEIGHTS[0], "model.safetensors"), "dual": ("model.safetensors",)}
+"""Names of a bundle's weights by kind, the one that is written first; the others are those of earlier versions."""
 BUNDLE_FORMAT = 2
 """Version of what `save_bundle` writes."""
 KEYS = ("name", "pretrained", "fingerprint", "preprocess", "train_preprocess", "model")
@@ -74,12 +76,14 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
     }
     draft = folder / f".{uuid.uuid4().hex}.tmp"
     try:
-        write_tensors(draft / "model.safetensors", state)
+        write_tensors(draft / STORED[spec.kind][0], state)
         if spec.kind == "open_clip":
             _write_open_clip_config(bundle, config, draft)
             bundle.tokenizer.save(draft)
         _write_json(draft / "config.json", content)
         _move(draft, folder)
+        for name in {name for names in STORED.values() for name in names} - {STORED[spec.kind][0]}:
+            (folder / name).unlink(missing_ok=True)  # open_clip would load the weights of a former model
     except OSError as error:
         raise BackboneError(f"{folder}: the model could not be written: {error}") from error
     finally:
@@ -105,7 +109,7 @@ def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
     if (folder / TEXT_CONFIG).is_dir():
         config["text_cfg"]["hf_model_name"] = str(folder / TEXT_CONFIG)
     origin = Origin(
-        content["name"], content["pretrained"], config, weights=folder / "model.safetensors", folder=folder.absolute()
+        content["name"], content["pretrained"], config, weights=_find_weights(folder, content), folder=folder.absolute()
     )
     network, config = build_network(origin, image_size=None, seed=0)
     bundle = make_bundle(network, replace(origin, config=config))
@@ -128,7 +132,7 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
                 f"{given[side]} does not hold the weights that {folder} was trained on (fingerprint {value[:12]}…): "
                 f"put them back, or correct {side!r} in {folder / 'config.json'}"
             )
-    file = folder / "model.safetensors"
+    file = _find_weights(folder, content)
     with backbone_errors():
         state = read_tensors(file)
         _check_written_together(fingerprint(state), content, folder)
@@ -140,10 +144,17 @@ def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
     return replace(bundle, logit_scale=scale, logit_bias=None if bias is None else bias.item())
 
 
+def _find_weights(folder: Path, content: Mapping[str, Any]) -> Path:
+    """Return the file of weights: the first that exists of the names for this kind, else the name that is written."""
+    files = [folder / name for name in STORED[content["kind"]]]
+    return next(filter(Path.is_file, files), files[0])
+
+
 def _check_written_together(weights: str, content: Mapping[str, Any], folder: Path) -> None:
     if weights != content["fingerprint"]:
+        name = _find_weights(folder, content).name
         raise BackboneError(
-            f"{folder}: config.json was not written with this model.safetensors (its fingerprint is {weights[:12]}…); "
+            f"{folder}: config.json was not written with this {name} (its fingerprint is {weights[:12]}…); "
             "save the model again"
         )
 
@@ -171,7 +182,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         kind, version = content["kind"], content.get("bundle_format", 1)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise BackboneError(f"{file} is not the configuration of a saved model ({error!r})") from error
-    if version == BUNDLE_FORMAT and kind in ("open_clip", "dual"):
+    if version == BUNDLE_FORMAT and kind in STORED:
         if absent := [key for key in KEYS if key not in content]:
             raise BackboneError(f"{file} is damaged: it has no {', '.join(absent)}: copy the folder again")
         return content
