@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid, normalize
 
-from clip_common.losses import HardNegative, InfoNCE, Matryoshka, SigLIP, contrastive_loss, pair_softplus
+from clip_common.losses import (
+    Boosted,
+    Guided,
+    HardNegative,
+    InfoNCE,
+    Matryoshka,
+    SigLIP,
+    contrastive_loss,
+    pair_softplus,
+)
 from clip_common.losses.reductions import _compiled, _softmax_slope
 
 
@@ -56,6 +65,52 @@ def test_what_is_locked_changes_no_other_gradient(form, tile):
     (only_scale,) = torch.autograd.grad(form(x.detach(), y.detach(), scale=scale, tile=tile), (scale,))
     for one, other in zip((only_x, only_y, only_scale), whole, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("tile", [None, 5])
+@pytest.mark.parametrize("learns", ["x y scale", "x scale", "y scale", "scale"])
+@pytest.mark.parametrize(
+    "form", [InfoNCE(), SigLIP(), Matryoshka(SigLIP(), dims=(5, 2)), Matryoshka(Boosted(), dims=(5,))], ids=str
+)
+def test_a_scale_of_zero_has_the_gradients_of_finite_differences(form, learns, tile):
+    x, y = (side.detach().requires_grad_(name in learns.split()) for side, name in zip(batch(), "xy", strict=True))
+    ids, scale = torch.arange(17) % 9, torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    for keywords in ({}, {"exclude": ids}, {"positive": ids}):
+        inputs = [tensor for tensor in (x, y, scale) if tensor.requires_grad]
+        found = torch.autograd.grad(form(x, y, scale=scale, tile=tile, **keywords), inputs)
+        with torch.no_grad():
+            above, below = (form(x, y, scale=s, tile=tile, **keywords) for s in (1e-5, -1e-5))
+        torch.testing.assert_close(found[-1], (above - below) / 2e-5, rtol=1e-7, atol=1e-9)
+        for gradient in found[:-1]:
+            torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def test_references_are_checked_even_where_nothing_reads_them():
+    x, y = batch()
+    for references, said in {
+        (torch.ones(3, 4), torch.ones(17, 4)): r"shapes \[\(3, 4\), \(17, 4\)\]: give B of each",
+        (torch.ones(17), torch.ones(17)): r"shapes \[\(17,\), \(17,\)\]",
+        (torch.ones(17, 4, 2), torch.ones(17, 4, 2)): r"\(17, 4, 2\)",
+    }.items():
+        for form in (InfoNCE(), SigLIP(), Guided()):
+            with pytest.raises(ValueError, match=said):
+                form(x, y, scale=1.0, references=references)
+    with pytest.raises(ValueError, match=r"a guide compares references of x with references of y.* one width"):
+        Guided()(x, y, scale=1.0, references=(torch.ones(17, 4), torch.ones(17, 5)))
+
+
+@pytest.mark.parametrize("form", ["SigLipLoss", "ClipLoss"])
+def test_open_clips_losses_in_float64_agree_to_1e_12_with_gradients(form):
+    loss = pytest.importorskip("open_clip.loss", reason="open_clip is not installed")
+    x, y = batch(rows=33)
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -10.0))
+    sides = [normalize(side, dim=1) for side in (x, y)]
+    theirs = loss.ClipLoss()(*sides, scale) if form == "ClipLoss" else loss.SigLipLoss()(*sides, scale, bias)
+    ours = (InfoNCE() if form == "ClipLoss" else SigLIP())(x, y, scale=scale, bias=bias)
+    inputs = (x, y, scale) if form == "ClipLoss" else (x, y, scale, bias)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tile", [None, 5])

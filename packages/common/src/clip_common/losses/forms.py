@@ -27,7 +27,7 @@ class SigLIP(Form):
     L_i = Σ_p log(1 + e^{−z_ip − b}) + Σ_j w̃_ij log(1 + e^{z_ij + b}), b the `bias` given to the call.
 
     Equals:
-        `open_clip.SigLipLoss` without weights and with one positive each.
+        `open_clip.loss.SigLipLoss` without weights and with one positive each.
     Reference:
         Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023, equation 1; scale starts at 10, bias at −10.
 

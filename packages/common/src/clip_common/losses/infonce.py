@@ -118,7 +118,7 @@ def contrastive_loss(
         form: Formula of the loss; None is `InfoNCE()`.
         weighting: Weights of the negatives; None gives all the same weight.
         references: Features from which `weighting` or a guided form computes: (B, F) for x and (B, F′) for y, without
-            gradient. None uses the embeddings.
+            gradient. None uses the embeddings; their shapes are checked even where nothing reads them.
         normalise: "mean1" divides a row's weights by their mean over the row's negatives, and a
             column's by their mean over the column's; "none" leaves the weights unchanged.
         exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is not used as a negative.
@@ -146,8 +146,8 @@ def contrastive_loss(
     base = form.base
     needs_references = weighting is not None or base.guided
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
-    if needs_references:
-        _check_references(x_BD, y_CD, references or (x_BD, y_CD))
+    if needs_references or references is not None:
+        _check_references(x_BD, y_CD, references or (x_BD, y_CD), guided=base.guided)
     ranks, (x_BD, y_CD) = Processes.discover(x_BD, y_CD)
     log_weight = hide = None
     if needs_references:
@@ -205,10 +205,11 @@ def sum_losses(form: Form, side: Direction, *, widths: int) -> Tensor:
     return torch.cat([torch.where(counted_N, each_WN, 0.0).sum(1), counted_N.sum()[None]])
 
 
-def _check_references(x_BD: Tensor, y_CD: Tensor, references: tuple[Tensor, Tensor]) -> None:
-    if not len(x_BD) == len(y_CD) == len(references[0]) == len(references[1]):
-        given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)}"
-        sizes = f"references of {len(references[0])} and {len(references[1])} rows"
-        raise ValueError(
-            f"weights and guides need one reference per row of x and of y, {given} and {sizes}: give B of each"
-        )
+def _check_references(x_BD: Tensor, y_CD: Tensor, references: tuple[Tensor, Tensor], *, guided: bool) -> None:
+    """Raise ValueError unless each row of x and of y has a reference; a guide's are compared across, in one space."""
+    shapes = [tuple(side.shape) for side in references]
+    given = f"got {tuple(x_BD.shape)} and {tuple(y_CD.shape)} with references of the shapes {shapes}"
+    if any(len(shape) != 2 for shape in shapes) or not len(x_BD) == len(y_CD) == shapes[0][0] == shapes[1][0]:
+        raise ValueError(f"references must be (B, F) for x and (B, F') for y, one per row, {given}: give B of each")
+    if guided and shapes[0][1] != shapes[1][1]:
+        raise ValueError(f"a guide compares references of x with references of y, {given}: give both one width")

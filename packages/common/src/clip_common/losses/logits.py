@@ -26,18 +26,32 @@ class Head(NamedTuple):
 
 
 class Logits:
-    """Computes tiles of logits, and in the backward sums their gradients."""
+    """Computes tiles of logits, and in the backward sums their gradients.
+
+    One side is multiplied by `scale`; its gradient before that factor gives the scale's, also where the scale is 0.
+
+    Args:
+        by_x: Whether the gradient of x will be computed; y is multiplied by the scale otherwise.
+    """
 
     def __init__(
-        self, x_BD: Tensor, y_CD: Tensor, *, scale: Tensor, bias: Tensor | None, heads: tuple[Head, ...]
+        self,
+        x_BD: Tensor,
+        y_CD: Tensor,
+        *,
+        scale: Tensor,
+        bias: Tensor | None,
+        heads: tuple[Head, ...],
+        by_x: bool,
     ) -> None:
         assert [head.width for head in heads] == sorted(head.width for head in heads)
         assert heads[-1].width == x_BD.shape[1]
-        self.scale, self.bias, self.heads = scale, bias, heads
+        self.scale, self.bias, self.heads, self.by_x = scale, bias, heads, by_x
         self.widths = sorted({head.width for head in heads})
         self.narrow = sum(head.width < self.widths[-1] for head in heads)
-        self.x = _Side(x_BD, self.widths, scale=scale)
-        self.y = _Side(y_CD, self.widths, scale=torch.ones_like(scale))
+        one = torch.ones_like(scale)
+        self.x = _Side(x_BD, self.widths, scale=scale if by_x else one)
+        self.y = _Side(y_CD, self.widths, scale=one if by_x else scale)
 
     def tile(self, rows: slice, columns: slice, out_KIJ: Tensor) -> Tensor:
         """Write logits z to `out_KIJ` and return it."""
@@ -55,11 +69,11 @@ class Logits:
             product_IJ *= self.heads[-1].times
         return out_KIJ if self.bias is None else out_KIJ.add_(self.bias)
 
-    def start_gradients(self, *, x: bool, y: bool) -> None:
-        """Zero the sums of the requested gradients."""
+    def start_gradients(self, *, y: bool) -> None:
+        """Zero the sums of the requested gradients: of y, and of x as announced."""
         self._wider_IJ: Tensor | None = None
         self.bias_grad = torch.zeros_like(self.scale)
-        self.x.start_gradient(wanted=x)
+        self.x.start_gradient(wanted=self.by_x)
         self.y.start_gradient(wanted=y)
 
     def collect(self, k: int, grad_IJ: Tensor, z_IJ: Tensor, rows: slice, columns: slice) -> None:
@@ -89,8 +103,7 @@ class Logits:
         """Return dx (B, D), dy (C, D) and dscale, after every tile."""
         x_grad_BD, x_slope = self.x.gradient()
         y_grad_CD, y_slope = self.y.gradient()
-        slope = y_slope if x_grad_BD is None else x_slope  # the same sum over all pairs
-        return x_grad_BD, y_grad_CD, slope / self.scale
+        return x_grad_BD, y_grad_CD, x_slope if self.by_x else y_slope
 
 
 class _Side:
@@ -117,13 +130,14 @@ class _Side:
         self.slope_WN = torch.zeros_like(self.inverse_WN)
 
     def gradient(self) -> tuple[Tensor | None, Tensor]:
-        """Return the gradient of the embeddings, if requested, and Σ dz·z over all pairs."""
+        """Return the gradient of the embeddings, if requested, and Σ dz·z / scale over all pairs."""
         if self.grad_ND is None:
             return None, self.slope_WN.sum()
-        self.grad_ND *= (self.scale * self.inverse_WN[-1])[:, None]
-        slope_N = (self.x_ND * self.grad_ND).sum(1)  # of all widths together, so the widest is what the others leave
-        self.slope_WN[-1] = slope_N - self.slope_WN[:-1].sum(0)
+        self.grad_ND *= self.inverse_WN[-1, :, None]
+        cosine_N = (self.x_ND * self.grad_ND).sum(1)  # of all widths together, so the widest is what the others leave
+        self.grad_ND *= self.scale
+        self.slope_WN[-1] = self.scale * cosine_N - self.slope_WN[:-1].sum(0)
         along_WN = (self.slope_WN * self.inverse_WN.square()).flip(0).cumsum(0).flip(0)
         for window, along_N in zip(self.windows, along_WN, strict=True):
             self.grad_ND[:, window].addcmul_(self.x_ND[:, window], along_N[:, None], value=-1.0)
-        return self.grad_ND, slope_N.sum()
+        return self.grad_ND, cosine_N.sum()

@@ -92,7 +92,8 @@ class _ReducePairs(torch.autograd.Function):
         positives: Reduction,
         tile: int | None,
     ) -> tuple[Tensor, ...]:
-        logits = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads)
+        by_x = ctx.needs_input_grad[0] or not ctx.needs_input_grad[1]
+        logits = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads, by_x=by_x)
         zeros: Sides = (x_BD.new_zeros(len(heads), len(x_BD)), x_BD.new_zeros(len(heads), len(y_CD)))
         negative_total: Sides = (negatives.start(zeros[0]), negatives.start(zeros[1]))
         positive_total: Sides = (positives.start(zeros[0]), positives.start(zeros[1]))
@@ -152,8 +153,10 @@ class _ReducePairs(torch.autograd.Function):
             if kept is not None:
                 logits, scratch, part, z_KIJ = kept
             else:
-                logits, scratch = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads), Scratch(x_BD)
-            logits.start_gradients(x=x_needed or not y_needed, y=y_needed)
+                by_x = x_needed or not y_needed
+                logits = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads, by_x=by_x)
+                scratch = Scratch(x_BD)
+            logits.start_gradients(y=y_needed)
             for rows, columns in ctx.windows:
                 if kept is None:
                     part = Tile(pairs, rows, columns, like=x_BD)
