@@ -1,11 +1,14 @@
 """Loading a set: splits, held-out images, broken and missing images, empty captions, statistics."""
 
+import os
+import time
+
 import pytest
 import toy_captions as toy
 import toy_shards
 from helpers.real import real_data
 
-from clipse.data import DataError, check, hold_out, load_captions, stats
+from clipse.data import DataError, ImageRecord, check, hold_out, load_captions, stats
 from clipse.data.splits import draw_splits
 
 CAPTIONS = toy.CAPTIONS
@@ -125,6 +128,25 @@ def test_a_broken_image_is_found_by_check_and_skipped_when_asked(folder, content
     assert not report.ok
     assert "c.jpg" in report.problems[0]
     assert load_captions(folder, on_error="skip").skipped == 1
+
+
+def test_an_image_is_decoded_again_only_after_it_changed(folder, tmp_path, monkeypatch):
+    write_kaggle(folder)
+    cache, broken = tmp_path / "cache", folder / "Images" / "c.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:300])
+    an_hour_ago = time.time() - 3600
+    for image in (folder / "Images").iterdir():
+        os.utime(image, (an_hour_ago, an_hour_ago))
+    first = load_captions(folder, on_error="skip", cache=cache)
+    decoded = []
+    load = ImageRecord.load_image
+    monkeypatch.setattr(ImageRecord, "load_image", lambda self: decoded.append(self.name) or load(self))
+    assert load_captions(folder, on_error="skip", cache=cache) == first
+    assert decoded == []
+    broken.write_bytes(whole)
+    assert load_captions(folder, on_error="skip", cache=cache).skipped == 0
+    assert decoded == ["c.jpg"]
 
 
 def test_a_set_of_one_image(folder):

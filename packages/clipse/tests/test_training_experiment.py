@@ -8,8 +8,9 @@ from toy_runs import configured, losses
 
 from clip_common.config import load_config
 from clip_common.losses import contrastive_loss
-from clip_common.runs import table
-from clipse import Config, Retriever, score, train
+from clip_common.runs import Run, table
+from clipse import Config, Retriever, read_records, score, score_records, train
+from clipse.models.retrieval import RetrievalModel
 from clipse.released.results import write_training
 from clipse.training.losses import SANWDebias
 from clipse.training.modules import RetrievalModule, find_first_of_each
@@ -95,12 +96,12 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
 
 def test_what_no_trainer_moves_goes_to_the_gpu(small, monkeypatch):
     asked: list[tuple[str, str]] = []
-    for name in ("training.features", "training.experiment", "scoring.score"):
+    for name in ("models.features", "training.experiment", "scoring.score"):
         patched = lambda devices="auto", name=name: asked.append((name, devices)) or torch.device("cpu")  # noqa: E731
         monkeypatch.setattr(f"clipse.{name}.pick_device", patched)
     overrides = ["name=placed", "model.lock_image=true", "trainer.max_epochs=1", "trainer.devices=cpu"]
     score(str(train(configured(small, *overrides)).run.path))
-    assert asked == [("training.features", "cpu"), ("training.experiment", "cpu"), ("scoring.score", "auto")]
+    assert asked == [("models.features", "cpu"), ("training.experiment", "cpu"), ("scoring.score", "auto")]
 
 
 @pytest.mark.gpu
@@ -195,14 +196,17 @@ def test_a_locked_tower_keeps_its_weights_and_its_features_are_computed_once(sma
     calls = []
     forward = torch.nn.Conv2d.forward
     monkeypatch.setattr(torch.nn.Conv2d, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
-    locked = train(configured(small, "name=locked", "model.lock_image=true", "trainer.max_epochs=3")).run.path
+    config = configured(small, "name=locked", "model.lock_image=true", "trainer.max_epochs=3")
+    locked = train(config).run.path
     before, after = weights(start), weights(locked)
     image = [name for name in before if name.startswith("visual.")]
     assert image
     assert all(torch.equal(before[name], after[name]) for name in image)
     assert not same(before, after)
     many = [count for count in calls if count > 1]  # a single row finds out how wide features are
-    assert sum(many) == 48 + 16 + 16  # each image once, and the validation split again when the saved model is scored
+    assert sum(many) == 48 + 16  # each image once, though the best weights are scored once more
+    pixels = score_records(RetrievalModel.from_pretrained(locked), read_records(config.data).splits["val"])
+    assert Run.open(locked).result["val"]["metrics"] == pytest.approx(pixels.result.metrics, abs=1e-6)
 
 
 def test_the_module_names_the_samples_of_a_batch_that_has_no_finite_loss(small):

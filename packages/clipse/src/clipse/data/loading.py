@@ -21,6 +21,7 @@ def load_captions(
     format: str = "auto",
     split_seed: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> CaptionData:
     """Read a captioned image set in any known format.
@@ -32,6 +33,7 @@ def load_captions(
             8000).
         on_error: `raise` stops at missing images and empty captions; `skip` leaves them out and counts them. With
             `skip` every image is decoded once here, so that the number of skipped images is known before training.
+        cache: Folder in which `skip` keeps which images can be read, so that it decodes an image once.
         progress: Called while images are decoded.
 
     Raises:
@@ -59,7 +61,8 @@ def load_captions(
         _check_none(empty, f"{file}: %d empty caption(s)", "fill or remove them")
         _check_none(list(missing.values()), f"{file}: %d captioned image(s) are missing", "restore them")
     else:
-        missing |= find_unreadable([record for record in records if record.id not in missing], progress=progress)
+        present = [record for record in records if record.id not in missing]
+        missing |= find_unreadable(present, cache=cache, progress=progress)
         records = [record for record in records if record.id not in missing and record.captions]
     if len(records) < 2:
         raise DataError(f"{root}: {len(records)} usable image(s); image-text retrieval needs at least 2")
@@ -82,15 +85,21 @@ class Records:
     skipped: int
 
 
-def read_records(config: DataConfig) -> Records:
+def read_records(config: DataConfig, *, cache: Path | None = None) -> Records:
     """Read the configured set; `hold_out` training images become `val` if the set has none.
+
+    Args:
+        config: The section `data`.
+        cache: As for `load_captions`.
 
     Raises:
         DataError: No `data.root`, or a set that cannot be used (one line with the reason).
     """
     if config.root is None:
         raise DataError("data.root is not set: give the folder of images and captions, e.g. data.root=flickr8k/")
-    data = load_captions(config.root, format=config.format, split_seed=config.split_seed, on_error=config.on_error)
+    data = load_captions(
+        config.root, format=config.format, split_seed=config.split_seed, on_error=config.on_error, cache=cache
+    )
     splits = {name: data.split(name) for name in ("train", "val", "test")}
     if config.hold_out:
         if splits["val"]:

@@ -44,13 +44,15 @@ class RetrievalModel(nn.Module):
         """Device of the parameters."""
         return self.logit_scale.logit_scale.device
 
-    def encode_image(self, images_B3HW: Tensor) -> Tensor:
-        """Encode (B, 3, H, W) preprocessed pixels to (B, D) unit vectors."""
-        return nn.functional.normalize(self.image_tower(images_B3HW).pooled.float(), dim=-1)
+    def encode_image(self, images: Tensor, *, rows: bool = False) -> Tensor:
+        """Encode (B, 3, H, W) preprocessed pixels, or (B, F) feature rows of the trunk, to (B, D) unit vectors."""
+        tower = self.image_tower
+        return nn.functional.normalize((tower.head(images) if rows else tower.pooled(images)).float(), dim=-1)
 
-    def encode_text(self, tokens: Tokens) -> Tensor:
-        """Encode the tokenizer's output for T texts to (T, D) unit vectors."""
-        return nn.functional.normalize(self.text_tower(tokens).float(), dim=-1)
+    def encode_text(self, tokens: Tokens, *, rows: bool = False) -> Tensor:
+        """Encode the tokenizer's output for T texts, or their (T, F) feature rows, to (T, D) unit vectors."""
+        tower = self.text_tower
+        return nn.functional.normalize((tower.head(tokens) if rows else tower(tokens)).float(), dim=-1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors weights and a config.json that rebuild the model without a network."""

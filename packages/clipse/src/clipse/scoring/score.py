@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from clip_common.devices import pick_device
+from clip_common.features import FeatureCache
 from clip_common.metrics import Paired, paired_bootstrap
 from clip_common.reporting import Progress, Reporter, silent
 from clipse.config import Config
-from clipse.data import ImageRecord, Records, read_records
+from clipse.data import ImageCache, ImageRecord, read_records
+from clipse.models.features import TextFeatures, load_frozen_features
 from clipse.models.retrieval import RetrievalModel
-from clipse.retriever.opening import Opened, open_source, open_tagged
+from clipse.retriever.opening import open_source, open_tagged
 from clipse.scoring.embedding import embed_pairs
 from clipse.scoring.evaluation import Evaluation, evaluate
 
@@ -74,8 +78,9 @@ def score(
     config, run = opened.config, opened.run
     # the ledger has the epochs of a run that was killed before its result.json was written
     name, epochs = (source, 0) if run is None else (run.name, int(run.ledger.payload("fit")["epochs"]))
-    records = read_records(config.data)
-    evaluation = _evaluate_split(opened, config, records, reporter=reporter)
+    records = read_records(config.data, cache=config.cache_folder)
+    rows, what = records.splits[config.split], f"embedding the {config.split} split with"
+    evaluation = score_split(opened.model, rows, config, name=f"{what} {opened.name}", reporter=reporter)
     written = []
     if run is not None:
         scores = evaluation.as_dict() | {"data": str(config.data.root), "skipped_images": records.skipped}
@@ -83,16 +88,38 @@ def score(
         run.register({"split": config.split, "data": str(config.data.root)} | evaluation.result.metrics)
     second = None
     if other is not None:
-        theirs = _evaluate_split(other, config, records, reporter=reporter)
+        theirs = score_split(other.model, rows, config, name=f"{what} {other.name}", reporter=reporter)
         second = Against(other.name, theirs, ahead=paired_bootstrap(evaluation.result, theirs.result))
     return Scored(config, name, epochs, evaluation, second, written)
 
 
-def _evaluate_split(opened: Opened, config: Config, records: Records, *, reporter: Reporter) -> Evaluation:
-    with reporter(f"embedding the {config.split} split with {opened.name}") as progress:
+def score_split(
+    model: RetrievalModel,
+    records: Sequence[ImageRecord],
+    config: Config,
+    *,
+    name: str,
+    devices: str = "auto",
+    reporter: Reporter = silent,
+) -> Evaluation:
+    """Score a model on the images of a split; features of locked trunks are read from the cache, or added to it.
+
+    Args:
+        model: Moved to the device.
+        records: The images.
+        config: Names the cache, the batch size and the workers.
+        name: Of model and split, for the progress line.
+        devices: `trainer.devices`.
+        reporter: Shows progress.
+    """
+    cache = FeatureCache(config.cache_folder / "features")
+    features = load_frozen_features(model, {"scored": records}, cache=cache, reporter=reporter, devices=devices)
+    with reporter(name) as progress:
         return score_records(
-            opened.model.to(pick_device()),
-            records.splits[config.split],
+            model.to(pick_device(devices)),
+            records,
+            image_NF=features.images.get("scored"),
+            texts=features.texts,
             batch_size=config.data.batch_size,
             workers=config.data.workers,
             progress=progress,
@@ -103,11 +130,19 @@ def score_records(
     model: RetrievalModel,
     records: Sequence[ImageRecord],
     *,
+    image_NF: Tensor | None = None,
+    texts: TextFeatures | None = None,
+    pixels: ImageCache | None = None,
     batch_size: int = 64,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a model on the images of a split and all of their captions; the model must already be on its device.
+    """Score a model on the images of a split and all of their captions.
+
+    Args:
+        model: On its device.
+        records: The images.
+        image_NF, texts, pixels, batch_size, workers, progress: As for `embed_pairs`.
 
     Raises:
         ValueError: Fewer than two images.
@@ -115,7 +150,16 @@ def score_records(
     """
     if len(records) < 2:
         raise ValueError(f"retrieval among {len(records)} image(s) says nothing: give a split with at least 2")
-    pairs = embed_pairs(model, records, batch_size=batch_size, workers=workers, progress=progress)
+    pairs = embed_pairs(
+        model,
+        records,
+        image_NF=image_NF,
+        texts=texts,
+        pixels=pixels,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+    )
     return evaluate(pairs, ceiling=read_ceiling(records))
 
 

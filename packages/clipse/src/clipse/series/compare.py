@@ -7,11 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 
 from clip_common.config import load_config
-from clip_common.devices import check_one_device, pick_device
-from clip_common.features import FeatureCache
+from clip_common.devices import check_one_device
 from clip_common.metrics import ImageTextResult, Paired, RetrievalResult, paired_bootstrap
 from clip_common.plots import Dots
 from clip_common.reporting import Reporter, silent
@@ -23,12 +21,10 @@ from clipse.config import CompareConfig, Config, LossConfig
 from clipse.data import ImageRecord, read_records
 from clipse.models.retrieval import RetrievalModel
 from clipse.report.plots import draw_comparison
-from clipse.scoring.embedding import EmbeddedPairs, find_owners
-from clipse.scoring.evaluation import compute_chance_rsum, evaluate
-from clipse.scoring.score import read_ceiling, score_records
+from clipse.scoring.evaluation import compute_chance_rsum
+from clipse.scoring.score import read_ceiling, score_split
 from clipse.series.members import check_same_captions, member_config, open_series_folder
 from clipse.training.experiment import train
-from clipse.training.features import load_frozen_features
 from clipse.training.losses import build_loss, list_presets
 
 COLUMNS = ("i2t/R@1", "i2t/R@5", "i2t/R@10", "t2i/R@1", "t2i/R@5", "t2i/R@10")
@@ -132,7 +128,7 @@ def compare(
     for name, given, example in (("losses", losses, "[clip,sanw_debias]"), ("seeds", seeds, "[13,17,23]")):
         check_choices(name, given, example=example)
     check_one_device(config.trainer, verb="compare")
-    splits = read_records(config.data).splits
+    splits = read_records(config.data, cache=config.cache_folder).splits
     records = splits[split]
     if len(records) < 2:
         raise ValueError(f"split={split}: {config.data.root} has {len(records)} image(s) in it, expected at least 2")
@@ -212,7 +208,14 @@ def score_member(
     file = run.path / f"scores-{split}.npz"
     if not file.exists():
         model = RetrievalModel.from_pretrained(run.path)
-        result = score_split(model, config, split, records, reporter=reporter)
+        result = score_split(
+            model,
+            records,
+            config,
+            name=f"scoring the {split} split",
+            devices=config.trainer.devices,
+            reporter=reporter,
+        ).result
         columns: dict[str, Any] = {
             f"{way}/{name}": values
             for way, direction in (("i2t", result.image_to_text), ("t2i", result.text_to_image))
@@ -232,23 +235,6 @@ def score_member(
             bootstrap=1000,
             seed=0,
         )
-
-
-def score_split(
-    model: RetrievalModel, config: Config, split: str, records: Sequence[ImageRecord], *, reporter: Reporter
-) -> ImageTextResult:
-    """Score a model on records; a dual model is scored from cached features, through its heads only."""
-    if config.model.kind == "dual":
-        cache = FeatureCache(config.cache_folder / "features")
-        features = load_frozen_features(model, {split: records}, config.model, cache=cache, reporter=reporter)
-        assert features.texts is not None
-        with torch.inference_mode():
-            image_ND = model.image_tower.head(features.images[split])
-            text_TD = model.text_tower.head(features.texts([text for record in records for text in record.captions]))
-        return evaluate(EmbeddedPairs(image_ND, text_TD, find_owners(records)), ceiling={}).result
-    model.to(pick_device(config.trainer.devices))
-    with reporter(f"scoring the {split} split") as progress:
-        return score_records(model, records, batch_size=config.data.batch_size, progress=progress).result
 
 
 def to_markdown(comparison: Comparison) -> str:

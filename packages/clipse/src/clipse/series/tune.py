@@ -122,7 +122,7 @@ def tune(
     check_one_device(config.trainer, verb="tune")
     optuna = _optuna()
 
-    splits = read_records(config.data).splits
+    splits = read_records(config.data, cache=config.cache_folder).splits
     name = config.name or f"{loss}-{config.model.label}-{Path(str(config.data.root)).name}"
     series = open_series_folder("tune", replace(config, name=name))
     with series.locked():

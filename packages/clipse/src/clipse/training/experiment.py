@@ -13,11 +13,11 @@ from clip_common.runs.opening import check_made_by
 from clip_common.training import check_trainer, fit, load_weights
 from clipse.config import Config, DataConfig
 from clipse.data import DataError, ImageCache, ImageRecord, read_records
+from clipse.models.features import load_frozen_features
 from clipse.models.retrieval import RetrievalModel, load_towers
 from clipse.report.plots import draw_run
 from clipse.scoring.evaluation import Evaluation
 from clipse.scoring.score import score_records
-from clipse.training.features import load_frozen_features
 from clipse.training.modules import RetrievalData, RetrievalModule
 
 
@@ -54,7 +54,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         Run.check_new("clipse", config.name, root=config.runs)
     divide_batch(config.data.batch_size, world=device_count(config.trainer))
     check_trainer(config.trainer)
-    records = read_records(config.data)
+    records = read_records(config.data, cache=config.cache_folder)
     check_sizes(config.data, records.splits)
     towers = load_towers(config.model, seed=config.trainer.seed)
     model = RetrievalModel(towers, temperature=config.loss.temperature, bias=config.loss.name == "siglip")
@@ -62,7 +62,6 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     features = load_frozen_features(
         model,
         fitted,
-        config.model,
         cache=FeatureCache(config.cache_folder / "features"),
         reporter=reporter,
         devices=config.trainer.devices,
@@ -89,7 +88,15 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     load_weights(module, result.best)
     model.eval().to(pick_device(config.trainer.devices)).save_pretrained(run.folder("model"))
     with reporter("scoring the best weights") as progress:
-        validation = score_records(model, fitted["val"], batch_size=config.data.batch_size, progress=progress)
+        validation = score_records(
+            model,
+            fitted["val"],
+            image_NF=features.images.get("val"),
+            texts=features.texts,
+            pixels=image_caches.get("val"),
+            batch_size=config.data.batch_size,
+            progress=progress,
+        )
     counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
     run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
     run.register_once(

@@ -36,8 +36,8 @@ from clipse.data import (
     read_groups,
 )
 from clipse.data.batches import check_clusters
+from clipse.models.features import FrozenFeatures, ImageFeatureDataset
 from clipse.models.retrieval import RetrievalModel
-from clipse.training.features import FrozenFeatures, ImageFeatureDataset
 from clipse.training.losses import build_loss
 from clipse.training.references import ReferenceModel
 

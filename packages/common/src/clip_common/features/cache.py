@@ -1,6 +1,7 @@
 """Features of frozen trunks, computed once per image, text or sound and kept on disk.
 
-A row is named by the sha256 of its source (the bytes of a file, or a text). It is kept on a shelf named by everything
+A row is named by the sha256 of its source (the bytes of a file, or a text); hashes of files are remembered while their
+size and time of change stay the same. It is kept on a shelf named by everything
 else that it depends on: the preprocessing or the tokenizer, the behaviour of the trunk at the moment, and the layers.
 Any change leads to another name, so a stale row is never served.
 
@@ -11,6 +12,7 @@ import logging
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,7 @@ from clip_common.features.jobs import (
     name_source,
 )
 from clip_common.features.shards import DIGEST_BYTES, FeatureCacheError, Shelf, format_bytes
+from clip_common.file_facts import FileFacts
 from clip_common.reporting import Progress
 
 logger = logging.getLogger(__name__)
@@ -151,8 +154,10 @@ class FeatureCache:
                 _raise_unreadable(source, digest, error)
             broken.add(digest)
 
+        facts = FileFacts(self.root / "hashes.json")
+        hashed = in_threads(partial(hash_source, facts=facts), sources)
         digests: list[bytes] = []
-        for source, digest in zip(sources, in_threads(hash_source, sources), strict=True):
+        for source, digest in zip(sources, hashed, strict=True):
             if isinstance(digest, OSError):
                 unreadable(source, b"", digest)
             digests.append(b"" if isinstance(digest, OSError) else digest)
@@ -161,6 +166,8 @@ class FeatureCache:
         if kind == "text":
             pairs.sort(key=lambda pair: (len(str(pair[1])), str(pair[1])))
         read = self._fill(job, dict(pairs), batch_size or BATCH[kind], progress, unreadable)
+        if is_frozen(job.trunk):
+            facts.save()
         self.skipped = [source for digest, source in zip(digests, sources, strict=True) if digest in broken]
         return read([digest for digest in digests if digest not in broken])
 

@@ -24,6 +24,7 @@ from clip_common.backbones.spec import Tokens, move
 from clip_common.backbones.trunk import Trunk
 from clip_common.errors import printable
 from clip_common.features.shards import RowShelf, SequenceShelf, Shelf
+from clip_common.file_facts import FileFacts
 
 THREADS = min(8, os.cpu_count() or 1)
 UNREADABLE = (OSError, ValueError)
@@ -242,10 +243,22 @@ def hash_content(content: bytes | str) -> bytes:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()
 
 
-def hash_source(source: FeatureSource) -> bytes | OSError:
-    """Return the sha256 of a source's content, or the error that keeps it from being read."""
+def hash_source(source: FeatureSource, facts: FileFacts | None = None) -> bytes | OSError:
+    """Return the sha256 of a source's content, or the error that keeps it from being read.
+
+    Args:
+        source: What to hash.
+        facts: Hashes of files that were read before; a new one is added.
+    """
     try:
-        return hash_content(read_content(source))
+        if facts is None or not isinstance(source, Path):
+            return hash_content(read_content(source))
+        known = facts.find(source)
+        if known is not None:
+            return bytes.fromhex(known)
+        digest = hash_content(read_content(source))
+        facts.note(source, digest.hex())
+        return digest
     except OSError as error:
         return error
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from clip_common.backbones import is_frozen
 from clip_common.devices import pick_device
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter
-from clipse.config import ModelConfig
 from clipse.data import ImageRecord, Sample, choose_captions
 from clipse.models.retrieval import RetrievalModel
 
@@ -25,12 +25,12 @@ class ImageFeatureDataset(Dataset[Sample]):
     Args:
         records: N images.
         features_NF: Their feature rows, in the order of `records`.
-        seed: Root seed of the caption choice.
         captions: `one` shows one random caption per epoch; `all` shows every caption.
+        seed: Root seed of the caption choice.
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], features_NF: Tensor, *, seed: int, captions: Literal["one", "all"]
+        self, records: Sequence[ImageRecord], features_NF: Tensor, *, captions: Literal["one", "all"], seed: int = 0
     ) -> None:
         self.records = records
         self.features_NF = features_NF
@@ -78,7 +78,6 @@ class FrozenFeatures:
 def load_frozen_features(
     model: RetrievalModel,
     records: Mapping[str, Sequence[ImageRecord]],
-    config: ModelConfig,
     *,
     cache: FeatureCache,
     reporter: Reporter,
@@ -87,25 +86,26 @@ def load_frozen_features(
     """Compute the features of every locked trunk, or read them from the cache.
 
     Args:
-        model: Moved to the device for the computation, and back.
+        model: Its locked trunks are run; moved to the device for the computation, and back.
         records: Split → images.
-        config: Which towers are locked.
         cache: Where features are kept.
         reporter: Shows progress.
         devices: `trainer.devices`: a GPU is used if available, unless this says CPU.
     """
-    dual = config.kind == "dual"
-    if not (dual or config.lock_image or config.lock_text):
+    locked_image, locked_text = is_frozen(model.image_tower.trunk), is_frozen(model.text_tower.trunk)
+    if not (locked_image or locked_text):
         return FrozenFeatures()
     home = model.device
     model.to(pick_device(devices))
     images: dict[str, Tensor] = {}
-    if dual or config.lock_image:
+    if locked_image:
         for split, rows in records.items():
             with reporter(f"image features of the {split} split") as progress:
-                images[split] = cache.features(model.bundle.image, rows, progress=progress)
+                # a file by its path, so that the cache remembers its hash; a member of a shard by its record
+                sources = [record if record.span else record.path for record in rows]
+                images[split] = cache.features(model.bundle.image, sources, progress=progress)
     texts = None
-    if dual or config.lock_text:
+    if locked_text:
         captions = sorted({text for rows in records.values() for record in rows for text in record.captions})
         with reporter("caption features") as progress:
             texts = TextFeatures(captions, cache.features(model.bundle.text, captions, progress=progress))
