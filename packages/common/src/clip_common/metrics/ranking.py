@@ -7,6 +7,11 @@ in it. Of two equal captions one comes out ahead at random, depending on the til
 other count as tied, which is wider than this noise and narrower than any meaningful difference. The noise scales with
 the lengths of both vectors; so for items not of length 1, a tie is within `TIE` times the length of the positive.
 
+Positives that tie are one group: with a items ahead of it and t in it, p of them positives, every order of the t is
+equally likely. Then the first positive is within the first a + m with probability 1 − C(t − p, m) / C(t, m), and the
+expectations of ranks and precisions are closed forms too (McSherry and Najork, Computing Information Retrieval
+Performance Measures Efficiently in the Presence of Tied Scores, 2008).
+
 Shapes: N queries (or images), M items (or texts), D width, E pairs of a query and a positive, P positives of one query
 (best first), T × U one tile of scores, C comparisons that define "ahead".
 """
@@ -37,32 +42,53 @@ class QueryRanks:
     """Ranks of each query in one direction of retrieval, float64 on the CPU.
 
     Attributes:
-        best_N, worst_N: rank of the best positive, 1 = top, ahead of everything it ties with, and behind it. They
-            differ only for `ties="mean"`, where every rank between them is equally likely.
+        best_N, worst_N: rank of the best positive, 1 = top, ahead of every negative it ties with, and behind them all.
+            They differ only for `ties="mean"`.
+        tied_N: positives in that tie, 1 or more; every order of these and of the tied negatives is equally likely.
         precision_N: average precision within the first 10, AP@10 = 1/min(R, 10) · Σ_{k≤10} P@k · rel_k for R positives.
     """
 
     best_N: Tensor
     worst_N: Tensor
+    tied_N: Tensor
     precision_N: Tensor
 
     @property
     def mean_N(self) -> Tensor:
-        """Mean rank of the best positive."""
-        return (self.best_N + self.worst_N) / 2
+        """Mean rank of the first positive: the first of p in random order among t is at (t + 1) / (p + 1)."""
+        return self.best_N - 1 + (self.worst_N - self.best_N + self.tied_N + 1) / (self.tied_N + 1)
 
     def within_N(self, k: int) -> Tensor:
-        """Return the share of possible ranks that are k or better."""
-        return ((k + 1 - self.best_N) / (self.worst_N + 1 - self.best_N)).clamp(0, 1)
+        """Return the share of orders in which a positive is among the first k."""
+        ahead_N, negatives_N = self.best_N - 1, self.worst_N - self.best_N
+        missed_N = torch.ones_like(ahead_N)
+        for drawn in range(min(k, int(negatives_N.max()) + 1)):
+            next_N = (negatives_N - drawn).clamp(min=0) / (negatives_N + self.tied_N - drawn).clamp(min=1)
+            missed_N *= torch.where(ahead_N + drawn < k, next_N, 1.0)
+        return 1 - missed_N
 
     def ordered(self, order_N: Tensor) -> "QueryRanks":
         """Return the ranks with queries in another order."""
-        return QueryRanks(self.best_N[order_N], self.worst_N[order_N], self.precision_N[order_N])
+        return QueryRanks(self.best_N[order_N], self.worst_N[order_N], self.tied_N[order_N], self.precision_N[order_N])
 
     @property
     def reciprocal_N(self) -> Tensor:
-        """Mean of 1/rank over possible ranks, 0 beyond `DEPTH`."""
-        return _mean_reciprocal(self.best_N, self.worst_N)
+        """Mean of 1/rank over the orders, 0 beyond `DEPTH`."""
+        found_N = [self.within_N(k) for k in range(DEPTH + 1)]
+        return sum(((found_N[k] - found_N[k - 1]) / k for k in range(1, DEPTH + 1)), start=torch.zeros_like(found_N[0]))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Ties among the positives of each row of a tile, best first; a slot is a positive, or a row with fewer has none.
+
+    Attributes:
+        threshold_CTP: thresholds of the first positive of each tie; +inf, which nothing is ahead of, in other slots.
+        size_TP: positives in the tie that starts in this slot; 0 in other slots.
+    """
+
+    threshold_CTP: Tensor
+    size_TP: Tensor
 
 
 def rank_one_way(
@@ -91,9 +117,8 @@ def rank_one_way(
     for rows, pairs in _tiles(positives_N, tile=tile):
         scores_TU = _scores(queries_ND[rows], gallery_MD)
         row_E, column_E = query_E[pairs] - rows.start, item_E[pairs]
-        threshold_CE = _thresholds(scores_TU[row_E, column_E], margin_E[pairs], ties=ties)
-        threshold_CTP = _take_positives(scores_TU, threshold_CE, row_E, column_E, positives_N[rows])
-        done.append(_ranks(_ahead_of_rows(scores_TU, threshold_CTP, ties=ties), positives_N[rows]))
+        groups = _take_positives(scores_TU, margin_E[pairs], row_E, column_E, positives_N[rows], ties=ties)
+        done.append(_ranks(_ahead_of_rows(scores_TU, groups, ties=ties), groups.size_TP, positives_N[rows]))
     return _joined(done)
 
 
@@ -119,26 +144,29 @@ def rank_both_ways(
     tile = tile or max(1, int((TILE_SCORES * len(image_ND) / len(text_MD)) ** 0.5))
     tiles = list(_tiles(texts_N, tile=tile))
 
-    image_threshold, image_ahead, text_threshold, text_ahead = [], [], [], []
+    image_groups, image_ahead, text_threshold, text_ahead = [], [], [], []
     for images, texts in tiles:
         scores_TU = _scores(image_ND[images], text_MD[texts])
         row_U = text_to_image_M[texts] - images.start
         column_U = torch.arange(len(row_U), device=row_U.device)
         text_threshold.append(_thresholds(scores_TU[row_U, column_U], TIE, ties=ties))
-        image_threshold.append(_take_positives(scores_TU, text_threshold[-1], row_U, column_U, texts_N[images]))
-        image_ahead.append(_ahead_of_rows(scores_TU, image_threshold[-1], ties=ties))
+        margin_U = torch.full((len(row_U),), TIE, device=row_U.device)
+        image_groups.append(_take_positives(scores_TU, margin_U, row_U, column_U, texts_N[images], ties=ties))
+        image_ahead.append(_ahead_of_rows(scores_TU, image_groups[-1], ties=ties))
         text_ahead.append(_ahead_of_columns(scores_TU, text_threshold[-1], ties=ties))
     for a, (images, _) in enumerate(tiles):
         for b, (_, texts) in enumerate(tiles):
             if a != b:
                 scores_TU = _scores(image_ND[images], text_MD[texts])
-                image_ahead[a] += _ahead_of_rows(scores_TU, image_threshold[a], ties=ties)
+                image_ahead[a] += _ahead_of_rows(scores_TU, image_groups[a], ties=ties)
                 text_ahead[b] += _ahead_of_columns(scores_TU, text_threshold[b], ties=ties)
 
     image_ranks = [
-        _ranks(ahead_CTP, texts_N[images]) for ahead_CTP, (images, _) in zip(image_ahead, tiles, strict=True)
+        _ranks(ahead_CTP, groups.size_TP, texts_N[images])
+        for ahead_CTP, groups, (images, _) in zip(image_ahead, image_groups, tiles, strict=True)
     ]
-    return _joined(image_ranks), _ranks(torch.cat(text_ahead, dim=1)[:, :, None], torch.ones_like(text_to_image_M))
+    one_M = torch.ones_like(text_to_image_M)
+    return _joined(image_ranks), _ranks(torch.cat(text_ahead, dim=1)[:, :, None], one_M[:, None], one_M)
 
 
 def _tiles(positives_N: Tensor, *, tile: int) -> Iterator[tuple[slice, slice]]:
@@ -164,35 +192,48 @@ def _thresholds(score_E: Tensor, margin: Tensor | float, *, ties: Ties) -> Tenso
 
 
 def _take_positives(
-    scores_TU: Tensor, threshold_CE: Tensor, row_E: Tensor, column_E: Tensor, positives_T: Tensor
-) -> Tensor:
-    """Hide the positives in a tile (-inf), and sort their thresholds.
+    scores_TU: Tensor, margin_E: Tensor, row_E: Tensor, column_E: Tensor, positives_T: Tensor, *, ties: Ties
+) -> _Groups:
+    """Hide the positives in a tile (-inf), and group each row's best by ties.
 
-    Returns:
-        (C, T, P) thresholds of each row's best positives, best first: at most `DEPTH` of them, since a worse one can
-        be neither first nor within the first ten. Rows with fewer are filled with +inf, which nothing is ahead of.
+    Only the best `DEPTH` of a row have slots, since a worse one can be neither first nor within the first ten; the size
+    of a tie counts all of its positives.
     """
     slot_E = torch.arange(len(row_E), device=row_E.device) - (positives_T.cumsum(0) - positives_T)[row_E]
-    threshold_CTP = scores_TU.new_full((len(threshold_CE), len(scores_TU), int(positives_T.max())), -torch.inf)
-    threshold_CTP[:, row_E, slot_E] = threshold_CE
+    score_TP = scores_TU.new_full((len(scores_TU), int(positives_T.max())), -torch.inf)
+    margin_TP = torch.zeros_like(score_TP)
+    score_TP[row_E, slot_E] = scores_TU[row_E, column_E]
+    margin_TP[row_E, slot_E] = margin_E
     scores_TU[row_E, column_E] = -torch.inf
-    best_CTP = threshold_CTP.topk(min(DEPTH, threshold_CTP.shape[2]), dim=2).values
-    return best_CTP.masked_fill_(best_CTP == -torch.inf, torch.inf)
+    best_TK, place_TK = score_TP.topk(min(DEPTH, score_TP.shape[1]), dim=1)
+    threshold_CTK = _thresholds(best_TK, margin_TP.gather(1, place_TK), ties=ties)
+    size_TK = torch.zeros_like(place_TK)
+    start_T = torch.zeros_like(positives_T)  # slot of the next tie
+    for k in range(best_TK.shape[1]):
+        starts_T = (start_T == k) & (k < positives_T)
+        stop_T = (score_TP >= threshold_CTK[-1, :, k, None]).sum(1) if ties == "mean" else start_T + 1
+        size_TK[:, k] = torch.where(starts_T, stop_T - k, 0)
+        start_T = torch.where(starts_T, stop_T, start_T)
+    return _Groups(threshold_CTK.masked_fill_(size_TK == 0, torch.inf), size_TK)
 
 
-def _ahead_of_rows(scores_TU: Tensor, threshold_CTP: Tensor, *, ties: Ties) -> Tensor:
+def _ahead_of_rows(scores_TU: Tensor, groups: _Groups, *, ties: Ties) -> Tensor:
     """Count the scores of each row ahead of its thresholds: (C, T, P) float64.
 
-    Counts are exact for the first positive, and wherever their mean is below `DEPTH`; other means are `DEPTH` or more.
+    Counts of the first tie are exact. Of a later tie they are if its first comparison counts below `DEPTH`; else that
+    count is `DEPTH` or more.
     Only each row's shortlist is read P times. If a score at or above a threshold is missing from it, then all 2·DEPTH
-    blocks of the shortlist hold such a score too, and counting each as at least half gives `DEPTH`. So a count below
-    `DEPTH` has missed nothing.
+    blocks of the shortlist hold such a score too. So a count below 2·DEPTH has missed nothing.
     """
     short_TV = _shortlist(scores_TU)
-    ahead_CTP = torch.stack([_ahead(short_TV, threshold_CT, ties=ties) for threshold_CT in threshold_CTP.unbind(2)], 2)
-    far_T = ahead_CTP[:, :, 0].mean(0) >= DEPTH
-    ahead_CTP[:, far_T, 0] = _ahead(scores_TU[far_T], threshold_CTP[:, far_T, 0], ties=ties)
-    return ahead_CTP
+    counts = []
+    for p, threshold_CT in enumerate(groups.threshold_CTP.unbind(2)):
+        ahead_CT = _ahead(short_TV, threshold_CT, ties=ties)
+        if short_TV is not scores_TU:
+            again_T = (ahead_CT[-1] >= 2 * DEPTH) & ((ahead_CT[0] < DEPTH) | (p == 0))
+            ahead_CT[:, again_T] = _ahead(scores_TU[again_T], threshold_CT[:, again_T], ties=ties)
+        counts.append(ahead_CT)
+    return torch.stack(counts, dim=2)
 
 
 def _ahead(scores_TV: Tensor, threshold_CT: Tensor, *, ties: Ties) -> Tensor:
@@ -224,24 +265,34 @@ def _shortlist(scores_TU: Tensor) -> Tensor:
     return blocks_TKB.flatten(0, 1).index_select(0, best_TK.flatten()).view(rows, -1)
 
 
-def _ranks(ahead_CTP: Tensor, positives_T: Tensor) -> QueryRanks:
-    """Convert counts of negatives ahead to ranks; the p-th best positive also has p - 1 positives ahead."""
-    order_P = torch.arange(1, ahead_CTP.shape[2] + 1, device=ahead_CTP.device)
-    rank_TP = ahead_CTP.mean(0) + order_P
+def _ranks(ahead_CTP: Tensor, size_TP: Tensor, positives_T: Tensor) -> QueryRanks:
+    """Convert counts of negatives ahead of each tie to ranks and average precision.
+
+    At rank k of a tie with a items ahead, h of them positives, the precision has the expectation
+    p/t · (h + 1 + (k − a − 1) · (p − 1)/(t − 1)) / k.
+    """
     best_T, worst_T = ahead_CTP[0, :, 0] + 1, ahead_CTP[-1, :, 0] + 1
-    found_TP = (rank_TP <= DEPTH) & (order_P <= positives_T[:, None])
-    precision_T = (found_TP * order_P / rank_TP).sum(1) / positives_T.clamp(max=DEPTH)
-    precision_T = torch.where(positives_T == 1, _mean_reciprocal(best_T, worst_T), precision_T)
-    return QueryRanks(best_N=best_T.cpu(), worst_N=worst_T.cpu(), precision_N=precision_T.cpu())
-
-
-def _mean_reciprocal(best_N: Tensor, worst_N: Tensor) -> Tensor:
-    """Compute the mean of 1/rank over the ranks from best to worst, 0 beyond `DEPTH`."""
-    rank_R = torch.arange(1, DEPTH + 1, device=best_N.device)
-    among_NR = (best_N[:, None] <= rank_R) & (rank_R <= worst_N[:, None])
-    return (among_NR / rank_R.double()).sum(1) / (worst_N + 1 - best_N)
+    precision_T, taken_T = torch.zeros_like(best_T), torch.zeros_like(best_T)
+    for found, size_T in enumerate(size_TP.unbind(1)):
+        # the margins of two ties may overlap: negatives in both belong to the better one
+        ahead_T, reach_T = (
+            torch.maximum(count_T, taken_T) for count_T in (ahead_CTP[0, :, found], ahead_CTP[-1, :, found])
+        )
+        tied_T = reach_T - ahead_T + size_T
+        taken_T = torch.where(size_T > 0, reach_T, taken_T)
+        for rank in range(found + 1, DEPTH + 1):
+            passed_T = rank - 1 - found - ahead_T
+            before_T = found + 1 + passed_T * (size_T - 1) / (tied_T - 1).clamp(min=1)
+            within_T = (passed_T >= 0) & (passed_T < tied_T) & (size_T > 0)
+            precision_T += torch.where(within_T, size_T / tied_T.clamp(min=1) * before_T / rank, 0.0)
+    precision_T /= positives_T.clamp(max=DEPTH)
+    return QueryRanks(best_T.cpu(), worst_T.cpu(), size_TP[:, 0].cpu(), precision_T.cpu())
 
 
 def _joined(parts: Sequence[QueryRanks]) -> QueryRanks:
-    best, worst, precision = zip(*((part.best_N, part.worst_N, part.precision_N) for part in parts), strict=True)
-    return QueryRanks(best_N=torch.cat(best), worst_N=torch.cat(worst), precision_N=torch.cat(precision))
+    return QueryRanks(
+        best_N=torch.cat([part.best_N for part in parts]),
+        worst_N=torch.cat([part.worst_N for part in parts]),
+        tied_N=torch.cat([part.tied_N for part in parts]),
+        precision_N=torch.cat([part.precision_N for part in parts]),
+    )

@@ -129,9 +129,8 @@ def retrieval_metrics(
         ks: the K of R@K.
         ties: rank of negatives that tie with a positive, that is, score within 1e-6 of it (cosine; for dot products
             1e-6 times the lengths of the query and the positive). "optimistic": behind it; "pessimistic": ahead of it;
-            "mean": every rank in the tie is equally likely and metrics are means over these ranks, so a collapsed
-            model scores at chance. Two exceptions: AP with several positives puts each at the middle of its tie; and of
-            several positives in one tie, the best is ranked as if it were alone, so R@K and MRR stay below chance.
+            "mean": every order of a tie is equally likely, however many positives are in it, and metrics are means over
+            the orders, so a collapsed model scores at chance.
         tile: queries compared at a time; by default about 8 M scores.
         normalise: cosine similarity (default) or plain dot products.
 
