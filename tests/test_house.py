@@ -302,7 +302,7 @@ MODULES = {
 }
 
 # Imported where it is needed, with an error that says what to install: no package that lacks it is the poorer.
-OPTIONAL = {"common": {"scipy", "tensorboard", "wandb"}}
+OPTIONAL = {"common": {"pyarrow", "scipy", "tensorboard", "wandb"}, "clipse": {"pyarrow"}}
 
 
 def project_of(package: str) -> dict[str, Any]:

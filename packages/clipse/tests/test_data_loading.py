@@ -126,7 +126,7 @@ def test_a_broken_image_is_found_by_check_and_skipped_when_asked(folder, content
     (folder / "Images" / "c.jpg").write_bytes(content)
     report = check(folder)
     assert not report.ok
-    assert "c.jpg" in report.problems[0]
+    assert "c.jpg" in str(report.problems[0])
     assert load_captions(folder, on_error="skip").skipped == 1
 
 

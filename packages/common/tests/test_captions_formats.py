@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_captions import CAPTIONS, WRITERS, read, refusal
 
-from clip_common.captions import find_caption_files, find_format, find_split, parse_split
-from clip_common.captions.formats import parse_kaggle
+from clip_common.captions import ReadLog, find_caption_files, find_format, find_split, parse_split
+from clip_common.captions.tables import parse_table
 from clip_common.errors import DataError
 
 folder = toy.folder
@@ -84,7 +84,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(rows):
         file = Path(place, "captions.txt")
         with file.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([("image", "caption"), *rows])
-        found = [(row.image, row.captions[0]) for row in parse_kaggle(file)]
+        found = [(row.image, row.captions[0]) for row in parse_table(file, ReadLog())]
     assert found == [(name.strip(), caption) for name, caption in rows]
 
 
@@ -107,7 +107,7 @@ def test_an_unquoted_caption_is_read_to_the_letter(captions):
     with tempfile.TemporaryDirectory() as place:
         file = Path(place, "captions.txt")
         file.write_text("image,caption\n" + "".join(f"a.jpg,{caption}\n" for caption in captions), encoding="utf-8")
-        assert [row.captions[0] for row in parse_kaggle(file)] == captions
+        assert [row.captions[0] for row in parse_table(file, ReadLog())] == captions
 
 
 def test_the_lemmas_beside_the_original_captions_are_not_taken_for_them(folder):

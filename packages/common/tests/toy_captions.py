@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_common.captions import CaptionedImage, choose_file, find_caption_files, read_caption_file
+from clip_common.captions import (
+    CaptionedImage,
+    ReadLog,
+    check_none,
+    choose_files,
+    find_caption_files,
+    read_caption_files,
+)
 from clip_common.errors import DataError
 
 CAPTIONS = {
@@ -82,7 +89,10 @@ WRITERS = {
 def read(folder: Path) -> list[CaptionedImage]:
     """The images of the preferred caption file of a folder."""
     format, files = next(iter(find_caption_files(folder).items()))
-    return read_caption_file(choose_file(files, folder, format=format), format=format)
+    log = ReadLog()
+    images = read_caption_files(choose_files(files, folder, format=format), format=format, log=log)
+    check_none(log.problems, advice="correct them")
+    return images
 
 
 def refusal(folder: Path) -> str:

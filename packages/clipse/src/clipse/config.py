@@ -35,13 +35,33 @@ class TopicalConfig:
 
 
 @dataclass
+class ColumnsConfig:
+    """Columns of a table, or keys of JSON, that hold captions, for a set whose names are not among the known ones."""
+
+    image: str | None = None
+    """Column of the image's path; null takes the first known one, such as image, file_name or filepath."""
+    caption: str | None = None
+    """Column of the caption; null takes the first known one, such as caption, comment, text or title."""
+    split: str | None = None
+    """Column of the split; null takes `split`, if there is one."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The columns that are set, by role."""
+        return {field.name: name for field in fields(self) if (name := getattr(self, field.name)) is not None}
+
+
+@dataclass
 class DataConfig:
     """Source of the image-caption pairs, and how batches are made of them."""
 
     root: str | None = None
-    """Folder of the images and captions (Flickr8k, Flickr30k, COCO Karpathy, CSV/TSV, webdataset shards)."""
+    """Folder of the images and captions, or one captions file (Flickr8k, Flickr30k, COCO, CSV, shards, …)."""
     format: str = "auto"
     """Caption format; `auto` detects it from the files. `clipse data check` prints the format found."""
+    files: list[str] = field(default_factory=list)
+    """Caption files in the root to read together, such as [train.csv,val.csv]; empty finds them by their names."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     hold_out: int = 0
     """Number of training images set aside for validation, for a set without a `val` split."""
     split_seed: int = 0

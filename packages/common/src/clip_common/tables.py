@@ -29,11 +29,21 @@ def read_text(file: Path) -> str:
         DataError: The file cannot be read, or is not UTF-8.
     """
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{file}: not UTF-8 text ({error.reason} at byte {error.start}): save it with the encoding UTF-8"
         ) from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clip_common import cli
+from clip_common.captions import COLUMNS
 from clip_common.cli import NewFolder, console
 
 data = cli.Application("data", help="Look at a set of captioned images, or draw one.")
@@ -19,32 +20,45 @@ class World(StrEnum):
     parts = "parts"
 
 
-Root = Annotated[Path, typer.Argument(help="Folder of images and captions.", show_default=False)]
+Root = Annotated[Path, typer.Argument(help="Folder of images and captions, or a captions file.", show_default=False)]
 Format = Annotated[str, typer.Option(help="Caption format; auto detects it from the files.")]
+Files = Annotated[
+    list[str] | None, typer.Option(help="Captions file in ROOT; repeat it for several that are read together.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(help="ROLE=NAME: the column or key that holds the image, caption or split; repeatable."),
+]
 
 
 @data.command()
-def check(root: Root, format: Format = "auto") -> None:
-    """Read every caption and decode every image; list the problems and exit with 2 if there are any.
+def check(root: Root, format: Format = "auto", files: Files = None, columns: Columns = None) -> None:
+    """Read every caption and decode every image; list every problem with its line, and exit with 2 if there are any.
 
-    Example:
+    Examples:
 
         clipse data check flickr8k/
+
+        clipse data check flickr30k/ --files train.csv --files val.csv
+
+        clipse data check photos/ --files list.csv --columns image=photo --columns caption=words
     """
     from clipse.data import check as check_data
 
     with cli.progress("decoding images") as progress:
-        report = check_data(root, format=format, progress=progress)
+        report = check_data(root, format=format, files=files or (), columns=_roles(columns), progress=progress)
     rows = [(split, f"{images:,}", f"{report.captions[split]:,}") for split, images in report.images.items()]
     cli.print_table(["split", "images", "captions"], rows, title=f"{root}: {report.format}")
+    cli.print_notes(report.notes)
     if report.unlisted:
         console.print(f"{report.unlisted} captioned images are in no split list and are not used")
-    cli.check_no_problems(root, report.problems, advice="data.on_error=skip trains without them")
+    lines = [str(problem) for problem in report.problems]
+    cli.check_no_problems(root, lines, advice="data.on_error=skip trains without them")
     console.print("every image decodes, every caption has words")
 
 
 @data.command()
-def stats(root: Root, format: Format = "auto") -> None:
+def stats(root: Root, format: Format = "auto", files: Files = None, columns: Columns = None) -> None:
     """Count images, captions, words and image sizes.
 
     Example:
@@ -53,7 +67,7 @@ def stats(root: Root, format: Format = "auto") -> None:
     """
     from clipse.data import stats as data_stats
 
-    figures = data_stats(root, format=format)
+    figures = data_stats(root, format=format, files=files or (), columns=_roles(columns))
     rows = []
     for name in list(figures.rows[0])[1:]:
         values = (row[name] for row in figures.rows)
@@ -95,3 +109,12 @@ def synthetic(
             folder, what=what.value, train=train, val=val, test=test, size=size, seed=seed, progress=progress
         )
     console.print(f"{images:,} {what} in {folder}", soft_wrap=True)
+
+
+def _roles(columns: list[str] | None) -> dict[str, str]:
+    """Return role → column of options such as caption=words."""
+    pairs = [given.partition("=") for given in columns or ()]
+    for role, equals, name in pairs:
+        if role not in COLUMNS or not equals or not name:
+            raise ValueError(f"--columns {role}{equals}{name}: expected ROLE=NAME, ROLE one of {', '.join(COLUMNS)}")
+    return {role: name for role, _, name in pairs}

@@ -2,13 +2,14 @@
 
 import statistics
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.captions import SPLITS
+from clip_common.captions import SPLITS, Place, Problem
 from clip_common.images import read_size
 from clip_common.reporting import Progress
-from clipse.data.loading import load_captions
+from clipse.data.loading import load_captions, read_set
 from clipse.data.records import CaptionData, ImageRecord
 
 
@@ -20,7 +21,8 @@ class CheckReport:
         root, format: The folder that was read, and its format.
         images: Split → number of usable images.
         captions: Split → number of captions.
-        problems: One line per missing or broken image and per empty caption.
+        problems: Everything that cannot be used, in the order of files and lines.
+        notes: What was chosen in reading: columns, and the folder of the images; one line each.
         unlisted: Number of captioned images without a split, when other images have one.
     """
 
@@ -28,7 +30,8 @@ class CheckReport:
     format: str
     images: dict[str, int]
     captions: dict[str, int]
-    problems: list[str]
+    problems: list[Problem]
+    notes: list[str]
     unlisted: int
 
     @property
@@ -37,19 +40,35 @@ class CheckReport:
         return not self.problems
 
 
-def check(root: str | Path, *, format: str = "auto", progress: Progress | None = None) -> CheckReport:
+def check(
+    root: str | Path,
+    *,
+    format: str = "auto",
+    files: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> CheckReport:
     """Decode every image and read every caption; collect problems instead of raising them.
 
+    Args:
+        root, format, files, columns: As for `load_captions`.
+        progress: Called while images are decoded.
+
     Raises:
-        DataError: The set cannot be read at all (no folder, no captions file, contradictory splits).
+        DataError: No captions are found at all.
     """
-    data = load_captions(root, format=format, on_error="skip", progress=progress)
+    data = read_set(root, format=format, files=files, columns=columns, decode=True, progress=progress)
+    problems = sorted(data.problems, key=lambda problem: (str(problem.file), problem.line or 0))
+    if len(data.images) < 2:
+        text = f"{len(data.images)} usable image(s); image-text retrieval needs at least 2"
+        problems.append(Problem("file", Place(data.root), text))
     return CheckReport(
         root=data.root,
         format=data.format,
         images={split: len(data.split(split)) for split in SPLITS},
         captions={split: sum(len(record.captions) for record in data.split(split)) for split in SPLITS},
-        problems=data.problems,
+        problems=problems,
+        notes=data.notes,
         unlisted=data.unlisted,
     )
 
@@ -73,13 +92,19 @@ class Stats:
     repeated_captions: int
 
 
-def stats(root: str | Path, *, format: str = "auto") -> Stats:
+def stats(
+    root: str | Path,
+    *,
+    format: str = "auto",
+    files: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Stats:
     """Count images, captions, words and image sizes (from the headers; no pixels are decoded).
 
     Raises:
         DataError: The set cannot be used.
     """
-    data = load_captions(root, format=format)
+    data = load_captions(root, format=format, files=files, columns=columns)
     bearers = Counter(text for record in data.images for text in {caption.lower() for caption in record.captions})
     return Stats(
         root=data.root,

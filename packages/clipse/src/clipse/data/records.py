@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_common.captions import SPLITS
+from clip_common.captions import SPLITS, Problem
 from clip_common.errors import DataError
 from clip_common.images import read_image
 
@@ -17,10 +17,10 @@ class ImageRecord:
     Attributes:
         id: Position in the whole set, stable for a given set of files: equal ids are the same image.
         name: Name for messages: the file name, or `shard.tar/member.jpg`.
-        path: The image file, or the tar shard that holds it.
+        path: The image file, or the tar shard or Arrow file that holds it.
         captions: At least one, stripped, in the order of the file.
         split: `train`, `val` or `test`.
-        span: Offset and size in bytes of the image inside a tar shard; None if `path` is the image file itself.
+        span: Offset and size in bytes of the image inside `path`; None if `path` is the image file itself.
     """
 
     id: int
@@ -68,7 +68,8 @@ class CaptionData:
         images: All images of the three splits, ordered by id.
         skipped: Images left out under `on_error="skip"`.
         skipped_captions: Empty captions left out under `on_error="skip"`.
-        problems: One line for each image or caption left out.
+        problems: What was left out, or, under `on_error="raise"`, nothing.
+        notes: What was chosen in reading: columns, and the folder of the images; one line each.
         unlisted: Number of captioned images without a split, when other images have one.
     """
 
@@ -77,7 +78,8 @@ class CaptionData:
     images: list[ImageRecord]
     skipped: int = 0
     skipped_captions: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     unlisted: int = 0
 
     def split(self, name: str) -> list[ImageRecord]:

@@ -1,167 +1,169 @@
-"""Formats of caption files of images: detection by name and first line, and parsers to `Row`s.
+"""Formats of caption files of images: detection by name and content, and a parser to `Row`s for each.
 
 A parser yields one `Row` per caption or per image, in the order of the file, without looking at images on disk.
 """
 
-import re
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from clip_common.captions.splits import parse_split
+from clip_common.captions.columns import Row, find_columns
+from clip_common.captions.json_files import (
+    parse_coco,
+    parse_json_lines,
+    parse_karpathy,
+    parse_lavis,
+    parse_parquet,
+)
+from clip_common.captions.problems import ReadLog
+from clip_common.captions.splits import find_file_split, find_split
+from clip_common.captions.tables import parse_table, parse_token, read_header
 from clip_common.errors import DataError
-from clip_common.tables import read_json, read_lines, read_table
+
+Parser = Callable[[Path, ReadLog], Iterator[Row]]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Captions of one image in a file; `image` is a path relative to the images, `split` is None if not stated."""
-
-    image: str
-    captions: tuple[str, ...]
-    split: str | None = None
+def parse_imagefolder(file: Path, log: ReadLog) -> Iterator[Row]:
+    """Parse the metadata.jsonl, metadata.csv or metadata.parquet of a Hugging Face imagefolder."""
+    return {".jsonl": parse_json_lines, ".parquet": parse_parquet}.get(file.suffix.lower(), parse_table)(file, log)
 
 
-def parse_kaggle(file: Path) -> Iterator[Row]:
-    """Parse Kaggle's `image,caption` with a header; a caption may be quoted, or contain commas and quotes unquoted."""
-    for order, (number, line) in enumerate(read_lines(file)):
-        cells = _KAGGLE_LINE.fullmatch(line)
-        if cells is None:
-            raise _unreadable(file, number, "image,caption", line)
-        image, caption = (_unquoted(cell) for cell in cells.groups())
-        if order > 0 or (image.strip().lower(), caption.strip().lower()) != ("image", "caption"):
-            yield Row(image.strip(), (caption,))
-
-
-def parse_token(file: Path) -> Iterator[Row]:
-    """Parse the original `name.jpg#k<TAB>caption`."""
-    for number, line in read_lines(file):
-        key, tab, caption = line.partition("\t")
-        if not tab:
-            raise _unreadable(file, number, "name.jpg#0<TAB>caption", line)
-        yield Row(key.rpartition("#")[0] or key, (caption,))
-
-
-def parse_captions_tsv(file: Path) -> Iterator[Row]:
-    """Parse a table with the columns image_id, caption, image_path, split, in any order; split may be missing."""
-    for number, cells in read_table(file, needed=("caption", "image_path")):
-        yield Row(
-            cells["image_path"], (cells["caption"],), parse_split(cells.get("split"), at=f"{file}, line {number}")
-        )
-
-
-def parse_open_clip(file: Path) -> Iterator[Row]:
-    """Parse open_clip's CSV or TSV with the columns filepath and title."""
-    for number, cells in read_table(file, needed=("filepath", "title")):
-        yield Row(cells["filepath"], (cells["title"],), parse_split(cells.get("split"), at=f"{file}, line {number}"))
-
-
-def parse_karpathy(file: Path) -> Iterator[Row]:
-    """Parse Karpathy's JSON: {"images": [{"filename", "filepath"?, "split", "sentences": [{"raw"}]}]}.
-
-    The split `restval` is used for training.
-    """
-    content = read_json(file)
-    try:
-        for image in content["images"]:
-            name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-            sentences = image["sentences"]
-            captions = tuple(parse_caption(sentence["raw"], sample=f"{file}: {name}") for sentence in sentences)
-            yield Row(name, captions, parse_split(image.get("split"), at=f"{file}: {name}"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: not Karpathy's JSON of images, filename, split and sentences ({error!r})") from error
-
-
-def parse_caption(value: Any, *, sample: str) -> str:
-    """Return a caption from JSON, where null is an empty caption.
-
-    Raises:
-        DataError: Neither text nor null.
-    """
-    if not isinstance(value, str | None):
-        raise DataError(f"{sample}: expected a caption as text, got {value!r:.80}: write it in quotes, or remove it")
-    return value or ""
-
-
-PARSERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+PARSERS: dict[str, Parser] = {
     "karpathy": parse_karpathy,
-    "captions_tsv": parse_captions_tsv,
+    "coco": parse_coco,
+    "lavis": parse_lavis,
+    "captions_tsv": parse_table,
     "token": parse_token,
-    "kaggle": parse_kaggle,
-    "open_clip": parse_open_clip,
+    "kaggle": parse_table,
+    "flickr30k": parse_table,
+    "open_clip": parse_table,
+    "imagefolder": parse_imagefolder,
+    "table": parse_table,
 }
 """Format → parser, in the order of preference for a folder with several."""
 
 NAMES = {
     "karpathy": "dataset.json, dataset_*.json",
+    "coco": "COCO's captions_*.json",
+    "lavis": "JSON lists of image and caption",
     "captions_tsv": "captions.tsv",
     "token": "Flickr8k.token.txt, *.token.txt, results_20130124.token",
     "kaggle": "captions.txt",
+    "flickr30k": "results.csv",
     "open_clip": "*.csv or *.tsv with the columns filepath and title",
+    "imagefolder": "metadata.jsonl, metadata.csv, metadata.parquet",
+    "table": "*.csv, *.tsv or captions*.txt with columns of images and captions",
 }
 """Format → names of its files, for messages."""
 
+_HEAD = 1 << 16
+"""Bytes of a file's beginning and of its end that are enough to tell its format."""
 
-def find_format(file: Path) -> str | None:
-    """Return the format of a file by its name, or by the header of a table; None if it is none of them.
+
+def find_format(file: Path, log: ReadLog | None = None) -> str | None:
+    """Return the format of a file by its name, by the header of a table or the keys of JSON; None if it is none.
+
+    Args:
+        file: An existing file.
+        log: Its columns count as known.
 
     Raises:
-        DataError: A CSV or TSV file that cannot be read.
+        DataError: A file that cannot be read.
     """
-    name = file.name
-    if name == "captions.txt":
-        return "kaggle"
-    if name == "captions.tsv":
-        return "captions_tsv"
+    name, suffix = file.name, file.suffix.lower()
     if name.endswith((".token.txt", ".token")) and ".lemma." not in name:
         return "token"
-    if name.startswith("dataset") and name.endswith(".json"):
-        return "karpathy"
-    if name.endswith((".csv", ".tsv")):
-        _, header = next(read_lines(file), (1, ""))
-        columns = {cell.strip().strip('"') for cell in header.replace("\t", ",").split(",")}
-        if {"filepath", "title"} <= columns:
-            return "open_clip"
-        if {"caption", "image_path"} <= columns:
-            return "captions_tsv"
-    return None
+    if suffix == ".json":
+        return _find_json_format(file)
+    if name.lower() in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
+        return "imagefolder" if suffix != ".jsonl" or '"file_name"' in _read_head(file) else None
+    if suffix not in (".csv", ".tsv") and not (suffix == ".txt" and name.startswith(("captions", "results"))):
+        return None
+    line = next((line for line in _read_head(file).splitlines() if line.strip()), "")
+    if name == "captions.txt":
+        return "token" if "#" in line.partition("\t")[0] and "\t" in line else "kaggle"
+    if name == "captions.tsv":
+        return "captions_tsv"
+    if name == "results.csv" and "|" in line:
+        return "flickr30k"
+    header = {cell.lower() for cell in read_header(line)}
+    if suffix != ".txt" and {"filepath", "title"} <= header:
+        return "open_clip"
+    if suffix != ".txt" and {"caption", "image_path"} <= header:
+        return "captions_tsv"
+    try:
+        find_columns(read_header(line), log or ReadLog())
+    except DataError:
+        return None
+    return "table"
 
 
-def find_caption_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the caption files directly in a folder by format, in the order of preference, sorted by name.
+def find_caption_files(root: Path, log: ReadLog | None = None) -> dict[str, list[Path]]:
+    """Return the caption files of a folder by format, in the order of preference, sorted by path.
+
+    They are in the folder, in its folder `annotations`, or, as the metadata of imagefolders, in folders of splits.
 
     Raises:
         DataError: As `find_format`.
     """
     found: dict[str, list[Path]] = {format: [] for format in PARSERS}
-    for file in sorted(folder.iterdir()):
-        format = find_format(file) if file.is_file() else None
+    below = [place for place in sorted(root.iterdir()) if place.is_dir()]
+    files = [file for file in sorted(root.iterdir()) if file.is_file()]
+    files += [file for place in below if place.name == "annotations" for file in sorted(place.iterdir())]
+    files += [file for place in below if find_split([place.name]) for file in sorted(place.glob("metadata.*"))]
+    for file in files:
+        format = find_format(file, log) if file.is_file() else None
         if format is not None:
             found[format].append(file)
     return {format: files for format, files in found.items() if files}
 
 
-def choose_file(files: Sequence[Path], root: Path, *, format: str) -> Path:
-    """Return the one file of a format in a folder.
+def choose_files(files: Sequence[Path], root: Path, *, format: str) -> list[Path]:
+    """Return the files of a format to read together: the only one, or one for each split.
 
     Raises:
-        DataError: Several files.
+        DataError: Several files, whose names do not state a split each.
     """
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
+    splits = [find_file_split(file) for file in files]
+    if len(files) > 1 and not all(splits):
+        names = ", ".join(str(file.relative_to(root)) for file in files)
         raise DataError(f"{root}: several files of the format {format} ({names}): name one, data.root={files[0]}")
-    return files[0]
+    return list(files)
 
 
-_QUOTED = r'"(?:[^"]|"")*"'
-_KAGGLE_LINE = re.compile(rf"({_QUOTED}|[^,]*),(.*)")
+def list_headers(root: Path) -> list[str]:
+    """Return one line for each table directly in a folder, with its header, for a message that none has captions."""
+    tables = [file for file in sorted(root.iterdir()) if file.suffix.lower() in (".csv", ".tsv") and file.is_file()]
+    heads = ((file, next((line for line in _read_head(file).splitlines() if line.strip()), "")) for file in tables)
+    return [f"{file.name} has the columns {','.join(read_header(line))!r:.120}" for file, line in heads]
 
 
-def _unquoted(cell: str) -> str:
-    """Remove the quotes that a CSV writer put around a cell; other quotes belong to the caption."""
-    return cell.strip()[1:-1].replace('""', '"') if re.fullmatch(_QUOTED, cell.strip()) else cell
+def _find_json_format(file: Path) -> str | None:
+    named = file.name.startswith("dataset") and not file.name.startswith(("dataset_dict", "dataset_info"))
+    head = _read_head(file).lstrip("\ufeff \t\r\n")
+    if head.startswith("["):
+        try:
+            find_columns(json.JSONDecoder().raw_decode(head[1:].lstrip())[0], ReadLog())
+        except (DataError, ValueError, TypeError):
+            return None
+        return "lavis"
+    ends = head + _read_tail(file)
+    if '"sentences"' in ends:
+        return "karpathy"
+    if '"caption"' in ends and '"image_id"' in ends and not file.name.startswith(("instances", "dataset_")):
+        return "coco"
+    return "karpathy" if named else None
 
 
-def _unreadable(file: Path, number: int, expected: str, line: str) -> DataError:
-    return DataError(f"{file}, line {number}: expected {expected!r}, got {line[:80]!r}")
+def _read_head(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(_HEAD).decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _read_tail(file: Path) -> str:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - _HEAD))
+        return stream.read().decode("utf-8", "replace")

@@ -1,15 +1,20 @@
-"""Read a caption file of images: rows merged by image, image files found, stated splits."""
+"""Read caption files of images: rows merged by image, image files found, stated splits."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.captions.formats import PARSERS, Row
+from clip_common.captions.columns import Row
+from clip_common.captions.formats import PARSERS
+from clip_common.captions.problems import Place, ReadLog
 from clip_common.captions.splits import read_split_lists
-from clip_common.errors import DataError
 
-FOLDERS = ("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images")
-"""Folders of images, relative to the captions file."""
+FOLDERS = (
+    *("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images"),
+    *("train2014", "val2014", "train2017", "val2017"),
+)
+"""Folders of images, relative to the captions file, to the folder above `annotations`, or to the working folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,67 +23,116 @@ class CaptionedImage:
 
     Attributes:
         name: The image as the file names it.
-        path: Its file, which may be missing.
+        path: Its file, which may be missing, or the file that holds its bytes.
         captions: In the order of the file, as they are there: some may be empty.
         split: `train`, `val` or `test`; "" if none is stated.
+        places: Place of each caption; of the image, if it has none.
+        span: Offset and size in bytes of the encoded image in `path`; None if `path` is the image.
     """
 
     name: str
     path: Path
     captions: tuple[str, ...]
     split: str
+    places: tuple[Place, ...]
+    span: tuple[int, int] | None = None
 
 
-def read_caption_file(file: Path, *, format: str) -> list[CaptionedImage]:
-    """Return the images of a caption file, each once, in the order of first appearance.
+def read_caption_files(files: Sequence[Path], *, format: str, log: ReadLog) -> list[CaptionedImage]:
+    """Return the images of caption files that are read together, each once, in the order of first appearance.
 
-    Splits are those of the rows; if no row has one, those of Flickr8k's lists beside the file.
+    Splits are those of the rows or of the files' names; if there are none, those of Flickr8k's lists beside the file.
+    Paths of images are relative to the file, to a known folder of images beside it, or to the working folder: whichever
+    has most of them. Where most paths stay inside that folder, one that leaves it (absolute, or through ..) is a
+    problem of its row.
 
     Args:
-        file: The caption file.
+        files: Caption files of one format.
         format: One of `PARSERS`.
-
-    Raises:
-        DataError: A line that is not of the format, an image in two splits, or lists that name none of the images.
+        log: Names columns, and receives what cannot be used.
     """
-    rows = merge_rows(PARSERS[format](file), file=file)
-    lists = {} if any(row.split for row in rows) else read_split_lists(file.parent)
-    folder = _find_image_folder(rows, file.parent)
-    images = [
-        CaptionedImage(row.image, folder / row.image, row.captions, row.split or lists.get(Path(row.image).name, ""))
-        for row in rows
+    rows: list[tuple[Row, Path]] = []
+    for file in files:
+        read = list(PARSERS[format](file, log))
+        folder = _find_image_folder(read, file, log)
+        rows += [(row, folder / row.image) for row in _drop_strays(read, log)]
+    images = merge_rows(rows, log)
+    lists = {} if any(image.split for image in images) else read_split_lists(files[0].parent, log)
+    if not lists or not images:
+        return images
+    listed = [
+        CaptionedImage(image.name, image.path, image.captions, lists.get(image.path.name, ""), image.places, image.span)
+        for image in images
     ]
-    if rows and lists and not any(image.split for image in images):
-        raise DataError(f"{file.parent}: the split lists name none of the {len(rows)} captioned images")
+    if not any(image.split for image in listed):
+        folder = files[0].parent
+        log.add("split", Place(folder), f"the split lists name none of the {len(images)} captioned images")
+    return listed
+
+
+def merge_rows(rows: Iterable[tuple[Row, Path]], log: ReadLog) -> list[CaptionedImage]:
+    """Merge rows into one image per file, in the order of first appearance, with all its captions and its split.
+
+    An image in two splits is a problem, and is left out.
+
+    Args:
+        rows: Each with the file of its image, or with the file that holds its bytes.
+        log: Receives the problems.
+    """
+    groups: dict[object, list[tuple[Row, Path]]] = {}
+    for row, path in rows:
+        groups.setdefault((os.path.normpath(path), row.span), []).append((row, path))
+    images = []
+    for group in groups.values():
+        first, path = group[0]
+        stated = next((row for row, _ in group if row.split), first)
+        other = next((row for row, _ in group if row.split not in (None, stated.split)), None)
+        if other is not None:
+            text = (
+                f"{first.image} in {stated.split} and {other.split} (first at {stated.place}): keep one split for each"
+            )
+            log.add("split", other.place, text)
+            continue
+        captions = tuple(caption for row, _ in group for caption in row.captions)
+        places = tuple(row.place for row, _ in group for _ in row.captions) or (first.place,)
+        images.append(CaptionedImage(first.image, path, captions, stated.split or "", places, first.span))
     return images
 
 
-def merge_rows(rows: Iterable[Row], *, file: Path) -> list[Row]:
-    """Merge rows into one per image, in the order of first appearance, with all its captions and its split.
+def _drop_strays(rows: list[Row], log: ReadLog) -> list[Row]:
+    """Return rows without those whose path leaves the folder of the others, unless most do."""
+    strays = [row for row in rows if _leaves(row)]
+    if len(strays) > len(rows) / 2:  # a list of absolute paths
+        return rows
+    for row in strays:
+        text = f"{row.image!r:.80} leaves the folder of the other images: write it relative to that folder"
+        log.add("row", row.place, text)
+    return [row for row in rows if not _leaves(row)]
 
-    Raises:
-        DataError: An image is in two splits.
-    """
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, str | None] = {}
-    twice: dict[str, str] = {}
-    for row in rows:
-        captions.setdefault(row.image, []).extend(row.captions)
-        split = splits.setdefault(row.image, row.split) or row.split
-        if row.split not in (None, split):
-            twice[row.image] = f"{split} and {row.split}"
-        splits[row.image] = split
-    if twice:
-        name, where = next(iter(twice.items()))
-        raise DataError(
-            f"{file}: {len(twice)} image(s) are in two splits, first {name} in {where}: keep one split for each"
+
+def _leaves(row: Row) -> bool:
+    return Path(row.image).is_absolute() or ".." in Path(row.image).parts
+
+
+def _find_image_folder(rows: list[Row], file: Path, log: ReadLog) -> Path:
+    """Return the known folder that holds most of a sample of the images, else `Images`; note which it is."""
+    inside = [row.image for row in rows if not _leaves(row)] or [row.image for row in rows]
+    sample = inside[:: max(1, len(inside) // 50)]
+    places = [(file.parent, "the folder of the file")]
+    if file.parent.name == "annotations":
+        places.append((file.parent.parent, "the folder above the file"))
+    places.append((Path(), "the working folder"))
+    best, most = file.parent / "Images", 0
+    said = "the folder of the file"
+    for place, what in places:
+        for name in FOLDERS:
+            count = sum((place / name / image).is_file() for image in sample)
+            if count > most:
+                best, most, said = place / name, count, what
+    if rows and not most:
+        log.notes.append(
+            f"{file}: images not found, looked in {', '.join(what for _, what in places)} and in known folders"
         )
-    return [Row(image, tuple(texts), splits[image]) for image, texts in captions.items()]
-
-
-def _find_image_folder(rows: list[Row], folder: Path) -> Path:
-    """Return the first known folder that holds one of the images, else `Images`."""
-    for name in FOLDERS:
-        if any((folder / name / row.image).is_file() for row in rows[:50]):
-            return folder / name
-    return folder / "Images"
+    elif rows:
+        log.notes.append(f"{file}: images in {best}, relative to {said}")
+    return best

@@ -1,8 +1,10 @@
 """Splits that a set states: in its rows, in Flickr8k's lists of images, or in the names of files and folders."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from clip_common.captions.problems import Place, ReadLog
 from clip_common.errors import DataError
 from clip_common.tables import read_lines
 
@@ -18,6 +20,8 @@ _NAMES = {
     "test": "test",
 }
 """Names of splits in files → `train`, `val` or `test`."""
+
+_SPLIT_WORD = re.compile(r"(?<![a-z])(train(?:ing)?|val|valid|validation|dev|test(?:ing)?)(?![a-z])")
 
 _LISTS = {"train": "trainImages.txt", "val": "devImages.txt", "test": "testImages.txt"}
 """Split → how the name of its list ends."""
@@ -50,26 +54,36 @@ def find_split(parts: Iterable[str]) -> str | None:
     return None
 
 
-def read_split_lists(folder: Path) -> dict[str, str]:
-    """Read image name -> split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty without such files.
+def find_file_split(file: Path) -> str | None:
+    """Return the split that the name of a caption file states, such as captions_val2017.json; None without one.
 
-    Raises:
-        DataError: A list cannot be read, or an image is listed twice.
+    The metadata of an imagefolder is in the folder of its split, whose name counts then.
     """
-    owner: dict[str, str] = {}
-    twice: dict[str, str] = {}
+    name = file.parent.name if file.stem.lower() == "metadata" else file.stem
+    found = {_NAMES[word.removesuffix("ing")] for word in _SPLIT_WORD.findall(name.lower())}
+    return found.pop() if len(found) == 1 else None
+
+
+def read_split_lists(folder: Path, log: ReadLog) -> dict[str, str]:
+    """Read image name → split from `Flickr_8k.{train,dev,test}Images.txt` (any prefix); empty without such files.
+
+    An image that is listed twice is a problem, and has no split.
+    """
+    owner: dict[str, tuple[str, Place]] = {}
+    twice: set[str] = set()
     for split, ending in _LISTS.items():
         for file in sorted(folder.glob(f"*{ending}")):
-            for _, line in read_lines(file):
-                name = line.strip()
+            try:
+                lines = list(read_lines(file))
+            except DataError as error:
+                log.add("file", Place(file), str(error).removeprefix(f"{file}: "))
+                continue
+            for number, line in lines:
+                name, place = line.strip(), Place(file, number)
                 if name in owner:
-                    twice[name] = f"{owner[name]} and {split}"
+                    first, where = owner[name]
+                    log.add("split", place, f"{name} in {first} and {split}, listed at {where} too: keep one")
+                    twice.add(name)
                 else:
-                    owner[name] = split
-    if twice:
-        name, where = next(iter(twice.items()))
-        raise DataError(
-            f"{folder}: {len(twice)} image(s) are listed twice in the split lists, first {name} in {where}: "
-            "keep one entry of each"
-        )
-    return owner
+                    owner[name] = split, place
+    return {name: split for name, (split, _) in owner.items() if name not in twice}

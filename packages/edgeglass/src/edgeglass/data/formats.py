@@ -15,13 +15,16 @@ from edgeglass.data.records import Sample
 
 def _read_captions(root: Path, *, format: str) -> Iterator[Sample]:
     """Yield the images of a caption file."""
-    file = root
+    files = [root]
     if root.is_dir():
-        files = captions.find_caption_files(root).get(format)
-        if not files:
+        found = captions.find_caption_files(root).get(format)
+        if not found:
             raise DataError(f"{root}: no {format} captions found; looked for {captions.NAMES[format]}")
-        file = captions.choose_file(files, root, format=format)
-    for id, image in enumerate(captions.read_caption_file(file, format=format)):
+        files = captions.choose_files(found, root, format=format)
+    log = captions.ReadLog()
+    images = captions.read_caption_files(files, format=format, log=log)
+    captions.check_none(log.problems, advice="correct or remove them")
+    for id, image in enumerate(images):
         yield Sample(id, printable(image.name), image.split, image.captions, image=image.path)
 
 
