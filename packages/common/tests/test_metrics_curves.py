@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -156,6 +157,77 @@ def test_memory_does_not_grow_with_the_scores():
     tracemalloc.stop()
     assert kept < 2**16
     assert peak < 2**25
+
+
+def crowded(size=40_000):
+    """Probabilities of a confident detector: float64, most within 1e-6 of 1."""
+    scores, labels = detector(4, size=size, share=0.2)
+    return 1 - 1e-6 * (1 - scores.astype(np.float64)), labels
+
+
+def test_probabilities_crowded_at_one_are_warned_of_and_exact_in_float64():
+    scores, labels = crowded()
+    truth = roc_auc_score(labels, scores), average_precision_score(labels, scores)
+    exact = curve_of(scores, labels, exact=True)
+    assert (exact.auroc, exact.ap) == pytest.approx(truth, abs=1e-12)
+    assert (exact.shared, exact.auroc_error, exact.ap_error) == (0, 0, 0)
+    said = scores >= exact.threshold
+    assert 2 * np.sum(said & labels) / (said.sum() + labels.sum()) == pytest.approx(exact.f1_max)
+    with pytest.warns(UserWarning, match="100% of the scores share a bin .* use exact=True or more bits") as warned:
+        result = curve_of(scores, labels)
+    assert len(warned) == 1
+    assert abs(result.ap - truth[1]) > 0.06
+    assert abs(result.auroc - truth[0]) <= result.auroc_error
+    assert abs(result.ap - truth[1]) <= result.ap_error
+    assert result.shared == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=labelled)
+def test_the_stated_errors_hold_the_truth_for_any_scores(rows):
+    scores, labels = np.array([s for s, _ in rows], np.float32), np.array([y for _, y in rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        coarse, exact = curve_of(scores, labels, bits=10), curve_of(scores, labels, exact=True)
+    assert abs(coarse.auroc - exact.auroc) <= coarse.auroc_error + 1e-12
+    assert abs(coarse.ap - exact.ap) <= coarse.ap_error + 1e-9
+
+
+def test_ap_error_by_hand():
+    # one bin, then p n n in the best order, n n p in the worst; tied, each of the three is as likely to be ahead
+    scores, labels = np.float32([1.0, 1.0 + 2e-7, 1.0 + 4e-7]), [1, 0, 0]
+    with pytest.warns(UserWarning, match="AP 0.3333 by 0.6667"):
+        result = curve_of(scores, labels)
+    assert (result.shared, result.auroc_error) == (1, 0.5)
+    assert result.ap_error == pytest.approx(1 - 1 / 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_scores_that_are_really_equal_are_no_reason_to_warn(parts):
+    curves = [StreamingCurve() for _ in range(parts)]
+    for curve in curves:
+        curve.update([0.25, 0.25, 0.75, 0.75], [0, 1, 0, 1])
+    for other in curves[1:]:
+        curves[0].merge(other)
+    result = curves[0].compute()
+    assert (result.auroc, result.shared, result.ap_error) == (0.5, 0, 0)
+
+
+def test_bins_that_differ_only_between_merged_parts_are_found():
+    first, second = StreamingCurve(), StreamingCurve()
+    first.update([0.5] * 10, [1] * 10)
+    second.update([0.5 + 1e-7] * 10, [0] * 10)
+    first.merge(second)
+    with pytest.warns(UserWarning, match="share a bin"):
+        assert first.compute().auroc_error == 0.5
+
+
+def test_aupro_warns_of_shared_bins_too():
+    maps, masks = defects(7)
+    squeezed = 1 - 1e-6 / (1 + np.exp(maps.astype(np.float64)))
+    assert aupro_of(squeezed, masks, exact=True) == pytest.approx(aupro_by_thresholds(maps, masks), abs=1e-9)
+    with pytest.warns(UserWarning, match="so AUPRO may be off by"):
+        aupro_of(squeezed, masks)
 
 
 def test_aupro_by_hand():

@@ -98,7 +98,8 @@ def _masses(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64]]:
     histogram = ScoreHistogram(bits=BITS, exact=exact)
     histogram.add(map_HW.ravel(), mask_HW.ravel(), None if weights_HW is None else weights_HW.ravel())
-    return histogram.descending()
+    bins = histogram.descending()
+    return bins.lowest_K, bins.negatives_K, bins.positives_K
 
 
 def _begins(mass_K3: NDArray[np.float64], count: int) -> NDArray[np.int64]:

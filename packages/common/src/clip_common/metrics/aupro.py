@@ -5,11 +5,14 @@ mean, over the connected regions of the ground truth, of the share of the region
 of PRO over the false positive rate is integrated from 0 to 0.3 and divided by 0.3.
 """
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from clip_common.metrics.histogram import ScoreHistogram, as_labels, as_scores
+from clip_common.metrics.curves import DOUBT, shared_mass
+from clip_common.metrics.histogram import ScoreHistogram, as_floats, as_labels
 
 NEIGHBOURS = np.zeros((3, 3, 3))
 NEIGHBOURS[1] = 1  # all eight within an image, none in the images before and after it in a batch
@@ -47,7 +50,7 @@ class StreamingAUPRO:
                 then.
             ImportError: scipy is not installed.
         """
-        scores = as_scores(scores)
+        scores = as_floats(scores)
         masks = as_labels(masks, shape=scores.shape)
         if scores.ndim not in (2, 3):
             raise ValueError(f"score maps must be (H, W) or (B, H, W); got the shape {scores.shape}")
@@ -66,7 +69,8 @@ class StreamingAUPRO:
         Raises:
             ValueError: no defective region, or no defect-free pixel so far.
         """
-        _, negatives_K, positives_K = self._histogram.descending()
+        bins = self._histogram.descending()
+        negatives_K, positives_K = bins.negatives_K, bins.positives_K
         negatives, regions = negatives_K.sum(), positives_K.sum()
         if not (negatives and regions):
             seen = f"{negatives:.0f} defect-free pixels and {regions:.0f} regions"
@@ -78,6 +82,14 @@ class StreamingAUPRO:
         end = int(np.searchsorted(rate_K, self.limit))  # the first point at the limit or beyond it
         share = (self.limit - rate_K[end - 1]) / (rate_K[end] - rate_K[end - 1])
         at_limit = overlap_K[end - 1] + share * (overlap_K[end] - overlap_K[end - 1])
+        # a bin's scores, in whatever order, raise both: between the corners of a rectangle around the diagonal
+        off_K = np.where(bins.mixed_K, np.diff(rate_K) * np.diff(overlap_K) / 2, 0.0)[:end] / self.limit
+        if off_K.sum() > DOUBT:
+            warnings.warn(
+                f"{shared_mass(bins):.0%} of the mass shares a bin with different scores, so AUPRO may be off by "
+                f"{off_K.sum():.4f}: use exact=True or more bits, or pass logits instead of probabilities",
+                stacklevel=2,
+            )
         rates, overlaps = np.append(rate_K[:end], self.limit), np.append(overlap_K[:end], at_limit)
         return float(np.trapezoid(overlaps, rates) / self.limit)
 
