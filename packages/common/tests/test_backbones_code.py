@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from clip_common.backbones import BackboneError, load_bundle, load_clip, load_dual, load_language, save_bundle
-from clip_common.backbones.huggingface import load_tokenizer, without_code
+from clip_common.backbones.huggingface import load_model, load_tokenizer, without_code
 from clip_common.backbones.tokenizers import ClipTokenizer
 
 CODE = """
@@ -112,11 +112,11 @@ def test_a_known_configuration_that_only_its_own_code_can_build(evil, vision, re
         refused(load_dual, **({"vision": vision, "text": vision} | {side: evil}))
 
 
-def test_a_configuration_inside_a_known_one(evil, good, refused):
+def test_a_configuration_inside_a_known_one(evil, refused):
     # its constructor builds the inner model without a word about trust
     inner = {"model_type": "clipseg_vision_model", "auto_map": MODEL}
     (evil / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": inner}))
-    refused(load_dual, vision=evil, text=good)
+    refused(load_model, evil, parts={}, optional=())
 
 
 def test_a_module_of_a_sentence_transformer(evil, good, vision, refused):

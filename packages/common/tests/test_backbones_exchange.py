@@ -1,10 +1,9 @@
 """Models exchanged with open_clip, in folders and in a cache laid out as the hub lays it: the same embeddings there."""
 
-import hashlib
-
 import open_clip
 import pytest
 import torch
+from helpers.hub import lay_out_hub
 
 from clip_common.backbones import load_bundle, load_clip, save_bundle
 from clip_common.backbones.shipped import TINY
@@ -20,21 +19,10 @@ TEXTS = ["a dog", "two cats on a mat", ""]
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Puts a folder into a hub cache of its own as `people/clip`: blobs named by sha256, linked from a snapshot."""
-    root = tmp_path / "home" / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    """Puts a folder into a hub cache of its own as `people/clip`, and returns the name to load."""
 
     def upload(source):
-        repository = root / "models--people--clip"
-        snapshot = repository / "snapshots" / "0123abcd"
-        for folder in (snapshot, repository / "blobs", repository / "refs"):
-            folder.mkdir(parents=True)
-        (repository / "refs" / "main").write_text("0123abcd")
-        for file in filter(lambda file: file.is_file(), source.iterdir()):
-            blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-            blob.write_bytes(file.read_bytes())
-            (snapshot / file.name).symlink_to(blob)
+        lay_out_hub(tmp_path / "hub", "people/clip", source, monkeypatch)
         return "hf-hub:people/clip"
 
     return upload

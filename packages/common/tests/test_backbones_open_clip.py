@@ -158,11 +158,9 @@ def test_activation_is_a_field_with_an_effect(small):
 
 
 def test_openai_weights_default_to_quick_gelu_without_the_suffix(monkeypatch, tmp_path):
-    from clip_common.backbones.open_clip import find_origin
+    from clip_common.backbones.origins import find_origin
 
-    monkeypatch.setattr(
-        "clip_common.backbones.open_clip.fetch_tag", lambda name, tag, settings: tmp_path / "weights.pt"
-    )
+    monkeypatch.setattr("clip_common.backbones.origins.fetch_tag", lambda name, tag, settings: tmp_path / "weights.pt")
     assert find_origin("ViT-L-14-336", pretrained="openai").config["quick_gelu"] is True
     assert not find_origin("ViT-B-32", pretrained="laion2b_s34b_b79k").config.get("quick_gelu")
 

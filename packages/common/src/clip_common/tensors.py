@@ -25,6 +25,8 @@ from clip_common.runs.files import write_atomically
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the weights in their checkpoints."""
+PREFIXES = ("module.", "model.", "_orig_mod.")
+"""Prefixes of all names of a model inside DistributedDataParallel, a LightningModule or torch.compile."""
 
 
 class TensorsError(ValueError):
@@ -132,8 +134,8 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
 
     No code in the file runs: of what `torch.save` wrote, only tensors and plain values are read (`weights_only`); a
     TorchScript archive, as OpenAI published CLIP, is refused if loading it would run a method of its own. A dict around
-    the weights (under one of `WRAPPERS`) and the prefix `module.` of DistributedDataParallel are removed; values that
-    are not tensors are left out.
+    the weights (under one of `WRAPPERS`) and those of `PREFIXES` that all names have are removed; values that are not
+    tensors are left out.
 
     Args:
         file: A file of this project or of any other.
@@ -157,6 +159,11 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
         raise
     # what torch raises for a damaged file ranges from KeyError to UnpicklingError
     except Exception as error:
+        if module := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise TensorsError(
+                f"{file} holds an object of {module[1]}, whose code is not run: save the weights alone where you trust "
+                "it, with torch.save(model.state_dict(), NEW)"
+            ) from error
         raise TensorsError(
             f"{file} cannot be read as weights, it is truncated or of another format: get it again ({_reason(error)})"
         ) from error
@@ -166,9 +173,17 @@ def read_checkpoint(file: Path, *, without: tuple[str, ...] = ()) -> dict[str, T
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise TensorsError(f"{file} holds no weights: expected tensors by name, or a dict of them in {WRAPPERS[0]!r}")
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return {name: value for name, value in state.items() if not name.startswith(without)}
+
+
+def read_code(file: Path) -> str:
+    """Return the TorchScript code in an archive of `torch.jit.save`; empty for any other file. None of it is run."""
+    if not _is_torchscript(file):
+        return ""
+    with zipfile.ZipFile(file) as archive:
+        return "\n".join(archive.read(name).decode("utf-8", "replace") for name in archive.namelist() if _is_code(name))
 
 
 def _is_torchscript(file: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from aaclip.config import AdapterConfig, BackboneConfig, Config, PreprocessConfig
 from aaclip.models.anomaly import AnomalyModel
 from clip_common.backbones import Bundle, TextTower, fingerprint, load_clip
-from clip_common.backbones.open_clip import is_architecture
+from clip_common.backbones.origins import is_architecture
 from clip_common.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.tensors import check_fingerprint
 

@@ -25,7 +25,7 @@ from clip_common.backbones.encoder import (
     TextFeed,
 )
 from clip_common.backbones.frozen import behaviour, fingerprint, freeze, is_frozen
-from clip_common.backbones.huggingface import prefetch
+from clip_common.backbones.hub import prefetch
 from clip_common.backbones.language import (
     LanguageModel,
     check_quantization,

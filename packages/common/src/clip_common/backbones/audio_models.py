@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from clip_common.backbones.encoder import AudioEncoder, SoundFeed
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import find_folder, load_mel_extractor, load_model
+from clip_common.backbones.hub import find_folder
+from clip_common.backbones.huggingface import load_mel_extractor, load_model
 from clip_common.backbones.mel import Mel
 from clip_common.backbones.spec import AudioContext, AudioSpec, BackboneError
 from clip_common.backbones.towers import Tower

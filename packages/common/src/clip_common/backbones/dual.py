@@ -11,7 +11,7 @@ from torch import nn
 
 from clip_common.backbones.encoder import Bundle
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.open_clip import TRAIN_CROP
+from clip_common.backbones.preprocess import TRAIN_CROP
 from clip_common.backbones.spec import BackboneError, BundleSpec
 from clip_common.backbones.text_models import load_text
 from clip_common.backbones.towers import TextTower, VisionTower

@@ -10,16 +10,8 @@ from typing import Any, Literal
 import torch
 
 from clip_common.backbones.frozen import fingerprint_files
-from clip_common.backbones.huggingface import (
-    TOKENIZER_FILES,
-    find_folder,
-    find_missing_of_tokenizer,
-    load_model,
-    load_tokenizer,
-    one_line,
-    without_code,
-    without_progress_bar,
-)
+from clip_common.backbones.hub import TOKENIZER_FILES, find_folder, find_missing_of_tokenizer
+from clip_common.backbones.huggingface import load_model, load_tokenizer, one_line, without_code, without_progress_bar
 from clip_common.backbones.quiet import quiet_bitsandbytes
 from clip_common.backbones.spec import BackboneError, LanguageSpec
 from clip_common.backbones.tokenizers import hash_tokenizer

@@ -19,6 +19,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+TRAIN_CROP = (0.9, 1.0)
+"""Share of the area that a training crop keeps: open_clip's default."""
 RATIO = (3 / 4, 4 / 3)
 """Range of the aspect ratio of a training crop: torchvision's default, which open_clip keeps."""
 
@@ -47,7 +49,7 @@ class Preprocess:
     size: int
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: int = 0
     resize: int | None = None
@@ -82,7 +84,7 @@ class Preprocess:
         from clip_common.images import to_rgb
 
         image = to_rgb(image)
-        sampling = Resampling.BICUBIC if self.interpolation == "bicubic" else Resampling.BILINEAR
+        sampling = Resampling[self.interpolation.upper()]
         square = (self.size, self.size)
         if self.crop_scale is not None:
             top, left, height, width = draw_crop(image.height, image.width, self.crop_scale, generator)
@@ -97,6 +99,7 @@ class Preprocess:
         return self._pad(pixels) if self.resize_mode == "longest" else pixels
 
     def _transform_tensor(self, image_3HW: Tensor, generator: Generator | None) -> Tensor:
+        from PIL import Image
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
@@ -104,6 +107,8 @@ class Preprocess:
         if self.crop_scale is not None:
             crop = draw_crop(height, width, self.crop_scale, generator)
             return functional.resized_crop(image_3HW, *crop, size=size, interpolation=InterpolationMode.BICUBIC)
+        if self.interpolation == "lanczos":  # torch has no such filter
+            return self._transform_picture(Image.fromarray(image_3HW.permute(1, 2, 0).numpy()), generator)
         resized = functional.resize(
             image_3HW, list(self._choose_size(height, width)), interpolation=InterpolationMode(self.interpolation)
         )

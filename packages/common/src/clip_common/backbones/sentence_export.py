@@ -24,12 +24,11 @@ from clip_common.backbones.encoder import ImageFeed, SoundFeed, TextFeed
 from clip_common.backbones.huggingface import without_code, without_progress_bar, without_report
 from clip_common.backbones.mel import STRIDE
 from clip_common.backbones.open_clip_trunks import OpenClipVision
-from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import BackboneError
 from clip_common.backbones.text_models import SentenceText, TransformersText
 from clip_common.backbones.tokenizers import TransformersTokenizer
 from clip_common.backbones.trunk import Trunk
-from clip_common.backbones.vision_models import TransformersVision
+from clip_common.backbones.vision_models import TransformersVision, make_image_processor
 
 TOKENS, MASK, SENTENCE = "token_embeddings", "attention_mask", "sentence_embedding"
 """Features of sentence-transformers that its modules read and write."""
@@ -147,29 +146,6 @@ def _make_image_modules(branch: ExportBranch, scratch: Path) -> list[Any]:
         constant = _make_dense(torch.zeros(tokens, trunk.width), mask_T, source=SENTENCE, target=MASK)
         modules += [Pooling(trunk.width, "cls"), constant]
     return [*modules, Pooling(trunk.width, "mean")]
-
-
-def make_image_processor(feed: ImageFeed) -> Any:
-    """Return an image processor of transformers with the preprocessing of a feed.
-
-    Raises:
-        BackboneError: `resize_mode="longest"`, which has no counterpart.
-    """
-    import transformers
-
-    preprocess: Preprocess = feed.preprocess
-    if preprocess.resize_mode == "longest":
-        raise BackboneError("pictures are padded to a square, which no image processor does in the same way")
-    square = {"height": preprocess.size, "width": preprocess.size}
-    crops = preprocess.resize_mode == "shortest"
-    return transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": preprocess.resize or preprocess.size} if crops else square,
-        do_center_crop=crops,
-        crop_size=square,
-        resample=3 if preprocess.interpolation == "bicubic" else 2,
-        image_mean=list(preprocess.mean),
-        image_std=list(preprocess.std),
-    )
 
 
 def _run_once(model: Any, feed: ImageFeed) -> tuple[Tensor | None, int]:

@@ -118,15 +118,16 @@ class BundleSpec:
     """Where two encoders came from.
 
     Attributes:
-        kind: `open_clip`, or `dual` (frozen trunks of two models under trainable heads).
+        kind: `open_clip`, `siglip` (a SiglipModel of transformers), or `dual` (frozen trunks of two models under
+            trainable heads).
         name: As the user asked for it.
         pretrained: Tag or file of the weights; `random` for towers from scratch; None if the name says everything.
-        activation: `gelu` or `quick_gelu` of an open_clip tower, as it runs; None for a dual.
+        activation: `gelu` or `quick_gelu` of an open_clip tower, as it runs; None for the other kinds.
         fingerprint: sha256 over the loaded weights; of a dual, over those of its trunks as they are stored.
-        config: What rebuilds the towers: an open_clip model configuration, or the places of two trunks.
+        config: What rebuilds the towers: an open_clip model configuration, a SiglipConfig, or the places of two trunks.
     """
 
-    kind: Literal["open_clip", "dual"]
+    kind: Literal["open_clip", "siglip", "dual"]
     name: str
     pretrained: str | None
     activation: str | None

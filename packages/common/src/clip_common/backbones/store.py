@@ -1,8 +1,9 @@
 """Saving a bundle to a folder, config.json and weights, and loading it without a network.
 
 A CLIP is written whole, with open_clip's names of tensors and files, so that `local-dir:` and, once the folder is on
-the hub, `hf-hub:` of open_clip and of `load_clip` read it too. A dual is written as its heads alone: loading takes its
-trunks from where they were, and checks their fingerprints.
+the hub, `hf-hub:` of open_clip and of `load_clip` read it too. A SigLIP of transformers is written whole, as
+transformers reads it. A dual is written as its heads alone: loading takes its trunks from where they were, and checks
+their fingerprints.
 """
 
 import json
@@ -19,20 +20,24 @@ import torch
 from clip_common.backbones.dual import collect_heads, load_dual
 from clip_common.backbones.encoder import Bundle, ImageFeed
 from clip_common.backbones.frozen import fingerprint, is_frozen
-from clip_common.backbones.huggingface import CONFIG, WEIGHTS
-from clip_common.backbones.open_clip import Origin, build_network, make_bundle
+from clip_common.backbones.hub import CONFIG, WEIGHTS
+from clip_common.backbones.open_clip import build_network, make_bundle
+from clip_common.backbones.origins import Origin
 from clip_common.backbones.preprocess import Preprocess
+from clip_common.backbones.siglip import collect_weights, load_siglip
 from clip_common.backbones.spec import BackboneError
+from clip_common.backbones.vision_models import make_image_processor
 from clip_common.tensors import check_fit, read_tensors, write_tensors
 
 TEXT_CONFIG = "text_config"
 """Subfolder with the configuration of a text tower that is a transformers model."""
-STORED = {"open_clip": (WEIGHTS[0], "model.safetensors"), "dual": ("model.safetensors",)}
+MODEL = "model.safetensors"
+STORED = {"open_clip": (WEIGHTS[0], MODEL), "siglip": (MODEL,), "dual": (MODEL,)}
 """Names of a bundle's weights by kind, the one that is written first; the others are those of earlier versions."""
 BUNDLE_FORMAT = 2
 """Version of what `save_bundle` writes."""
-KEYS = ("name", "pretrained", "fingerprint", "preprocess", "train_preprocess", "model")
-"""Keys of config.json that `load_bundle` reads, besides the kind and the version."""
+KEYS = ("name", "pretrained", "fingerprint", "preprocess", "train_preprocess")
+"""Keys of config.json that `load_bundle` reads, besides the kind, the version and what rebuilds the towers."""
 
 
 def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | None = None) -> None:
@@ -55,15 +60,19 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
                 f"{spec.name}: a trunk was trained since it was loaded, but a dual is saved by its heads"
             )
         state = collect_heads(bundle.image_tower, bundle.text_tower)
+    elif spec.kind == "siglip":
+        state = collect_weights(bundle)
     else:
         config.pop("init_logit_bias", None)
         if bundle.logit_bias is not None:
             config["init_logit_bias"] = bundle.logit_bias
         state = bundle.image_tower.trunk.state_dict() | bundle.text_tower.trunk.state_dict()
-    state["logit_scale"] = torch.tensor(bundle.logit_scale)
-    if bundle.logit_bias is not None:
-        state["logit_bias"] = torch.tensor(bundle.logit_bias)
+    if spec.kind != "siglip":
+        state["logit_scale"] = torch.tensor(bundle.logit_scale)
+        if bundle.logit_bias is not None:
+            state["logit_bias"] = torch.tensor(bundle.logit_bias)
     content = {
+        **(config | {"has_bias": bundle.logit_bias is not None} if spec.kind == "siglip" else {"model": config}),
         **(marker or {}),
         "bundle_format": BUNDLE_FORMAT,
         "kind": spec.kind,
@@ -72,13 +81,15 @@ def save_bundle(bundle: Bundle, folder: Path, *, marker: Mapping[str, Any] | Non
         "fingerprint": fingerprint(state),
         "preprocess": asdict(bundle.preprocess),
         "train_preprocess": asdict(bundle.train_preprocess),
-        "model": config,
     }
     draft = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         write_tensors(draft / STORED[spec.kind][0], state)
         if spec.kind == "open_clip":
             _write_open_clip_config(bundle, config, draft)
+        if spec.kind == "siglip":
+            make_image_processor(bundle.image.feed).save_pretrained(draft)
+        if spec.kind != "dual":
             bundle.tokenizer.save(draft)
         _write_json(draft / "config.json", content)
         _move(draft, folder)
@@ -98,7 +109,7 @@ def load_bundle(folder: Path) -> Bundle:
             gone or has other weights.
     """
     content = _read_config(folder / "config.json")
-    bundle = _load_dual(content, folder) if content["kind"] == "dual" else _load_clip(content, folder)
+    bundle = {"dual": _load_dual, "siglip": _load_siglip, "open_clip": _load_clip}[content["kind"]](content, folder)
     feed = ImageFeed(_read_preprocess(content["preprocess"]))
     train_preprocess = _read_preprocess(content["train_preprocess"])
     return replace(bundle, image=replace(bundle.image, feed=feed), train_preprocess=train_preprocess)
@@ -115,6 +126,12 @@ def _load_clip(content: Mapping[str, Any], folder: Path) -> Bundle:
     bundle = make_bundle(network, replace(origin, config=config))
     _check_written_together(bundle.spec.fingerprint, content, folder)
     return bundle
+
+
+def _load_siglip(content: Mapping[str, Any], folder: Path) -> Bundle:
+    bundle = load_siglip(folder, name=content["name"])
+    _check_written_together(bundle.spec.fingerprint, content, folder)
+    return bundle if content["has_bias"] else replace(bundle, logit_bias=None)
 
 
 def _load_dual(content: Mapping[str, Any], folder: Path) -> Bundle:
@@ -183,7 +200,8 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise BackboneError(f"{file} is not the configuration of a saved model ({error!r})") from error
     if version == BUNDLE_FORMAT and kind in STORED:
-        if absent := [key for key in KEYS if key not in content]:
+        needed = (*KEYS, *(("vision_config", "has_bias") if kind == "siglip" else ("model",)))
+        if absent := [key for key in needed if key not in content]:
             raise BackboneError(f"{file} is damaged: it has no {', '.join(absent)}: copy the folder again")
         return content
     if version == 1:

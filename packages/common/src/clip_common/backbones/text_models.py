@@ -10,14 +10,23 @@ from torch import Tensor
 
 from clip_common.backbones.encoder import TextEncoder, TextFeed
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import find_folder, load_model, load_sentence_transformer, load_tokenizer
+from clip_common.backbones.hub import find_folder, find_missing_of_tokenizer
+from clip_common.backbones.huggingface import load_model, load_sentence_transformer, load_tokenizer
 from clip_common.backbones.spec import BackboneError, TextSpec
 from clip_common.backbones.tokenizers import SentenceTokenizer, Tokenizer, TransformersTokenizer
 from clip_common.backbones.towers import TextTower
 from clip_common.backbones.trunk import TextTrunk
 
-PARTS = {"clip": "CLIPTextModel", "siglip": "SiglipTextModel"}
-"""Class to load from a folder that holds both an image and a text model."""
+PARTS = {
+    "clip": "CLIPTextModel",
+    "siglip": "SiglipTextModel",
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
+"""Class to load from a folder that holds both an image and a text model, or also a decoder."""
+T5_CONTEXT = 512
+"""Most tokens of a model without a table of positions, unless its tokenizer says less."""
 POOLED = ("clip_text_model", "siglip_text_model")
 """Kinds of models whose pooled token is the feature; others are averaged over their tokens."""
 
@@ -85,11 +94,13 @@ def _load_sentence_transformer(folder: Path) -> tuple[SentenceText, Tokenizer, i
 
 
 def _load_text_model(folder: Path) -> tuple[TransformersText, Tokenizer, int]:
-    model = load_model(folder, parts=PARTS, optional=("pooler.",))
-    if model.main_input_name != "input_ids":
-        raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a text model")
+    model = load_model(folder, parts=PARTS, optional=(), takes="input_ids", expected="a text model")
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if find_missing_of_tokenizer(folder) is not None:
+        raise BackboneError(f"{folder} has no tokenizer: save the model's tokenizer there too (save_pretrained)")
     tokenizer = load_tokenizer(folder)
-    positions = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
+    positions = getattr(model.config, "max_position_embeddings", T5_CONTEXT)  # T5's are relative
     context = int(min(tokenizer.model_max_length, positions))
     siglip = model.config.model_type == "siglip_text_model"
     wrapped = TransformersTokenizer(tokenizer, context_length=context, pad_to_context=siglip)

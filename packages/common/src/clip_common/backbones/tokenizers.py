@@ -12,13 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from clip_common.backbones.huggingface import (
-    TOKENIZER_FILES,
-    fetch_folder,
-    find_missing_of_tokenizer,
-    one_line,
-    without_code,
-)
+from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder, find_missing_of_tokenizer
+from clip_common.backbones.huggingface import one_line, without_code
 from clip_common.backbones.spec import BackboneError, Tokens
 
 
@@ -124,6 +119,31 @@ class SentenceTokenizer:
 
     def save(self, folder: Path) -> None:
         self.model.tokenizer.save_pretrained(folder)
+
+
+class MissingTokenizer:
+    """In the place of the tokenizer that a model's folder lacks: its text tower takes tokens, but texts are refused.
+
+    Args:
+        folder: Of the model.
+    """
+
+    key = "none"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        raise self._error()
+
+    def save(self, folder: Path) -> None:
+        raise self._error()
+
+    def _error(self) -> BackboneError:
+        return BackboneError(
+            f"{self.folder} has no tokenizer: save the model's tokenizer there (save_pretrained), or give tokens to "
+            "the text tower"
+        )
 
 
 def knows_no_word(tokenizer: Tokenizer, text: str) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from clip_common.backbones.encoder import ImageEncoder, ImageFeed
 from clip_common.backbones.frozen import fingerprint
-from clip_common.backbones.huggingface import find_folder, load_model
+from clip_common.backbones.hub import find_folder
+from clip_common.backbones.huggingface import load_model
 from clip_common.backbones.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from clip_common.backbones.spec import BackboneError, ImageSpec
 from clip_common.backbones.towers import VisionTower
@@ -25,10 +26,44 @@ STATISTICS = {
     "clip_vision_model": (CLIP_MEAN, CLIP_STD),
     "siglip_vision_model": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Files with the settings of an image processor; transformers 5 writes those of a processor with a tokenizer into the
+second."""
+FILTERS: dict[int, Literal["bicubic", "bilinear", "lanczos"]] = {3: "bicubic", 2: "bilinear", 1: "lanczos"}
+"""Filters of an image processor, by the number that PIL gives them."""
+CONVNEXT_SQUASHED = 384
+"""Sides from which the image processor of ConvNeXt resizes without a crop."""
 WALKED = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
 """Kinds of models that can be run block by block."""
 SHORTEST: Literal["shortest"] = "shortest"
 SQUASH: Literal["squash"] = "squash"
+
+
+class StagedVision(VisionTrunk):
+    """A vision model of transformers in stages (Swin, ConvNeXt, ResNet), without blocks to name.
+
+    The cells of its last map are the patch tokens; its features are its own pooled output, or else their mean.
+
+    Args:
+        model: Of transformers.
+        image_size: Pixels a side of an image, from which the size of a cell is learned.
+    """
+
+    def __init__(self, model: Any, *, image_size: int) -> None:
+        super().__init__()
+        self.model = model.eval()
+        with torch.no_grad():
+            _, patches_1LF, _ = self(torch.zeros(1, 3, image_size, image_size))
+        self.width = patches_1LF.shape[2]
+        self.patch_size = round(image_size / patches_1LF.shape[1] ** 0.5)
+
+    def forward(self, images_B3HW: Tensor, layers: Sequence[int] = ()) -> VisionOutput:
+        with record_outputs(self.blocks, layers) as outputs:
+            output = self.model(pixel_values=images_B3HW)
+        map_BF = output.last_hidden_state  # (B, F, h, w), or (B, L, F) of a Swin
+        patches_BLF = map_BF.flatten(2).transpose(1, 2) if map_BF.ndim == 4 else map_BF
+        pooled = output.pooler_output
+        return VisionOutput(patches_BLF.mean(dim=1) if pooled is None else pooled.flatten(1), patches_BLF, outputs)
 
 
 class UnmaskedBlock(Block):
@@ -94,15 +129,18 @@ def load_vision(name: str | Path, *, image_size: int | None = None) -> ImageEnco
         BackboneError: No such model, one without patch tokens, damaged or incomplete weights.
     """
     folder = find_folder(name)
-    model = load_model(folder, parts=PARTS, optional=("mask_token",))
+    model = load_model(
+        folder, parts=PARTS, optional=("mask_token",), takes="pixel_values", expected="a vision model with patch tokens"
+    )
     config = model.config
-    if not (hasattr(model, "embeddings") and hasattr(config, "patch_size") and model.main_input_name == "pixel_values"):
+    staged = hasattr(config, "depths")
+    if not staged and not (hasattr(model, "embeddings") and hasattr(config, "patch_size")):
         raise BackboneError(f"{folder} holds a {type(model).__name__}: expected a vision model with patch tokens")
     stored = fingerprint(model)
     preprocess = read_preprocess(folder, config, image_size=image_size)
-    if preprocess.size != config.image_size:
+    if preprocess.size != getattr(config, "image_size", preprocess.size) and not staged:
         resize_model(model, preprocess.size)
-    trunk = TransformersVision(model)
+    trunk = StagedVision(model, image_size=preprocess.size) if staged else TransformersVision(model)
     cells = preprocess.size // trunk.patch_size
     spec = ImageSpec(
         name=str(name),
@@ -118,27 +156,76 @@ def load_vision(name: str | Path, *, image_size: int | None = None) -> ImageEnco
 
 
 def read_preprocess(folder: Path, config: Any, *, image_size: int | None) -> Preprocess:
-    """Return the preprocessing of preprocessor_config.json, or the usual one of such models."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        usual = 224 if config.model_type.startswith("dinov2") else config.image_size
+    """Return the preprocessing of the folder's image processor, or the usual one of such models.
+
+    Raises:
+        BackboneError: Damaged settings, or a filter that `Preprocess` lacks.
+    """
+    settings = _read_processor(folder)
+    own = getattr(config, "image_size", 224)
+    if settings is None:
+        usual = 224 if config.model_type.startswith("dinov2") else own
         mean, std = STATISTICS.get(config.model_type, (IMAGENET_MEAN, IMAGENET_STD))
         squash = config.model_type == "siglip_vision_model"
         size, mode = image_size or usual, SQUASH if squash else SHORTEST
         return Preprocess(size=size, mean=mean, std=std, resize_mode=mode, corner="down")
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    whole = _read_side(settings.get("size")) or config.image_size
+    number = settings.get("resample", 3)
+    if number not in FILTERS:
+        known = ", ".join(f"{code} ({name})" for code, name in FILTERS.items())
+        raise BackboneError(f"{folder}: its image processor has resample {number}: expected one of {known}")
+    whole = _read_side(settings.get("size")) or own
     crop = _read_side(settings.get("crop_size")) if settings.get("do_center_crop") else None
-    squash = crop is None and "shortest_edge" not in (settings.get("size") or {})
+    shortest = isinstance(settings.get("size"), dict) and "shortest_edge" in settings["size"]
+    if shortest and "crop_pct" in settings:  # ConvNeXt's processor: its size is that of the crop
+        shortest = whole < CONVNEXT_SQUASHED
+        if shortest:
+            crop, whole = whole, int(whole / settings["crop_pct"])
     size = image_size or crop or whole
     return Preprocess(
         size=size,
         mean=tuple(settings.get("image_mean", IMAGENET_MEAN)),
         std=tuple(settings.get("image_std", IMAGENET_STD)),
-        interpolation="bilinear" if settings.get("resample") == 2 else "bicubic",
-        resize_mode=SQUASH if squash else SHORTEST,
+        interpolation=FILTERS[number],
+        resize_mode=SHORTEST if crop or shortest else SQUASH,
         resize=round(size * whole / crop) if crop else None,  # the margin that the crop leaves, to scale
         corner="down",
+    )
+
+
+def _read_processor(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the folder's image processor; None if it has none."""
+    for file in (folder / name for name in PROCESSORS):
+        if file.is_file():
+            try:
+                settings = json.loads(file.read_text(encoding="utf-8"))
+                found = settings.get("image_processor", settings)
+            except (ValueError, AttributeError) as error:
+                raise BackboneError(f"{file} is damaged: get it again ({error})") from error
+            if {"size", "image_mean", "image_processor_type", "crop_size"} & found.keys():
+                return found
+    return None
+
+
+def make_image_processor(feed: ImageFeed) -> Any:
+    """Return an image processor of transformers with the preprocessing of a feed.
+
+    Raises:
+        BackboneError: `resize_mode="longest"`, which has no counterpart.
+    """
+    import transformers
+
+    preprocess = feed.preprocess
+    if preprocess.resize_mode == "longest":
+        raise BackboneError("pictures are padded to a square, which no image processor does in the same way")
+    square = {"height": preprocess.size, "width": preprocess.size}
+    crops = preprocess.resize_mode == "shortest"
+    return transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": preprocess.resize or preprocess.size} if crops else square,
+        do_center_crop=crops,
+        crop_size=square,
+        resample=next(code for code, name in FILTERS.items() if name == preprocess.interpolation),
+        image_mean=list(preprocess.mean),
+        image_std=list(preprocess.std),
     )
 
 

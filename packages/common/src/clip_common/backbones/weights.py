@@ -1,6 +1,7 @@
 """Constructing an open_clip network and loading a file of weights, with a one-line error for one that does not fit."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,10 @@ from open_clip.model import (
     resize_pos_embed,
     resize_text_pos_embed,
 )
+from torch import Tensor
 
 from clip_common.backbones.spec import BackboneError
+from clip_common.backbones.transformers_clip import is_named_by_transformers, rename_weights
 from clip_common.tensors import TensorsError, check_fit, read_checkpoint
 
 IMAGE = ("visual.",)
@@ -25,6 +28,8 @@ TEXT = ("text.", "transformer.", "token_embedding.", "positional_embedding", "ln
 
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
 """Numbers beside the weights in OpenAI's TorchScript archives."""
+MASKS = ("attn_mask", "text.attn_mask")
+"""Buffers that only TorchScript archives hold."""
 PUBLISHED = {"ViT-L-14-336px.pt": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"}
 """sha256 of OpenAI's archives, by the names of their files."""
 SMALL_IMAGE = {"image_size": 1, "patch_size": 1, "width": 64, "layers": 1, "head_width": 64}
@@ -70,6 +75,19 @@ def _check_published(file: Path) -> None:
         )
 
 
+def _read_files(file: Path, left_out: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors of a file of weights, or of those that an index of transformers names."""
+    if file.suffix != ".json":
+        return read_checkpoint(file, without=left_out)
+    try:
+        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{file} is damaged: get it again ({error!r})") from error
+    return {
+        key: value for name in names for key, value in read_checkpoint(file.parent / name, without=left_out).items()
+    }
+
+
 @contextmanager
 def backbone_errors() -> Iterator[None]:
     """Turn a TensorsError inside the block into a BackboneError."""
@@ -85,7 +103,8 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, image: bool = T
 
     Args:
         model: Filled in place.
-        file: safetensors, a torch checkpoint, a TorchScript archive, or big_vision's `.npz`.
+        file: safetensors, a torch checkpoint, a TorchScript archive, or big_vision's `.npz`; also the weights of a
+            CLIPModel of transformers, or the index of their files.
         name: Of the model, for messages.
         image, text: Whether to fill the tower; otherwise its weights are not read.
 
@@ -108,9 +127,11 @@ def put_weights(model: CustomTextCLIP, file: Path, *, name: str, image: bool = T
         return
     left_out = (*(() if image else IMAGE), *(() if text else TEXT))
     _check_published(file)
-    state = read_checkpoint(file, without=left_out)
-    for size in OPENAI_SIZES:
-        state.pop(size, None)
+    state = _read_files(file, left_out)
+    if is_named_by_transformers(state):
+        state = {key: value for key, value in rename_weights(state).items() if not key.startswith(left_out)}
+    for beside in (*OPENAI_SIZES, *MASKS):
+        state.pop(beside, None)
     state = convert_to_custom_text_state_dict(convert_state_dict(model, state))
     state = {key: value for key, value in state.items() if not key.startswith("text_decoder.")}  # CoCa's
     for scalar in ("logit_scale", "logit_bias"):

@@ -17,7 +17,7 @@ from clip_common.backbones import (
     load_text,
     load_vision,
 )
-from clip_common.backbones.open_clip import is_architecture
+from clip_common.backbones.origins import is_architecture
 from edgeglass.config import Config, EncoderConfig, VisionConfig
 from edgeglass.models.adapters import inject_adapters, list_linear_names
 from edgeglass.models.alignment import MultimodalAlignmentModel

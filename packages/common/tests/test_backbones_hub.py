@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
+from helpers.hub import lay_out_hub
 
 from clip_common.backbones import BackboneError, load_clip, load_dual, prefetch, save_bundle
-from clip_common.backbones.huggingface import find_missing_of_model
-from clip_common.backbones.open_clip import find_origin
+from clip_common.backbones.hub import find_missing_of_model
+from clip_common.backbones.origins import find_origin
 
 CONFIG = {
     "embed_dim": 16,
@@ -30,22 +31,10 @@ def words():
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """A hub cache that holds `people/clip` as the hub lays it out: blobs named by sha256, linked from a snapshot."""
-    root = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(root), raising=False)
     bundle = load_clip("small", model_config=CONFIG)
     save_bundle(bundle, tmp_path / "saved")
-    repository = root / "models--people--clip"
-    snapshot = repository / "snapshots" / "0123abcd"
-    for folder in (snapshot, repository / "blobs", repository / "refs"):
-        folder.mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123abcd")
-    for name in ("open_clip_model.safetensors", "open_clip_config.json"):
-        content = (tmp_path / "saved" / name).read_bytes()
-        blob = repository / "blobs" / hashlib.sha256(content).hexdigest()
-        blob.write_bytes(content)
-        (snapshot / name).symlink_to(blob)
+    (tmp_path / "saved" / "config.json").unlink()
+    snapshot = lay_out_hub(tmp_path / "hub", "people/clip", tmp_path / "saved", monkeypatch)
     return bundle, snapshot
 
 
@@ -173,7 +162,7 @@ def test_a_cached_file_without_its_checksum_is_refused(cached):
 
 
 def test_a_tag_is_found_in_the_cache(cached, monkeypatch):
-    from clip_common.backbones.huggingface import fetch_tag
+    from clip_common.backbones.hub import fetch_tag
 
     _, snapshot = cached
     expected = snapshot / "open_clip_model.safetensors"
@@ -182,7 +171,7 @@ def test_a_tag_is_found_in_the_cache(cached, monkeypatch):
 
 
 def test_a_tag_behind_an_address_has_its_checksum_verified(tmp_path, monkeypatch):
-    from clip_common.backbones.huggingface import fetch_tag
+    from clip_common.backbones.hub import fetch_tag
 
     monkeypatch.setenv("HOME", str(tmp_path))
     content = b"weights"
