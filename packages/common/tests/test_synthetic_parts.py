@@ -164,7 +164,7 @@ def test_the_oracle_tells_a_part_from_its_damaged_twin():
     texts = [["a flawless mug"], ["a damaged mug"]]
     assert part_scores(both, [text for own in texts for text in own]).tolist() == [[2, -19], [-19, 2]]
     assert attribute_oracle(both, texts)["t2i/R@1"] == 1.0
-    with pytest.raises(ValueError, match="scenes or parts"):
+    with pytest.raises(ValueError, match="one of these kinds"):
         attribute_oracle([part, sample_scene(0, 0)], texts)
 
 

@@ -18,6 +18,7 @@ class World(StrEnum):
 
     scenes = "scenes"
     parts = "parts"
+    people = "people"
 
 
 Root = Annotated[Path, typer.Argument(help="Folder of images and captions, or a captions file.", show_default=False)]
@@ -83,7 +84,8 @@ def stats(root: Root, format: Format = "auto", files: Files = None, columns: Col
 def synthetic(
     folder: NewFolder,
     what: Annotated[
-        World, typer.Option(help="Scenes of one to four things, or close-ups of damaged and flawless parts.")
+        World,
+        typer.Option(help="Scenes of one to four things, close-ups of damaged and flawless parts, or walking people."),
     ] = World.scenes,
     train: Annotated[int, typer.Option(help="Training images.")] = 3000,
     val: Annotated[int, typer.Option(help="Validation images.")] = 200,
@@ -94,13 +96,15 @@ def synthetic(
     """Draw a set of the procedural world as a Flickr8k folder with five captions per image.
 
     Parts come in pairs, with and without a defect, in combinations of kind and defect that the tiny CLIP never saw;
-    data.together=together.csv keeps each pair in one batch.
+    data.together=together.csv keeps each pair in one batch. People come in words and looks that it never saw.
 
     Examples:
 
         clipse data synthetic scenes/ --train 3000
 
         clipse data synthetic parts/ --what parts --train 1200 --size 112
+
+        clipse data synthetic people/ --what people --train 600 --size 112
     """
     from clipse.data.synthetic import write_synthetic
 

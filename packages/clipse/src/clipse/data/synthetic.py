@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 from clip_common.reporting import Progress
-from clip_common.synthetic import write_flickr8k, write_parts
+from clip_common.synthetic import write_flickr8k, write_parts, write_people
 
 
 def write_synthetic(
     folder: Path,
     *,
-    what: Literal["scenes", "parts"],
+    what: Literal["scenes", "parts", "people"],
     train: int,
     val: int,
     test: int,
@@ -22,7 +22,8 @@ def write_synthetic(
 
     Args:
         folder: A folder that does not exist yet.
-        what: `scenes` of one to four things, or `parts`: pairs of close-ups with and without a defect.
+        what: `scenes` of one to four things, or `parts`: pairs of close-ups with and without a defect, or
+            `people` who walk.
         train, val, test: Number of images of each split; even for `parts`.
         size: Pixels per side.
         seed: Seed of everything drawn.
@@ -34,6 +35,8 @@ def write_synthetic(
     counts = {"train": train, "val": val, "test": test}
     if what == "scenes":
         write_flickr8k(folder, **counts, size=size, seed=seed, progress=progress)
+    elif what == "people":
+        write_people(folder, **counts, size=size, seed=seed, progress=progress)
     elif any(count % 2 for count in counts.values()):
         raise ValueError(f"parts come in pairs: give even numbers, got --train {train} --val {val} --test {test}")
     else:

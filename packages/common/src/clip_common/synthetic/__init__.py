@@ -2,6 +2,7 @@
 
     scenes      one to four things on a background, with captions          sample_scene, render, captions
     parts       one thing in close-up, flawless or damaged, with a mask    sample_part, render_part, part_captions
+    people      one person who walks, in words new to the tiny CLIP        sample_person, render_person, person_captions
     sounds      scenes as tones                                            render_sound
     questions   about scenes; the words alone do not tell the answer       questions, balanced_questions
     figures     people who walk, and the regions that doctors watch        sample_subject, sample_clip, render_walk
@@ -24,14 +25,21 @@ from clip_common.synthetic.figure_draw import keypoints, render_walk
 from clip_common.synthetic.figure_oracle import walking_ceilings
 from clip_common.synthetic.figure_regions import watched_regions
 from clip_common.synthetic.figures import sample_clip, sample_subject
-from clip_common.synthetic.flickr8k import oracle_of_folder, write_flickr8k, write_parts, write_pretraining
+from clip_common.synthetic.flickr8k import (
+    oracle_of_folder,
+    write_flickr8k,
+    write_parts,
+    write_people,
+    write_pretraining,
+)
 from clip_common.synthetic.guards import thumbnail_auroc
 from clip_common.synthetic.jsonl import read_questions, read_scenes, write_questions, write_sounds
 from clip_common.synthetic.mvtec import read_parts, write_mvtec
-from clip_common.synthetic.oracle import attribute_oracle, oracle_scores, part_scores
+from clip_common.synthetic.oracle import attribute_oracle, oracle_scores, part_scores, person_scores
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
+from clip_common.synthetic.people import Person, person_captions, render_person, sample_person
 from clip_common.synthetic.question_forms import REASONING_TYPES, TYPES
 from clip_common.synthetic.questions import Question, answer, draw_questions, questions
 from clip_common.synthetic.scenes import VERSION, Scene, Thing, sample_scene
@@ -45,6 +53,7 @@ __all__ = [
     "VERSION",
     "Claims",
     "Part",
+    "Person",
     "Question",
     "Scene",
     "Thing",
@@ -61,6 +70,8 @@ __all__ = [
     "oracle_scores",
     "part_captions",
     "part_scores",
+    "person_captions",
+    "person_scores",
     "questions",
     "read_caption",
     "read_parts",
@@ -68,10 +79,12 @@ __all__ = [
     "read_scenes",
     "render",
     "render_part",
+    "render_person",
     "render_sound",
     "render_walk",
     "sample_clip",
     "sample_part",
+    "sample_person",
     "sample_scene",
     "sample_subject",
     "sound_caption_oracle",
@@ -82,6 +95,7 @@ __all__ = [
     "write_flickr8k",
     "write_mvtec",
     "write_parts",
+    "write_people",
     "write_pretraining",
     "write_questions",
     "write_sounds",

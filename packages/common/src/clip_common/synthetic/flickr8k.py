@@ -1,4 +1,4 @@
-"""Scenes and parts as a Flickr8k folder in Kaggle's layout, which loaders for real data read."""
+"""Scenes, parts and people as a Flickr8k folder in Kaggle's layout, which loaders for real data read."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -20,17 +20,24 @@ from clip_common.synthetic.oracle import attribute_oracle
 from clip_common.synthetic.part_captions import part_captions
 from clip_common.synthetic.part_draw import render_part
 from clip_common.synthetic.parts import Part, novelty, sample_part
+from clip_common.synthetic.people import Person, person_captions, render_person, sample_person
 from clip_common.synthetic.scenes import KINDS, PRETRAINING_SEED, VERSION, Scene, generator, sample_scene
 from clip_common.tables import csv_text, json_lines_text, read_json_lines
 
 Content = TypeVar("Content", Scene, Part)
 
-SCENES, PARTS, TOGETHER = "scenes.jsonl", "parts.jsonl", "together.csv"
+CONTENTS: dict[str, type[Scene] | type[Part] | type[Person]] = {
+    "scenes.jsonl": Scene,
+    "parts.jsonl": Part,
+    "people.jsonl": Person,
+}
+"""File that describes the content of each picture → what it describes."""
+TOGETHER = "together.csv"
 
 _LISTS = {"train": "train", "val": "dev", "test": "test"}
 _README = """{what} of the procedural world of clip_common, version {version}, seed {seed}: {count} drawn pictures of
-{size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl and parts.jsonl describe the
-content of each picture; together.csv (image,group) groups the pictures that differ in one thing.
+{size} x {size} pixels with five captions each, in the layout of Flickr8k. scenes.jsonl, parts.jsonl and people.jsonl
+describe the content of each picture; together.csv (image,group) groups the pictures that differ in one thing.
 """
 
 
@@ -40,7 +47,7 @@ class Picture:
 
     name: str
     split: str
-    content: Scene | Part
+    content: Scene | Part | Person
     captions: list[str]
     group: str = ""
 
@@ -104,6 +111,35 @@ def write_parts(
     return _write(Path(folder), pictures, what="Parts", seed=seed, size=size, workers=workers, progress=progress)
 
 
+def write_people(
+    folder: str | Path,
+    *,
+    train: int,
+    val: int,
+    test: int,
+    seed: int = 1,
+    size: int = 112,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw walking people, of whom the tiny CLIP knows neither looks nor words; write them as a Flickr8k folder.
+
+    Args:
+        folder, seed, size, workers, progress: As for `write_flickr8k`.
+        train, val, test: Number of images of each split; no person occurs twice.
+
+    Raises:
+        ValueError, OSError: As for `write_flickr8k`.
+    """
+    splits = split_names(train=train, val=val, test=test)
+    people = [sample_person(seed, index) for index in range(len(splits))]
+    pictures = [
+        Picture(f"{picture_name(person)}.jpg", split, person, person_captions(person))
+        for person, split in zip(people, splits, strict=True)
+    ]
+    return _write(Path(folder), pictures, what="People", seed=seed, size=size, workers=workers, progress=progress)
+
+
 def write_pretraining(
     folder: str | Path,
     *,
@@ -159,7 +195,7 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
         images: File names of N images in it.
         texts: Their captions.
     """
-    for file, content in ((SCENES, Scene), (PARTS, Part)):
+    for file, content in CONTENTS.items():
         if not (Path(folder) / file).exists():
             continue
         try:
@@ -218,7 +254,7 @@ def _write(
         for split, word in _LISTS.items():
             names = "".join(f"{picture.name}\n" for picture in pictures if picture.split == split)
             (draft / f"Flickr_8k.{word}Images.txt").write_text(names, encoding="utf-8")
-        for file, content in ((SCENES, Scene), (PARTS, Part)):
+        for file, content in CONTENTS.items():
             chosen = [p for p in pictures if isinstance(p.content, content)]
             if chosen:
                 write_text(draft / file, json_lines_text({"image": p.name} | p.content.to_dict() for p in chosen))
@@ -242,5 +278,10 @@ def _draw_all(pictures: Sequence[Picture], folder: Path, *, size: int, workers: 
 
 def _save(picture: Picture, *, folder: Path, size: int) -> None:
     content = picture.content
-    image = render(content, size=size) if isinstance(content, Scene) else render_part(content, size=size)[0]
+    if isinstance(content, Scene):
+        image = render(content, size=size)
+    elif isinstance(content, Part):
+        image = render_part(content, size=size)[0]
+    else:
+        image = render_person(content, size=size)
     save_jpeg(image, folder / picture.name)

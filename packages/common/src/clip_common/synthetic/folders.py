@@ -8,6 +8,7 @@ from PIL import Image
 
 from clip_common.reporting import Progress
 from clip_common.synthetic.parts import Part
+from clip_common.synthetic.people import Person
 from clip_common.synthetic.scenes import Scene
 
 Item = TypeVar("Item")
@@ -30,7 +31,7 @@ def split_names(*, train: int, val: int, test: int) -> list[str]:
     return ["train"] * train + ["val"] * val + ["test"] * test
 
 
-def picture_name(content: Scene | Part) -> str:
+def picture_name(content: Scene | Part | Person) -> str:
     """Return the file name of a picture without its suffix, such as "scene_1_000017"."""
     return f"{type(content).__name__.lower()}_{content.seed}_{content.index:06d}"
 

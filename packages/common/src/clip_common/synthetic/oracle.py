@@ -1,9 +1,9 @@
 """The ceiling of retrieval: results of a reader who knows every attribute of every picture and reads every caption.
 
-C captions, N scenes or parts, S slots for things (at most four), V attribute values.
+C captions, N scenes, parts or people, S slots for things (at most four), V attribute values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clip_common.synthetic.captions import WORDS, Claims, read_caption
 from clip_common.synthetic.part_captions import read_part_caption
 from clip_common.synthetic.parts import Part
+from clip_common.synthetic.people import CLAIMS, Person, read_person_caption
 from clip_common.synthetic.scenes import Scene
 
 _VALUES = {
@@ -70,15 +71,30 @@ def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
     Raises:
         ValueError: A caption names no thing of the world, or no condition.
     """
-    claims = [read_part_caption(text) for text in captions]
-    values = {value: column for column, value in enumerate(sorted({item for one in claims for item in one.items()}))}
-    seen_NV = np.zeros((len(parts), len(values)), dtype=np.float32)
-    for row, part in enumerate(parts):
+    truths = []
+    for part in parts:
         conditions = ("flawless",) if part.defect is None else ("damaged", part.defect)
-        truths = [(name, getattr(part, name)) for name in ("kind", "colour", "texture", "background")]
-        for truth in [*truths, *(("condition", condition) for condition in conditions)]:
-            if truth in values:
-                seen_NV[row, values[truth]] = 1
+        own = [(name, getattr(part, name)) for name in ("kind", "colour", "texture", "background")]
+        truths.append([*own, *(("condition", condition) for condition in conditions)])
+    return _count_claims(truths, [read_part_caption(text) for text in captions])
+
+
+def person_scores(people: Sequence[Person], captions: Sequence[str]) -> Floats:
+    """Return the (C, N) score of each caption for each person, counted as in `oracle_scores`.
+
+    Raises:
+        ValueError: A caption claims nothing about a person.
+    """
+    truths = [[(name, getattr(person, name)) for name in CLAIMS] for person in people]
+    return _count_claims(truths, [read_person_caption(text) for text in captions])
+
+
+def _count_claims(truths: Sequence[Sequence[tuple[str, str]]], claims: Sequence[Mapping[str, str]]) -> Floats:
+    """Return (C, N): how many claims of each caption are true of each picture, minus twenty for each false one."""
+    values = {value: column for column, value in enumerate(sorted({item for one in claims for item in one.items()}))}
+    seen_NV = np.zeros((len(truths), len(values)), dtype=np.float32)
+    for row, own in enumerate(truths):
+        seen_NV[row, [values[truth] for truth in own if truth in values]] = 1
     said_CV = np.zeros((len(claims), len(values)), dtype=np.float32)
     for row, claim in enumerate(claims):
         said_CV[row, [values[item] for item in claim.items()]] = 1
@@ -86,24 +102,30 @@ def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
     return np.asarray(held_CN - VIOLATION * (said_CV.sum(axis=1, keepdims=True) - held_CN), dtype=np.float32)
 
 
-def attribute_oracle(pictures: Sequence[Scene | Part], captions: Sequence[Sequence[str]]) -> dict[str, float]:
+def attribute_oracle(pictures: Sequence[Scene | Part | Person], captions: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return retrieval metrics of the oracle's scores: R@1, R@5 and R@10 both ways (0 to 1), and rsum (0 to 600).
 
     Ties count as in `clip_common.metrics`: all orders of tied pictures are equally likely, as if one guessed.
 
     Args:
-        pictures: N scenes, or N parts.
+        pictures: N scenes, N parts, or N people.
         captions: The captions of each.
 
     Raises:
-        ValueError: Scenes are mixed with parts, or a caption cannot be read.
+        ValueError: Scenes, parts and people are mixed, or a caption cannot be read.
     """
     texts = [text for own in captions for text in own]
     scenes = [picture for picture in pictures if isinstance(picture, Scene)]
     parts = [picture for picture in pictures if isinstance(picture, Part)]
-    if scenes and parts:
-        raise ValueError(f"got {len(scenes)} scenes and {len(parts)} parts: give the oracle scenes or parts, not both")
-    scores_CN = oracle_scores(scenes, texts) if scenes else part_scores(parts, texts)
+    people = [picture for picture in pictures if isinstance(picture, Person)]
+    if max(map(len, (scenes, parts, people))) < len(pictures):
+        raise ValueError(
+            f"got {len(scenes)} scenes, {len(parts)} parts and {len(people)} people: give the oracle one of these kinds"
+        )
+    if scenes:
+        scores_CN = oracle_scores(scenes, texts)
+    else:
+        scores_CN = part_scores(parts, texts) if parts else person_scores(people, texts)
     return measure_scores(scores_CN, captions=[len(texts) for texts in captions])
 
 
