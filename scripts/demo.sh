@@ -14,20 +14,22 @@ type_and_run() {
 }
 where=(runs="$folder/runs" results="$folder/results")
 
-say "clipse 1/5: draw close-ups of parts, flawless and damaged. The tiny CLIP knows the words, but has not seen this damage on these kinds"
-type_and_run clipse data synthetic "$folder/parts" --what parts --train 1200 --val 200 --test 200 --size 112
+say "clipse 1/5: draw people who walk. The tiny CLIP has seen neither people nor words such as \"trousers\""
+type_and_run clipse data synthetic "$folder/people" --what people --train 600 --val 100 --test 200 --size 112
 
 say "clipse 2/5: measure retrieval before training, next to chance and to the ceiling of a reader who knows every attribute"
-type_and_run clipse eval tiny data.root="$folder/parts" "${where[@]}"
+type_and_run clipse eval tiny data.root="$folder/people" "${where[@]}"
 
-say "clipse 3/5: fine-tune for a minute with similarity-aware negative weighting (SANW-Bandpass)"
-type_and_run clipse train --config tiny data.root="$folder/parts" name=adapted "${where[@]}"
+say "clipse 3/5: fine-tune for a minute each with CLIP's loss and with similarity-aware negative weighting (SANW-Bandpass), and compare them on the test split"
+type_and_run clipse compare --config tiny losses='[clip,sanw_bandpass]' seeds='[0]' split=test data.root="$folder/people" name=people "${where[@]}"
+people="$folder/runs/compare/people/clipse"
 
-say "clipse 4/5: compare retrieval after and before training on the test split"
-type_and_run clipse eval "$folder/runs/clipse/adapted" --against tiny
+say "clipse 4/5: compare each with the model before training"
+type_and_run clipse eval "$people/clip-s0" --against tiny
+type_and_run clipse eval "$people/sanw_bandpass-s0" --against tiny
 
 say "clipse 5/5: search the pictures by text"
-type_and_run clipse search "$folder/runs/clipse/adapted" "a cracked bell" "$folder/parts/Images" --k 12 --html "$folder/search.html"
+type_and_run clipse search "$people/sanw_bandpass-s0" "a blond-haired person in a red shirt" "$folder/people/Images" --k 12 --html "$folder/search.html"
 
 say "aaclip 1/5: draw parts of twelve kinds for training, and of four kinds whose damage neither aaclip nor the tiny CLIP has seen"
 type_and_run aaclip data synthetic "$folder/seen" --good 16 --damaged 4
@@ -89,4 +91,4 @@ type_and_run edgeglass vlm-eval "$folder/runs/edgeglass/seeing" --control swappe
 type_and_run edgeglass ask "$folder/runs/edgeglass/seeing" "$(ls "$folder"/questions/images/*.jpg | tail -1)" "how many things are there?" "is there anything red?" "what is in the middle?"
 
 say "To look at"
-ls "$folder"/search.html "$folder"/runs/clipse/adapted/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png "$folder"/answers.html
+ls "$folder"/search.html "$people"/sanw_bandpass-s0/plots/*.png "$folder"/bells.html "$folder"/bells/00042_overlay.png "$folder"/runs/videoclip/walks/plots/overlays/*.png "$folder"/sounds.html "$folder"/runs/edgeglass/world/plots/*.png "$folder"/answers.html
