@@ -122,7 +122,7 @@ def read_set(
         root=root,
         format=name,
         images=records,
-        skipped=count - len(records),
+        skipped=count - len(records) + sum(problem.kind in ("sample", "split") for problem in log.problems),
         skipped_captions=skipped_captions,
         problems=log.problems,
         notes=log.notes,

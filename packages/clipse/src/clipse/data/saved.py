@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clip_common.captions import CaptionedImage, Place, ReadLog, Row, find_columns, make_row, merge_rows, parse_split
 from clip_common.errors import DataError, check_extra
 
@@ -98,16 +100,14 @@ def _read_images(column: Any, start: int) -> Iterator[tuple[str | None, tuple[in
     if types.is_struct(column.type):
         paths = column.field("path").to_pylist()
         column = column.field("bytes")
-    for row, path in enumerate(paths):
-        yield path, _find_span(column[row], start)
-
-
-def _find_span(value: Any, start: int) -> tuple[int, int] | None:
-    """Return offset and size of a binary value in the mapped file; None for null."""
-    if not value.is_valid:
-        return None
-    buffer = value.as_buffer()
-    return buffer.address - start, buffer.size
+    wide = types.is_large_binary(column.type)
+    _, offsets, content = column.buffers()
+    offsets_N = np.frombuffer(offsets, np.int64 if wide else np.int32)[column.offset :]
+    # the buffers are views of the mapped file, which datasets does not compress: addresses are places in it
+    first = 0 if content is None else content.address - start
+    for row, (path, there) in enumerate(zip(paths, column.is_valid().to_pylist(), strict=True)):
+        begin, end = int(offsets_N[row]), int(offsets_N[row + 1])
+        yield path, (first + begin, end - begin) if there else None
 
 
 def _read_json(file: Path) -> Any:

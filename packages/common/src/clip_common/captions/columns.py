@@ -1,5 +1,6 @@
 """Names of columns and keys that hold the image, the caption and the split; a row of named values to a `Row`."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split",),
 }
 """Role → names of its column or key, in any letter case and with spaces or hyphens for _; of several, the first."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def parse_caption(value: Any, *, sample: str) -> str:
     """
     if not isinstance(value, str | None):
         raise DataError(f"{sample}: expected a caption as text, got {value!r:.80}: write it in quotes, or remove it")
-    if value and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if value and not value.isascii() and _SURROGATE.search(value):
         raise DataError(f"{sample}: the caption {value!r:.60} is not valid Unicode: write it again in UTF-8")
     return value or ""
 

@@ -53,9 +53,11 @@ def read_caption_files(files: Sequence[Path], *, format: str, log: ReadLog) -> l
     """
     rows: list[tuple[Row, Path]] = []
     for file in files:
-        read = list(PARSERS[format](file, log))
-        folder = _find_image_folder(read, file, log)
-        rows += [(row, folder / row.image) for row in _drop_strays(read, log)]
+        read = _drop_strays(list(PARSERS[format](file, log)), log)
+        names = list(dict.fromkeys(row.image for row in read))
+        folder = _find_image_folder(names, file, log)
+        paths = {name: folder / name for name in names}
+        rows += [(row, paths[row.image]) for row in read]
     images = merge_rows(rows, log)
     lists = {} if any(image.split for image in images) else read_split_lists(files[0].parent, log)
     if not lists or not images:
@@ -80,8 +82,11 @@ def merge_rows(rows: Iterable[tuple[Row, Path]], log: ReadLog) -> list[Captioned
         log: Receives the problems.
     """
     groups: dict[object, list[tuple[Row, Path]]] = {}
+    normal: dict[str, str] = {}
     for row, path in rows:
-        groups.setdefault((os.path.normpath(path), row.span), []).append((row, path))
+        given = str(path)
+        file = normal.get(given) or normal.setdefault(given, os.path.normpath(given))
+        groups.setdefault((file, row.span), []).append((row, path))
     images = []
     for group in groups.values():
         first, path = group[0]
@@ -101,38 +106,36 @@ def merge_rows(rows: Iterable[tuple[Row, Path]], log: ReadLog) -> list[Captioned
 
 def _drop_strays(rows: list[Row], log: ReadLog) -> list[Row]:
     """Return rows without those whose path leaves the folder of the others, unless most do."""
-    strays = [row for row in rows if _leaves(row)]
+    leaving = {name for name in {row.image for row in rows} if Path(name).is_absolute() or ".." in Path(name).parts}
+    strays = [row for row in rows if row.image in leaving]
     if len(strays) > len(rows) / 2:  # a list of absolute paths
         return rows
     for row in strays:
         text = f"{row.image!r:.80} leaves the folder of the other images: write it relative to that folder"
         log.add("row", row.place, text)
-    return [row for row in rows if not _leaves(row)]
+    return [row for row in rows if row.image not in leaving]
 
 
-def _leaves(row: Row) -> bool:
-    return Path(row.image).is_absolute() or ".." in Path(row.image).parts
+def _find_image_folder(names: list[str], file: Path, log: ReadLog) -> Path:
+    """Return the folder that holds most of a sample of the images, else `Images`; note which it is.
 
-
-def _find_image_folder(rows: list[Row], file: Path, log: ReadLog) -> Path:
-    """Return the known folder that holds most of a sample of the images, else `Images`; note which it is."""
-    inside = [row.image for row in rows if not _leaves(row)] or [row.image for row in rows]
-    sample = inside[:: max(1, len(inside) // 50)]
+    Tried are the file's folder, the folder above one called `annotations`, and the working folder, each with the known
+    folders in it; then the other folders beside the file.
+    """
+    sample = names[:: max(1, len(names) // 50)]
     places = [(file.parent, "the folder of the file")]
     if file.parent.name == "annotations":
         places.append((file.parent.parent, "the folder above the file"))
     places.append((Path(), "the working folder"))
-    best, most = file.parent / "Images", 0
-    said = "the folder of the file"
-    for place, what in places:
-        for name in FOLDERS:
-            count = sum((place / name / image).is_file() for image in sample)
-            if count > most:
-                best, most, said = place / name, count, what
-    if rows and not most:
-        log.notes.append(
-            f"{file}: images not found, looked in {', '.join(what for _, what in places)} and in known folders"
-        )
-    elif rows:
-        log.notes.append(f"{file}: images in {best}, relative to {said}")
-    return best
+    known = [(place / name, said) for place, said in places for name in FOLDERS]
+    others = [(other, said) for place, said in places[:-1] for other in sorted(place.iterdir()) if other.is_dir()]
+    for tried in (known, others):
+        counts = [sum((folder / image).is_file() for image in sample) for folder, _ in tried]
+        if any(counts):
+            best, said = tried[counts.index(max(counts))]
+            log.notes.append(f"{file}: images in {best}, relative to {said}")
+            return best
+    if names:
+        said = ", ".join(said for _, said in places)
+        log.notes.append(f"{file}: no image found in {said}, nor in a folder of these")
+    return file.parent / "Images"

@@ -48,23 +48,21 @@ def parse_table(file: Path, log: ReadLog) -> Iterator[Row]:
         said = "; ".join(f"{role} from column {header[column]}" for role, column in roles.items())
         log.notes.append(f"{file}: {said}")
     split = find_file_split(file)
-    for number, cells in _split_rows(file, text, start, delimiter, len(header), roles["caption"] == len(header) - 1):
+    splitter = _Splitter(delimiter, len(header), roles["caption"] == len(header) - 1, strict=file.suffix == ".csv")
+    whole = _NOT_UTF8.search(text) is None
+    for number, cells in splitter.split(text, start):
         place = Place(file, number)
         if isinstance(cells, str):
             log.add("row", place, cells)
-        elif any(_NOT_UTF8.search(cell) for cell in cells):
+        elif not whole and _NOT_UTF8.search("".join(cells)):
             log.add("row", place, f"not UTF-8 text, {delimiter.join(cells)!r:.80}: save it with the encoding UTF-8")
-        elif len(cells) != len(header):
-            log.add(
-                "row",
-                place,
-                f"expected {len(header)} cells ({delimiter.join(header)!r:.60}), got {len(cells)} in "
-                f"{delimiter.join(cells)!r:.80}",
-            )
-        else:
+        elif len(cells) == len(header):
             row = make_row({role: cells[column] for role, column in roles.items()}, place, log, split=split)
             if row is not None:
                 yield row
+        else:
+            wanted = f"expected {len(header)} cells ({delimiter.join(header)!r:.60})"
+            log.add("row", place, f"{wanted}, got {len(cells)} in {delimiter.join(cells)!r:.80}")
 
 
 def parse_token(file: Path, log: ReadLog) -> Iterator[Row]:
@@ -133,46 +131,74 @@ def _is_data(line: str) -> bool:
     return re.match(rf'"?[^,;|\t]*{_IMAGE}"?[,;|\t]', line, re.IGNORECASE) is not None
 
 
-def _split_rows(
-    file: Path, text: str, start: int, delimiter: str, width: int, caption_last: bool
-) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield the line number of each row and its cells, or the reason why it cannot be split."""
-    inside = '[^"]' if file.suffix.lower() == ".csv" and delimiter in ",;" else r'[^"\n]'
-    mark = re.escape(delimiter)
-    quoted = re.compile(rf'[ ]*"((?:{inside}|"")*)"[ ]*(?=[{mark}\n]|\Z)')
-    quoted_last = re.compile(rf'[ ]*"((?:{inside}|"")*)"[ ]*(?=\n|\Z)')
-    next_row = re.compile(rf'\n"?[^\n"{mark}]+{_IMAGE}"?{mark}', re.IGNORECASE)
-    number, here = text.count("\n", 0, start) + 1, start
-    while here < len(text):
-        end = text.find("\n", here)
-        end = len(text) if end < 0 else end
-        line = text[here:end]
-        cells: list[str] | str = []
-        if '"' not in line:
-            cells = line.split(delimiter, width - 1 if caption_last else -1)
-        else:
-            at: int = here
-            while True:
-                last = caption_last and len(cells) == width - 1
-                found = (quoted_last if last else quoted).match(text, at)
-                if found and not ("\n" in found[0] and next_row.search(found[0])):
-                    cell, at = found[1].replace('""', '"'), found.end()
-                else:
-                    stop = end if last else text.find(delimiter, at, end)
-                    stop = end if stop < 0 else stop
-                    cell, at = text[at:stop], stop
-                    if file.suffix.lower() == ".csv" and cell.lstrip().startswith('"') and cell.count('"') % 2:
-                        cells = f"not comma-separated values (a quote is never closed), {line!r:.80}: close it"
-                        break
-                cells = [*cells, cell]
-                if at >= len(text) or text[at] == "\n":
-                    end = at
-                    break
-                at += 1
-        if line.strip():
-            yield (
-                number,
-                [cell.strip() if delimiter == "|" else cell for cell in cells] if not isinstance(cells, str) else cells,
-            )
-        number += text.count("\n", here, end + 1)
-        here = end + 1
+class _Splitter:
+    """Splits text into rows, and rows into cells.
+
+    Args:
+        delimiter: One of `DELIMITERS`.
+        width: Number of columns.
+        caption_last: The last column may hold the delimiter unquoted.
+        strict: A quoted cell may go over several lines, and one that is never closed is a fault; otherwise its quote is
+            a letter.
+    """
+
+    def __init__(self, delimiter: str, width: int, caption_last: bool, *, strict: bool) -> None:
+        self.delimiter = delimiter
+        self.width = width
+        self.caption_last = caption_last
+        self.strict = strict
+        inside = '[^"]' if strict else r'[^"\n]'
+        mark = re.escape(delimiter)
+        self.quoted = re.compile(rf'[ ]*"((?:{inside}|"")*)"[ ]*(?=[{mark}\n]|\Z)')
+        self.quoted_last = re.compile(rf'[ ]*"((?:{inside}|"")*)"[ ]*(?=\n|\Z)')
+        self.next_row = re.compile(rf'\n"?[^\n"{mark}]+{_IMAGE}"?{mark}', re.IGNORECASE)
+
+    def split(self, text: str, start: int) -> Iterator[tuple[int, list[str] | str]]:
+        """Yield the line of each row from `start` that is not blank, and its cells, or why it cannot be split."""
+        number, here = text.count("\n", 0, start) + 1, start
+        while here < len(text):
+            end = text.find("\n", here)
+            end = len(text) if end < 0 else end
+            line = text[here:end]
+            cells: list[str] | str
+            if '"' in line:
+                cells, end = self._split_quoted(text, here, end)
+            else:
+                cells = line.split(self.delimiter, self.width - 1 if self.caption_last else -1)
+            if self.delimiter == "|" and not isinstance(cells, str):
+                cells = self._mend([cell.strip() for cell in cells])
+            if line and not line.isspace():
+                yield number, cells
+            number += 1 + text.count("\n", here, end)
+            here = end + 1
+
+    def _split_quoted(self, text: str, here: int, line_end: int) -> tuple[list[str] | str, int]:
+        """Return the cells of a row that holds quotes, or what is wrong with it, and where the row ends."""
+        cells: list[str] = []
+        at = here
+        while True:
+            last = self.caption_last and len(cells) == self.width - 1
+            found = (self.quoted_last if last else self.quoted).match(text, at)
+            # a quote that is never closed would take in all rows up to the next quote
+            if found and not ("\n" in found[0] and self.next_row.search(found[0])):
+                cell, at = found[1].replace('""', '"'), found.end()
+            else:
+                stop = -1 if last else text.find(self.delimiter, at, line_end)
+                stop = line_end if stop < 0 else stop
+                cell, at = text[at:stop], stop
+                if self.strict and cell.lstrip().startswith('"') and cell.count('"') % 2:
+                    said = (
+                        f"not comma-separated values (a quote is never closed), {text[here:line_end]!r:.80}: close it"
+                    )
+                    return said, line_end
+            cells.append(cell)
+            if at >= len(text) or text[at] == "\n":
+                return cells, at
+            at += 1
+
+    def _mend(self, cells: list[str]) -> list[str]:
+        """Return the cells of a row, a comment's number apart from the comment: one row of results.csv lacks a pipe."""
+        number = (
+            re.fullmatch(r"(\d+) +(\S.*)", cells[-1]) if self.caption_last and len(cells) == self.width - 1 else None
+        )
+        return [*cells[:-1], *number.groups()] if number else cells
