@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import toy_captions as toy
 import toy_shards
+from toy_formats import Piece, write_datasets
 
 from clipse.data import check, load_captions
 
@@ -247,3 +248,91 @@ def test_a_compressed_shard_that_breaks_off_keeps_the_samples_before(folder, tmp
         assert "train-0.tar.gz: broken gzip" in said[0]
         assert len(load_captions(folder, on_error="skip").images) == 4
     assert len(list((tmp_path / "runs" / "cache" / "shards").iterdir())) == 3
+
+
+def test_a_second_member_of_a_key_is_left_out_and_named(folder):
+    with tarfile.open(folder / "train.tar", "w") as archive:
+        for name, content in (("a.jpg", jpeg()), ("a.txt", b"one"), ("b.jpg", jpeg()), ("b.txt", b"two")):
+            add(archive, name, content)
+        add(archive, "a.txt", b"three")
+    (problem,) = check(folder).problems
+    assert str(problem).startswith(f"{folder / 'train.tar'}: sample a: a second .txt, left out")
+    assert [record.captions for record in load_captions(folder, on_error="skip").images] == [("one",), ("two",)]
+
+
+def test_a_key_with_several_images_and_no_plain_one_is_read_from_its_input(folder):
+    with tarfile.open(folder / "train.tar", "w") as archive:
+        for key in "ab":
+            add(archive, f"{key}.input.jpg", jpeg(1))
+            add(archive, f"{key}.target.jpg", jpeg(2))
+            add(archive, f"{key}.txt", key.encode())
+        for extension, content in {"left.jpg": jpeg(), "right.jpg": jpeg(), "txt": b"c"}.items():
+            add(archive, f"c.{extension}", content)
+    assert [str(problem).rpartition(": ")[2] for problem in check(folder).problems] == [
+        "expected one image, got left.jpg, right.jpg"
+    ]
+    assert [record.read() for record in load_captions(folder, on_error="skip").images] == [jpeg(1), jpeg(1)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: (root / "dataset_dict.json").write_text("{"), "dataset_dict.json: expected the names of splits"),
+        (lambda root: (root / "val" / "state.json").write_text("{}"), "state.json: not a readable split"),
+        (
+            lambda root: cut(root / "val" / "data-00000-of-00001.arrow"),
+            "data-00000-of-00001.arrow: not a readable Arrow",
+        ),
+        (lambda root: (root / "val").rename(root / "gone"), "val/state.json: not a readable split"),
+    ],
+    ids=["names", "state", "arrow", "gone"],
+)
+def test_a_damaged_datasets_folder(tmp_path, damage, said):
+    root = tmp_path / "set"
+    root.mkdir()
+    write_datasets(root, [Piece(f"{n}.jpg", ("train", "val")[n % 2], ("said",), jpeg(n)) for n in range(6)])
+    damage(root)
+    problems = [str(problem) for problem in check(root).problems]
+    assert any(said in problem for problem in problems), problems
+
+
+def test_a_datasets_folder_without_captions_shows_its_columns(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"image": ["c.jpg"], "label": [1]}).save_to_disk(str(tmp_path / "set"))
+    assert "got 'image,label'" in str(check(tmp_path / "set").problems[0])
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def test_options_of_the_command_name_files_and_columns(folder, clipse):
+    lines(folder / "a.csv", "photo,words", "c.jpg,one")
+    lines(folder / "b.csv", "photo,words", "d.jpg,two")
+    code, _, error = clipse("data", "check", folder)
+    assert code == 2
+    assert "a.csv has the columns 'photo,words'; b.csv has the columns 'photo,words'" in error
+    options = ["--files", "a.csv", "--files", "b.csv", "--columns", "image=photo", "--columns", "caption=words"]
+    code, out, _ = clipse("data", "check", folder, *options)
+    assert code == 0
+    assert f"a.csv: images in {folder / 'Images'}, relative to the folder of the file" in out
+    assert "a.csv: image from column photo; caption from column words" in out
+    assert clipse("data", "stats", folder, *options)[0] == 0
+    assert "expected ROLE=NAME" in clipse("data", "check", folder, "--columns", "photo")[2]
+
+
+def test_files_of_two_formats_are_not_read_together(folder):
+    toy.write_token(folder)
+    toy.write_open_clip(folder)
+    assert "files that are read together have one format" in toy_shards.message(
+        folder, files=["Flickr8k.token.txt", "pairs.csv"]
+    )
+    assert "no such captions file" in toy_shards.message(folder, files=["nowhere.csv"])
+
+
+@pytest.mark.parametrize("name", ["metadata.parquet", "state.json"])
+def test_without_pyarrow_the_message_says_what_to_install(folder, name, monkeypatch):
+    (folder / name).write_bytes(b"{}")
+    monkeypatch.setattr("clip_common.errors.find_spec", lambda module: None)
+    with pytest.raises(ValueError, match=r'needs pyarrow: pip install "pyarrow>=20.0"'):
+        check(folder)

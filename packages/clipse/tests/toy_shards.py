@@ -33,7 +33,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 WRITERS = {**toy_captions.WRITERS, "webdataset": write_shards}
 
 
-def message(root: Path, **options: str) -> str:
+def message(root: Path, **options: str | list[str]) -> str:
     with pytest.raises(DataError) as error:
         load_captions(root, **options)
     text = str(error.value)

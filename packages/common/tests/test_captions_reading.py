@@ -65,6 +65,14 @@ def test_an_unknown_header_is_shown_and_not_read_as_data(folder):
     assert str(log.problems[0]).startswith(said)
 
 
+def test_of_two_columns_of_one_name_none_is_chosen(folder):
+    (folder / "any.csv").write_text("image,caption,Caption,,\nc.jpg,one,two,,\n")
+    _, log = read(folder / "any.csv")
+    assert "line 1: two columns" in str(log.problems[0])
+    (folder / "any.csv").write_text("image,caption,,\nc.jpg,one,,\n")
+    assert read(folder / "any.csv")[0][0].captions == ("one",)
+
+
 def test_each_caption_has_its_line(folder):
     (folder / "any.csv").write_text('image,caption\nc.jpg,"one\ntwo"\n\nd.jpg,three\nc.jpg,four\n')
     images, _ = read(folder / "any.csv")

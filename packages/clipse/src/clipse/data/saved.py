@@ -29,17 +29,28 @@ def read_saved(roots: Sequence[Path], log: ReadLog) -> list[CaptionedImage]:
     check_extra("pyarrow>=20.0", "pyarrow", purpose=f"{roots[0]}: a folder of Hugging Face datasets")
     rows: list[tuple[Row, Path]] = []
     for root in roots:
-        for key in _read_json(root / MARKERS[0])["splits"] if (root / MARKERS[0]).is_file() else [""]:
-            split = None
-            try:
-                split = parse_split(key, at=str(root / MARKERS[0]))
-                names = [part["filename"] for part in _read_json(root / key / MARKERS[1])["_data_files"]]
-            except (DataError, KeyError, TypeError) as error:
-                log.add("file", Place(root / key), f"not a readable split of a saved dataset ({error})")
-                continue
-            for name in names:
-                rows += _read_arrow(root / key / name, log, split=split)
+        for split, file in _list_files(root, log):
+            rows += _read_arrow(file, log, split=split)
     return merge_rows(_join_copies(rows), log)
+
+
+def _list_files(root: Path, log: ReadLog) -> Iterator[tuple[str | None, Path]]:
+    """Yield the split and the path of each Arrow file of a saved `Dataset` or `DatasetDict`."""
+    whole = root / MARKERS[0]
+    try:
+        keys = list(_read_json(whole)["splits"]) if whole.is_file() else [""]
+    except (DataError, KeyError, TypeError) as error:
+        log.add("file", Place(whole), f"expected the names of splits ({error})")
+        return
+    for key in keys:
+        state = root / key / MARKERS[1]
+        try:
+            split = parse_split(key, at=str(whole))
+            names = [part["filename"] for part in _read_json(state)["_data_files"]]
+        except (DataError, KeyError, TypeError) as error:
+            log.add("file", Place(state), f"not a readable split of a saved dataset ({error})")
+            continue
+        yield from ((split, state.parent / name) for name in names)
 
 
 def _read_arrow(file: Path, log: ReadLog, *, split: str | None) -> Iterator[tuple[Row, Path]]:
@@ -58,11 +69,12 @@ def _read_arrow(file: Path, log: ReadLog, *, split: str | None) -> Iterator[tupl
     for batch in batches:
         try:
             roles = find_columns(batch.schema.names, log)
+            images = list(_read_images(batch.column(roles["image"]), start))
         except DataError as error:
             log.add("file", Place(file), str(error))
             return
         texts = {role: batch.column(name).to_pylist() for role, name in roles.items() if role != "image"}
-        for row, (name, span) in enumerate(_read_images(batch.column(roles["image"]), start)):
+        for row, (name, span) in enumerate(images):
             number += 1
             place = Place(file, number, "row")
             label = name or (f"{file.name}, row {number}" if span else None)
@@ -90,17 +102,25 @@ def _join_copies(rows: Sequence[tuple[Row, Path]]) -> Iterator[tuple[Row, Path]]
 
 
 def _read_images(column: Any, start: int) -> Iterator[tuple[str | None, tuple[int, int] | None]]:
-    """Yield the path of each row, and the span in the file of its bytes, if they are in it."""
+    """Yield the path of each row, and the span in the file of its bytes, if they are in it.
+
+    Raises:
+        DataError: Neither paths, nor bytes, nor a struct of both.
+    """
     from pyarrow import types
 
     if types.is_string(column.type) or types.is_large_string(column.type):
         yield from ((path, None) for path in column.to_pylist())
         return
     paths: list[str | None] = [None] * len(column)
-    if types.is_struct(column.type):
+    if types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
         paths = column.field("path").to_pylist()
         column = column.field("bytes")
     wide = types.is_large_binary(column.type)
+    if not wide and not types.is_binary(column.type):
+        raise DataError(f"expected images as bytes, paths, or a struct of both, got {column.type}")
+    if not len(column):
+        return
     _, offsets, content = column.buffers()
     offsets_N = np.frombuffer(offsets, np.int64 if wide else np.int32)[column.offset :]
     # the buffers are views of the mapped file, which datasets does not compress: addresses are places in it

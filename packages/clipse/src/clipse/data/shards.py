@@ -97,6 +97,12 @@ def _list_members(shard: Path, file: Path, log: ReadLog) -> dict[str, _Sample]:
                 if not member.isfile() or not stem or last not in (*IMAGES, "txt", "json"):
                     continue
                 sample = samples.setdefault(f"{folder}/{stem}", _Sample())
+                if extension in sample.images or extension in sample.texts:
+                    said = f"sample {folder}/{stem}".replace(" /", " ")
+                    log.add(
+                        "sample", Place(shard), f"{said}: a second .{extension}, left out: give each sample its key"
+                    )
+                    continue
                 if last in IMAGES:
                     sample.images[extension] = member.name, (member.offset_data, member.size)
                 else:

@@ -74,6 +74,9 @@ def find_columns(
                 f"no column for the {role}, got {got!r:.160}: known are {', '.join(known)}; rename yours, or name it "
                 f"with data.columns.{role}"
             )
+    for column in found.values():
+        if sum(_normalise(name) == _normalise(column) for name in names) > 1:
+            raise DataError(f"two columns {column} in {got!r:.160}: rename one")
     return found
 
 

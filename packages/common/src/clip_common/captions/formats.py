@@ -70,12 +70,12 @@ def find_format(file: Path, log: ReadLog | None = None) -> str | None:
     Raises:
         DataError: A file that cannot be read.
     """
-    name, suffix = file.name, file.suffix.lower()
+    name, suffix = file.name.lower(), file.suffix.lower()
     if name.endswith((".token.txt", ".token")) and ".lemma." not in name:
         return "token"
     if suffix == ".json":
         return _find_json_format(file)
-    if name.lower() in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
+    if name in ("metadata.csv", "metadata.jsonl", "metadata.parquet"):
         return "imagefolder" if suffix != ".jsonl" or '"file_name"' in _read_head(file) else None
     if suffix not in (".csv", ".tsv") and not (suffix == ".txt" and name.startswith(("captions", "results"))):
         return None
@@ -150,7 +150,7 @@ def _find_json_format(file: Path) -> str | None:
     ends = head + _read_tail(file)
     if '"sentences"' in ends:
         return "karpathy"
-    if '"caption"' in ends and '"image_id"' in ends and not file.name.startswith(("instances", "dataset_")):
+    if '"caption"' in ends and '"image_id"' in ends:
         return "coco"
     return "karpathy" if named else None
 
