@@ -202,11 +202,11 @@ def test_the_statistics_by_hand():
 def test_pairs_of_one_image_are_no_negatives_in_the_statistics():
     eye = torch.eye(3)
     statistics = compute_statistics(
-        Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.tensor([7, 7, 8]), normalise="none"
+        Fixed(), eye, eye, references=(eye, eye), scale=1.0, exclude=torch.tensor([7, 7, 8]), normalise="none"
     )
     # left are 3, 2, 0.2 and 1.8
     assert statistics["w_mean"].item() == pytest.approx(1.75)
-    of_one = compute_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, image_ids=torch.zeros(3))
+    of_one = compute_statistics(Fixed(), eye, eye, references=(eye, eye), scale=1.0, exclude=torch.zeros(3))
     assert of_one["w_mean"].isnan()
     assert of_one["w_p50"].isnan()
     assert compute_statistics(Fixed(), eye[:1], eye[:1], references=(eye[:1], eye[:1]), scale=1.0) == {}

@@ -220,6 +220,11 @@ class LossConfig:
     """Strength of the weighted negatives (`form=boosted`)."""
     normalise: Literal["none", "mean1"] = "mean1"
     """`mean1` scales the weights of each row and column to mean 1; `none` leaves them."""
+    positive: Literal["pair", "caption"] = "pair"
+    """`pair`: an image and its own caption. `caption`: also every caption in the batch with the same text, apart from
+    upper case, whitespace and punctuation. CLIP's loss stays the same where equal captions have equal embeddings."""
+    exclude: Literal["image", "caption"] = "image"
+    """Pairs that are no negatives: of one image, or also those whose captions have the same text."""
     temperature: float | None = None
     """A fixed softmax temperature such as 0.07; null learns it, starting from the model's."""
 

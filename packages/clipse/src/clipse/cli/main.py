@@ -232,4 +232,4 @@ COLUMNS = ("R@1", "R@5", "R@10", "MedR", "mAP@10")
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.0f}" if name == "MedR" else f"{value:.3f}"
+    return f"{value:.1f}".removesuffix(".0") if name == "MedR" else f"{value:.3f}"

@@ -5,12 +5,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
+from clip_common.backbones.tokenizers import SPECIAL_TOKENS, ClipTokenizer, find_cut
 from clip_common.captions import SPLITS, Place, Problem
 from clip_common.images import read_size
 from clip_common.reporting import Progress
+from clipse.data.equal_captions import normalise_caption
 from clipse.data.loading import load_captions, read_set
 from clipse.data.records import CaptionData, ImageRecord
+
+CONTEXT_LENGTH = 77
+"""Most tokens of a caption for CLIP; other text towers may read more or fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +74,21 @@ def check(
         images={split: len(data.split(split)) for split in SPLITS},
         captions={split: sum(len(record.captions) for record in data.split(split)) for split in SPLITS},
         problems=problems,
-        notes=data.notes,
+        notes=[*data.notes, *_note_cut(data)],
         unlisted=data.unlisted,
     )
+
+
+def _note_cut(data: CaptionData) -> list[str]:
+    """Return a line about the captions that are too long for CLIP's text tower, if there are any."""
+    captions = [caption for record in data.images for caption in record.captions]
+    if max((len(caption.encode()) for caption in captions), default=0) <= CONTEXT_LENGTH - SPECIAL_TOKENS:
+        return []  # a token holds at least one byte
+    places = find_cut(ClipTokenizer({}), captions)
+    if not places:
+        return []
+    what = f"{len(places):,} of {len(captions):,} captions have more than the {CONTEXT_LENGTH} tokens that CLIP reads"
+    return [f"{what}, and training cuts their ends; the first is {shorten(captions[places[0]], 60)!r}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +123,14 @@ def stats(
         DataError: The set cannot be used.
     """
     data = load_captions(root, format=format, files=files, columns=columns)
-    bearers = Counter(text for record in data.images for text in {caption.lower() for caption in record.captions})
+    texts = [[normalise_caption(caption) for caption in record.captions] for record in data.images]
+    bearers = Counter(text for own in texts for text in set(own))
     return Stats(
         root=data.root,
         format=data.format,
         rows=[_row(split, data) for split in SPLITS if data.split(split)],
         vocabulary=len({word for record in data.images for caption in record.captions for word in _words(caption)}),
-        repeated_captions=sum(bearers[caption.lower()] > 1 for record in data.images for caption in record.captions),
+        repeated_captions=sum(bearers[text] > 1 for own in texts for text in own),
     )
 
 

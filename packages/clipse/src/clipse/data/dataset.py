@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipse.data.cache import ImageCache
+from clipse.data.equal_captions import count_same, hash_caption
 from clipse.data.records import ImageRecord
 
 
@@ -42,6 +43,8 @@ class Batch:
         tokens: The tokenizer's output for the T texts.
         image_ids_B: (B,) long, the id of each image.
         owner_T: (T,) long, the row of `images_B3HW` that each text belongs to.
+        text_ids_T: (T,) long, equal for captions of one text (`normalise_caption`).
+        same_T3: (T, 3) long, on the CPU: see `count_same`.
         names: B image names, for messages.
     """
 
@@ -49,6 +52,8 @@ class Batch:
     tokens: Any
     image_ids_B: Tensor
     owner_T: Tensor
+    text_ids_T: Tensor
+    same_T3: Tensor
     names: list[str]
 
 
@@ -117,11 +122,17 @@ class CLIPCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         counts = torch.tensor([len(sample.captions) for sample in samples])
+        captions = [caption for sample in samples for caption in sample.captions]
+        image_ids_B = torch.tensor([sample.image_id for sample in samples])
+        owner_T = torch.repeat_interleave(torch.arange(len(samples)), counts)
+        text_ids_T = torch.tensor([hash_caption(caption) for caption in captions])
         return Batch(
             images_B3HW=torch.stack([sample.image for sample in samples]),
-            tokens=self.tokenizer([caption for sample in samples for caption in sample.captions]),
-            image_ids_B=torch.tensor([sample.image_id for sample in samples]),
-            owner_T=torch.repeat_interleave(torch.arange(len(samples)), counts),
+            tokens=self.tokenizer(captions),
+            image_ids_B=image_ids_B,
+            owner_T=owner_T,
+            text_ids_T=text_ids_T,
+            same_T3=count_same(image_ids_B[owner_T], text_ids_T),
             names=[sample.name for sample in samples],
         )
 

@@ -1,8 +1,13 @@
 """Train a model from a configuration and leave a run folder with its weights, scores, plots and model card."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
+from clip_common.backbones import Tokenizer
+from clip_common.backbones.tokenizers import find_cut
 from clip_common.config import to_yaml
 from clip_common.devices import device_count, divide_batch, pick_device
 from clip_common.features import FeatureCache
@@ -66,6 +71,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
         reporter=reporter,
         devices=config.trainer.devices,
     )
+    cut = {split: count_cut_captions(towers.tokenizer, rows) for split, rows in fitted.items()}
     image_caches = {}
     if config.data.cache and not features.images:
         for split, rows in fitted.items():
@@ -97,7 +103,7 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
             batch_size=config.data.batch_size,
             progress=progress,
         )
-    counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped}
+    counts = {"epochs": result.epochs, "steps": result.steps, "skipped_images": records.skipped, "cut_captions": cut}
     run.write_result(run.result | counts | {"val": validation.as_dict()})  # keep earlier scores on test
     run.register_once(
         {"loss": config.loss.name, "model": config.model.label, "seed": config.trainer.seed, "split": "val"}
@@ -105,6 +111,19 @@ def train(config: Config, *, resume: Path | None = None, reporter: Reporter = si
     )
     write_card(config, run, validation)
     return Trained(run=run, validation=validation, plots=draw_run(run))
+
+
+def count_cut_captions(tokenizer: Tokenizer, records: Sequence[ImageRecord]) -> int:
+    """Return the number of captions whose end the text tower does not read, and warn if there are any."""
+    captions = [caption for record in records for caption in record.captions]
+    places = find_cut(tokenizer, captions)
+    if places:
+        warnings.warn(
+            f"{len(places):,} of {len(captions):,} captions of the {records[0].split} split have more tokens than the "
+            f"text tower reads, and their ends are left out; the first is {shorten(captions[places[0]], 60)!r}",
+            stacklevel=2,
+        )
+    return len(places)
 
 
 def check_sizes(config: DataConfig, splits: dict[str, list[ImageRecord]]) -> None:

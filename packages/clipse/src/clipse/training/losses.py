@@ -169,6 +169,8 @@ class RetrievalLoss(nn.Module):
         weighting: Log-weights of negatives; None gives every negative weight 1, as CLIP does.
         form: How positives and weighted negatives are combined; default: InfoNCE.
         normalise: `mean1` scales the weights of each row, and of each column, to mean 1.
+        positive: `caption` makes pairs with equal captions positives; `pair`: each pair is its own.
+        exclude: `caption` leaves pairs with equal captions out of the negatives, like pairs of one image.
     """
 
     def __init__(
@@ -177,11 +179,15 @@ class RetrievalLoss(nn.Module):
         *,
         form: Form | None = None,
         normalise: Literal["none", "mean1"] = "mean1",
+        positive: Literal["pair", "caption"] = "pair",
+        exclude: Literal["image", "caption"] = "image",
     ) -> None:
         super().__init__()
         self.weighting = weighting
         self.form = form or InfoNCE()
         self.normalise = normalise
+        self.positive = positive
+        self.exclude = exclude
 
     def forward(
         self,
@@ -191,6 +197,7 @@ class RetrievalLoss(nn.Module):
         scale: Tensor | float,
         references: tuple[Tensor, Tensor] | None = None,
         image_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> LossOutput:
         """Compute the loss of B pairs; across processes, of the pairs of all of them.
@@ -200,8 +207,13 @@ class RetrievalLoss(nn.Module):
             scale: One over the temperature.
             references: Features of images and texts from which A is computed; None takes the embeddings.
             image_ids: (B,) long; pairs of one image are not negatives of each other.
+            text_ids: (B,) long, equal for equal captions; for `positive` and `exclude`.
             bias: SigLIP's logit bias.
         """
+        positive = text_ids if self.positive == "caption" else None
+        alike = [image_ids, text_ids if "caption" in (self.positive, self.exclude) else None]
+        sets = [ids for ids in alike if ids is not None]
+        exclude = torch.stack(sets, dim=1) if len(sets) > 1 else sets[0] if sets else None
         loss = contrastive_loss(
             image_BD,
             text_BD,
@@ -210,7 +222,8 @@ class RetrievalLoss(nn.Module):
             weighting=self.weighting,
             references=references,
             normalise=self.normalise,
-            exclude=image_ids,
+            exclude=exclude,
+            positive=positive,
             bias=bias,
         )
         if self.weighting is None:
@@ -220,11 +233,34 @@ class RetrievalLoss(nn.Module):
             image_BD[:BLOCK],
             text_BD[:BLOCK],
             references=tuple(side[:BLOCK] for side in references or (image_BD, text_BD)),
-            image_ids=None if image_ids is None else image_ids[:BLOCK],
+            exclude=None if exclude is None else exclude[:BLOCK],
             scale=scale,
             normalise=self.normalise,
         )
         return LossOutput(loss, statistics)
+
+    def chance(self, same_T3: Tensor, *, processes: int = 1) -> float | None:
+        """Return the loss of a batch in which all pairs have the same score; of SigLIP, at the best such score.
+
+        Args:
+            same_T3: (T, 3) texts of this process with the same image, the same caption, and either (`count_same`).
+            processes: Number of processes; texts of the others are taken to be negatives.
+
+        Returns:
+            None for weights that are not normalised, whose sum is unknown.
+        """
+        if self.weighting is not None and self.normalise == "none":
+            return None
+        image_T, text_T, either_T = same_T3.double().unbind(1)
+        p = text_T if self.positive == "caption" else torch.ones_like(text_T)
+        n = processes * len(same_T3) - (either_T if "caption" in (self.positive, self.exclude) else image_T)
+        if isinstance(self.form, SigLIP):  # sigmoid(score) = p / (p + n)
+            losses_T = torch.xlogy(p, (p + n) / p) + torch.xlogy(n, (p + n) / n.clamp_min(1))
+        elif isinstance(self.form, Decoupled):
+            losses_T = n.clamp_min(1).log()
+        else:
+            losses_T = (p + n * (1 + (self.form.beta if isinstance(self.form, Boosted) else 0))).log()
+        return float(losses_T.mean())
 
 
 def build_loss(config: LossConfig) -> RetrievalLoss:
@@ -233,17 +269,18 @@ def build_loss(config: LossConfig) -> RetrievalLoss:
     Raises:
         ValueError: An unknown name, a value out of range, or a parameter that has no meaning for this loss.
     """
+    alike: dict[str, Any] = {"positive": config.positive, "exclude": config.exclude}
     if config.name in ("clip", "siglip"):
         if config.parameters:
             names = ", ".join(f"loss.{name}" for name in config.parameters)
             raise ValueError(f"{names} has no meaning for loss.name={config.name}, which weights all negatives alike")
         if config.name == "clip":
-            return RetrievalLoss(form=_build_form(config))
+            return RetrievalLoss(form=_build_form(config), **alike)
         if config.form != "infonce":
             raise ValueError(f"loss.form={config.form} has no meaning for loss.name=siglip: leave it out")
-        return RetrievalLoss(form=SigLIP())
+        return RetrievalLoss(form=SigLIP(), **alike)
     weighting = build_weighting(config.name, preset=config.preset, parameters=config.parameters)
-    return RetrievalLoss(weighting, form=_build_form(config), normalise=config.normalise)
+    return RetrievalLoss(weighting, form=_build_form(config), normalise=config.normalise, **alike)
 
 
 def build_weighting(name: str, *, preset: str = "default", parameters: Mapping[str, Any] | None = None) -> Weighting:

@@ -3,7 +3,6 @@
 B images of a batch, T texts, N images of a split, D the shared width.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -69,7 +68,7 @@ class RetrievalModule(L.LightningModule):
                 "each other: leave data.mini_batch out, or use a transformer"
             )
         self.loss = build_loss(config.loss)
-        self.contrastive_log_b = math.log(config.data.batch_size)
+        self.contrastive_chance: float | None = None
         self.validated: list[tuple[Tensor, ...]] = []
         decay = {"frozen": 1.0, "ema": config.loss.ema_decay}.get(config.loss.references)
         self.reference = None if decay is None else ReferenceModel(model, decay=decay)
@@ -121,6 +120,8 @@ class RetrievalModule(L.LightningModule):
             tokens=move(batch.tokens, device),
             image_ids_B=batch.image_ids_B.to(device),
             owner_T=batch.owner_T.to(device),
+            text_ids_T=batch.text_ids_T.to(device),
+            same_T3=batch.same_T3,  # on the CPU: reading a value back would wait for the device
             names=batch.names,
         )
 
@@ -137,8 +138,10 @@ class RetrievalModule(L.LightningModule):
             scale=scale,
             references=references,
             image_ids=batch.image_ids_B[batch.owner_T],
+            text_ids=batch.text_ids_T,
             bias=self.model.logit_bias,
         )
+        self.contrastive_chance = self.loss.chance(batch.same_T3, processes=self.trainer.world_size)
         self.log("train/loss", output.loss, prog_bar=True)
         self.log("train/temperature", 1.0 / scale.detach())
         self.log_dict({f"sanw/{name}": value for name, value in output.statistics.items()})
@@ -162,23 +165,30 @@ class RetrievalModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         image_BD, text_TD = self.embed(batch)
-        part = (batch.image_ids_B, image_BD.float(), batch.image_ids_B[batch.owner_T], text_TD.float())
+        text_ids = batch.image_ids_B[batch.owner_T], batch.text_ids_T
+        part = (batch.image_ids_B, image_BD.float(), *text_ids, text_TD.float())
         self.validated.append(tuple(tensor.cpu() for tensor in (*part, *(self.references(batch) or ()))))
 
     def on_validation_epoch_end(self) -> None:
         parts = map(torch.cat, zip(*gather_from_ranks(self.validated), strict=True))
-        image_ids, image_ND, text_ids, text_TD, *references = parts
+        image_ids, image_ND, of_image_T, text_ids_T, text_TD, *references = parts
         self.validated = []
         order = image_ids.argsort()
-        image_ND, owner_T = image_ND[order], torch.searchsorted(image_ids[order], text_ids)
+        image_ND, owner_T = image_ND[order], torch.searchsorted(image_ids[order], of_image_T)
         result = image_text_retrieval(image_ND, text_TD, owner_T)
         self.log_dict({f"val/{key}": value for key, value in result.metrics.items()})
         first_N = find_first_of_each(owner_T, len(image_ND))
         compared = (references[0][order], references[1][first_N]) if references else None
-        self.log("val/loss", self.validation_loss(image_ND, text_TD[first_N], references=compared))
+        loss = self.validation_loss(image_ND, text_TD[first_N], text_ids=text_ids_T[first_N], references=compared)
+        self.log("val/loss", loss)
 
     def validation_loss(
-        self, image_ND: Tensor, text_ND: Tensor, *, references: tuple[Tensor, Tensor] | None = None
+        self,
+        image_ND: Tensor,
+        text_ND: Tensor,
+        *,
+        text_ids: Tensor | None = None,
+        references: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Compute the training loss on N pairs, in batches of the training size (one smaller batch if N is smaller).
 
@@ -191,8 +201,10 @@ class RetrievalModule(L.LightningModule):
             mine = slice(start + rank, start + size, world)
             image_BD, text_BD = image_ND[mine].to(self.device), text_ND[mine].to(self.device)
             compared = references and (references[0][mine].to(self.device), references[1][mine].to(self.device))
+            ids = None if text_ids is None else text_ids[mine].to(self.device)
             scale, bias = self.model.logit_scale(), self.model.logit_bias
-            losses.append(self.loss(image_BD, text_BD, scale=scale, references=compared, bias=bias).loss)
+            output = self.loss(image_BD, text_BD, scale=scale, references=compared, text_ids=ids, bias=bias)
+            losses.append(output.loss)
         return torch.stack(losses).mean()
 
     def describe_batch(self, batch: Batch) -> str:

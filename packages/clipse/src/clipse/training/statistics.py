@@ -34,10 +34,13 @@ def compute_statistics(
     *,
     references: tuple[Tensor, ...],
     scale: Tensor | float,
-    image_ids: Tensor | None = None,
+    exclude: Tensor | None = None,
     normalise: Literal["none", "mean1"] = "mean1",
 ) -> dict[str, Tensor]:
     """Compute statistics of the weights of the true negatives.
+
+    Args:
+        exclude: (B,) ids, or (B, S): pairs that share one are not negatives.
 
     Returns:
         w_mean, w_p05, w_p50, w_p95; low_pct and high_pct, percent of weights below 0.5 and above 1.5;
@@ -50,8 +53,9 @@ def compute_statistics(
         return {}
     image_BF, text_BF = (functional.normalize(side.float(), dim=1) for side in references)
     log_weight_BB = weighting.log_weight(image_BF, text_BF, image_BF, text_BF)
-    ids = torch.arange(len(image_BD), device=image_BD.device) if image_ids is None else image_ids
-    negative_BB = ids[:, None] != ids[None]
+    ids = torch.arange(len(image_BD), device=image_BD.device) if exclude is None else exclude
+    ids_BS = ids.reshape(len(ids), -1)
+    negative_BB = (ids_BS[:, None] != ids_BS[None]).all(dim=2)
     if normalise == "mean1":
         total_B1 = log_weight_BB.masked_fill(~negative_BB, -torch.inf).logsumexp(dim=1, keepdim=True)
         log_mean_B1 = total_B1 - negative_BB.sum(dim=1, keepdim=True).log()

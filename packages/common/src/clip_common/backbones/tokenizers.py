@@ -16,6 +16,9 @@ from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder, find_missin
 from clip_common.backbones.huggingface import one_line, without_code
 from clip_common.backbones.spec import BackboneError, Tokens
 
+SPECIAL_TOKENS = 3
+"""Most tokens that a tokenizer adds to those of the words: a start, an end, and a mark in front of the first word."""
+
 
 class Tokenizer(Protocol):
     """`tokenizer(["a dog", …])` returns tokens for the text tower of the same bundle."""
@@ -67,6 +70,7 @@ class ClipTokenizer:
                     f"{self.folder} has no tokenizer that transformers can read: {one_line(error)}"
                 ) from error
             described = f"{mode} {hash_tokenizer(self.encode.tokenizer)}"
+        self.context_length = context
         self.key = json.dumps([described, context, options], sort_keys=True)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -148,18 +152,46 @@ class MissingTokenizer:
 
 def knows_no_word(tokenizer: Tokenizer, text: str) -> bool:
     """Return True if every token is the unknown token; byte-level tokenizers have none."""
-    if isinstance(tokenizer, SentenceTokenizer):
-        words = tokenizer.model.tokenizer
-    elif isinstance(tokenizer, TransformersTokenizer):
-        words = tokenizer.tokenizer
-    else:
-        words = getattr(tokenizer.encode, "tokenizer", None) if isinstance(tokenizer, ClipTokenizer) else None
+    words = _words_of(tokenizer)
     unknown = None if words is None else words.unk_token_id
     if unknown is None:
         return False
     ids = words(text, add_special_tokens=False)["input_ids"]
     tokens = zip(ids, words.convert_ids_to_tokens(ids), strict=True)
     return not any(id != unknown and token.strip("▁") for id, token in tokens)  # ▁ is SentencePiece's word boundary
+
+
+def find_cut(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Return the positions of the texts whose end the tokenizer leaves out, because they have too many tokens."""
+    if isinstance(tokenizer, SentenceTokenizer):
+        prompt = tokenizer.model.prompts.get(tokenizer.model.default_prompt_name) or ""
+        words, limit = tokenizer.model.tokenizer, tokenizer.model.max_seq_length
+        texts = [prompt + text for text in texts]
+    else:
+        assert isinstance(tokenizer, ClipTokenizer | TransformersTokenizer)
+        words, limit = _words_of(tokenizer), tokenizer.context_length
+    # a token holds at least one byte, so that most texts need not be tokenized to know
+    long = [place for place, text in enumerate(texts) if len(text.encode()) + SPECIAL_TOKENS > limit]
+    if not long:
+        return []
+    chosen = [texts[place] for place in long]
+    if words is None:
+        assert isinstance(tokenizer, ClipTokenizer)
+        lengths = [len(tokenizer.encode.encode(text)) + 2 for text in chosen]
+    else:
+        if isinstance(tokenizer, ClipTokenizer):
+            chosen = [tokenizer.encode.clean_fn(text) for text in chosen]
+        lengths = [len(ids) for ids in words(chosen, truncation=False, verbose=False)["input_ids"]]
+    return [place for place, length in zip(long, lengths, strict=True) if length > limit]
+
+
+def _words_of(tokenizer: Tokenizer) -> Any:
+    """Return the tokenizer of transformers behind a tokenizer; None for open_clip's own."""
+    if isinstance(tokenizer, SentenceTokenizer):
+        return tokenizer.model.tokenizer
+    if isinstance(tokenizer, TransformersTokenizer):
+        return tokenizer.tokenizer
+    return getattr(tokenizer.encode, "tokenizer", None) if isinstance(tokenizer, ClipTokenizer) else None
 
 
 def hash_tokenizer(tokenizer: Any) -> str:

@@ -121,7 +121,8 @@ def contrastive_loss(
             gradient. None uses the embeddings; their shapes are checked even where nothing reads them.
         normalise: "mean1" divides a row's weights by their mean over the row's negatives, and a
             column's by their mean over the column's; "none" leaves the weights unchanged.
-        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is not used as a negative.
+        exclude: (B,) ids, or ids of rows and of columns: a pair with equal ids is not used as a negative. (B, S) holds
+            S ids of each, such as its image and its caption: one that is equal is enough.
         positive: (B,) ids: a pair with equal ids is an additional positive. With two tensors (rows, columns) only they
             define positives, and C may differ from B. Rows without a positive are skipped.
         bias: Added to the logits of a sigmoid form; softmax forms ignore it.

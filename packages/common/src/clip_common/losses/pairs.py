@@ -21,7 +21,7 @@ class Pairs:
 
     Attributes:
         offset: Column `offset + i` is row i's positive; None: only `positive` ids define positives.
-        exclude: (B,) and (C,) ids; a pair with equal ids is not a negative.
+        exclude: (B,) and (C,) ids, or (B, S) and (C, S); a pair with an equal id is not a negative.
         positive: (B,) and (C,) ids; a pair with equal ids is a positive.
         log_weight: (rows, columns) → (I, J) log-weights of the negatives, without gradient.
         hide: (rows, columns) → two (I, J) masks: pairs dropped from the row's negatives, and from the column's.
@@ -110,4 +110,11 @@ class Tile:
     def _equal(self, ids: Sides | None) -> Tensor:
         if ids is None:
             return torch.zeros(self.shape, dtype=torch.bool, device=self._like.device)
-        return ids[0][self.rows, None] == ids[1][None, self.columns]
+        row_IS, column_JS = (
+            side[window].reshape(window.stop - window.start, -1)
+            for side, window in zip(ids, (self.rows, self.columns), strict=True)
+        )
+        equal_IJ = row_IS[:, None, 0] == column_JS[:, 0]
+        for row_I, column_J in zip(row_IS.T[1:], column_JS.T[1:], strict=True):
+            equal_IJ |= row_I[:, None] == column_J
+        return equal_IJ

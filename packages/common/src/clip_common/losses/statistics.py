@@ -25,7 +25,7 @@ from clip_common.losses.tiles import Totals, reduce_pairs
 
 Normalise = Literal["none", "mean1"]
 Ids = Tensor | tuple[Tensor, Tensor]
-"""Whole-number ids of B pairs, or those of the rows and those of the columns."""
+"""Whole-number ids of B pairs, or those of the rows and those of the columns. `exclude` also takes (B, S)."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def check_pairs(x_BD: Tensor, y_CD: Tensor, *, exclude: Ids | None, positive: Id
         )
     named = {"exclude": exclude, "positive": positive}
     for name, (rows, columns) in {name: _both(ids) for name, ids in named.items() if ids is not None}.items():
-        if rows.shape != x_BD.shape[:1] or columns.shape != y_CD.shape[:1]:
+        sets = rows.shape[1:2] if name == "exclude" else ()
+        if rows.shape != (len(x_BD), *sets) or columns.shape != (len(y_CD), *sets):
             shapes = f"{tuple(rows.shape)} and {tuple(columns.shape)}"
             raise ValueError(
                 f"{name} must hold one id of each row of x and of y, {given} and ids {shapes}: give as many"

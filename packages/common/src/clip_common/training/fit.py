@@ -71,9 +71,10 @@ def fit(
 
     Optional members of the module:
         describe_batch(batch) -> str: names the batch's samples, for the error about a loss that is not finite.
-        contrastive_log_b: float attribute, ln B of the contrastive loss (B candidates per row), which each step may
-            set anew. If the mean of `train/loss_contrastive` (else `train/loss`) over 200 steps, or over half of the
-            fit, is within 0.02 of it, one warning says that embeddings may have collapsed.
+        contrastive_chance: float attribute, the contrastive loss if all candidates have the same score (ln B for
+            InfoNCE with B candidates per row), which each step may set anew; None: unknown. If the mean of
+            `train/loss_contrastive` (else `train/loss`) over 200 steps, or over half of the fit, is within 0.02 of it,
+            one warning says that embeddings may have collapsed.
 
     Args:
         module: The model, its losses and `configure_optimizers` (see `optimizer_and_schedule`).

@@ -48,7 +48,7 @@ class FiniteLoss(Callback):
 
 
 class CollapseAlarm(Callback):
-    """Warns once if the mean contrastive loss of many steps is ln B, the loss of equal scores for all B candidates.
+    """Warns once if the mean contrastive loss of many steps is that of equal scores for all candidates.
 
     The mean, because single losses scatter around chance by more than the margin, also when nothing is learned.
     """
@@ -60,7 +60,7 @@ class CollapseAlarm(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compare the mean of the last steps with chance."""
-        chance = getattr(pl_module, "contrastive_log_b", None)
+        chance = getattr(pl_module, "contrastive_chance", None)
         if self._above is None or not chance:  # ln 1: a batch without a second candidate
             return
         metrics = trainer.callback_metrics
@@ -73,7 +73,7 @@ class CollapseAlarm(Callback):
             self._above = None
             warnings.warn(
                 f"step {trainer.global_step}: over the last {steps} steps the mean contrastive loss is within"
-                f" {CHANCE_MARGIN} of {float(chance):.3f} = ln B, so all B candidates get the same score. Embeddings"
-                " may have collapsed: lower optim.lr, warm up longer, or look at the data.",
+                f" {CHANCE_MARGIN} of {float(chance):.3f}, its value when all candidates have the same score."
+                " Embeddings may have collapsed: lower optim.lr, warm up longer, or look at the data.",
                 stacklevel=1,
             )

@@ -48,7 +48,7 @@ class AlignmentModule(L.LightningModule):
         assert isinstance(model.loss, AlignmentLoss)
         self.loss = model.loss
         self.weight_of_widths = config.loss.clip + config.loss.mrl * (len(config.mrl.widths) - 1)
-        self.contrastive_log_b = math.log(config.data.batch_size)
+        self.contrastive_chance = math.log(config.data.batch_size)
         self.corpus: Corpus | None = None
         if isinstance(self.loss, CorpusAlignmentLoss):
             self.corpus = Corpus(model, data["train"], every=config.loss.corpus_every)
@@ -88,7 +88,7 @@ class AlignmentModule(L.LightningModule):
         embeddings, columns = self.corpus.columns(batch)
         candidates = {name: math.log(max(1, len(one.embeddings_CD))) for name, one in columns.items()}
         chances = [(candidates[first] + candidates[second]) / 2 for first, second in self.loss.pairs]
-        self.contrastive_log_b = sum(chances) / len(chances)
+        self.contrastive_chance = sum(chances) / len(chances)
         embeddings, present = self.model.fuse(embeddings, batch.present)
         assert isinstance(self.loss, CorpusAlignmentLoss)
         found = self.loss.against(

@@ -77,7 +77,7 @@ class AlignmentModule(L.LightningModule):
             taught_BK=taught_BK,
         )
         if self.aligns:  # the mean ln of the number of candidates: some clips of a batch may be no negatives
-            self.contrastive_log_b = float(losses.contrastive_chance)
+            self.contrastive_chance = float(losses.contrastive_chance)
             self.log("train/loss_contrastive_chance", losses.contrastive_chance)
         self.log("train/loss", losses.total, prog_bar=True)
         self.log_dict({f"train/loss_{name}": value for name, value in losses.parts.items()})
