@@ -17,7 +17,8 @@ SECONDS = 120.0
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a run's model."""
-    return read_tensors(run / "model" / "model.safetensors")
+    (file,) = (run / "model").glob("*model.safetensors")  # open_clip's name for a CLIP, else transformers'
+    return read_tensors(file)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -66,9 +66,9 @@ def test_the_validation_loss_compares_pairs_by_the_same_references_as_training(s
     given = []
     original = RetrievalModule.validation_loss
 
-    def noted(self, image_ND, text_ND, *, references):
+    def noted(self, image_ND, text_ND, *, text_ids, references):
         given.append((image_ND, text_ND, references, self.model.logit_scale()))
-        return original(self, image_ND, text_ND, references=references)
+        return original(self, image_ND, text_ND, text_ids=text_ids, references=references)
 
     monkeypatch.setattr(RetrievalModule, "validation_loss", noted)
     overrides = [

@@ -23,7 +23,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(small, tmp_path):
     before, registered = run.result, rows(tmp_path / "runs" / "registry.csv")
     train(config, resume=run.path)
     assert run.result == before
-    assert before.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
+    assert before.keys() == {"epochs", "steps", "skipped_images", "cut_captions", "val", "test"}
     assert rows(tmp_path / "runs" / "registry.csv") == registered
     assert [row["epoch"] for row in rows(write_training(config, run))] == ["1"]
 
@@ -38,7 +38,7 @@ def test_a_run_killed_while_it_was_scored_can_be_evaluated_and_resumed(small, tm
     write_registry(score(str(run.path)))
     assert rows(tmp_path / "results" / "run_registry.csv")[0]["epoch"] == "1"
     train(config, resume=run.path)
-    assert run.result.keys() == {"epochs", "steps", "skipped_images", "val", "test"}
+    assert run.result.keys() == {"epochs", "steps", "skipped_images", "cut_captions", "val", "test"}
     assert [row["split"] for row in rows(tmp_path / "runs" / "registry.csv")] == ["test", "val"]
 
 
