@@ -57,12 +57,28 @@ def test_columns_that_the_user_names(folder):
     )
 
 
-def test_an_unknown_header_is_shown_and_not_read_as_data(folder):
-    (folder / "captions.txt").write_text("photo,number,words\nc.jpg,0,a dog\n")
+@pytest.mark.parametrize("header", ["photo,number,words", "c.jpg,0,A brown and white dog", "c.jpg| 0| A dog"])
+def test_an_unknown_header_is_shown_and_not_read_as_data(folder, header):
+    (folder / "captions.txt").write_text(f"{header}\nc.jpg,0,a dog\n")
     images, log = read(folder / "captions.txt", "kaggle")
     assert images == []
-    said = f"{folder / 'captions.txt'}, line 1: no column for the image, got 'photo,number,words'"
-    assert str(log.problems[0]).startswith(said)
+    got = ",".join(part.strip() for part in header.split("|"))
+    assert str(log.problems[0]).startswith(f"{folder / 'captions.txt'}, line 1: no column for the image, got {got!r}")
+
+
+@pytest.mark.parametrize("name", ["a long caption " * 20, "a\0.jpg"], ids=["too long", "nul"])
+def test_a_name_that_no_file_can_have_costs_its_row(folder, name):
+    (folder / "any.csv").write_text(f"image,caption\n{name},swapped\nc.jpg,one\nd.jpg,two\n")
+    images, log = read(folder / "any.csv")
+    assert len(images) == 2
+    assert [(problem.kind, problem.line) for problem in log.problems] == [("row", 2)]
+
+
+def test_half_a_character_in_json_is_named_and_can_be_printed(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "\\ud800.jpg", "text": "\\ud800"}\n')
+    _, log = read(folder / "metadata.jsonl", "imagefolder")
+    str(log.problems[0]).encode()
+    assert "is not valid Unicode" in str(log.problems[0])
 
 
 def test_of_two_columns_of_one_name_none_is_chosen(folder):

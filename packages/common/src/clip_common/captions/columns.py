@@ -93,6 +93,9 @@ def make_row(values: Mapping[str, Any], place: Place, log: ReadLog, *, split: st
     if not isinstance(image, str) or not image.strip():
         log.add("row", place, f"expected the path of an image, got {image!r:.60}: write it, or remove the row")
         return None
+    if "\0" in image or (len(image) > 60 and max(map(len, image.encode("utf-8", "surrogatepass").split(b"/"))) > 255):
+        log.add("row", place, f"expected the path of an image, got {image!r:.60}: no file can have this name")
+        return None
     try:
         given = [] if said is None and "caption" not in values else said if isinstance(said, list) else [said]
         captions = tuple(parse_caption(text, sample=image.strip()) for text in given)

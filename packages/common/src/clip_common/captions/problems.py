@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clip_common.errors import DataError
+from clip_common.errors import DataError, printable
 
 Kind = Literal["file", "row", "split", "caption", "image", "sample"]
 """`file`: a file, or the rest of one. `row`: a row, or an entry of JSON. `sample`: a sample of a shard or a folder."""
@@ -41,7 +41,7 @@ class Problem:
         return self.place.number
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
+        return printable(f"{self.place}: {self.text}")
 
 
 @dataclass

@@ -22,7 +22,7 @@ def parse_table(file: Path, log: ReadLog) -> Iterator[Row]:
 
     Cells may be quoted. Where the caption is the last column it may hold the delimiter unquoted. In a .csv a quoted
     caption may go over several lines. A file without a header, but with the name of an image and a caption in its first
-    line, has the columns image and caption.
+    line, has the columns image and caption; not if a number is between them.
     """
     text = read_lenient_text(file, log)
     if text is None:
@@ -127,8 +127,8 @@ def _find_delimiter(line: str) -> str:
 
 
 def _is_data(line: str) -> bool:
-    """Return whether a first line names an image, and so is no header."""
-    return re.match(rf'"?[^,;|\t]*{_IMAGE}"?[,;|\t]', line, re.IGNORECASE) is not None
+    """Return whether a first line has the name of an image and a caption that is more than a number: no header."""
+    return re.match(rf'"?[^,;|\t]*{_IMAGE}"?[,;|\t](?!\s*\d+\s*[,;|\t])', line, re.IGNORECASE) is not None
 
 
 class _Splitter:
