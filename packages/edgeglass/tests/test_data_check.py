@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import toy_captions
 import toy_samples as toy
 
-from edgeglass.config import MODALITIES
-from edgeglass.data import DataError, check
+from edgeglass.config import MODALITIES, DataConfig
+from edgeglass.data import DataError, check, read_samples
 from edgeglass.data.check import PAIRS
 
 
@@ -74,6 +75,22 @@ def test_missing_files_and_empty_captions_are_problems(tmp_path):
     assert "c.png: no such file" in report.problems[0]
     assert report.problems[1] == "images/d.png: an empty caption"
     assert report.captions["test"] == 1
+
+
+def test_bad_rows_of_a_caption_file_are_problems_with_their_lines(tmp_path):
+    (tmp_path / "Images").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "Images" / name).write_bytes(toy_captions.jpeg())
+    rows = ["image,caption", "a.jpg,one", "no comma", "b.jpg,two", "../b.jpg,three"]
+    (tmp_path / "captions.txt").write_text("\n".join(rows))
+    report = check(tmp_path)
+    assert report.format == "kaggle"
+    assert [line.partition(": ")[0] for line in report.problems] == [
+        f"{tmp_path / 'captions.txt'}, line {number}" for number in (3, 5)
+    ]
+    with pytest.raises(DataError, match=r"captions\.txt, line 3"):
+        read_samples(DataConfig(root=str(tmp_path)))
+    assert len(read_samples(DataConfig(root=str(tmp_path), on_error="skip")).problems) == 2
 
 
 def test_a_broken_sound_in_a_parquet_file_is_named_by_its_row(tmp_path):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.captions import SPLITS
+from clip_common.captions import SPLITS, ReadLog
 from clip_common.errors import DataError
 from clip_common.reporting import Progress
 from edgeglass.config import MODALITIES
@@ -23,8 +23,8 @@ class CheckReport:
         captions: Split → number of captions.
         modalities: Split → modality → number of samples that have it.
         pairs: Split → pair, such as `image-text` → number of samples that have both.
-        problems: One line for each missing or unreadable image or sound and each empty caption; and for a set that
-            cannot be aligned.
+        problems: One line for each bad row of a caption file, each missing or unreadable image or sound and each empty
+            caption; and for a set that cannot be aligned.
         remarks: One line for each silent or clipped sound, and for contents that are in two splits.
         unlisted: Number of samples without a split, when other samples have one.
     """
@@ -58,7 +58,8 @@ def check(root: str | Path, *, format: str = "auto", progress: Progress | None =
         ImportError: The format needs a library that is not installed.
     """
     root = Path(root)
-    format, listed, unlisted = list_samples(root, format=format, split_seed=0)
+    log = ReadLog()
+    format, listed, unlisted = list_samples(root, format=format, split_seed=0, log=log)
     samples, empty = drop_empty_captions(listed)
     missing = find_missing(samples)
     samples = drop_sources(samples, missing)
@@ -67,7 +68,7 @@ def check(root: str | Path, *, format: str = "auto", progress: Progress | None =
     remarks = [finding.remark for finding in findings if finding.remark is not None]
     remarks += find_copies(samples, findings)
     samples = [sample for sample in drop_sources(samples, broken) if sample.modalities]
-    problems = [*missing.values(), *broken.values(), *empty]
+    problems = [*map(str, log.problems), *missing.values(), *broken.values(), *empty]
     try:
         check_pairs(samples, root=root)
     except DataError as error:

@@ -1,7 +1,6 @@
 """Formats of sets: detection by the files that are there, and one reader each."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 from clip_common import captions
@@ -13,18 +12,15 @@ from edgeglass.data.parquet import find_parquet, read_parquet
 from edgeglass.data.records import Sample
 
 
-def _read_captions(root: Path, *, format: str) -> Iterator[Sample]:
-    """Yield the images of a caption file."""
+def _read_captions(root: Path, log: captions.ReadLog, *, format: str) -> Iterator[Sample]:
+    """Yield the images of caption files; what cannot be used goes into the log."""
     files = [root]
     if root.is_dir():
         found = captions.find_caption_files(root).get(format)
         if not found:
             raise DataError(f"{root}: no {format} captions found; looked for {captions.NAMES[format]}")
         files = captions.choose_files(found, root, format=format)
-    log = captions.ReadLog()
-    images = captions.read_caption_files(files, format=format, log=log)
-    captions.check_none(log.problems, advice="correct or remove them")
-    for id, image in enumerate(images):
+    for id, image in enumerate(captions.read_caption_files(files, format=format, log=log)):
         yield Sample(id, printable(image.name), image.split, image.captions, image=image.path)
 
 
@@ -32,12 +28,11 @@ READERS: dict[str, Callable[[Path], Iterable[Sample]]] = {
     "datasets": read_datasets,
     "jsonl": lambda root: read_jsonl(find_jsonl(root)),
     "parquet": read_parquet,
-    **{format: partial(_read_captions, format=format) for format in captions.PARSERS},
     "folders": read_folders,
 }
-"""Format → reader of a file or folder."""
+"""Format → reader of a file or folder; those of caption files are `captions.PARSERS`."""
 
-FORMATS = tuple(READERS)
+FORMATS = (*READERS, *captions.PARSERS)
 """Values of `data.format` besides `auto`."""
 
 _LOOKED_FOR = (
@@ -62,12 +57,23 @@ def detect(root: Path) -> str:
     return found
 
 
-def read_format(root: Path, format: str) -> list[Sample]:
+def read_format(root: Path, format: str, *, log: captions.ReadLog | None = None) -> list[Sample]:
     """Return the samples of a file or folder in a format of `FORMATS`, as they are there.
+
+    Args:
+        root: The file or folder.
+        format: Its format.
+        log: Receives the rows of caption files that cannot be used; without it they are an error.
 
     Raises:
         DataError: An unknown format, no such files, or files that cannot be used.
     """
+    if format in captions.PARSERS:
+        found = log or captions.ReadLog()
+        samples = list(_read_captions(root, found, format=format))
+        if log is None:
+            captions.check_none(found.problems, advice="correct or remove them")
+        return samples
     if format not in READERS:
         raise DataError(f"data.format={format}: expected auto or one of {', '.join(FORMATS)}")
     return list(READERS[format](root))

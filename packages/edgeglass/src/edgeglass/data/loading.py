@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clip_common.captions import SPLITS
+from clip_common.captions import SPLITS, ReadLog
 from clip_common.errors import DataError, printable
 from clip_common.reporting import Progress
 from edgeglass.config import DataConfig
@@ -37,7 +37,8 @@ def read_samples(config: DataConfig, *, progress: Progress | None = None) -> Sam
     if config.root is None:
         raise DataError("data.root is not set: give a file or folder of samples, e.g. data.root=scenes/data.jsonl")
     root = Path(config.root)
-    format, samples, unlisted = list_samples(root, format=config.format, split_seed=config.split_seed)
+    log = ReadLog() if config.on_error == "skip" else None
+    format, samples, unlisted = list_samples(root, format=config.format, split_seed=config.split_seed, log=log)
     samples, empty = drop_empty_captions(samples)
     missing = find_missing(samples)
     if config.on_error == "raise":
@@ -56,20 +57,30 @@ def read_samples(config: DataConfig, *, progress: Progress | None = None) -> Sam
         if splits["val"]:
             raise DataError(f"{printable(root)} has a val split of {len(splits['val'])}: leave data.hold_out at 0")
         splits["train"], splits["val"] = hold_out(splits["train"], count=config.hold_out, seed=config.split_seed)
-    return Samples(root, format, splits, problems=[*missing.values(), *empty], skipped=len(missing), unlisted=unlisted)
+    problems = [*(str(problem) for problem in (log.problems if log else ())), *missing.values(), *empty]
+    return Samples(root, format, splits, problems=problems, skipped=len(missing), unlisted=unlisted)
 
 
-def list_samples(root: Path, *, format: str, split_seed: int) -> tuple[str, list[Sample], int]:
+def list_samples(
+    root: Path, *, format: str, split_seed: int, log: ReadLog | None = None
+) -> tuple[str, list[Sample], int]:
     """Return the format of a set, its samples in splits, and how many have none although others have one.
+
+    Args:
+        root: The file or folder.
+        format: `auto`, or one of `formats.FORMATS`.
+        split_seed: Seed of the splits of a set without any.
+        log: As for `read_format`.
 
     Raises:
         DataError: No such file or folder, files that cannot be used, no samples, or a file in two splits.
     """
     check_exists(root)
     name = detect(root) if format == "auto" else format
-    samples = merge_rows(read_format(root, name))
+    samples = merge_rows(read_format(root, name, log=log))
     if not samples:
-        raise DataError(f"{printable(root)}: holds no samples")
+        why = f", first {log.problems[0]}" if log and log.problems else ""
+        raise DataError(f"{printable(root)}: holds no samples{why}")
     # split before anything is left out, so that a broken image does not move others to another split
     if not any(sample.split for sample in samples):
         samples = draw_splits(samples, seed=split_seed)
