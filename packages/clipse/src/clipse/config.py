@@ -101,11 +101,15 @@ class ModelConfig:
     kind: Literal["open_clip", "dual"] = "open_clip"
     """`open_clip`: a CLIP. `dual`: a locked vision model and a locked text model under trainable heads."""
     name: str = "ViT-B-32"
-    """open_clip architecture, `tiny`, `hf-hub:org/name`, `local-dir:/folder`, or a weights file (with `weights_of`)."""
+    """open_clip architecture, `tiny`, `hf-hub:org/name`, `local-dir:/folder`, or a weights file (with `weights_of`).
+
+    The repository or folder holds open_clip's files, or a CLIPModel or SiglipModel of transformers."""
     pretrained: str | None = None
     """Tag of the pretrained weights (`clipse prefetch NAME TAG`); `random` starts from scratch."""
     weights_of: str | None = None
     """The open_clip architecture of a weights file given as `name`."""
+    activation: Literal["gelu", "quick_gelu"] | None = None
+    """Of a weights file: `quick_gelu` for weights derived from OpenAI's; null: that of the architecture or the tag."""
     architecture: dict[str, Any] | None = None
     """open_clip model configuration of a CLIP from scratch (embed_dim, vision_cfg, text_cfg)."""
     image_size: int | None = None

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable, Sized
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,20 @@ def printable(path: str | Path) -> str:
     # halves of surrogate pairs, which JSON can hold; those from U+DC80 to U+DCFF are bytes of a path
     text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", os.fspath(path))
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def check_list(values: object, called: str, *, empty: bool = True) -> None:
+    """Raise ValueError if one text, path or picture is given for a list; the characters of a text are no items.
+
+    Args:
+        values: Given for a list.
+        called: Name of the argument, for the message.
+        empty: Whether a list without items is allowed.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ValueError(f"{called} is a single {type(values).__name__}: expected a list; give [{called}]")
+    if not empty and isinstance(values, Sized) and not len(values):
+        raise ValueError(f"{called} is empty: give at least one")
 
 
 def check_extra(extra: str, *modules: str, purpose: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from clip_common.errors import DataError, printable
+from clip_common.errors import DataError, check_list, printable
 
 VERSION = 1
 """Part of every cache key that depends on decoded pixels. Raise it when any picture decodes to other pixels."""
@@ -170,6 +170,7 @@ def find_images(sources: Sequence[str | Path], *, exclude: Path | None = None) -
     Raises:
         DataError: A source without pictures.
     """
+    check_list(sources, "sources")
     found: list[Path] = []
     for source in sources:
         path = Path(source)

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_common.errors import check_list
+
 JOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear",
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
@@ -54,6 +56,7 @@ def attention_maps(
     Raises:
         ValueError: A region is unknown.
     """
+    check_list(regions, "regions")
     unknown = [region for region in regions if region not in REGIONS]
     if unknown:
         raise ValueError(f"regions must be some of {', '.join(REGIONS)}: got {', '.join(unknown)}")

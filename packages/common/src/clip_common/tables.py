@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -78,6 +78,8 @@ def read_table(
         DataError: The file cannot be read, a column is absent, unknown or duplicate, a row has too few or too many
             cells, or a quote is never closed.
     """
+    check_list(known or (), "known")
+    check_list(needed, "needed")
     text = read_text(file)
     if delimiter is None:
         delimiter = "\t" if "\t" in _unix(text).lstrip("\n").partition("\n")[0] else ","
@@ -120,6 +122,8 @@ def read_json_lines(
     Raises:
         DataError: The file cannot be read, a line is not JSON or not an object, or a key is absent or unknown.
     """
+    check_list(known or (), "known")
+    check_list(needed, "needed")
     for number, line in read_lines(file):
         at = f"{file}, line {number}"
         value = _parse_json(line, at=at)
@@ -138,6 +142,8 @@ def explain_unknown(name: str, *, kind: str, known: Collection[str], wanted: Col
         known: The names that are known.
         wanted: Those of them that are needed and absent: the likeliest to be meant.
     """
+    check_list(wanted, "wanted")
+    check_list(known, "known")
     near = difflib.get_close_matches(name, wanted, n=1) or difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"unknown {kind} {name!r:.60}: {meant}known are {', '.join(known)}"
@@ -150,6 +156,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
         header: Names of the columns.
         rows: Cells as text or numbers; None is an empty cell.
     """
+    check_list(header, "header")
     stream = io.StringIO()
     writer = csv.writer(stream)  # ends rows in \r\n, so that it quotes a cell that holds either
     lines = []
@@ -181,6 +188,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, alig
         align: Pad the cells, so that the columns line up as plain text too: the first to the left, others, which hold
             numbers, to the right.
     """
+    check_list(header, "header")
     table = [[re.sub(r"(?<!\\)\|", r"\|", " ".join(cell.splitlines())) for cell in row] for row in (header, *rows)]
     rule = ["---"] * len(header)
     if align:

@@ -6,7 +6,7 @@ from pathlib import Path
 from aaclip.data.lists import LISTINGS, to_records
 from aaclip.data.records import Dataset, Record
 from aaclip.data.trees import TREES, Found, Tree, list_folders
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 
 FORMATS = ("mvtec", "visa", "btad", "mpdd", "bmad", "polyp", "jsonl", "meta", "folder")
 """Values of `data.format` besides `auto`."""
@@ -26,6 +26,8 @@ def read_dataset(root: str | Path, *, format: str = "auto", classes: Sequence[st
         DataError: No such folder; no format or several formats fit; an unknown or empty class; a list that cannot be
             read. A missing picture or mask is not an error here: see `check` and `check_masks`.
     """
+    if classes is not None:
+        check_list(classes, "classes", empty=False)
     root = Path(root)
     if root.name in (
         "",

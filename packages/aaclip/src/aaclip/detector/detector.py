@@ -40,6 +40,7 @@ from aaclip.models.prompts import PromptSet, embed_classes, load_prompts
 from clip_common.backbones import fingerprint
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.images import find_images
 from clip_common.tensors import check_fingerprint
 
@@ -229,6 +230,10 @@ class Detector:
             states: Normal and abnormal states instead of the prompt set's, `{}` for the name.
             templates: Instead of the prompt set's, `{}` for a state.
         """
+        check_list(states or (), "states")
+        check_list(templates, "templates")
+        for side in states or ():
+            check_list(side, "states of a side")
         own = states is not None or bool(templates)
         known, called = normalise_class(name), self.prompts.name_of(name)
         if not own and known in self.classes:
@@ -256,6 +261,7 @@ class Detector:
         Args:
             names: What each image shows; one name stands for any number of images.
         """
+        check_list(names, "names")
         if self.contexts is None:
             return None
         for name in set(names):
@@ -307,6 +313,7 @@ class Detector:
             ValueError: No picture.
             DataError: A file that is not a picture.
         """
+        check_list(images, "images")
         context = self.text_contexts([name])
         plain, mirrored = [], []
         for picture in map(open_picture, images):
@@ -371,5 +378,6 @@ class Detector:
         batch_size: int = 8,
     ) -> Iterator[Detection]:
         """Yield what `predict` returns, one by one, so that a large folder takes no more memory than a batch."""
+        check_list(images, "images")
         limit = choose_threshold(self.threshold, threshold, tile=tile)
         return look(self, images, name=name, limit=limit, tile=tile, batch_size=batch_size)

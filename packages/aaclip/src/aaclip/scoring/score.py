@@ -18,7 +18,7 @@ from aaclip.models.prompts import note_unnamed
 from aaclip.scoring.evaluation import Evaluation, evaluate
 from aaclip.scoring.metrics import average_classes
 from clip_common.config import apply_overrides
-from clip_common.errors import printable
+from clip_common.errors import check_list, printable
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import MetricsCsv, Run, write_atomically, write_json
 from clip_common.runs.files import write_text
@@ -91,6 +91,7 @@ def score(
         ValueError: Images that the run learned from are in the set, no image that can be read, too few normal images
             to remember, or an override of another section; nothing has been written then.
     """
+    check_list(overrides, "overrides")
     records = read_test_records(root, format=format)
     check_not_trained_on(Path(source), [record.image for record in records])
     detector = open_for_test(source, overrides=overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip_common.captions import Place, ReadLog, check_none
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 from clip_common.reporting import Progress
 from clipse.config import DataConfig
 from clipse.data.detection import detect, find_reader
@@ -91,6 +91,7 @@ def read_set(
     Raises:
         DataError: No captions are found at all.
     """
+    check_list(files, "files")
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: no such folder; data.root is the folder of images and captions")

@@ -94,6 +94,7 @@ def load_towers(config: ModelConfig, *, seed: int) -> Bundle:
         model=config.weights_of,
         model_config=config.architecture,
         image_size=config.image_size,
+        activation=config.activation,
         seed=seed,
     )
     if config.lock_image:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clip_common.backbones.origins import is_architecture
+from clip_common.backbones.transformers_clip import is_of_transformers
 from clip_common.config import load_config
+from clip_common.errors import check_list
 from clip_common.runs import Run
 from clip_common.runs.folder import is_run
 from clip_common.runs.opening import MARKER, find_model
@@ -36,6 +39,7 @@ def open_source(source: str, *, overrides: Sequence[str] = ()) -> Opened:
         ValueError: One line: none of these, a damaged one, a run without a model yet, or overrides of settings that a
             trained run keeps.
     """
+    check_list(overrides, "overrides")
     if is_run(Path(source)):
         run = Run.open(source)
         folder = find_model(run.path, package="clipse", format=FORMAT)  # before a configuration of another package
@@ -43,10 +47,23 @@ def open_source(source: str, *, overrides: Sequence[str] = ()) -> Opened:
         _check_settled(overrides, run)
         return Opened(RetrievalModel.from_pretrained(folder), config, run=run, name=run.name)
     config = load_config(Config, overrides=[f"model.name={source}", *overrides])
-    if (Path(source) / MARKER).is_file():
+    if (Path(source) / MARKER).is_file() and not is_of_transformers(Path(source)):
         return Opened(RetrievalModel.from_pretrained(source), config, run=None, name=Path(source).resolve().name)
     model = RetrievalModel(load_towers(config.model, seed=config.trainer.seed)).eval()
     return Opened(model, config, run=None, name=" ".join(filter(None, [Path(source).name, config.model.pretrained])))
+
+
+def open_model(source: str | Path) -> RetrievalModel:
+    """Load a run folder, a folder that `save_pretrained` wrote, or a CLIP by the name of its weights.
+
+    Raises:
+        ValueError: See `open_source`.
+    """
+    name = str(source)
+    named = name == "tiny" or name.startswith(("hf-hub:", "local-dir:")) or is_architecture(name.partition(":")[0])
+    if named or is_of_transformers(Path(source)):
+        return open_tagged(name).model
+    return RetrievalModel.from_pretrained(source)
 
 
 def open_tagged(name: str) -> Opened:

@@ -19,6 +19,7 @@ from torch import Tensor
 from clip_common.backbones import behaviour, move
 from clip_common.backbones.tokenizers import knows_no_word
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.features.jobs import in_threads
 from clip_common.images import IMAGE_SUFFIXES, read_image, to_rgb
 from clip_common.images import VERSION as READER_VERSION
@@ -26,6 +27,7 @@ from clip_common.index import VectorIndex, scan_folder
 from clip_common.reporting import Progress
 from clipse.data import DataError
 from clipse.models.retrieval import RetrievalModel
+from clipse.retriever.opening import open_model
 
 SECONDS_BETWEEN_SAVES = 120.0
 """Interval at which a growing index is saved: the most work that a kill can lose."""
@@ -61,12 +63,17 @@ class Retriever:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> "Retriever":
-        """Load a run folder (its best weights) or a folder that `save_pretrained` wrote.
+        """Load a run folder (its best weights), a folder that `save_pretrained` wrote, or a CLIP by name.
+
+        Args:
+            source: A folder, or a value of `model.name`: `tiny`, `hf-hub:org/name`, `local-dir:/folder`, or an
+                open_clip architecture with the tag of its weights, `ViT-B-32:openai`.
+            device: Of the model; None: a GPU if available.
 
         Raises:
-            ValueError: One line: neither of these, a run without a model yet, or a damaged or older model.
+            ValueError: One line: none of these, a run without a model yet, or a damaged or older model.
         """
-        return cls(RetrievalModel.from_pretrained(source), device=device)
+        return cls(open_model(source), device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model (not the index)."""
@@ -92,21 +99,28 @@ class Retriever:
 
         Raises:
             DataError: A file that is not a readable image.
+            ValueError: A single image: give a list.
         """
+        check_list(images, "images")
         parts = []
         for start in range(0, len(images), batch_size):
             pixels = [self.model.bundle.preprocess(_open(image)) for image in images[start : start + batch_size]]
             parts.append(self.model.encode_image(torch.stack(pixels).to(self.device)).cpu())
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, self.model.bundle.image.spec.embed_dim)
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Encode texts to (N, D) unit vectors, float32 on the CPU."""
+        """Encode texts to (N, D) unit vectors, float32 on the CPU.
+
+        Raises:
+            ValueError: A single text: give a list.
+        """
+        check_list(texts, "texts")
         parts = []
         for start in range(0, len(texts), batch_size):
             tokens = self.model.bundle.tokenizer(list(texts[start : start + batch_size]))
             parts.append(self.model.encode_text(move(tokens, self.device)).cpu())
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, self.model.bundle.text.spec.embed_dim)
 
     def encode_query(self, query: str | Path | Image.Image) -> Tensor:
         """Encode words (a str) or an image (a Path or a PIL image) to a (D,) unit vector.
@@ -254,4 +268,6 @@ class Retriever:
 
 def _open(image: Image.Image | str | Path) -> Image.Image:
     """Return RGB pixels, turned as EXIF says."""
+    if not isinstance(image, Image.Image | str | Path):
+        raise DataError(f"a {type(image).__name__} is no picture: give files or PIL images (Image.fromarray(array))")
     return to_rgb(image) if isinstance(image, Image.Image) else read_image(Path(image))

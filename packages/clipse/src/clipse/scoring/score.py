@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.features import FeatureCache
 from clip_common.metrics import Paired, paired_bootstrap
 from clip_common.reporting import Progress, Reporter, silent
@@ -73,6 +74,7 @@ def score(
         ValueError: One line: a model that cannot be opened, data that cannot be used, or a split of fewer than two
             images.
     """
+    check_list(overrides, "overrides")
     other = None if against is None else open_tagged(against)  # a wrong name is reported before anything is scored
     opened = open_source(source, overrides=overrides)
     config, run = opened.config, opened.run

@@ -21,6 +21,7 @@ from clip_common.backbones.mel import Mel, Segments
 from clip_common.backbones.preprocess import Preprocess
 from clip_common.backbones.spec import AudioSpec, BundleSpec, ImageSpec, Spec, TextSpec, Tokens
 from clip_common.backbones.tokenizers import Tokenizer
+from clip_common.errors import check_list
 
 if TYPE_CHECKING:
     from clip_common.backbones.towers import TextTower, Tower, VisionTower
@@ -78,6 +79,7 @@ class ImageFeed:
         return self.preprocess(images.read_image(source, name=name))
 
     def batch(self, items: Sequence[Tensor]) -> Tensor:
+        check_list(items, "items", empty=False)
         return torch.stack(list(items))
 
 
@@ -103,6 +105,7 @@ class TextFeed:
         return source
 
     def batch(self, items: Sequence[str]) -> Tokens:
+        check_list(items, "items", empty=False)
         return self.tokenizer(items)
 
 
@@ -149,6 +152,7 @@ class SoundFeed:
             `mel` (S, M, T), zero after the segment; `length` (S,), its frames; `frames` (S,), its tokens that hold
             sound; `owner` (S,), the number of its sound in the batch.
         """
+        check_list(items, "items", empty=False)
         mels = [mel for item in items for mel in item.mels]
         longest = max(mel.shape[1] for mel in mels)
         return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from clip_common.backbones.hub import TOKENIZER_FILES, fetch_folder, find_missing_of_tokenizer
 from clip_common.backbones.huggingface import one_line, without_code
 from clip_common.backbones.spec import BackboneError, Tokens
+from clip_common.errors import check_list
 
 SPECIAL_TOKENS = 3
 """Most tokens that a tokenizer adds to those of the words: a start, an end, and a mark in front of the first word."""
@@ -74,6 +75,7 @@ class ClipTokenizer:
         self.key = json.dumps([described, context, options], sort_keys=True)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
+        check_list(texts, "texts", empty=False)
         return self.encode(list(texts))
 
     def save(self, folder: Path) -> None:
@@ -97,6 +99,7 @@ class TransformersTokenizer:
         self.key = json.dumps([hash_tokenizer(tokenizer), context_length, self.padding])
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        check_list(texts, "texts", empty=False)
         encoded = self.tokenizer(
             list(texts), padding=self.padding, truncation=True, max_length=self.context_length, return_tensors="pt"
         )
@@ -116,6 +119,7 @@ class SentenceTokenizer:
         )
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        check_list(texts, "texts", empty=False)
         encoded = self.model.preprocess(list(texts), prompt=self.model.prompts.get(self.model.default_prompt_name))
         if "prompt_length" in encoded:  # a pooling may leave the prompt out; tokens have B rows each
             encoded["prompt_length"] = torch.full((len(texts),), encoded["prompt_length"])

@@ -43,11 +43,21 @@ PROJECTIONS = {"visual_projection.weight": "visual.proj", "text_projection.weigh
 
 def read_kind(folder: Path) -> str | None:
     """Return the `model_type` in a config.json of transformers; None if the folder has none."""
+    return _read_json(folder).get("model_type")
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Return whether a folder holds a model of transformers that no package of ours saved."""
+    content = _read_json(folder)
+    return "model_type" in content and "package" not in content
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content.get("model_type") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def find_weights(folder: Path) -> Path:

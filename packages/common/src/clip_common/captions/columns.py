@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_common.captions.problems import Place, ReadLog
 from clip_common.captions.splits import parse_split
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "image": (
@@ -56,6 +56,8 @@ def find_columns(
     Raises:
         DataError: A named column is absent, or a needed role has no column: one line that shows the names.
     """
+    check_list(names, "names")
+    check_list(needed, "needed")
     plain = {_normalise(name): name for name in names}
     got = ",".join(map(str, names))
     found: dict[str, str] = {}

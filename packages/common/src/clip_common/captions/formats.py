@@ -18,7 +18,7 @@ from clip_common.captions.json_files import (
 from clip_common.captions.problems import ReadLog
 from clip_common.captions.splits import find_file_split, find_split
 from clip_common.captions.tables import parse_table, parse_token, read_header
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 
 Parser = Callable[[Path, ReadLog], Iterator[Row]]
 
@@ -124,6 +124,7 @@ def choose_files(files: Sequence[Path], root: Path, *, format: str) -> list[Path
     Raises:
         DataError: Several files, whose names do not state a split each.
     """
+    check_list(files, "files")
     splits = [find_file_split(file) for file in files]
     if len(files) > 1 and not all(splits):
         names = ", ".join(str(file.relative_to(root)) for file in files)

@@ -9,6 +9,7 @@ from clip_common.captions.columns import Row
 from clip_common.captions.formats import PARSERS
 from clip_common.captions.problems import Place, ReadLog
 from clip_common.captions.splits import read_split_lists
+from clip_common.errors import check_list
 
 FOLDERS = (
     *("", "Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k-images", "flickr30k_images"),
@@ -51,6 +52,7 @@ def read_caption_files(files: Sequence[Path], *, format: str, log: ReadLog) -> l
         format: One of `PARSERS`.
         log: Names columns, and receives what cannot be used.
     """
+    check_list(files, "files")
     rows: list[tuple[Row, Path]] = []
     for file in files:
         read = _drop_strays(list(PARSERS[format](file, log)), log)

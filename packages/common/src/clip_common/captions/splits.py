@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clip_common.captions.problems import Place, ReadLog
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 from clip_common.tables import read_lines
 
 SPLITS = ("train", "val", "test")
@@ -47,6 +47,7 @@ def parse_split(name: str | None, *, at: str) -> str | None:
 
 def find_split(parts: Iterable[str]) -> str | None:
     """Return the split of the first file or folder name that begins with train, val, dev or test; None without one."""
+    check_list(parts, "parts")
     for part in parts:
         for prefix, split in (("train", "train"), ("val", "val"), ("dev", "val"), ("test", "test")):
             if part.lower().startswith(prefix):

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from clip_common.errors import ConfigError
+from clip_common.errors import ConfigError, check_list
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ def load_config(
     Raises:
         ConfigError: One line: unknown key or file, wrong type, value that is not a choice, unreadable YAML.
     """
+    check_list(overrides, "overrides")
     tree = OmegaConf.structured(schema)
     if config is not None:
         content = config if isinstance(config, Mapping) else _read_yaml(config, package=package)
@@ -62,6 +63,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     Raises:
         ConfigError: See `load_config`.
     """
+    check_list(overrides, "overrides")
     tree = OmegaConf.structured(config)
     for text in overrides:
         _assign(tree, *_parse_override(type(config), text))

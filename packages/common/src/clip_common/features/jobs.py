@@ -22,7 +22,7 @@ from clip_common.backbones.encoder import Encoder
 from clip_common.backbones.frozen import behaviour
 from clip_common.backbones.spec import Tokens, move
 from clip_common.backbones.trunk import Trunk
-from clip_common.errors import printable
+from clip_common.errors import check_list, printable
 from clip_common.features.shards import RowShelf, SequenceShelf, Shelf
 from clip_common.file_facts import FileFacts
 
@@ -210,6 +210,7 @@ def _describe(encoder: Encoder, **use: object) -> dict[str, object]:
 
 def check_sources(encoder: Encoder, sources: Sequence[FeatureSource]) -> None:
     """Raise ValueError unless sources are texts for an encoder of texts, and files for any other."""
+    check_list(sources, "sources")
     kind = encoder.spec.kind
     wanted = "texts (str)" if kind == "text" else "files (Path, or objects with a name and read())"
     for source in sources:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 
 
 def scan_folder(root: Path, *, suffixes: Collection[str], what: str) -> dict[str, str]:
@@ -18,6 +18,7 @@ def scan_folder(root: Path, *, suffixes: Collection[str], what: str) -> dict[str
     Raises:
         DataError: There is no such folder, or it holds no such file.
     """
+    check_list(suffixes, "suffixes", empty=False)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder of {what}s to search")
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

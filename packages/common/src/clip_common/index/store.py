@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from clip_common.errors import check_list
 from clip_common.index.compaction import compact
 from clip_common.index.files import Changes, find_changes
 from clip_common.index.first import First
@@ -160,6 +161,7 @@ class VectorIndex:
         Raises:
             ValueError: An id is not in the index.
         """
+        check_list(ids, "ids")
         view = self._view()  # before the rows are looked up: it may merge edits, and so move rows
         return view.vectors([self._find(id) for id in ids]) if ids else torch.empty(0, self.width)
 
@@ -207,6 +209,7 @@ class VectorIndex:
             ValueError: An id is in the index or given twice, or a vector has another width or is not finite.
             TypeError: A payload is not a JSON value.
         """
+        check_list(ids, "ids")
         known = next((id for id in ids if id in self), None)
         if known is not None:
             raise ValueError(f"{known!r} is in the index: update it, or delete it first")
@@ -221,6 +224,7 @@ class VectorIndex:
         payloads: Sequence[Any] | None = None,
     ) -> None:
         """Add M items, replacing those with the same ids; arguments and other errors as for `add`."""
+        check_list(ids, "ids")
         vectors_MD = vectors_MD.detach().to("cpu", torch.float32, copy=True)
         if vectors_MD.ndim != 2 or (self.width and vectors_MD.shape[1] != self.width):
             width = self.width or "D"
@@ -245,6 +249,7 @@ class VectorIndex:
         Raises:
             ValueError: An id is not in the index.
         """
+        check_list(ids, "ids")
         unknown = next((id for id in ids if id not in self), None)
         if unknown is not None:
             raise ValueError(f"{unknown!r} is not in the index: nothing is deleted")

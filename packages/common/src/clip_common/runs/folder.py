@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from clip_common.errors import check_list
 from clip_common.runs.card import format_model_card
 from clip_common.runs.environment import describe_environment, rank
 from clip_common.runs.files import read_json, write_json, write_text
@@ -234,6 +235,7 @@ class Run:
             tags: Tags of the card's front matter.
             licence: Licence identifier of the front matter.
         """
+        check_list(tags, "tags")
         file = self.path / "README.md"
         if rank() > 0:
             return file

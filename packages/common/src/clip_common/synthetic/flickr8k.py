@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from clip_common.errors import check_list
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.captions import captions, choose, naming_caption
@@ -195,6 +196,10 @@ def oracle_of_folder(folder: str | Path, images: Sequence[str], texts: Sequence[
         images: File names of N images in it.
         texts: Their captions.
     """
+    check_list(images, "images", empty=False)
+    check_list(texts, "texts", empty=False)
+    for own in texts:
+        check_list(own, "texts of an image", empty=False)
     for file, content in CONTENTS.items():
         if not (Path(folder) / file).exists():
             continue

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from clip_common.errors import check_list
+
 THUMBNAIL = 16
 """Side in pixels."""
 
@@ -48,6 +50,8 @@ def thumbnail_auroc(
         known, damaged: Training pictures, and which of them show a defect.
         asked, truly_damaged: Test pictures, and which of them show a defect; both kinds must occur.
     """
+    check_list(known, "known", empty=False)
+    check_list(asked, "asked", empty=False)
     from sklearn.metrics import roc_auc_score
 
     scores = linear_probe(

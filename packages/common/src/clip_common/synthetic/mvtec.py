@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_common.errors import check_list
 from clip_common.reporting import Progress
 from clip_common.runs.files import write_new_folder, write_text
 from clip_common.synthetic.folders import check_counts, track
@@ -50,6 +51,8 @@ def write_mvtec(
             lacks a kind or defect.
         OSError: The disk is full.
     """
+    check_list(kinds, "kinds", empty=False)
+    check_list(defects, "defects", empty=False)
     check_counts(train=train, good=good, damaged=damaged)
     if train + good + damaged * len(DEFECTS) > _MOST_PARTS:
         raise ValueError(

@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_common.errors import check_list
 from clip_common.synthetic.captions import WORDS, Claims, read_caption
 from clip_common.synthetic.part_captions import read_part_caption
 from clip_common.synthetic.parts import Part
@@ -34,6 +35,7 @@ def oracle_scores(scenes: Sequence[Scene], captions: Sequence[str]) -> Floats:
     Raises:
         ValueError: A caption names no thing of the world.
     """
+    check_list(captions, "captions", empty=False)
     seen = np.zeros((len(scenes), SLOTS, len(_VALUES)), dtype=np.float32)
     for row, scene in enumerate(scenes):
         for slot, thing in enumerate(scene.things):
@@ -71,6 +73,7 @@ def part_scores(parts: Sequence[Part], captions: Sequence[str]) -> Floats:
     Raises:
         ValueError: A caption names no thing of the world, or no condition.
     """
+    check_list(captions, "captions", empty=False)
     truths = []
     for part in parts:
         conditions = ("flawless",) if part.defect is None else ("damaged", part.defect)
@@ -85,6 +88,7 @@ def person_scores(people: Sequence[Person], captions: Sequence[str]) -> Floats:
     Raises:
         ValueError: A caption claims nothing about a person.
     """
+    check_list(captions, "captions", empty=False)
     truths = [[(name, getattr(person, name)) for name in CLAIMS] for person in people]
     return _count_claims(truths, [read_person_caption(text) for text in captions])
 
@@ -114,6 +118,9 @@ def attribute_oracle(pictures: Sequence[Scene | Part | Person], captions: Sequen
     Raises:
         ValueError: Scenes, parts and people are mixed, or a caption cannot be read.
     """
+    check_list(captions, "captions", empty=False)
+    for texts in captions:
+        check_list(texts, "captions of a scene", empty=False)
     texts = [text for own in captions for text in own]
     scenes = [picture for picture in pictures if isinstance(picture, Scene)]
     parts = [picture for picture in pictures if isinstance(picture, Part)]

@@ -9,6 +9,7 @@ from itertools import permutations
 
 import numpy as np
 
+from clip_common.errors import check_list
 from clip_common.synthetic.captions import WORDS, read_caption
 from clip_common.synthetic.oracle import SLOTS, VIOLATION, Floats, expected_recall, measure_scores
 from clip_common.synthetic.scenes import PLACES, Scene
@@ -60,6 +61,9 @@ def sound_caption_oracle(scenes: Sequence[Scene], captions: Sequence[Sequence[st
     Raises:
         ValueError: A caption names no thing of the world.
     """
+    check_list(captions, "captions", empty=False)
+    for texts in captions:
+        check_list(texts, "captions of a scene", empty=False)
     scores_CN = score_sounds(scenes, [text for texts in captions for text in texts])
     metrics = measure_scores(scores_CN, captions=[len(texts) for texts in captions])
     return {name.replace("i2t", "s2t").replace("t2i", "t2s"): value for name, value in metrics.items()}

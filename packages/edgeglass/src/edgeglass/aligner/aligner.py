@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from clip_common.backbones import TextEncoder, behaviour, fingerprint, move
 from clip_common.backbones.tokenizers import knows_no_word
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.features.jobs import THREADS, UNREADABLE
 from clip_common.reporting import Progress
 from edgeglass.aligner.codes import Quantize, quantize_vectors
@@ -149,8 +150,8 @@ class Aligner:
         given: dict[str, Sequence[Any]] = {name: items for name, items in named.items() if items is not None}
         if (mixed is None) == (not given):
             raise ValueError("expected one mixed list, or some of images=…, texts=…, audio=…")
-        if isinstance(mixed, str) or any(isinstance(items, str | Path) for items in given.values()):
-            raise ValueError("a single item: give a list, such as [item]")
+        for called, items in {**({} if mixed is None else {"items": mixed}), **given}.items():
+            check_list(items, called)
         self._check_dim(dim)
         if mixed is not None:
             kinds = [find_modality(item) for item in mixed]
@@ -193,6 +194,7 @@ class Aligner:
             The numbers of the items of a batch that could be read, their unit vectors (B, D) in float32 on the CPU, and
             the error of each of its items that could not.
         """
+        check_list(items, "items")
         encoder = self.model.encoder_of(modality).encoder
         starts = range(0, len(items), batch_size)
         with ThreadPoolExecutor(THREADS) as pool:

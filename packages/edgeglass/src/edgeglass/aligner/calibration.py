@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_common.errors import DataError, printable
+from clip_common.errors import DataError, check_list, printable
 from clip_common.reporting import Progress
 from clip_common.tables import read_lines
 from edgeglass.aligner.aligner import describe_query
@@ -69,6 +69,8 @@ def calibrate(
         ValueError: Too few absent queries of a kind for the target, an empty index, or a model that was not loaded from
             a folder.
     """
+    check_list(absent, "absent")
+    check_list(present, "present")
     aligner = index.aligner
     if aligner.folder is None:
         raise ValueError("the model was not loaded from a folder, where its thresholds are kept: save it first")

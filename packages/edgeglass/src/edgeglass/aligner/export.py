@@ -11,6 +11,7 @@ from typing import Any
 
 from clip_common.backbones.sentence_export import ExportBranch, format_usage, write_sentence_transformer
 from clip_common.backbones.trunk import Trunk
+from clip_common.errors import check_list
 from clip_common.runs.files import write_new_folder
 from edgeglass.config import Config
 from edgeglass.models.adapters import fold_adapters
@@ -41,6 +42,8 @@ def export_model(
         ValueError: One line: the folder exists, or a part without a counterpart in sentence-transformers, with what to
             choose instead. Nothing is written.
     """
+    if modalities is not None:
+        check_list(modalities, "modalities", empty=False)
     for modality in modalities or ():
         model.encoder_of(modality)  # raises for one that the model has not
     chosen = [name for name in model.modalities if modalities is None or name in modalities]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clip_common.errors import DataError, printable
+from clip_common.errors import DataError, check_list, printable
 from clip_common.index import Neighbour, VectorIndexError, find_changes
 from clip_common.index.certificate import Certificate
 from clip_common.index.first import First
@@ -186,6 +186,7 @@ class Index:
             VectorIndexError: A part is missing, given twice, damaged, or of another model or folder.
             ValueError: `out` exists.
         """
+        check_list(parts, "parts", empty=False)
         opened = [cls.open(part) for part in parts]
         description = describe_whole([(part.folder, part.description) for part in opened])
         with write_new_folder(Path(out)) as draft:

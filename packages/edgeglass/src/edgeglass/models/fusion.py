@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clip_common.errors import check_list
+
 
 class MultimodalFusion(nn.Module):
     """Embeddings of several modalities to one. A learned null embedding takes the place of one that a sample lacks.
@@ -36,6 +38,7 @@ class MultimodalFusion(nn.Module):
         modalities: Sequence[str],
         heads: int = 4,
     ) -> None:
+        check_list(modalities, "modalities", empty=False)
         super().__init__()
         self.kind = kind
         self.modalities = tuple(modalities)

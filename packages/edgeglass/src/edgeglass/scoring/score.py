@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clip_common.config import load_config
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -62,6 +63,7 @@ def score(source: str | Path, *, overrides: Sequence[str] = (), reporter: Report
         ValueError: One line: a model that cannot be opened, settings that a trained model keeps, or data that cannot be
             used.
     """
+    check_list(overrides, "overrides")
     aligner = Aligner.from_pretrained(source)
     config = override_config(aligner.config, overrides)
     samples = read_samples(config.data)

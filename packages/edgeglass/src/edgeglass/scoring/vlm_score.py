@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_common.config import apply_overrides
-from clip_common.errors import DataError, printable
+from clip_common.errors import DataError, check_list, printable
 from clip_common.features import FeatureCache
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
@@ -162,6 +162,7 @@ def score_vlm(
         ValueError: One line: a model that cannot be opened, settings that a trained model keeps, or data that cannot be
             used.
     """
+    check_list(overrides, "overrides")
     vlm = VLM.from_pretrained(source, steps=steps)
     config = override_config(vlm.config, overrides)
     vlm.config = config

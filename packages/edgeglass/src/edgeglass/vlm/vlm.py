@@ -10,6 +10,7 @@ from torch import Tensor
 from clip_common.backbones.language import LanguageModel
 from clip_common.backbones.trunk import TokenSequence
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from edgeglass.aligner.items import load_item
 from edgeglass.config import VlmConfig
 from edgeglass.models.vlm.generation import Reading, collect, generate, read
@@ -114,6 +115,8 @@ class VLM:
             ValueError: One line: an image that cannot be read, or an empty question.
         """
         questions = [question] if isinstance(question, str) else list(question)
+        if not questions:
+            return []
         reading, prefix = self.read_image(image)
         prompts = [self.encode_question([], one, prefix=prefix) for one in questions]
         embeds_BQE, valid_BQ = self.embed_left([prompt.ids for prompt in prompts])
@@ -198,6 +201,7 @@ class VLM:
         Raises:
             ValueError: One line: an image that cannot be read.
         """
+        check_list(images, "images", empty=False)
         encoder = self.model.prefix.encoder
         batch = encoder.feed.batch([load_item(encoder, image) for image in images])
         assert isinstance(batch, Tensor)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_common.devices import pick_device
+from clip_common.errors import check_list
 from clip_common.runs.opening import MARKER, find_model, read_marker, write_marker
 from clip_common.tensors import load_state, read_tensors, write_tensors
 from videoclip.classifier.focus import locate_focus, predicted_map
@@ -178,6 +179,7 @@ class Classifier:
             ValueError: A map for a model that uses none, no map for a model that classifies maps, or keypoints without
                 regions; with `strict`, no map for a model that needs one.
         """
+        check_list(regions, "regions")
         self._check_map(map=map, keypoints=keypoints, regions=regions, strict=strict)
         whole = ClipRecord(
             clip_id=Path(video).name,

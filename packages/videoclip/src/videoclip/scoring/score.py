@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from clip_common.devices import pick_device
-from clip_common.errors import DataError
+from clip_common.errors import DataError, check_list
 from clip_common.reporting import Reporter, silent
 from clip_common.runs import Run
 from clip_common.training import check_trainer
@@ -61,6 +61,7 @@ def score(path: str | Path, *, overrides: Sequence[str] = (), reporter: Reporter
     Raises:
         ValueError: One line: no trained run, another model, or clips that the run was trained or selected on.
     """
+    check_list(overrides, "overrides")
     run = Run.open(path)
     model = Classifier.from_pretrained(run.path).model
     trained, config = load_run_config(run, overrides)
