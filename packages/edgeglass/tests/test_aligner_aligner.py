@@ -100,7 +100,8 @@ def test_what_cannot_be_encoded_is_one_line(aligner, encoders, tmp_path, image):
     broken.write_bytes(image.read_bytes()[:60])
     cases = {
         "one mixed list": {},
-        "give a list": {"texts": "a dog"},
+        "expected a list; give [texts]": {"texts": "a dog"},
+        "expected a list; give [mixed]": {"mixed": "a dog"},
         "neither an image nor a sound": {"mixed": [Path("a.docx")]},
         "of type int": {"mixed": [3]},
         "expected a file": {"images": [3]},

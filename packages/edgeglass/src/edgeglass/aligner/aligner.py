@@ -150,8 +150,9 @@ class Aligner:
         given: dict[str, Sequence[Any]] = {name: items for name, items in named.items() if items is not None}
         if (mixed is None) == (not given):
             raise ValueError("expected one mixed list, or some of images=…, texts=…, audio=…")
-        for called, items in {**({} if mixed is None else {"items": mixed}), **given}.items():
-            check_list(items, called)
+        for called, items in {"mixed": mixed, "images": images, "texts": texts, "audio": audio}.items():
+            if items is not None:
+                check_list(items, called)
         self._check_dim(dim)
         if mixed is not None:
             kinds = [find_modality(item) for item in mixed]
