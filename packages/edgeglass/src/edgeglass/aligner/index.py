@@ -186,7 +186,7 @@ class Index:
             VectorIndexError: A part is missing, given twice, damaged, or of another model or folder.
             ValueError: `out` exists.
         """
-        check_list(parts, "parts", empty=False)
+        check_list(parts, "parts")
         opened = [cls.open(part) for part in parts]
         description = describe_whole([(part.folder, part.description) for part in opened])
         with write_new_folder(Path(out)) as draft:
