@@ -167,6 +167,7 @@ def knows_no_word(tokenizer: Tokenizer, text: str) -> bool:
 
 def find_cut(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
     """Return the positions of the texts whose end the tokenizer leaves out, because they have too many tokens."""
+    check_list(texts, "texts")
     if isinstance(tokenizer, SentenceTokenizer):
         prompt = tokenizer.model.prompts.get(tokenizer.model.default_prompt_name) or ""
         words, limit = tokenizer.model.tokenizer, tokenizer.model.max_seq_length
