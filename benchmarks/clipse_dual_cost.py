@@ -12,13 +12,15 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from _measure import report
 
 from clip_common.config import load_config
+from clip_common.training import fit
 from clipse import Config, train
 from clipse.series.compare import compare
-from clipse.training import experiment
 
 ASSETS = Path(os.environ.get("CLIP_REAL_ASSETS", Path.home() / ".cache" / "clip-real-assets"))
 CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / "captions"
@@ -27,21 +29,17 @@ CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "assets" / "data" / 
 def measure_run(overrides: list[str]) -> tuple[float, float]:
     """Return the processor seconds of a run's fit, and of the rest of `train`."""
     fitting = 0.0
-    fit = experiment.fit
 
-    def timed(*arguments: object, **keywords: object) -> object:
+    def timed(*arguments: Any, **keywords: Any) -> object:
         nonlocal fitting
         start = time.process_time()
-        result = fit(*arguments, **keywords)  # type: ignore[arg-type]
+        result = fit(*arguments, **keywords)
         fitting = time.process_time() - start
         return result
 
-    experiment.fit = timed  # type: ignore[assignment]
     start = time.process_time()
-    try:
+    with patch("clipse.training.experiment.fit", timed):
         train(load_config(Config, config="dual", overrides=overrides, package="clipse"))
-    finally:
-        experiment.fit = fit
     return fitting, time.process_time() - start - fitting
 
 

@@ -125,7 +125,7 @@ def attribute_oracle(pictures: Sequence[Scene | Part | Person], captions: Sequen
     scenes = [picture for picture in pictures if isinstance(picture, Scene)]
     parts = [picture for picture in pictures if isinstance(picture, Part)]
     people = [picture for picture in pictures if isinstance(picture, Person)]
-    if max(map(len, (scenes, parts, people))) < len(pictures):
+    if max(len(scenes), len(parts), len(people)) < len(pictures):
         raise ValueError(
             f"got {len(scenes)} scenes, {len(parts)} parts and {len(people)} people: give the oracle one of these kinds"
         )
