@@ -3,21 +3,22 @@
 Legend: B rows on this process, C columns of the corpus, D width, W widths at which the loss is taken.
 """
 
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch import distributed as dist
 
 from clip_common.losses.distributed import Processes
 from clip_common.losses.infonce import Form, InfoNCE, add_widths, sum_losses
-from clip_common.losses.statistics import check_pairs, directions, make_pairs
+from clip_common.losses.statistics import as_pairs, check_pairs, directions, make_pairs
 
 
 def corpus_loss(
-    x_BD: Tensor,
-    y_CD: Tensor,
+    x_BD: Tensor | ArrayLike,
+    y_CD: Tensor | ArrayLike,
     *,
     scale: Tensor | float,
-    positive: tuple[Tensor, Tensor],
-    exclude: tuple[Tensor, Tensor] | None = None,
+    positive: tuple[Tensor | ArrayLike, Tensor | ArrayLike],
+    exclude: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
     form: Form | None = None,
     tile: int | None = None,
 ) -> Tensor:
@@ -54,7 +55,8 @@ def corpus_loss(
         raise ValueError(
             f"{type(form.base).__name__} compares pairs both ways: corpus_loss takes forms such as InfoNCE"
         )
-    check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
+    x_BD, y_CD, hidden, paired = as_pairs(x_BD, y_CD, exclude=exclude, positive=positive)
+    check_pairs(x_BD, y_CD, exclude=hidden, positive=paired, tile=tile)
     ranks = Processes.single(len(y_CD))
     widths = form.widths(x_BD.shape[1])
     rows, _ = directions(
@@ -62,7 +64,7 @@ def corpus_loss(
         y_CD,
         scale=scale,
         heads=tuple(head._replace(width=width) for width in sorted(widths) for head in form.base.heads),
-        pairs=make_pairs(exclude=exclude, positive=positive, ranks=ranks),
+        pairs=make_pairs(exclude=hidden, positive=paired, ranks=ranks),
         tile=tile,
     )
     sums = sum_losses(form.base, rows, widths=len(widths))

@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
 
+from clip_common.arrays import as_tensor
 
-def gather_rows(rows_BX: Tensor) -> Tensor:
+
+def gather_rows(rows_BX: Tensor | ArrayLike) -> Tensor:
     """Return the rows of all processes in rank order, differentiable; the input itself in a single process.
 
     Args:
         rows_BX: (B, …); B may differ from process to process, and may be 0. Other dimensions must agree.
     """
-    ranks, (rows_BX,) = Processes.discover(rows_BX)
-    return ranks.gather(rows_BX)
+    ranks, (rows,) = Processes.discover(as_tensor(rows_BX, "rows"))
+    return ranks.gather(rows)
 
 
 @dataclass(frozen=True)

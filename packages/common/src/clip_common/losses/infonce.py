@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from clip_common.arrays import as_tensor
 from clip_common.losses.distributed import Processes
 from clip_common.losses.logits import Head
 from clip_common.losses.reductions import Sides
-from clip_common.losses.statistics import Direction, Ids, Normalise, check_pairs, directions, make_pairs
+from clip_common.losses.statistics import Direction, GivenIds, Normalise, as_pairs, check_pairs, directions, make_pairs
 
 
 class Weighting(Protocol):
@@ -63,7 +65,9 @@ class Form:
         """Return width → coefficient for every width at which the loss is taken, the full one included."""
         return {full: 1.0}
 
-    def __call__(self, x_BD: Tensor, y_BD: Tensor, *, scale: Tensor | float, **keywords: Any) -> Tensor:
+    def __call__(
+        self, x_BD: Tensor | ArrayLike, y_BD: Tensor | ArrayLike, *, scale: Tensor | float, **keywords: Any
+    ) -> Tensor:
         """Return `contrastive_loss` with this form."""
         return contrastive_loss(x_BD, y_BD, scale=scale, form=self, **keywords)
 
@@ -93,16 +97,16 @@ class InfoNCE(Form):
 
 
 def contrastive_loss(
-    x_BD: Tensor,
-    y_CD: Tensor,
+    x_BD: Tensor | ArrayLike,
+    y_CD: Tensor | ArrayLike,
     *,
     scale: Tensor | float,
     form: Form | None = None,
     weighting: Weighting | None = None,
-    references: tuple[Tensor, Tensor] | None = None,
+    references: tuple[Tensor | ArrayLike, Tensor | ArrayLike] | None = None,
     normalise: Normalise = "mean1",
-    exclude: Ids | None = None,
-    positive: Ids | None = None,
+    exclude: GivenIds | None = None,
+    positive: GivenIds | None = None,
     bias: Tensor | float | None = None,
     tile: int | None = None,
 ) -> Tensor:
@@ -113,7 +117,8 @@ def contrastive_loss(
     numbers of rows; every process must call.
 
     Args:
-        x_BD, y_CD: Embeddings of any float dtype, normalised here in float32 (float64 stays).
+        x_BD, y_CD: Embeddings of any float dtype, normalised here in float32 (float64 stays). Arrays and nested lists
+            are taken too, here and for references and ids.
         scale: One over the temperature; see `LogitScale`.
         form: Formula of the loss; None is `InfoNCE()`.
         weighting: Weights of the negatives; None gives all the same weight.
@@ -146,13 +151,15 @@ def contrastive_loss(
     form = form or InfoNCE()
     base = form.base
     needs_references = weighting is not None or base.guided
+    x_BD, y_CD, exclude, positive = as_pairs(x_BD, y_CD, exclude=exclude, positive=positive)
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
+    of_x, of_y = (as_tensor(side, "references", device=x_BD.device) for side in references or (x_BD, y_CD))
     if needs_references or references is not None:
-        _check_references(x_BD, y_CD, references or (x_BD, y_CD), guided=base.guided)
+        _check_references(x_BD, y_CD, (of_x, of_y), guided=base.guided)
     ranks, (x_BD, y_CD) = Processes.discover(x_BD, y_CD)
     log_weight = hide = None
     if needs_references:
-        pair_references = _References(references or (x_BD, y_CD), ranks)
+        pair_references = _References((of_x, of_y), ranks)
         if weighting is not None:
             log_weight = lambda rows, columns: weighting.log_weight(*pair_references(rows, columns))  # noqa: E731
         if base.guided:

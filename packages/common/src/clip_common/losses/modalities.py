@@ -6,11 +6,14 @@ Legend: B samples on this process, D width.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from clip_common.arrays import as_tensor
 from clip_common.losses.infonce import Form, InfoNCE, contrastive_loss
 from clip_common.losses.temperature import LogitScale
 
@@ -61,17 +64,18 @@ class PairwiseModalities(nn.Module):
 
     def forward(
         self,
-        embeddings: Mapping[str, Tensor],
+        embeddings: Mapping[str, Tensor | ArrayLike],
         *,
-        present: Mapping[str, Tensor] | None = None,
-        exclude: Tensor | None = None,
-        positive: Tensor | Mapping[tuple[str, str], Tensor] | None = None,
+        present: Mapping[str, Tensor | ArrayLike] | None = None,
+        exclude: Tensor | ArrayLike | None = None,
+        positive: Tensor | ArrayLike | Mapping[tuple[str, str], Tensor | ArrayLike] | None = None,
         form: Form | None = None,
     ) -> ModalitiesOutput:
         """Compute the loss of a batch.
 
         Args:
-            embeddings: (B, D) of every modality; rows of samples that lack it are ignored.
+            embeddings: (B, D) of every modality; rows of samples that lack it are ignored. Arrays and nested lists are
+                taken too, here and below.
             present: (B,) bools for modalities that some samples lack; modalities not named are present in all.
             exclude: (B,) ids as in `contrastive_loss`.
             positive: (B,) ids as in `contrastive_loss`, of all pairs, or by pair; a pair that is not named has none.
@@ -83,30 +87,39 @@ class PairwiseModalities(nn.Module):
         Raises:
             ValueError: A modality is missing or unknown, or numbers of rows differ.
         """
-        shared = dict.fromkeys(self.pairs, positive) if positive is None or isinstance(positive, Tensor) else positive
+        device = next((one.device for one in embeddings.values() if isinstance(one, Tensor)), None)
+        given = {name: as_tensor(one, name, device=device) for name, one in embeddings.items()}
+        here = {name: as_tensor(one, f"present {name}", device=device) for name, one in (present or {}).items()}
+        hidden = None if exclude is None else as_tensor(exclude, "exclude", device=device)
+        by_pair: Mapping[tuple[str, str], Any] = (
+            positive if isinstance(positive, Mapping) else dict.fromkeys(self.pairs, positive)
+        )
+        shared = {
+            pair: None if ids is None else as_tensor(ids, "positive", device=device) for pair, ids in by_pair.items()
+        }
         named = {f"positive of {_name(pair)}": ids for pair, ids in shared.items()}
-        _check(embeddings, present=present or {}, ids={"exclude": exclude} | named)
-        missing = sorted({name for pair in self.pairs for name in pair} - set(embeddings))
+        _check(given, present=here, ids={"exclude": hidden} | named)
+        missing = sorted({name for pair in self.pairs for name in pair} - set(given))
         if missing:
             raise ValueError(
                 f"no embeddings of {', '.join(missing)}: give rows of any content and mark them absent in `present`"
             )
-        rows = [_rows_of(pair, embeddings, present or {}) for pair in self.pairs]
+        rows = [_rows_of(pair, given, here) for pair in self.pairs]
         takes_part = _anywhere([len(found) > 0 for found in rows], device=rows[0].device)
 
         # Adds zero, but keeps every embedding and temperature in the graph.
-        total = torch.stack([embedding[:0].sum() for embedding in embeddings.values()]).sum()
+        total = torch.stack([embedding[:0].sum() for embedding in given.values()]).sum()
         total = total + 0.0 * torch.stack([scale() for scale in self.scales.values()]).sum()
         losses = {}
         for pair, found, joins in zip(self.pairs, rows, takes_part, strict=True):
             if joins:
                 ids = shared.get(pair)
                 losses[_name(pair)] = contrastive_loss(
-                    embeddings[pair[0]][found],
-                    embeddings[pair[1]][found],
+                    given[pair[0]][found],
+                    given[pair[1]][found],
                     scale=self.scales[_name(pair)](),
                     form=form or self.form,
-                    exclude=None if exclude is None else exclude[found],
+                    exclude=None if hidden is None else hidden[found],
                     positive=None if ids is None else ids[found],
                 )
                 total = total + self.pairs[pair] * losses[_name(pair)]

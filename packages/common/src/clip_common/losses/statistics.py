@@ -5,11 +5,14 @@ Legend: K heads, B rows, C columns, D width, N either B or C.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from clip_common.arrays import as_tensor
 from clip_common.losses.distributed import Processes
 from clip_common.losses.logits import Head
 from clip_common.losses.pairs import MaskFunction, Pairs, TileFunction
@@ -26,6 +29,8 @@ from clip_common.losses.tiles import Totals, reduce_pairs
 Normalise = Literal["none", "mean1"]
 Ids = Tensor | tuple[Tensor, Tensor]
 """Whole-number ids of B pairs, or those of the rows and those of the columns. `exclude` also takes (B, S)."""
+GivenIds = Tensor | ArrayLike | tuple[Tensor | ArrayLike, Tensor | ArrayLike]
+"""Ids as users give them; `as_pairs` makes tensors of them."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +98,14 @@ class PairStatistics:
 
 
 def pair_statistics(
-    x_BD: Tensor,
-    y_CD: Tensor,
+    x_BD: Tensor | ArrayLike,
+    y_CD: Tensor | ArrayLike,
     *,
     scale: Tensor | float,
     log_weight: TileFunction | None = None,
     normalise: Normalise = "mean1",
-    exclude: Ids | None = None,
-    positive: Ids | None = None,
+    exclude: GivenIds | None = None,
+    positive: GivenIds | None = None,
     tile: int | None = None,
 ) -> PairStatistics:
     """Compute the log-sum-exp over negatives of each row and column, and the positives' logits, without a B×C matrix.
@@ -109,7 +114,7 @@ def pair_statistics(
 
     Args:
         x_BD, y_CD: Embeddings of any float dtype; normalised here in float32 (float64 stays). Row i is paired with
-            column i.
+            column i. Arrays and nested lists are taken too, here and for ids.
         scale: One over the temperature.
         log_weight: (rows, columns) slices → (I, J) tile of log-weights; a constant for the gradient.
         normalise: "mean1" divides a row's weights by their mean over the row's negatives, and in the other direction
@@ -133,12 +138,33 @@ def pair_statistics(
         >>> row_lse_B, column_lse_B, positives_B = pair_statistics(x_BD, y_BD, scale=14.0)
         >>> torch.nn.functional.softplus(row_lse_B - positives_B).mean()  # InfoNCE from x to y
     """
+    x_BD, y_CD, exclude, positive = as_pairs(x_BD, y_CD, exclude=exclude, positive=positive)
     check_pairs(x_BD, y_CD, exclude=exclude, positive=positive, tile=tile)
     ranks = Processes.single(len(y_CD))
     pairs = make_pairs(exclude=exclude, positive=positive, log_weight=log_weight, ranks=ranks)
     heads = (Head(width=x_BD.shape[1]),)
     rows, columns = directions(x_BD, y_CD, scale=scale, heads=heads, pairs=pairs, normalise=normalise, tile=tile)
     return PairStatistics(rows.head(0), columns.head(0))
+
+
+def as_pairs(
+    x_BD: Tensor | ArrayLike, y_CD: Tensor | ArrayLike, *, exclude: GivenIds | None, positive: GivenIds | None
+) -> tuple[Tensor, Tensor, Ids | None, Ids | None]:
+    """Return embeddings and ids as tensors; arrays and lists beside a tensor go to its device."""
+    device = next((side.device for side in (x_BD, y_CD) if isinstance(side, Tensor)), None)
+    x_BD, y_CD = as_tensor(x_BD, "x", device=device), as_tensor(y_CD, "y", device=device)
+    ids = as_ids(exclude, "exclude", device=x_BD.device), as_ids(positive, "positive", device=x_BD.device)
+    return x_BD, y_CD, *ids
+
+
+def as_ids(ids: GivenIds | None, called: str, *, device: torch.device) -> Ids | None:
+    """Return ids as a tensor, or as two: a tuple of two that are no single numbers holds those of rows and columns."""
+    if ids is None or isinstance(ids, Tensor):
+        return ids
+    if isinstance(ids, tuple) and len(ids) == 2 and all(np.ndim(side) for side in ids if not isinstance(side, Tensor)):
+        rows, columns = (as_tensor(side, called, device=device) for side in ids)
+        return rows, columns
+    return as_tensor(cast(ArrayLike, ids), called, device=device)
 
 
 def check_pairs(x_BD: Tensor, y_CD: Tensor, *, exclude: Ids | None, positive: Ids | None, tile: int | None) -> None:

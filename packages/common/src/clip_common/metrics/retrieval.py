@@ -6,16 +6,17 @@ all; rsum is 100 · the sum of all recalls of both directions (0 to 600 with the
 MeanR lie in [0, 1].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from clip_common.arrays import as_tensor
 from clip_common.metrics.bootstrap import (
     Floats,
     Paired,
@@ -109,9 +110,9 @@ class ImageTextResult:
 
 
 def retrieval_metrics(
-    queries_ND: Tensor,
-    gallery_MD: Tensor,
-    positives: Tensor | Sequence[Sequence[int]],
+    queries_ND: Tensor | ArrayLike,
+    gallery_MD: Tensor | ArrayLike,
+    positives: Tensor | ArrayLike | Sequence[Sequence[int]],
     *,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
@@ -123,7 +124,8 @@ def retrieval_metrics(
     Cost: one matrix product, read about twice; O(tile · M) memory for any N.
 
     Args:
-        queries_ND: (N, D) embeddings of any float type; compared in float32, on their device.
+        queries_ND: (N, D) embeddings of any float type; compared in float32, on their device. Arrays and nested lists
+            are taken too.
         gallery_MD: (M, D) embeddings.
         positives: (N,) index of the one positive of each query, or for each query the indices of all its positives.
         ks: the K of R@K.
@@ -143,6 +145,7 @@ def retrieval_metrics(
         >>> result.metrics["R@1"], result.intervals()["R@1"]
     """
     _check(ks=ks, ties=ties, tile=tile)
+    queries_ND, gallery_MD = as_tensor(queries_ND, "queries"), as_tensor(gallery_MD, "gallery")
     with torch.no_grad(), torch.autocast(queries_ND.device.type, enabled=False):
         queries_ND = _scaled(queries_ND, name="queries")  # its length changes no ranking
         gallery_MD = _scaled(gallery_MD, name="gallery", each=normalise)
@@ -156,9 +159,9 @@ def retrieval_metrics(
 
 
 def image_text_retrieval(
-    image_ND: Tensor,
-    text_MD: Tensor,
-    text_to_image_M: Tensor,
+    image_ND: Tensor | ArrayLike,
+    text_MD: Tensor | ArrayLike,
+    text_to_image_M: Tensor | ArrayLike,
     *,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "mean",
@@ -171,7 +174,8 @@ def image_text_retrieval(
     Equals `retrieval_metrics` run in each direction, at half the cost.
 
     Args:
-        image_ND: (N, D) embeddings of any float type; compared in float32, on their device.
+        image_ND: (N, D) embeddings of any float type; compared in float32, on their device. Arrays and nested lists
+            are taken too.
         text_MD: (M, D) embeddings of the captions, in any order.
         text_to_image_M: (M,) image of each caption; every image has at least one.
         ks: the K of R@K.
@@ -188,6 +192,8 @@ def image_text_retrieval(
         >>> result.metrics["rsum"], result.intervals["rsum"]
     """
     _check(ks=ks, ties=ties, tile=tile)
+    image_ND, text_MD = as_tensor(image_ND, "images"), as_tensor(text_MD, "texts")
+    text_to_image_M = as_tensor(text_to_image_M, "text_to_image")
     with torch.no_grad(), torch.autocast(image_ND.device.type, enabled=False):
         image_ND = _scaled(image_ND, name="images")
         text_MD = _scaled(text_MD, name="texts")
@@ -309,16 +315,17 @@ def _check_widths(**embeddings: Tensor) -> None:
         raise ValueError(f"{one} and {other} must have one width; got {a_ND.shape[1]} and {b_MD.shape[1]}")
 
 
-def _pairs(positives: Tensor | Sequence[Sequence[int]], *, queries: int, items: int) -> tuple[Tensor, Tensor]:
+def _pairs(
+    positives: Tensor | ArrayLike | Sequence[Sequence[int]], *, queries: int, items: int
+) -> tuple[Tensor, Tensor]:
     """Return (query, positive item) pairs without repetition, ordered by query, then item."""
-    if len(positives) != queries:
-        raise ValueError(
-            f"positives must list the positives of each of {queries} queries; got {len(positives)} entries"
-        )
-    if isinstance(positives, Tensor) and positives.ndim == 1:
-        query_E, item_E = torch.arange(queries), positives.cpu().long()
+    several = positives if isinstance(positives, Tensor | np.ndarray) else list(cast(Iterable[Any], positives))
+    if len(several) != queries:
+        raise ValueError(f"positives must list the positives of each of {queries} queries; got {len(several)} entries")
+    if np.ndim(several[0]) == 0:
+        query_E, item_E = torch.arange(queries), as_tensor(several, "positives").cpu().long()
     else:
-        found = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in positives]
+        found = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in several]
         query_E = torch.arange(queries).repeat_interleave(torch.tensor([len(indices) for indices in found]))
         item_E = torch.from_numpy(np.concatenate(found))
     missing_N = torch.bincount(query_E, minlength=queries) == 0
