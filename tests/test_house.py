@@ -130,11 +130,13 @@ def test_arrows_between_rooms_point_one_way(system):
 
 @pytest.mark.parametrize("folder", ["losses", "metrics"])
 def test_losses_and_metrics_stand_on_torch_and_numpy_alone(folder):
-    for file in (source_of("common") / folder).rglob("*.py"):
+    for file in (source_of("common") / "arrays.py", *(source_of("common") / folder).rglob("*.py")):
         foreign = imported_modules(file) - set(sys.stdlib_module_names) - {"torch", "numpy", "scipy", "clip_common"}
         assert not foreign, f"{where(file)} imports {foreign}"
         own = {name for name in imports_of(file) if name.startswith("clip_common.")}
-        assert all(name.split(".")[1] in (folder, "reporting") for name in own), f"{where(file)} imports {own}"
+        assert all(name.split(".")[1] in (folder, "reporting", "arrays") for name in own), (
+            f"{where(file)} imports {own}"
+        )
 
 
 def test_only_training_knows_lightning():

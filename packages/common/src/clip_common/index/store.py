@@ -210,8 +210,7 @@ class VectorIndex:
             TypeError: A payload is not a JSON value.
         """
         check_list(ids, "ids")
-        known = next((id for id in ids if id in self), None)
-        if known is not None:
+        if (known := next((id for id in ids if id in self), None)) is not None:
             raise ValueError(f"{known!r} is in the index: update it, or delete it first")
         self.update(ids, vectors_MD, stamps=stamps, payloads=payloads)
 
@@ -227,14 +226,13 @@ class VectorIndex:
         check_list(ids, "ids")
         vectors_MD = vectors_MD.detach().to("cpu", torch.float32, copy=True)
         if vectors_MD.ndim != 2 or (self.width and vectors_MD.shape[1] != self.width):
-            width = self.width or "D"
-            raise ValueError(f"vectors of shape {tuple(vectors_MD.shape)}: expected ({len(ids)}, {width})")
+            raise ValueError(f"vectors of shape {tuple(vectors_MD.shape)}: expected ({len(ids)}, {self.width or 'D'})")
         if len(set(ids)) != len(ids):
             raise ValueError("an id is given twice: give each item once")
         texts = ["" if payload is None else json.dumps(payload) for payload in payloads or [None] * len(ids)]
         stamps = stamps or [""] * len(ids)
+        counts = f"{len(ids)} ids, {len(stamps)} stamps and {len(texts)} payloads"
         if not len(vectors_MD) == len(ids) == len(stamps) == len(texts):
-            counts = f"{len(ids)} ids, {len(stamps)} stamps and {len(texts)} payloads"
             raise ValueError(f"{len(vectors_MD)} vectors for {counts}: give as many of each")
         if not bool(vectors_MD.isfinite().all()):
             row = int((~vectors_MD.isfinite()).any(dim=1).nonzero()[0])
@@ -250,8 +248,7 @@ class VectorIndex:
             ValueError: An id is not in the index.
         """
         check_list(ids, "ids")
-        unknown = next((id for id in ids if id not in self), None)
-        if unknown is not None:
+        if (unknown := next((id for id in ids if id not in self), None)) is not None:
             raise ValueError(f"{unknown!r} is not in the index: nothing is deleted")
         if ids:
             none = Texts.of(())
