@@ -39,6 +39,8 @@ CHANGED = {
     "model.attn_in_channels": ("data.maps=both", "2"),
     "model.clip_backbone": ("", "cnn_lstm"),
     "model.align_pool": ("", "mean"),
+    "model.video_input": ("", "changes"),
+    "model.class_pool": ("", "grid"),
     "model.align_tokens": (f"{GUIDED} model.align_pool=mean", "gated"),
     "model.guide": (GUIDED, "predicted"),
     "model.lambda_guide": (f"{GUIDED} model.guide=predicted", "0.1"),

@@ -55,6 +55,8 @@ EXAMPLES = [
     ("loss.temperature=0.1", "clip_weight above 0", PLAIN, ""),
     ("model.align_tokens=gated", "clip_weight above 0", f"{PLAIN} {GUIDED} model.align_pool=mean", None),
     ("model.align_pool=mean", "clip_weight above 0", PLAIN, ""),
+    ("model.class_pool=grid", "3dcnn or 2dcnn", "model.clip_backbone=cnn_lstm", "model.clip_backbone=2dcnn"),
+    ("model.class_pool=grid", "=video or fusion", "model.clip_classifier_source=attn", ""),
     ("loss.exclude=none", "data.batches=shuffled", "data.batches=subject_unique", ""),
     ("loss.positive=regions", "data.control=none, shuffled or hidden", "data.control=centre", "data.control=shuffled"),
     ("model.align_tokens=gated", "guidance", "model.align_pool=mean", f"model.align_pool=mean {GUIDED}"),

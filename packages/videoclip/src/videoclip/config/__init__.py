@@ -133,6 +133,11 @@ class ModelConfig:
     """Guide by the mean of a map's channels, or pool by each channel and average the features."""
     clip_classifier_source: Literal["video", "attn", "fusion"] = "video"
     """Feature to classify: the video's, the map's, or the average of both."""
+    video_input: Literal["frames", "changes"] = "frames"
+    """The video encoder sees the frames, or the change from each to the next, which shows less of who and where."""
+    class_pool: Literal["mean", "grid"] = "mean"
+    """Tokens that make the feature of a small 3D or 2D CNN: the mean of all, as published, or of each cell of a grid, 2
+    in time and 4 × 4 in space, which keeps places for the classifier."""
     map_dropout: float = 0.0
     """Share of training clips whose map does not guide, so that the model also learns to work without one."""
     align_pool: Literal["grid", "mean"] = "grid"
@@ -176,6 +181,10 @@ class ModelConfig:
             )
         if not 0 <= self.map_dropout < 1:
             raise ConfigError(f"model.map_dropout: expected a share from 0 to below 1, got {self.map_dropout}")
+        if self.class_pool == "grid" and self.align_pool != "grid":
+            raise ConfigError(
+                f"model.class_pool=grid needs model.align_pool=grid: {self.align_pool} aligns the feature of the mean"
+            )
         if self.align_tokens == "gated" and self.align_pool != "mean":
             raise ConfigError(
                 f"model.align_tokens=gated pools as published: set model.align_pool=mean, got {self.align_pool}"

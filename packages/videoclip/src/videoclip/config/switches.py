@@ -165,6 +165,16 @@ DEPENDENCIES: tuple[Dependency, ...] = (
         lambda config: config.loss.clip_weight,
     ),
     *_on(
+        "model.class_pool",
+        "model.clip_backbone=3dcnn or 2dcnn",
+        lambda config: config.model.clip_backbone in ("3dcnn", "2dcnn"),
+    ),
+    *_on(
+        "model.class_pool",
+        "model.clip_classifier_source=video or fusion",
+        lambda config: config.model.clip_classifier_source != "attn",
+    ),
+    *_on(
         "loss.exclude",
         "data.batches=shuffled, because no other batch has two clips of a subject",
         lambda config: config.data.batches == "shuffled",

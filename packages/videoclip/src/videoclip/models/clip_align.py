@@ -36,6 +36,12 @@ def normalise(video_B3THW: Tensor) -> Tensor:
     return torch.addcmul(-mean / std, video_B3THW, 1 / (255 * std))
 
 
+def find_changes(video_B3THW: Tensor) -> Tensor:
+    """Return the change from each frame to the next, the last one twice: (B, 3, T, H, W) again."""
+    changes = video_B3THW.diff(dim=2)
+    return torch.cat([changes, changes[:, :, -1:]], dim=2)
+
+
 @dataclass(frozen=True)
 class Output:
     """Output of the model for a batch.
@@ -95,7 +101,8 @@ class VideoAttentionCLIP(nn.Module):
             if config.guide != "map":
                 self.map_predictor = MapPredictor(TOKEN_DIM)
         else:
-            self.video_encoder = build_video_encoder(config.clip_backbone, feature_dim=width)
+            on_grid = config.class_pool == "grid"
+            self.video_encoder = build_video_encoder(config.clip_backbone, feature_dim=width, on_grid=on_grid)
             if config.map_guided:
                 self.map_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, width)
         self.attn_encoder = Simple3DEncoder(config.attn_in_channels, width)
@@ -136,7 +143,7 @@ class VideoAttentionCLIP(nn.Module):
         if config.guide == "predicted":
             guided_B = torch.zeros_like(guided_B)
 
-        tokens = encoder.tokens(video_B3THW)
+        tokens = encoder.tokens(video_B3THW if config.video_input == "frames" else find_changes(video_B3THW))
         gate = gain = predicted = None
         if isinstance(encoder, MapGuidedVideoEncoder):
             guiding, counts_B = map_BCTHW, guided_B

@@ -4,10 +4,13 @@ Legend: B clips, C channels of a video or a map, T frames, H and W pixels, F fea
 a coarser grid, D values each.
 """
 
+import math
+
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from videoclip.models.alignment import GRID, pool_on_grid
 from videoclip.models.stem import Conv3d, Size, Stem
 
 TOKEN_DIM = 64
@@ -45,20 +48,27 @@ class Encoder(nn.Module):
 
 
 class Simple3DEncoder(Encoder):
-    """Conv-BN-ReLU-MaxPool-Conv-BN-ReLU over time and space, mean over the tokens, Linear.
+    """Conv-BN-ReLU-MaxPool-Conv-BN-ReLU over time and space, mean over the tokens or each cell of a grid, Linear.
 
     Args:
         in_channels: Channels of the clip or map.
         feature_dim: F.
+        on_grid: Keep places: the feature is read from the means of the cells of a grid, normalised.
     """
 
     kernel: Size = (3, 3, 3)
     pool: Size = (2, 2, 2)
 
-    def __init__(self, in_channels: int, feature_dim: int) -> None:
+    def __init__(self, in_channels: int, feature_dim: int, *, on_grid: bool = False) -> None:
         super().__init__()
         self.trunk = _build_trunk(in_channels, kernel=self.kernel, pool=self.pool)
-        self.head = nn.Linear(TOKEN_DIM, feature_dim)
+        self.on_grid = on_grid
+        width = math.prod(GRID) * TOKEN_DIM
+        self.head = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, feature_dim))
+            if on_grid
+            else nn.Linear(TOKEN_DIM, feature_dim)
+        )
 
     @property
     def readout(self) -> list[nn.Module]:
@@ -71,9 +81,13 @@ class Simple3DEncoder(Encoder):
         return tokens
 
     def pooled(self, tokens_B64THW: Tensor) -> Tensor:
-        """Return the feature (B, F) of the tokens' mean."""
-        feature_BF: Tensor = self.head(tokens_B64THW.mean(dim=(2, 3, 4)))
+        """Return the feature (B, F) of the tokens."""
+        feature_BF: Tensor = self.head(self.summarise(tokens_B64THW))
         return feature_BF
+
+    def summarise(self, tokens_B64THW: Tensor) -> Tensor:
+        """Return the head's input: the tokens' mean (B, 64), or those of the cells, cell by cell, (B, 32·64)."""
+        return pool_on_grid(tokens_B64THW) if self.on_grid else tokens_B64THW.mean(dim=(2, 3, 4))
 
 
 class Simple2DEncoder(Simple3DEncoder):
@@ -151,12 +165,15 @@ def _build_trunk(in_channels: int, *, kernel: Size, pool: Size) -> nn.Sequential
     )
 
 
-def build_video_encoder(backbone: str, *, feature_dim: int) -> Encoder:
+def build_video_encoder(backbone: str, *, feature_dim: int, on_grid: bool = False) -> Encoder:
     """Return the encoder that `model.clip_backbone` names, with random weights.
 
     Args:
         backbone: 3dcnn, 2dcnn, cnn_lstm, or one of torchvision's: r3d_18, mc3_18, r2plus1d_18.
         feature_dim: F.
+        on_grid: As for `Simple3DEncoder`; the others have no such choice.
     """
-    small = {"3dcnn": Simple3DEncoder, "2dcnn": Simple2DEncoder, "cnn_lstm": SimpleCNNLSTMEncoder}
-    return small[backbone](3, feature_dim) if backbone in small else TorchvisionEncoder(backbone, feature_dim)
+    cnn = {"3dcnn": Simple3DEncoder, "2dcnn": Simple2DEncoder}
+    if backbone in cnn:
+        return cnn[backbone](3, feature_dim, on_grid=on_grid)
+    return SimpleCNNLSTMEncoder(3, feature_dim) if backbone == "cnn_lstm" else TorchvisionEncoder(backbone, feature_dim)

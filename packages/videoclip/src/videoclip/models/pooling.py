@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videoclip.config import ModelConfig
+from videoclip.models.alignment import pool_on_grid
 from videoclip.models.encoders import TOKEN_DIM, Simple3DEncoder
 from videoclip.models.stem import Conv3d, upcast
 
@@ -46,6 +47,8 @@ class MapGuidedVideoEncoder(nn.Module):
         weighted_pool    f = Σ a·x / Σ a
         channel          f = mean of x·sigmoid(MLP(the map's means))
 
+    With `class_pool=grid` the sums and means are those of each cell of a grid instead.
+
     A map of several channels is averaged first, or each channel pools separately and the features are averaged
     (`gate_channels`). A clip whose map is constant or not valid is pooled evenly and without a gate: its feature is
     that of Simple3DEncoder. The same holds for a constant channel that pools separately.
@@ -60,7 +63,7 @@ class MapGuidedVideoEncoder(nn.Module):
         super().__init__()
         self.kind = config.map_guided_type
         self.each = config.gate_channels == "each"
-        self.encoder = Simple3DEncoder(3, config.clip_feature_dim)
+        self.encoder = Simple3DEncoder(3, config.clip_feature_dim, on_grid=config.class_pool == "grid")
         self.channel_gate = self.sigmoid_gate = self.alpha = None
         if self.kind == "channel":
             self.channel_gate = build_gate(config.attn_in_channels, config.map_guided_hidden_dim, TOKEN_DIM)
@@ -98,7 +101,9 @@ class MapGuidedVideoEncoder(nn.Module):
         """
         if self.channel_gate is not None:
             gate_B64 = gate_by_summary(self.channel_gate, map_BCTHW, valid_B & varies(map_BCTHW))
-            feature = self.encoder.head(tokens.mean(dim=(2, 3, 4)) * gate_B64)  # the mean of x·gate, without x·gate
+            means = self.encoder.summarise(tokens)
+            # the means of x·gate, without x·gate
+            feature = self.encoder.head(means * gate_B64.repeat(1, means.shape[1] // TOKEN_DIM))
             return PooledVideo(feature, tokens, gate_B64, gate_B64[:, :, None, None, None])
         map_BCTHW = map_BCTHW if self.each else map_BCTHW.mean(dim=1, keepdim=True)
         gate, counted_BC = resize_to_grid(map_BCTHW, tokens.shape[2:])
@@ -109,9 +114,13 @@ class MapGuidedVideoEncoder(nn.Module):
         opened = gate.new_zeros(()) if self.alpha is None else self.alpha * counted_BC111 * gate
         # Σ g·x̃ / Σ g = Σ (g + α·g²)·x / Σ g: one product with the tokens, and no gated copy of them
         weights = gate * (1 + opened) / gate.sum(dim=(2, 3, 4), keepdim=True)
-        pooled_B64 = (tokens.flatten(2) @ weights.mean(dim=1).flatten(1)[:, :, None].to(tokens.dtype)).squeeze(2)
+        weights_B1THW = weights.mean(dim=1, keepdim=True).to(tokens.dtype)
+        if self.encoder.on_grid:  # N times the weights, so that an even map leaves the means of the cells
+            pooled = pool_on_grid(tokens * (weights_B1THW * weights_B1THW[0].numel()))
+        else:
+            pooled = (tokens.flatten(2) @ weights_B1THW.flatten(2).transpose(1, 2)).squeeze(2)
         gain = None if self.alpha is None else 1 + opened.mean(dim=1, keepdim=True)
-        return PooledVideo(self.encoder.head(pooled_B64), tokens, gate, gain)
+        return PooledVideo(self.encoder.head(pooled), tokens, gate, gain)
 
 
 class MapPredictor(nn.Sequential):
