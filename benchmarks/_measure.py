@@ -11,7 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,45 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], *, pairs
             spent[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(spent["ours"], spent["theirs"], strict=True)]
     return Timing(statistics.median(spent["ours"]), statistics.median(spent["theirs"]), statistics.median(ratios))
+
+
+@contextmanager
+def spinning(count: int) -> Iterator[None]:
+    """Run `count` processes that keep a core busy, as long as the block lasts."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.5 if others else 0.0)  # until they have started
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def compare_busy(
+    what: str, ours: Callable[[], object], theirs: Callable[[], object], *, busy: Sequence[int], pairs: int = 15
+) -> list[dict[str, object]]:
+    """Return a row for a quiet machine and for each number of busy processes beside it.
+
+    "kept" is the share of the quiet advantage that is left: theirs / ours beside them, divided by the quiet one.
+    """
+    rows: list[dict[str, object]] = []
+    quiet = None
+    for count in (0, *busy):
+        with spinning(count):
+            timing = alternate(ours, theirs, pairs=pairs)
+        quiet = quiet or timing.ratio
+        rows.append(
+            {
+                "what": what,
+                "busy": count,
+                "ours s": timing.ours_s,
+                "theirs s": timing.theirs_s,
+                "time ratio": timing.ratio,
+                "kept": quiet / timing.ratio,
+            }
+        )
+    return rows
 
 
 class PeakMemory:

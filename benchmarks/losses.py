@@ -2,6 +2,7 @@
 
     uv run python benchmarks/losses.py             # about ten minutes on two cores
     uv run python benchmarks/losses.py --quick     # smaller batches: a smoke test that compares results
+    uv run python benchmarks/losses.py --busy 1 --busy 4    # InfoNCE at 4,096 quiet, and beside 1 and 4 busy processes
 
 Rows: InfoNCE against open_clip.ClipLoss; SANW against the same loss with full matrices; Matryoshka at five widths
 against one loss per width, and against our loss at full width alone; InfoNCE on a batch of 32,768, memory only. Memory
@@ -15,7 +16,7 @@ from collections.abc import Callable
 
 import open_clip
 import torch
-from _measure import PeakMemory, alternate, arm_in_own_process, report
+from _measure import PeakMemory, alternate, arm_in_own_process, compare_busy, report
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -146,14 +147,29 @@ def main(quick: bool) -> None:
     report("losses", rows, note="forward and backward in float32; peaks include the gradients of the inputs")
 
 
+def measure_busy(busy: list[int]) -> None:
+    """Compare InfoNCE with the dense way on a quiet machine and beside busy processes."""
+    x, y = make_inputs(4096, 512)
+    rows = compare_busy(
+        "InfoNCE, B = 4096 / open_clip.ClipLoss",
+        lambda: run_step(infonce, x, y),
+        lambda: run_step(open_clips, x, y),
+        busy=busy,
+    )
+    report("losses_busy", rows, note="forward and backward in float32, D = 512; target: at least 0.8 kept")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--arm", choices=ARMS)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--width", type=int)
+    parser.add_argument("--busy", type=int, action="append", metavar="N", help="beside N busy processes; repeatable")
     arguments = parser.parse_args()
     if arguments.arm:
         print_peak(arguments.arm, arguments.rows, arguments.width)
+    elif arguments.busy:
+        measure_busy(arguments.busy)
     else:
         main(arguments.quick)

@@ -71,17 +71,22 @@ class Logits:
 
     def start_gradients(self, *, y: bool) -> None:
         """Zero the sums of the requested gradients: of y, and of x as announced."""
-        self._wider_IJ: Tensor | None = None
         self.bias_grad = torch.zeros_like(self.scale)
         self.x.start_gradient(wanted=self.by_x)
         self.y.start_gradient(wanted=y)
 
-    def collect(self, k: int, grad_IJ: Tensor, z_IJ: Tensor, rows: slice, columns: slice) -> None:
-        """Add the gradient of one head's tile of logits, the last head first. Both tensors are overwritten."""
+    def collect(
+        self, k: int, grad_IJ: Tensor, z_IJ: Tensor, rows: slice, columns: slice, wider_IJ: Tensor | None
+    ) -> Tensor:
+        """Add the gradient of one head's tile of logits, the last head first. Both tensors are overwritten.
+
+        Writes to these rows and columns only, but for the bias, whose gradient the caller adds to `bias_grad`.
+
+        Args:
+            wider_IJ: Returned for the head before; None for the first.
+        """
         head = self.heads[k]
         w = self.widths.index(head.width)
-        if self.bias is not None:
-            self.bias_grad += grad_IJ.sum()
         if k < self.narrow:
             slope_IJ = (z_IJ if self.bias is None else z_IJ.sub_(self.bias)).mul_(grad_IJ)
             self.x.slope_WN[w, rows] += slope_IJ.sum(1)
@@ -90,14 +95,14 @@ class Logits:
             grad_IJ *= self.y.ratio_WN[w, columns]
         if head.times != 1.0:
             grad_IJ *= head.times
-        if self._wider_IJ is not None:
-            grad_IJ += self._wider_IJ  # a block's numbers are part of every wider head too
-        self._wider_IJ = grad_IJ if k else None
+        if wider_IJ is not None:
+            grad_IJ += wider_IJ  # a block's numbers are part of every wider head too
         if k == 0 or self.heads[k - 1].width < head.width:
             if self.x.grad_ND is not None:
                 self.x.grad_ND[rows, self.x.windows[w]].addmm_(grad_IJ, self.y.blocks[w][columns])
             if self.y.grad_ND is not None:
                 self.y.grad_ND[columns, self.y.windows[w]].addmm_(grad_IJ.T, self.x.blocks[w][rows])
+        return grad_IJ
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return dx (B, D), dy (C, D) and dscale, after every tile."""

@@ -9,6 +9,7 @@ Legend: K heads, B rows, C columns, D width, I rows and J columns of one tile, N
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,23 @@ from torch.autograd.function import once_differentiable
 from clip_common.losses.logits import Head, Logits
 from clip_common.losses.pairs import Pairs, Tile
 from clip_common.losses.reductions import LogSumExp, Reduction, Sides
-from clip_common.losses.scratch import Scratch
+from clip_common.losses.scratch import Scratches
+from clip_common.threads import count_workers, map_pieces
 
 TILE_NUMBERS = 2**22
 """Logits in one tile, all heads together: 16 MiB in fp32, large enough for the matmul to run at full speed."""
 
+PIECE_NUMBERS = 2**20
+"""The most in a tile on a CPU, where each thread computes tiles of its own."""
+
+PIECE_ROWS = 256
+"""The fewest rows and columns of such a tile; narrower products are slow."""
+
 DENSE_NUMBERS = 2**23
 """Up to this many logits in all there is one tile, and it is kept for the backward."""
+
+Window = tuple[slice, slice]
+"""Rows and columns of a tile."""
 
 WEIGHTS = LogSumExp()
 """Reduction of the weights themselves."""
@@ -103,39 +114,59 @@ class _ReducePairs(torch.autograd.Function):
         positive_count: Sides = (zeros[0][0].clone(), zeros[1][0].clone())
 
         dense = tile is None and len(heads) * len(x_BD) * len(y_CD) <= DENSE_NUMBERS
-        numbers = TILE_NUMBERS if pairs.plain else TILE_NUMBERS // 4  # masks and weights are tiles too
-        size = max(len(x_BD), len(y_CD)) if dense else tile or math.isqrt(numbers // len(heads))
-        windows = [(rows, columns) for rows in _windows(len(x_BD), size) for columns in _windows(len(y_CD), size)]
-        scratch = Scratch(x_BD)
-        for rows, columns in windows:
-            part = Tile(pairs, rows, columns, like=x_BD)
-            z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
+        numbers = TILE_NUMBERS if x_BD.is_cuda else PIECE_NUMBERS
+        numbers = numbers if pairs.plain else numbers // 4  # masks and weights are tiles too
+        largest = max(len(x_BD), len(y_CD))
+        size = math.isqrt(numbers // len(heads))
+        if (workers := count_workers(x_BD.device)) > 1:  # neighbours share no rows: so many as to occupy the threads
+            size = min(size, max(PIECE_ROWS, largest * 2 // (3 * workers)))
+        size = largest if dense else tile or size
+        windows = _windows(len(x_BD), len(y_CD), size)
+        device, scratches = x_BD.device, Scratches(x_BD)
+
+        def reduce(window: Window) -> tuple[Window, _Found]:
+            part, scratch = Tile(pairs, *window, like=x_BD), scratches.here()
+            z_KIJ = logits.tile(*window, scratch.take("z", len(heads), *part.shape))
             negatives_here, positives_here = part.counts()
-            _join(torch.add, negative_count, part, negatives_here)
-            _join(torch.add, positive_count, part, positives_here)
+            found = _Found(negatives_here, positives_here, [], [], [])
             if part.log_weight_IJ is not None:
                 row_IJ, column_IJ = part.negatives(part.log_weight_IJ, absent=WEIGHTS.absent)
-                _join(WEIGHTS.join, log_weight, part, (row_IJ.logsumexp(1), column_IJ.logsumexp(0)))
+                found.log_weight = (row_IJ.logsumexp(1), column_IJ.logsumexp(0))
             for k, z_IJ in enumerate(z_KIJ):
                 if pairs.positive is None:
                     positive_sum[0][k, part.paired_rows] = part.paired(z_IJ)
                     positive_sum[1][k, part.paired_columns] = part.paired(z_IJ)
                 else:
                     found_IJ = part.positives(z_IJ, absent=positives.absent)
-                    found = positives.tile((found_IJ, found_IJ), None, scratch)
-                    _join(positives.join, _head(positive_total, k), part, found)
+                    found.positive_totals.append(positives.tile((found_IJ, found_IJ), None, scratch))
                     found_IJ = part.positives(z_IJ, absent=0.0)
-                    _join(torch.add, _head(positive_sum, k), part, (found_IJ.sum(1), found_IJ.sum(0)))
+                    found.positive_sums.append((found_IJ.sum(1), found_IJ.sum(0)))
                 z = part.negatives(z_IJ, absent=negatives.absent)
                 weights_IJ = part.log_weight_IJ if heads[k].weighted else None
-                _join(negatives.join, _head(negative_total, k), part, negatives.tile(z, weights_IJ, scratch))
+                found.negative_totals.append(negatives.tile(z, weights_IJ, scratch))
+            found.kept = (part, z_KIJ) if dense else None
+            return window, found
+
+        kept = None
+        for window, found in map_pieces(reduce, windows, device=device):
+            kept = found.kept
+            _join(torch.add, negative_count, window, found.negatives)
+            _join(torch.add, positive_count, window, found.positives)
+            if found.log_weight is not None:
+                _join(WEIGHTS.join, log_weight, window, found.log_weight)
+            for k, sides in enumerate(found.positive_totals):
+                _join(positives.join, _head(positive_total, k), window, sides)
+            for k, sides in enumerate(found.positive_sums):
+                _join(torch.add, _head(positive_sum, k), window, sides)
+            for k, sides in enumerate(found.negative_totals):
+                _join(negatives.join, _head(negative_total, k), window, sides)
 
         if pairs.log_weight is None:
             log_weight = (negative_count[0].log(), negative_count[1].log())
         negative_total = (negatives.finish(negative_total[0]), negatives.finish(negative_total[1]))
         ctx.save_for_backward(x_BD, y_CD, scale, bias, *negative_total, *positive_total, positive_sum[0])
         ctx.heads, ctx.pairs, ctx.negatives, ctx.positives, ctx.windows = heads, pairs, negatives, positives, windows
-        ctx.kept = (logits, scratch, part, z_KIJ) if dense and windows and any(ctx.needs_input_grad) else None
+        ctx.kept = (logits, scratches, *kept) if kept is not None and any(ctx.needs_input_grad) else None
         ctx.mark_non_differentiable(*log_weight, *negative_count, *positive_count)
         return *negative_total, *positive_sum, *positive_total, *log_weight, *negative_count, *positive_count
 
@@ -151,16 +182,21 @@ class _ReducePairs(torch.autograd.Function):
         with torch.autocast(device_type=x_BD.device.type, enabled=False):
             kept, ctx.kept = ctx.kept, None  # overwritten below, so a second backward recomputes it
             if kept is not None:
-                logits, scratch, part, z_KIJ = kept
+                logits, scratches, kept_part, kept_z_KIJ = kept
             else:
                 by_x = x_needed or not y_needed
                 logits = Logits(x_BD, y_CD, scale=scale, bias=bias, heads=heads, by_x=by_x)
-                scratch = Scratch(x_BD)
+                scratches = Scratches(x_BD)
             logits.start_gradients(y=y_needed)
-            for rows, columns in ctx.windows:
-                if kept is None:
-                    part = Tile(pairs, rows, columns, like=x_BD)
-                    z_KIJ = logits.tile(rows, columns, scratch.take("z", len(heads), *part.shape))
+
+            def collect(window: Window) -> Tensor:
+                scratch = scratches.here()
+                if kept is not None:
+                    part, z_KIJ = kept_part, kept_z_KIJ
+                else:
+                    part = Tile(pairs, *window, like=x_BD)
+                    z_KIJ = logits.tile(*window, scratch.take("z", len(heads), *part.shape))
+                wider_IJ, bias_grad = None, torch.zeros_like(scale)
                 for k, z_IJ in reversed(list(enumerate(z_KIJ))):
                     z = part.negatives(z_IJ, absent=negatives.absent)
                     weights_IJ = part.log_weight_IJ if heads[k].weighted else None
@@ -179,7 +215,13 @@ class _ReducePairs(torch.autograd.Function):
                         grad_IJ += positives.slope((found_IJ, found_IJ), None, total, grad, out_IJ, scratch)
                         row_I, column_J = _part(_head(positive_sum_grad, k), part)
                         grad_IJ += part.positives(row_I[:, None] + column_J, absent=0.0)
-                    logits.collect(k, grad_IJ, z_IJ, rows, columns)
+                    if bias is not None:
+                        bias_grad += grad_IJ.sum()
+                    wider_IJ = logits.collect(k, grad_IJ, z_IJ, *window, wider_IJ)
+                return bias_grad
+
+            for bias_grad in map_pieces(collect, ctx.windows, device=x_BD.device, touches=_touches):
+                logits.bias_grad += bias_grad
             x_grad_BD, y_grad_CD, scale_grad = logits.gradients()
         return (
             x_grad_BD if x_needed else None,
@@ -190,10 +232,34 @@ class _ReducePairs(torch.autograd.Function):
         )
 
 
-def _windows(count: int, size: int) -> list[slice]:
+@dataclass
+class _Found:
+    """What one tile adds to the totals; lists are by head."""
+
+    negatives: Sides
+    positives: Sides
+    negative_totals: list[Sides]
+    positive_totals: list[Sides]
+    positive_sums: list[Sides]
+    log_weight: Sides | None = None
+    kept: tuple[Tile, Tensor] | None = None  # if there is one tile only
+
+
+def _windows(rows: int, columns: int, size: int) -> list[Window]:
+    """Cut rows × columns into tiles, in an order in which neighbours share neither rows nor columns if possible."""
+    across, down = _cut(rows, size), _cut(columns, size)
+    return [(window, down[(r + d) % len(down)]) for d in range(len(down)) for r, window in enumerate(across)]
+
+
+def _cut(count: int, size: int) -> list[slice]:
     """Split `count` into windows of nearly equal length, at most `size`."""
     parts = math.ceil(count / size) if count else 0
     return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
+def _touches(window: Window) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Name the rows and the columns whose gradients a tile adds to."""
+    return ("rows", window[0].start), ("columns", window[1].start)
 
 
 def _head(sides: Sides, k: int) -> Sides:
@@ -204,6 +270,6 @@ def _part(sides: Sides, part: Tile) -> Sides:
     return sides[0][part.rows], sides[1][part.columns]
 
 
-def _join(join: Callable[[Tensor, Tensor], Tensor], totals: Sides, part: Tile, found: Sides) -> None:
-    for total, here, window in zip(totals, found, (part.rows, part.columns), strict=True):
-        total[window] = join(total[window], here)
+def _join(join: Callable[[Tensor, Tensor], Tensor], totals: Sides, window: Window, found: Sides) -> None:
+    for total, here, part in zip(totals, found, window, strict=True):
+        total[part] = join(total[part], here)

@@ -16,6 +16,7 @@ Shapes: N queries (or images), M items (or texts), D width, E pairs of a query a
 (best first), T × U one tile of scores, C comparisons that define "ahead".
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,12 +24,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clip_common.threads import count_workers, map_pieces
+
 Ties = Literal["mean", "optimistic", "pessimistic"]
 
 DEPTH = 10  # how far down mAP@10 and MRR@10 look
 TIE = 2.0**-20  # 1e-6: cosines this close are equal; shapes of the product alone move one by up to 6e-7
 BLOCK = 32  # neighbouring scores of a row that enter its shortlist together
 TILE_SCORES = 1 << 23  # scores in a tile by default: 32 MiB, large enough for the matrix product to run at full speed
+PIECE_SCORES = 1 << 21  # the least in a tile of one of several threads
+PIECE_IMAGES = 384  # images in a tile of one thread: fewer are slow, and more leave too few tiles to share out
+PIECE_TEXTS = 1 << 12  # other images' texts in such a tile
 # What counts as ahead of a positive, from fewest to most: a comparison with its score, shifted by this many margins.
 COMPARISONS: dict[Ties, list[tuple[Callable[..., Tensor], int]]] = {
     "optimistic": [(torch.gt, 1)],
@@ -112,14 +118,17 @@ def rank_one_way(
     """
     positives_N = torch.bincount(query_E, minlength=len(queries_ND))
     margin_E = TIE * gallery_MD[item_E].norm(dim=1)
-    tile = tile or max(1, TILE_SCORES // len(gallery_MD))
-    done = []
-    for rows, pairs in _tiles(positives_N, tile=tile):
+    device = queries_ND.device
+    tile = tile or max(1, max(TILE_SCORES // count_workers(device), PIECE_SCORES) // len(gallery_MD))
+
+    def rank(part: tuple[slice, slice]) -> QueryRanks:
+        rows, pairs = part
         scores_TU = _scores(queries_ND[rows], gallery_MD)
         row_E, column_E = query_E[pairs] - rows.start, item_E[pairs]
         groups = _take_positives(scores_TU, margin_E[pairs], row_E, column_E, positives_N[rows], ties=ties)
-        done.append(_ranks(_ahead_of_rows(scores_TU, groups, ties=ties), groups.size_TP, positives_N[rows]))
-    return _joined(done)
+        return _ranks(_ahead_of_rows(scores_TU, groups, ties=ties), groups.size_TP, positives_N[rows])
+
+    return _joined(list(map_pieces(rank, _tiles(positives_N, tile=tile), device=device)))
 
 
 def rank_both_ways(
@@ -135,38 +144,52 @@ def rank_both_ways(
         text_MD: float32 embeddings of length 1, ordered by image.
         text_to_image_M: image of each text; ascending, every image at least once.
         ties: as in `retrieval_metrics`.
-        tile: images in a tile; by default, with their texts, about 8 M scores' worth.
+        tile: images in a tile; by default, on a CPU, up to 384 with 4,096 other texts for each thread, and on a GPU as
+            many as give, with their texts, about 8 M scores.
 
     Returns:
         Ranks for the N images as queries, ranks for the M texts as queries.
     """
     texts_N = torch.bincount(text_to_image_M, minlength=len(image_ND))
-    tile = tile or max(1, int((TILE_SCORES * len(image_ND) / len(text_MD)) ** 0.5))
+    device, beside, share = image_ND.device, 1, len(image_ND) / len(text_MD)
+    if tile is None and device.type == "cpu":
+        tile = max(1, min(PIECE_IMAGES, int((PIECE_SCORES * share) ** 0.5)))
+        tile = math.ceil(len(image_ND) / math.ceil(len(image_ND) / tile))  # all about as large
+        beside = math.ceil(PIECE_TEXTS * share / tile)
+    tile = tile or max(1, int((TILE_SCORES * share) ** 0.5))
     tiles = list(_tiles(texts_N, tile=tile))
 
-    image_groups, image_ahead, text_threshold, text_ahead = [], [], [], []
-    for images, texts in tiles:
+    def start(part: tuple[slice, slice]) -> tuple[_Groups, Tensor, Tensor, Tensor]:
+        images, texts = part
         scores_TU = _scores(image_ND[images], text_MD[texts])
         row_U = text_to_image_M[texts] - images.start
-        column_U = torch.arange(len(row_U), device=row_U.device)
-        text_threshold.append(_thresholds(scores_TU[row_U, column_U], TIE, ties=ties))
-        margin_U = torch.full((len(row_U),), TIE, device=row_U.device)
-        image_groups.append(_take_positives(scores_TU, margin_U, row_U, column_U, texts_N[images], ties=ties))
-        image_ahead.append(_ahead_of_rows(scores_TU, image_groups[-1], ties=ties))
-        text_ahead.append(_ahead_of_columns(scores_TU, text_threshold[-1], ties=ties))
-    for a, (images, _) in enumerate(tiles):
-        for b, (_, texts) in enumerate(tiles):
-            if a != b:
-                scores_TU = _scores(image_ND[images], text_MD[texts])
-                image_ahead[a] += _ahead_of_rows(scores_TU, image_groups[a], ties=ties)
-                text_ahead[b] += _ahead_of_columns(scores_TU, text_threshold[b], ties=ties)
+        column_U = torch.arange(len(row_U), device=device)
+        threshold_CU = _thresholds(scores_TU[row_U, column_U], TIE, ties=ties)
+        margin_U = torch.full((len(row_U),), TIE, device=device)
+        groups = _take_positives(scores_TU, margin_U, row_U, column_U, texts_N[images], ties=ties)
+        ahead_CTP = _ahead_of_rows(scores_TU, groups, ties=ties)
+        return groups, ahead_CTP, threshold_CU, _ahead_of_columns(scores_TU, threshold_CU, ties=ties)
+
+    image_groups, image_ahead, thresholds, aheads = zip(*map_pieces(start, tiles, device=device), strict=True)
+    text_threshold_CM, text_ahead_CM = torch.cat(thresholds, dim=1), torch.cat(aheads, dim=1)
+
+    def go_on(part: tuple[int, slice]) -> tuple[Tensor, Tensor]:
+        a, texts = part
+        scores_TU = _scores(image_ND[tiles[a][0]], text_MD[texts])
+        ahead_CTP = _ahead_of_rows(scores_TU, image_groups[a], ties=ties)
+        return ahead_CTP, _ahead_of_columns(scores_TU, text_threshold_CM[:, texts], ties=ties)
+
+    rest = list(_beside(tiles, count=beside))
+    for (a, texts), (ahead_CTP, ahead_CU) in zip(rest, map_pieces(go_on, rest, device=device), strict=True):
+        image_ahead[a].add_(ahead_CTP)
+        text_ahead_CM[:, texts] += ahead_CU
 
     image_ranks = [
         _ranks(ahead_CTP, groups.size_TP, texts_N[images])
         for ahead_CTP, groups, (images, _) in zip(image_ahead, image_groups, tiles, strict=True)
     ]
     one_M = torch.ones_like(text_to_image_M)
-    return _joined(image_ranks), _ranks(torch.cat(text_ahead, dim=1)[:, :, None], one_M[:, None], one_M)
+    return _joined(image_ranks), _ranks(text_ahead_CM[:, :, None], one_M[:, None], one_M)
 
 
 def _tiles(positives_N: Tensor, *, tile: int) -> Iterator[tuple[slice, slice]]:
@@ -175,6 +198,15 @@ def _tiles(positives_N: Tensor, *, tile: int) -> Iterator[tuple[slice, slice]]:
     for start in range(0, len(positives_N), tile):
         stop = min(start + tile, len(positives_N))
         yield slice(start, stop), slice(ends[start], ends[stop])
+
+
+def _beside(tiles: Sequence[tuple[slice, slice]], *, count: int) -> Iterator[tuple[int, slice]]:
+    """Yield each tile's number with runs of texts of at most `count` other tiles, until it has met them all."""
+    for a in range(len(tiles)):
+        for first, last in ((0, a), (a + 1, len(tiles))):
+            for start in range(first, last, count):
+                stop = min(start + count, last)
+                yield a, slice(tiles[start][1].start, tiles[stop - 1][1].stop)
 
 
 def _scores(rows_TD: Tensor, columns_UD: Tensor) -> Tensor:
@@ -249,7 +281,8 @@ def _ahead_of_columns(scores_TU: Tensor, threshold_CU: Tensor, *, ties: Ties) ->
     """Count the scores of each column ahead of its one positive: (C, U) float64, exact."""
     ahead_CU = torch.zeros_like(threshold_CU, dtype=torch.float64)
     for (compare, _), threshold_U, ahead_U in zip(COMPARISONS[ties], threshold_CU, ahead_CU, strict=True):
-        for part in scores_TU[:, : len(threshold_U)].split(255):  # a byte counts to 255, and bytes sum fastest
+        # a byte counts to 255, and bytes sum fastest
+        for part in scores_TU[:, : len(threshold_U)].chunk(math.ceil(len(scores_TU) / 255)):
             ahead_U += compare(part, threshold_U).view(torch.uint8).sum(0, dtype=torch.uint8)
     return ahead_CU
 

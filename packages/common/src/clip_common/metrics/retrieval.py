@@ -133,7 +133,7 @@ def retrieval_metrics(
             1e-6 times the lengths of the query and the positive). "optimistic": behind it; "pessimistic": ahead of it;
             "mean": every order of a tie is equally likely, however many positives are in it, and metrics are means over
             the orders, so a collapsed model scores at chance.
-        tile: queries compared at a time; by default about 8 M scores.
+        tile: queries compared at a time; by default about 8 M scores, of all threads together.
         normalise: cosine similarity (default) or plain dot products.
 
     Raises:
@@ -180,7 +180,8 @@ def image_text_retrieval(
         text_to_image_M: (M,) image of each caption; every image has at least one.
         ks: the K of R@K.
         ties: as in `retrieval_metrics`.
-        tile: images compared at a time; by default as many as give, with their captions, about 8 M scores.
+        tile: images compared at a time; by default, on a CPU, up to 384 with 4,096 captions by each thread, and on a
+            GPU as many as give, with their captions, about 8 M scores.
         bootstrap: resamples behind `intervals`, which are computed when first asked for.
         seed: of these resamples.
 
