@@ -22,13 +22,16 @@ from clip_common.synthetic import (
     captions,
     keypoints,
     part_captions,
+    person_captions,
     questions,
     render,
     render_part,
+    render_person,
     render_sound,
     render_walk,
     sample_clip,
     sample_part,
+    sample_person,
     sample_scene,
     sample_subject,
     watched_regions,
@@ -99,6 +102,15 @@ def draw_questions() -> plt.Figure:
     return figure
 
 
+def draw_people() -> plt.Figure:
+    figure, axes = make_sheet(1, 6, height=2.75)
+    figure.subplots_adjust(bottom=0.24)
+    for index, place in enumerate(axes.flat):
+        person = sample_person(2, index)
+        show(place, render_person(person, size=SIZE), person_captions(person)[0])
+    return figure
+
+
 def draw_walks() -> plt.Figure:
     figure, axes = make_sheet(3, 6, height=2.35)
     seen: dict[str, int] = {}
@@ -120,6 +132,7 @@ SHEETS = {
     "parts": draw_parts,
     "sounds": draw_sounds,
     "questions": draw_questions,
+    "people": draw_people,
     "walks": draw_walks,
 }
 
