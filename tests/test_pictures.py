@@ -121,21 +121,21 @@ def test_a_preprocessing_that_is_given_an_opened_picture(files, clip):
 
 def test_the_feature_cache_with_files_and_with_members_of_a_shard(files, clip, seen, tmp_path):
     from clip_common.features import FeatureCache
-    from clipse.data.shards import read_shards
+    from clipse.data import load_captions
 
     expected = fed(clip.preprocess, files)
-    for number, sources in enumerate((files, read_shards(tar_of(files, tmp_path / "train.tar")))):
+    for number, sources in enumerate((files, load_captions(tar_of(files, tmp_path / "train.tar")).images)):
         seen.clear()
         FeatureCache(tmp_path / str(number)).features(clip.image, sources)
         assert same_in_any_order(seen, expected)
 
 
 def test_clipse_while_it_trains_from_files_and_from_shards(files, clip, tmp_path):
+    from clipse.data import load_captions
     from clipse.data.dataset import Flickr8kDataset
-    from clipse.data.shards import read_shards
 
     expected = fed(clip.preprocess, files)
-    for records in (clipse_records(files), read_shards(tar_of(files, tmp_path / "train.tar"))):
+    for records in (clipse_records(files), load_captions(tar_of(files, tmp_path / "train.tar")).images):
         dataset = Flickr8kDataset(records, preprocess=clip.preprocess)
         assert same([dataset[row].image for row in range(len(dataset))], expected)
 

@@ -173,10 +173,10 @@ def test_locked_towers_are_scored_through_their_cached_features(small, tmp_path)
     pieces = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     pieces.pre_tokenizer = pre_tokenizers.Whitespace()
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    bert = transformers.BertConfig(**sizes, vocab_size=8, intermediate_size=16, max_position_embeddings=32)
+    bert = transformers.BertConfig(**sizes, vocab_size=8, intermediate_size=16, max_position_embeddings=64)
     transformers.BertModel(bert).save_pretrained(tmp_path / "text")
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=pieces, model_max_length=24, pad_token="[PAD]", unk_token="[UNK]"
+        tokenizer_object=pieces, model_max_length=64, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(tmp_path / "text")
     vision = transformers.Dinov2Config(**sizes, image_size=28, patch_size=14, mlp_ratio=2)
     transformers.Dinov2Model(vision).save_pretrained(tmp_path / "vision")
