@@ -29,7 +29,7 @@ type_and_run clipse eval "$people/clip-s0" --against tiny
 type_and_run clipse eval "$people/sanw_bandpass-s0" --against tiny
 
 say "clipse 5/5: search the pictures by text"
-type_and_run clipse search "$people/sanw_bandpass-s0" "a blond-haired person in a red shirt" "$folder/people/Images" --k 12 --html "$folder/search.html"
+type_and_run clipse search "$people/sanw_bandpass-s0" "a person in a pink shirt with snow behind" "$folder/people/Images" --k 12 --html "$folder/search.html"
 
 say "aaclip 1/5: draw parts of twelve kinds for training, and of four kinds whose damage neither aaclip nor the tiny CLIP has seen"
 type_and_run aaclip data synthetic "$folder/seen" --good 16 --damaged 4
