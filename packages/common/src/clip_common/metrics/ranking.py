@@ -33,7 +33,7 @@ TIE = 2.0**-20  # 1e-6: cosines this close are equal; shapes of the product alon
 BLOCK = 32  # neighbouring scores of a row that enter its shortlist together
 TILE_SCORES = 1 << 23  # scores in a tile by default: 32 MiB, large enough for the matrix product to run at full speed
 PIECE_SCORES = 1 << 21  # the least in a tile of one of several threads
-PIECE_IMAGES = 384  # images in a tile of one thread: fewer are slow, and more leave too few tiles to share out
+PIECE_IMAGES = 512  # images in a tile of one thread: fewer are slow, and more leave too few tiles to share out
 PIECE_TEXTS = 1 << 12  # other images' texts in such a tile
 # What counts as ahead of a positive, from fewest to most: a comparison with its score, shifted by this many margins.
 COMPARISONS: dict[Ties, list[tuple[Callable[..., Tensor], int]]] = {
@@ -144,7 +144,7 @@ def rank_both_ways(
         text_MD: float32 embeddings of length 1, ordered by image.
         text_to_image_M: image of each text; ascending, every image at least once.
         ties: as in `retrieval_metrics`.
-        tile: images in a tile; by default, on a CPU, up to 384 with 4,096 other texts for each thread, and on a GPU as
+        tile: images in a tile; by default, on a CPU, up to 512 with 4,096 other texts for each thread, and on a GPU as
             many as give, with their texts, about 8 M scores.
 
     Returns:
