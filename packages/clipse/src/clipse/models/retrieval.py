@@ -44,15 +44,21 @@ class RetrievalModel(nn.Module):
         """Device of the parameters."""
         return self.logit_scale.logit_scale.device
 
+    def embed_image(self, images: Tensor, *, rows: bool = False) -> Tensor:
+        """Embed (B, 3, H, W) preprocessed pixels, or (B, F) feature rows of the trunk: (B, D), of any length."""
+        return self.image_tower.head(images) if rows else self.image_tower.pooled(images)
+
+    def embed_text(self, tokens: Tokens, *, rows: bool = False) -> Tensor:
+        """Embed the tokenizer's output for T texts, or their (T, F) feature rows: (T, D), of any length."""
+        return self.text_tower.head(tokens) if rows else self.text_tower(tokens)
+
     def encode_image(self, images: Tensor, *, rows: bool = False) -> Tensor:
-        """Encode (B, 3, H, W) preprocessed pixels, or (B, F) feature rows of the trunk, to (B, D) unit vectors."""
-        tower = self.image_tower
-        return nn.functional.normalize((tower.head(images) if rows else tower.pooled(images)).float(), dim=-1)
+        """Encode images to (B, D) unit vectors; arguments as for `embed_image`."""
+        return nn.functional.normalize(self.embed_image(images, rows=rows).float(), dim=-1)
 
     def encode_text(self, tokens: Tokens, *, rows: bool = False) -> Tensor:
-        """Encode the tokenizer's output for T texts, or their (T, F) feature rows, to (T, D) unit vectors."""
-        tower = self.text_tower
-        return nn.functional.normalize((tower.head(tokens) if rows else tower(tokens)).float(), dim=-1)
+        """Encode texts to (T, D) unit vectors; arguments as for `embed_text`."""
+        return nn.functional.normalize(self.embed_text(tokens, rows=rows).float(), dim=-1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write safetensors weights and a config.json that rebuild the model without a network."""

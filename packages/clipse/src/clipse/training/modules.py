@@ -91,7 +91,9 @@ class RetrievalModule(L.LightningModule):
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Encode a batch to (B, D) images and (T, D) texts, not normalised."""
-        return self._in_parts(self._encode_images, batch.images_B3HW), self._in_parts(self._encode_texts, batch.tokens)
+        image = partial(self.model.embed_image, rows=self.image_rows)
+        text = partial(self.model.embed_text, rows=self.text_rows)
+        return self._in_parts(image, batch.images_B3HW), self._in_parts(text, batch.tokens)
 
     def references(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Return the reference features (B, ·) and (T, ·) for the weights; None to use the embeddings themselves."""
@@ -100,14 +102,6 @@ class RetrievalModule(L.LightningModule):
         image = partial(self.reference.image, rows=self.image_rows)
         text = partial(self.reference.text, rows=self.text_rows)
         return self._in_parts(image, batch.images_B3HW), self._in_parts(text, batch.tokens)
-
-    def _encode_images(self, images: Tensor) -> Tensor:
-        tower = self.model.image_tower
-        return tower.head(images) if self.image_rows else tower.pooled(images)
-
-    def _encode_texts(self, tokens: Tokens) -> Tensor:
-        tower = self.model.text_tower
-        return tower.head(tokens) if self.text_rows else tower(tokens)
 
     def _in_parts(self, encoder: Callable[[Any], Tensor], inputs: Tokens) -> Tensor:
         size = self.config.data.mini_batch
