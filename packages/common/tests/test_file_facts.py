@@ -71,6 +71,19 @@ def test_what_others_saved_is_kept(tmp_path, photo):
     assert (both.find(photo), both.find(other)) == ("first", "second")
 
 
+def test_the_work_is_done_once(tmp_path, photo):
+    facts, done = FileFacts(tmp_path / "facts.json"), []
+    for _ in range(2):
+        assert facts.recall(photo, lambda: done.append(1) or "fact") == "fact"
+    assert done == [1]
+
+
+def test_a_file_that_changes_during_the_work_is_not_noted(tmp_path, photo):
+    facts = FileFacts(tmp_path / "facts.json")
+    assert facts.recall(photo, lambda: _age(photo, seconds=30) or "old") == "old"
+    assert facts.find(photo) is None
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"a": 3}', '{"a": [1]}'])
 def test_a_damaged_file_of_facts_counts_as_empty(tmp_path, photo, content):
     (tmp_path / "facts.json").write_text(content, encoding="utf-8")

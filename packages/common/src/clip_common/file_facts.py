@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,10 +23,7 @@ class FileFacts:
 
     Example:
         facts = FileFacts(Path("runs/cache/hashes.json"))
-        digest = facts.find(photo)
-        if digest is None:
-            digest = sha256(photo.read_bytes()).hexdigest()
-            facts.note(photo, digest)
+        digest = facts.recall(photo, lambda: sha256(photo.read_bytes()).hexdigest())
         facts.save()
     """
 
@@ -50,6 +48,20 @@ class FileFacts:
         state = _state(path)
         if time.time_ns() - state[1] > _SETTLED_NS:
             self._known[_key(path, part)] = self._new[_key(path, part)] = [*state, text]
+
+    def recall(self, path: Path, work: Callable[[], str], *, part: str = "") -> str:
+        """Return the text of a file; if there is none, do the work that finds it, and note it.
+
+        Raises:
+            OSError: There is no such file, or what `work` raises.
+        """
+        known = self.find(path, part=part)
+        if known is None:
+            before = _state(path)
+            known = work()
+            if _state(path) == before:  # else the text may be that of the earlier content
+                self.note(path, known, part=part)
+        return known
 
     def save(self) -> None:
         """Write what is new, if anything is; a full or read-only disk costs the facts, not the work that found them."""

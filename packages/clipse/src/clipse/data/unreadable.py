@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from clip_common import images
@@ -35,12 +36,7 @@ def find_unreadable(
     def problem(record: ImageRecord) -> str:
         if facts is None:
             return decode(record)
-        part = "" if record.span is None else str(record.span)
-        known = facts.find(record.path, part=part)
-        if known is None:
-            known = decode(record)
-            facts.note(record.path, known, part=part)
-        return known
+        return facts.recall(record.path, partial(decode, record), part="" if record.span is None else str(record.span))
 
     found: dict[int, str] = {}
     with ThreadPoolExecutor() as pool:

@@ -154,7 +154,8 @@ class FeatureCache:
                 _raise_unreadable(source, digest, error)
             broken.add(digest)
 
-        facts = FileFacts(self.root / "hashes.json")
+        kind = job.encoder.spec.kind
+        facts = None if kind == "text" else FileFacts(self.root / "hashes.json")
         hashed = in_threads(partial(hash_source, facts=facts), sources)
         digests: list[bytes] = []
         for source, digest in zip(sources, hashed, strict=True):
@@ -162,11 +163,10 @@ class FeatureCache:
                 unreadable(source, b"", digest)
             digests.append(b"" if isinstance(digest, OSError) else digest)
         pairs = [(digest, source) for digest, source in zip(digests, sources, strict=True) if digest]
-        kind = job.encoder.spec.kind
         if kind == "text":
             pairs.sort(key=lambda pair: (len(str(pair[1])), str(pair[1])))
         read = self._fill(job, dict(pairs), batch_size or BATCH[kind], progress, unreadable)
-        if is_frozen(job.trunk):
+        if facts is not None and is_frozen(job.trunk):
             facts.save()
         self.skipped = [source for digest, source in zip(digests, sources, strict=True) if digest in broken]
         return read([digest for digest in digests if digest not in broken])

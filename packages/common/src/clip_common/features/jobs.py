@@ -254,12 +254,7 @@ def hash_source(source: FeatureSource, facts: FileFacts | None = None) -> bytes 
     try:
         if facts is None or not isinstance(source, Path):
             return hash_content(read_content(source))
-        known = facts.find(source)
-        if known is not None:
-            return bytes.fromhex(known)
-        digest = hash_content(read_content(source))
-        facts.note(source, digest.hex())
-        return digest
+        return bytes.fromhex(facts.recall(source, lambda: hash_content(read_content(source)).hex()))
     except OSError as error:
         return error
 
